@@ -1,0 +1,1 @@
+"""The moving-shapes benchmark: synthetic clips with known events."""

@@ -1,0 +1,299 @@
+"""Moving shapes: grounding, dense captions and grounded multiple choice on synthetic clips (``videollm.synthetic``).
+
+Every benchmark here has this form: ``load``, ``to_record``, ``to_prediction``, ``score``, in the order of their use.
+It must not know which model or head wrote an answer. An annotation line, and the prediction made from its answer::
+
+    {"id": "test-00003-dense", "video": "test/00003.mp4", "duration": 31.5, "task": "dense_caption",
+     "source": "moving_shapes",
+     "conversations": [{"from": "human", "value": "<video>\\ndescribe every event with its time ."},
+                       {"from": "gpt", "value": "<span> red circle moving left . <span> blue square growing ."}],
+     "tgt": [3.25, 9.0, 14.5, 20.75],
+     "events": [{"color": "red", "shape": "circle", "motion": "left", "span": [3.25, 9.0]}, ...]}
+    {"id": "test-00003-dense", "task": "dense_caption", "spans": [[3.1, 9.2], [14.4, 21.0]], "evidence_spans": [],
+     "phrases": ["red circle moving left", "blue square growing"], "choice": null, "missing": false}
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from all_benchmark_eval.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou_matrix
+
+TASKS = ("grounding", "dense_caption", "grounded_mc")
+DENSE_IOU = 0.5
+_MARK = re.compile("<span>")  # a span in an annotation
+_WRITTEN = re.compile(r"\[\s*\d+(?:\.\d+)?\s*s\s*-\s*\d+(?:\.\d+)?\s*s\s*\]")  # a span in an answer: [12.0 s - 15.5 s]
+
+
+def load(path: str | Path) -> list[dict]:
+    """The annotation lines of a JSON-lines file, checked. Raises ValueError with file and line."""
+    items, seen = [], {}
+    for number, item in _read_lines(path):
+        where = f"{path}:{number}"
+        _check(item, where)
+        if item["id"] in seen:
+            raise ValueError(f"{where}: id {item['id']!r} stands in line {seen[item['id']]} already")
+        seen[item["id"]] = number
+        items.append(item)
+    if not items:
+        raise ValueError(f"{path}: no annotation line")
+    return items
+
+
+def to_record(item: dict) -> dict:
+    """The line that ``videollm.infer`` reads: the question without the answer turn and without any true time."""
+    record = {key: item[key] for key in ("id", "video", "duration", "task", "source", "src") if key in item}
+    return record | {"conversations": item["conversations"][:-1]}
+
+
+def to_prediction(item: dict, answer: dict | None) -> dict:
+    """What is scored of one answer (a line of ``videollm.infer``'s output).
+
+    No answer (None) and one with an ``error`` are ``missing``. ``phrases`` are the texts behind the times written in
+    the answer, one a span; empty if the text does not hold exactly one time a span. Raises ValueError naming the
+    sample and the key for a line that is not such an answer.
+    """
+    prediction = {"id": item["id"], "task": item["task"], "spans": [], "evidence_spans": [], "phrases": []}
+    if answer is None or answer.get("error"):
+        return prediction | {"choice": None, "missing": True}
+    absent = [key for key in ("text", "spans", "evidence_spans") if key not in answer]
+    if absent:
+        raise ValueError(f"answer to {item['id']!r}: no key {', '.join(absent)}")
+    phrases = _phrases(answer["text"], _WRITTEN)
+    return prediction | {
+        "spans": answer["spans"],
+        "evidence_spans": answer["evidence_spans"],
+        "phrases": phrases if len(phrases) == len(answer["spans"]) else [],
+        "choice": _choice(answer["text"]) if item["task"] == "grounded_mc" else None,
+        "missing": False,
+    }
+
+
+def score(items: list[dict], predictions: list[dict]) -> dict:
+    """Every metric of the benchmark, as fractions; None where the annotations hold no sample of the task.
+
+    ``mIoU``, ``R@1``: grounding, first span against the true one. ``dense_F1``: one-to-one pairs of spans at IoU 0.5.
+    ``dense_caption_F1``: the same and the exact phrase. ``mc_accuracy``. ``evidence_mIoU``: first *evidence* span of
+    grounding and grounded_mc, None if no answer has one. The span scored is the answer's, the evidence only where the
+    answer has none. ``counts``: {task: scored, unparsed, missing}, which add up to the samples; unparsed and missing
+    ones score 0. ``per_sample``: IoU of each grounding sample. Raises ValueError for ids unknown or repeated.
+    """
+    pairs = _pair(items, predictions)
+    by_task = {task: [pair for pair in pairs if pair[0]["task"] == task] for task in TASKS}
+    ious = _ious(by_task["grounding"])
+    dense, choices = by_task["dense_caption"], by_task["grounded_mc"]
+    right = [prediction["choice"] == _true_choice(item) for item, prediction in choices]
+    captions = [_caption_f1(item, prediction) for item, prediction in dense]
+    return summarise(ious) | {
+        "dense_F1": mean_set_f1([_scored(p) for _, p in dense], [_truth(i) for i, _ in dense], DENSE_IOU, _ids(dense)),
+        "dense_caption_F1": _mean(captions),
+        "mc_accuracy": _mean(right),
+        "evidence_mIoU": _evidence_miou(by_task["grounding"] + choices),
+        "counts": {task: _counts(task, group) for task, group in by_task.items() if group},
+        "per_sample": dict(zip(_ids(by_task["grounding"]), np.nan_to_num(ious).tolist(), strict=True)),
+    }
+
+
+def baselines(items: list[dict], train_items: list[dict], seed: int) -> dict[str, dict]:
+    """What guessing earns on the grounding samples: ``{name: {"mIoU", "R@1"}}``.
+
+    ``whole_video``; ``mean_segment`` (mean relative start and end of the training spans); ``random_segment`` (one
+    training span drawn for each sample); ``random_event`` (an event of the clip, the question ignored: the exact
+    expectation over its events, not a draw).
+    """
+    grounding = [item for item in items if item["task"] == "grounding"]
+    train = [item for item in train_items if item["task"] == "grounding"]
+    if not grounding or not train:
+        raise ValueError(f"baselines: {len(grounding)} grounding samples to score, {len(train)} to train on")
+    true = _relative(grounding)  # [N, 2]
+    segments = _relative(train)  # [M, 2]
+    drawn = segments[np.random.default_rng(seed).integers(len(segments), size=len(true))]  # [N, 2]
+    guesses = {
+        "whole_video": np.broadcast_to([0.0, 1.0], true.shape),
+        "mean_segment": np.broadcast_to(segments.mean(0), true.shape),
+        "random_segment": drawn,
+    }
+    spans, ids = true[:, None].tolist(), [item["id"] for item in grounding]
+    scores = {name: summarise(first_span_ious(guess[:, None].tolist(), spans, ids)) for name, guess in guesses.items()}
+    return scores | {"random_event": _random_event(grounding)}
+
+
+def oracle(items: list[dict], num_frames: int = 32) -> dict:
+    """The best that spans made of whole frames can score on the grounding samples: ``{"mIoU", "R@1"}``.
+
+    Frames stand in the middle of ``num_frames`` equal parts of the video; the run of frames a..b stands for
+    [t_a - gap / 2, t_b + gap / 2], so every start and end is a multiple of duration / num_frames.
+    """
+    true = _relative([item for item in items if item["task"] == "grounding"])
+    first, last = np.triu_indices(num_frames)
+    runs = np.stack([first, last + 1], axis=-1) / num_frames  # [num_frames * (num_frames + 1) / 2, 2]
+    return summarise(tiou_matrix(true, runs).max(1, initial=0.0))
+
+
+def _read_lines(path: str | Path) -> list[tuple[int, dict]]:
+    """(line number, object) of every line that is not blank."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+        rows.append((number, row))
+    return rows
+
+
+def _check(item: dict, where: str) -> None:
+    absent = [k for k in ("id", "video", "duration", "task", "conversations", "tgt", "events") if k not in item]
+    if absent:
+        raise ValueError(f"{where}: no key {', '.join(absent)}")
+    if item["task"] not in TASKS:
+        raise ValueError(f"{where}: task {item['task']!r} is none of {', '.join(TASKS)}")
+    duration, turns, tgt = item["duration"], item["conversations"], item["tgt"]
+    if not isinstance(duration, int | float) or not 0 < duration < np.inf:
+        raise ValueError(f"{where}: duration {duration!r} is not a number of seconds above 0")
+    if len(turns) < 2 or turns[-1].get("from") != "gpt":
+        raise ValueError(f"{where}: conversations must end with the answer ('from': 'gpt')")
+    if not tgt or len(tgt) % 2:
+        raise ValueError(f"{where}: tgt needs a start and an end for every span, got {len(tgt)} numbers")
+    spans = as_spans(_truth(item), f"{where}: tgt")
+    if spans.min() < 0 or spans.max() > duration:
+        raise ValueError(f"{where}: tgt {tgt} lies outside the video (0 to {duration} s)")
+    if item["task"] == "grounded_mc" and _true_choice(item) is None:
+        raise ValueError(f"{where}: the answer names no option, such as (b)")
+    if item["task"] == "dense_caption" and len(_phrases(turns[-1]["value"], _MARK)) != len(spans):
+        raise ValueError(f"{where}: the answer does not hold one <span> for each of the {len(spans)} spans of tgt")
+
+
+def _pair(items: list[dict], predictions: list[dict]) -> list[tuple[dict, dict]]:
+    """Each item with its prediction; an item without one is missing."""
+    known, by_id = {item["id"] for item in items}, {}
+    for prediction in predictions:
+        if prediction["id"] not in known:
+            raise ValueError(f"prediction {prediction['id']!r}: no annotation has this id")
+        if prediction["id"] in by_id:
+            raise ValueError(f"prediction {prediction['id']!r} is there twice")
+        by_id[prediction["id"]] = prediction
+    return [(item, by_id.get(item["id"]) or to_prediction(item, None)) for item in items]
+
+
+def _ids(pairs: list[tuple[dict, dict]]) -> list[str]:
+    return [item["id"] for item, _ in pairs]
+
+
+def _truth(item: dict) -> list[list[float]]:
+    return [item["tgt"][i : i + 2] for i in range(0, len(item["tgt"]), 2)]
+
+
+def _scored(prediction: dict) -> list[list[float]]:
+    return prediction["spans"] or prediction["evidence_spans"]
+
+
+def _phrases(text: str, mark: re.Pattern) -> list[str]:
+    """The text behind each mark, up to the next one."""
+    return [" ".join(piece.split()).strip(" .,;:") for piece in mark.split(text)[1:]]
+
+
+def _choice(text: str) -> str | None:
+    """The option that an answer names, in lower case: its last "(b)", else a text that is nothing but the letter."""
+    letters = re.findall(r"\(([a-z])\)", text.lower()) or re.findall(r"^\s*([a-z])[.:)]?\s*$", text.lower())
+    return letters[-1] if letters else None
+
+
+def _true_choice(item: dict) -> str | None:
+    return _choice(item["conversations"][-1]["value"])
+
+
+def _ious(pairs: list[tuple[dict, dict]]) -> np.ndarray:
+    """IoU [N] of the scored spans; NaN where there is none."""
+    return first_span_ious([_scored(p) for _, p in pairs], [_truth(item) for item, _ in pairs], _ids(pairs))
+
+
+def _caption_f1(item: dict, prediction: dict) -> float:
+    spans, phrases = prediction["spans"], prediction["phrases"]
+    if len(phrases) != len(spans):
+        return 0.0
+    true = _phrases(item["conversations"][-1]["value"], _MARK)
+    same = [[mine == theirs for theirs in true] for mine in phrases]
+    return set_f1(spans, _truth(item), DENSE_IOU, allowed=same)
+
+
+def _evidence_miou(pairs: list[tuple[dict, dict]]) -> float | None:
+    evidence = [prediction["evidence_spans"] for _, prediction in pairs]
+    if not any(evidence):
+        return None
+    return summarise(first_span_ious(evidence, [_truth(item) for item, _ in pairs], _ids(pairs)))["mIoU"]
+
+
+def _counts(task: str, pairs: list[tuple[dict, dict]]) -> dict[str, int]:
+    answered = [prediction for _, prediction in pairs if not prediction["missing"]]
+    parsed = [p for p in answered if (p["choice"] if task == "grounded_mc" else _scored(p))]
+    return {
+        "scored": len(parsed),
+        "unparsed": len(answered) - len(parsed),
+        "missing": len(pairs) - len(answered),
+    }
+
+
+def _mean(values: list) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _relative(items: list[dict]) -> np.ndarray:
+    """The true span of each grounding sample as a fraction of its video, [N, 2]."""
+    return np.array([np.divide(item["tgt"][:2], item["duration"]) for item in items]).reshape(-1, 2)
+
+
+def _random_event(items: list[dict]) -> dict:
+    """Expected scores of the true span of a random event: the mean over events within a clip, then over samples."""
+    scores = []
+    for item in items:
+        spans = as_spans([event["span"] for event in item["events"]], f"{item['id']}: events")
+        scores.append(summarise(tiou_matrix(spans, [item["tgt"][:2]])[:, 0]))
+    recalls = {key: _mean([s["R@1"][key] for s in scores]) for key in scores[0]["R@1"]}
+    return {"mIoU": _mean([s["mIoU"] for s in scores]), "R@1": recalls}
+
+
+def _table(scores: dict) -> Table:
+    table = Table(title="moving shapes", title_justify="left")
+    table.add_column("metric")
+    table.add_column("score", justify="right")
+    flat = {key: value for key, value in scores.items() if not isinstance(value, dict)}
+    flat |= {f"R@1, IoU {threshold}": value for threshold, value in scores["R@1"].items()}
+    for key, value in flat.items():
+        table.add_row(key, "-" if value is None else f"{100 * value:.1f}")
+    for task, counts in scores["counts"].items():
+        table.add_row(f"{task} samples", ", ".join(f"{count} {name}" for name, count in counts.items()), style="dim")
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Score a file of answers: ``python -m all_benchmark_eval.moving_shapes.task --help``."""
+    parser = argparse.ArgumentParser(description="Score answers to the moving-shapes questions.")
+    parser.add_argument("--annotations", type=Path, required=True, help="annotation lines (.jsonl)")
+    parser.add_argument("--predictions", type=Path, required=True, help="output lines of videollm.infer (.jsonl)")
+    parser.add_argument("--output", type=Path, required=True, help="scores to write (.json)")
+    args = parser.parse_args(arguments)
+    items = load(args.annotations)
+    by_id = {item["id"]: item for item in items}
+    predictions = []
+    for number, answer in _read_lines(args.predictions):
+        if answer.get("id") not in by_id:
+            raise ValueError(f"{args.predictions}:{number}: no annotation has the id {answer.get('id')!r}")
+        predictions.append(to_prediction(by_id[answer["id"]], answer))
+    scores = score(items, predictions)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    Console().print(_table(scores))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""The evidence head of D2VLM (ICCV 2025): an ``<evi>`` token points at the frames that show an event.
+
+In: the hidden state before each ``<evi>`` and one state per frame. Out: their similarities, the best run of frames as
+seconds, the losses of the true spans, and the embedding of ``<evi>``: its word embedding plus the mean state of the
+frames it stands for. An answer grounds first (``<evi>`` per event, then ``</evi>``) and names the events again in its
+text. Frame indices live only in here and in ``FrameBatch``; it knows no video, no tokenizer state and no trainer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, pad
+from transformers import PreTrainedTokenizerBase
+
+from videollm.config import ConfigError
+from videollm.heads import HEADS, TemporalHead, marks, replace_marks
+from videollm.structures import FrameBatch, Prediction, Role, SpanRefs, SpanSlot, Token, Turn
+
+EVIDENCE, EVIDENCE_END = "<evi>", "</evi>"
+
+
+@dataclass
+class EvidenceOptions:
+    """Options of the evidence head. ``compatibility`` sets every flag below it that is left at None."""
+
+    alpha: float = 2.0  # target of a frame is alpha^-distance to the span, in frames
+    inject_layer: int = 6  # layer whose frame states are added to an answer's <evi>
+    query_layer: int = -2  # layer of the query states and of the frame states they are compared with
+    grounding_weight: float = 10.0  # weight of the soft-target BCE
+    consistency_weight: float = 10.0  # weight of the L1 between the two <evi> of an event
+    keep_ratio: float = 0.6  # frames with at least this share of the highest similarity form the runs
+    compatibility: Literal["default", "published"] = "default"  # preset of the flags below
+    run_edges: Literal["half_gap", "frame_times"] | None = (
+        None  # a run lasts half a frame gap longer at each side, or not
+    )
+    raw_targets: bool | None = None  # published: loss targets of reversed or outside spans are used as they are
+
+    def __post_init__(self):
+        if self.alpha <= 1:
+            raise ConfigError(f"model.head.alpha: must be above 1, got {self.alpha}")
+        if not 0 < self.keep_ratio <= 1:
+            raise ConfigError(f"model.head.keep_ratio: must be in (0, 1], got {self.keep_ratio}")
+        published = self.compatibility == "published"
+        if self.run_edges is None:
+            self.run_edges = "frame_times" if published else "half_gap"
+        if self.raw_targets is None:
+            self.raw_targets = published
+
+
+@HEADS.register(name="d2vlm")
+class EvidenceHead(TemporalHead):
+    """Similarity of the query state with every frame's state (spec D2VLM §1.4-1.6, 3, 4.5, 5)."""
+
+    Options = EvidenceOptions
+    span_tokens = (EVIDENCE,)
+    extra_tokens = (EVIDENCE_END,)
+
+    def __init__(self, options: EvidenceOptions, hidden_size: int):
+        super().__init__(options, hidden_size)
+        self.query_layer = options.query_layer
+        self.frame_layers = (options.query_layer,)
+        self.inject_layer = options.inject_layer
+        self.frm_head = projection(hidden_size)
+        self.evi_head = projection(hidden_size)
+
+    def reset_parameters(self) -> None:
+        """Torch's own initialisation of LayerNorm and Linear, as published."""
+        for module in (*self.frm_head, *self.evi_head):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    # ---- wording -------------------------------------------------------------------------------------------------
+
+    def compose(self, turns: Sequence[Turn], spans_s: Sequence[Sequence[float]], duration_s: float) -> list[Turn]:
+        """An answer with n marks becomes n ``<evi>``, ``</evi>``, and itself with an ``<evi>`` per mark (§2.2)."""
+        return [compose_answer(t) if t.role == "assistant" else replace_marks(t, question_slot) for t in turns]
+
+    def answer_start(self, token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+        """Index after the last ``</evi>``; 0 if there is none."""
+        end = tokenizer.convert_tokens_to_ids(EVIDENCE_END)
+        return max((i + 1 for i, token in enumerate(token_ids) if token == end), default=0)
+
+    # ---- embeddings ----------------------------------------------------------------------------------------------
+
+    def embed(self, token_embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
+        """Word embedding plus the mean over the span's frames: connector output for questions, else layer states.
+
+        Raises:
+            ValueError: ``frames`` lacks the features that a span in ``refs`` needs.
+        """
+        if not len(refs):
+            return token_embeds
+        run = ordered(frames.seconds_to_frames(refs.seconds, refs.owner))  # [N, 2]
+        asked = refs.role == Role.QUESTION
+        sources = ((frames.embeds, asked), (frames.states.get(self.inject_layer), ~asked))
+        result = token_embeds
+        for states, wanted in sources:
+            if states is not None:
+                mean = mean_over_run(states, run, refs.owner, frames.mask)  # [N, D]
+                result = result + torch.where(wanted.unsqueeze(-1), mean, 0).to(result.dtype)
+            elif wanted.any():
+                raise ValueError(
+                    f"evidence head: spans of roles {sorted(set(refs.role[wanted].tolist()))} need frame features that "
+                    f"FrameBatch lacks (embeds for questions, states[{self.inject_layer}] for answers)"
+                )
+        return result
+
+    def embed_predicted(
+        self, token_embeds: Tensor, prediction: Prediction, owner: Tensor, frames: FrameBatch
+    ) -> Tensor:
+        """Word embedding plus the mean state of the predicted run of frames (``prediction.raw``)."""
+        mean = mean_over_run(frames.states[self.inject_layer], prediction.raw, owner, frames.mask)
+        return token_embeds + mean.to(token_embeds.dtype)
+
+    # ---- time ----------------------------------------------------------------------------------------------------
+
+    def predict(self, queries: Tensor, owner: Tensor, frames: FrameBatch) -> Prediction:
+        """Best run of frames; its mean similarity is the score, its first and last frame are ``raw``."""
+        similarity = self.similarity(queries, owner, frames).sigmoid()  # [N, F]
+        run, score = best_run(similarity, frames.mask[owner], self.options.keep_ratio)
+        return Prediction(run_seconds(run, owner, frames, self.options.run_edges), score, run)
+
+    def similarity(self, queries: Tensor, owner: Tensor, frames: FrameBatch) -> Tensor:
+        """Similarity logits <evi_head(query), frm_head(frame)> / sqrt(D) in float32. [N, D] -> [N, F]."""
+        return self.compare(project(self.evi_head, queries), owner, frames)
+
+    def compare(self, evidence: Tensor, owner: Tensor, frames: FrameBatch) -> Tensor:
+        """``similarity`` of already projected queries. [N, D] -> [N, F]."""
+        keys = frames.once("keys", lambda: project(self.frm_head, frames.states[self.query_layer]))  # [B, F, D]
+        with torch.autocast(evidence.device.type, enabled=False):
+            # Against every row's frames, then each query's own row: no [N, F, D] copy of the keys.
+            logits = evidence.float() @ keys.float().flatten(0, 1).mT  # [N, B * F]
+        rows = logits.unflatten(-1, keys.shape[:2])  # [N, B, F]
+        return rows[torch.arange(len(owner), device=owner.device), owner] / self.hidden_size**0.5
+
+    def targets(self, refs: SpanRefs, frames: FrameBatch, rounded: bool) -> Tensor:
+        """alpha^-distance of every frame to the span, in frames. [N, F], float32.
+
+        By default the span is ordered and inside the video; ``raw_targets`` leaves it as it is, so that a reversed
+        span has two separate peaks and one outside the video has none (spec D2VLM §3, §8 row 3).
+        """
+        frame = torch.arange(frames.mask.shape[1], device=refs.seconds.device)  # [F]
+        if rounded and not self.options.raw_targets:
+            ends = frames.seconds_to_frames(refs.seconds, refs.owner)  # [N, 2]
+        else:
+            ends = frame_position(refs.seconds, refs.owner, frames)
+            ends = ends.round() if rounded else ends
+        if not self.options.raw_targets:
+            last = frames.mask[refs.owner].sum(-1, keepdim=True) - 1  # [N, 1]
+            ends = ordered(torch.minimum(ends.clamp(min=0), last))
+        start, end = ends.unsqueeze(-1).unbind(1)  # [N, 1] each
+        distance = torch.minimum((frame - start).abs(), (frame - end).abs()).float()  # [N, F]
+        inside = (frame >= start) & (frame <= end)
+        return self.options.alpha ** -distance.masked_fill(inside, 0)
+
+    def counts(self, refs: SpanRefs) -> dict[str, Tensor]:
+        """Number of samples that ground anything, for both terms."""
+        samples = (per_sample(grounds(refs), refs) > 0).sum().float()
+        return {"grounding": samples, "consistency": samples}
+
+    def loss(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[str, Tensor]:
+        """Sums over samples of the mean BCE over rows and frames, and of the mean L1 within events (spec §3)."""
+        if not len(refs):
+            nothing = 0.0 * sum(p.sum() for p in self.parameters()).float()
+            return {"grounding": nothing, "consistency": nothing}
+        evidence = project(self.evi_head, queries)  # [N, D]
+        mask = frames.mask[refs.owner]  # [N, F]
+        logits = self.compare(evidence, refs.owner, frames)
+        element = binary_cross_entropy_with_logits(logits, self.targets(refs, frames, rounded=True), reduction="none")
+        row = torch.where(mask, element, 0).sum(-1) / mask.sum(-1).clamp(min=1)  # [N]
+        partner, paired = pair_events(refs)
+        gap = (evidence - evidence[partner]).float().abs().mean(-1)  # [N]
+        return {
+            "grounding": self.options.grounding_weight * sum_of_means(row, grounds(refs), refs),
+            "consistency": self.options.consistency_weight * sum_of_means(gap, paired, refs),
+        }
+
+    def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
+        """Log of the mixture y s + (1 - y)(1 - s), summed over frames (spec D2VLM §4.5); 0 for question spans. [N]."""
+        if not len(refs):
+            return queries.new_zeros(0, dtype=torch.float32)
+        similarity = self.similarity(queries, refs.owner, frames).sigmoid()  # [N, F]
+        target = self.targets(refs, frames, rounded=False)
+        element = (target * similarity + (1 - target) * (1 - similarity) + 1e-10).log()
+        return torch.where(frames.mask[refs.owner], element, 0).sum(-1) * grounds(refs)
+
+
+# ---- wording ---------------------------------------------------------------------------------------------------------
+
+
+def question_slot(mark) -> SpanSlot:
+    """An ``<evi>`` in a question or system turn."""
+    return SpanSlot(EVIDENCE, Role.QUESTION, mark.span)
+
+
+def compose_answer(turn: Turn) -> Turn:
+    """One assistant turn: evidence stage, ``</evi>``, answer."""
+    stage = [SpanSlot(EVIDENCE, Role.EVIDENCE, m.span, event=m.span) for m in marks(turn)]
+    answer = replace_marks(turn, lambda m: SpanSlot(EVIDENCE, Role.ANSWER, m.span, event=m.span))
+    return Turn(turn.role, (*stage, Token(EVIDENCE_END), *answer.parts))
+
+
+# ---- projections -----------------------------------------------------------------------------------------------------
+
+
+def projection(width: int) -> nn.Sequential:
+    """LayerNorm, Linear, GELU, Linear, in the published order (names 0, 1, 3)."""
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, width))
+
+
+def project(head: nn.Sequential, states: Tensor) -> Tensor:
+    """``head(states)`` in the head's own precision, which may differ from the language model's."""
+    return head(states.to(head[0].weight.dtype))
+
+
+# ---- frames ----------------------------------------------------------------------------------------------------------
+
+
+def ordered(ends: Tensor) -> Tensor:
+    """[..., 2] with the smaller end first."""
+    return torch.stack([ends.amin(-1), ends.amax(-1)], -1)
+
+
+def frame_position(seconds: Tensor, owner: Tensor, frames: FrameBatch) -> Tensor:
+    """Times as fractional frame indices, interpolated between the true frame times and extrapolated beyond them.
+
+    seconds [N, 2], owner [N] -> [N, 2] float32. A video of one frame counts one frame a second.
+    """
+    mask = frames.mask[owner]  # [N, F]
+    times = frames.times_s[owner].masked_fill(~mask, torch.inf)  # [N, F]
+    last = mask.sum(-1, keepdim=True) - 1  # [N, 1]
+    after = torch.searchsorted(times, seconds.to(times.dtype).contiguous(), right=True)  # [N, 2]
+    after = torch.minimum(after.clamp(min=1), last).clamp(min=0)
+    before = (after - 1).clamp(min=0)
+    time_before, time_after = times.gather(1, before), times.gather(1, after)
+    gap = torch.where(time_after > time_before, time_after - time_before, 1.0)
+    return before + (seconds - time_before) / gap
+
+
+def mean_over_run(states: Tensor, run: Tensor, owner: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``states`` [B, F, D] over frames run[:, 0]..run[:, 1] (inclusive) of row ``owner``. [N, D] float32."""
+    frame = torch.arange(mask.shape[1], device=mask.device)
+    inside = (frame >= run[:, :1]) & (frame <= run[:, 1:]) & mask[owner]  # [N, F]
+    weight = inside / inside.sum(-1, keepdim=True).clamp(min=1)
+    blocks = one_hot(owner, mask.shape[0]).unsqueeze(-1) * weight.unsqueeze(1)  # [N, B, F]
+    with torch.autocast(states.device.type, enabled=False):
+        return blocks.flatten(1) @ states.float().flatten(0, 1)
+
+
+def best_run(similarity: Tensor, mask: Tensor, keep_ratio: float) -> tuple[Tensor, Tensor]:
+    """The run of frames with the highest mean similarity, among frames of at least keep_ratio x the peak (spec §5).
+
+    Equally good runs give one interval from the first one's start to the last one's end; a vector without a peak
+    (NaN) gives the whole video with score 0.
+
+    Args:
+        similarity: [N, F], at least 0.
+        mask: [N, F] bool, real frames.
+
+    Returns:
+        First and last frame [N, 2] int64, mean similarity [N] float32.
+    """
+    values = similarity.float().masked_fill(~mask, 0)
+    kept = mask & (values >= keep_ratio * values.amax(-1, keepdim=True))  # [N, F]
+    starts = kept & ~pad(kept[:, :-1], (1, 0))
+    run = (starts.cumsum(-1) - 1).clamp(min=0)  # [N, F], number of the run each kept frame belongs to
+    # In float64 these sums are exact, so that equal runs tie whatever the order of summation.
+    zeros = torch.zeros_like(values, dtype=torch.float64)
+    total = zeros.scatter_add(1, run, torch.where(kept, values, 0).double())
+    length = zeros.scatter_add(1, run, kept.double())
+    mean = (total / length.clamp(min=1)).float()  # [N, F], by run
+    best = mean.amax(-1, keepdim=True)
+    chosen = kept & (mean.gather(1, run) == best)
+    found = chosen.any(-1, keepdim=True)
+    chosen = torch.where(found, chosen, mask).int()
+    first, last = chosen.argmax(-1), mask.shape[1] - 1 - chosen.flip(-1).argmax(-1)
+    return torch.stack([first, last], -1), torch.where(found, best, 0).squeeze(-1)
+
+
+def run_seconds(run: Tensor, owner: Tensor, frames: FrameBatch, edges: str) -> Tensor:
+    """Frames run[:, 0]..run[:, 1] as [start, end] seconds inside the video. [N, 2] -> [N, 2] float32.
+
+    ``frame_times`` is the first and the last frame's time; ``half_gap`` reaches half way to the neighbouring frames
+    (as far again beyond the first and the last frame of the video, and over all of it if it has one frame).
+    """
+    times, duration = frames.times_s[owner], frames.duration_s[owner].unsqueeze(-1)  # [N, F], [N, 1]
+    ends = times.gather(1, run)  # [N, 2]
+    if edges == "half_gap":
+        last = frames.mask[owner].sum(-1, keepdim=True) - 1  # [N, 1]
+        step = torch.tensor([-1, 1], device=run.device)
+        outside = (run + step < 0) | (run + step > last)
+        neighbour = torch.where(outside, run - step, run + step)  # at the border the gap on the other side counts
+        gap = (ends - times.gather(1, torch.minimum(neighbour.clamp(min=0), last.clamp(min=0)))).abs()
+        gap = torch.where(last > 0, gap, 2 * duration)
+        ends = ends + step * gap / 2
+    return torch.minimum(ends.clamp(min=0), duration)
+
+
+# ---- sums over samples -----------------------------------------------------------------------------------------------
+
+
+def grounds(refs: SpanRefs) -> Tensor:
+    """1.0 for evidence and answer spans, 0.0 for question spans. [N]."""
+    return ((refs.role == Role.EVIDENCE) | (refs.role == Role.ANSWER)).float()
+
+
+def per_sample(values: Tensor, refs: SpanRefs) -> Tensor:
+    """Sum of ``values`` [N] within each sample. [S]."""
+    return values.new_zeros(refs.num_samples).index_add(0, refs.sample, values)
+
+
+def sum_of_means(values: Tensor, weight: Tensor, refs: SpanRefs) -> Tensor:
+    """Sum over samples of the mean of ``values`` [N] over the sample's rows of ``weight`` 1. Scalar."""
+    rows = per_sample(weight, refs).clamp(min=1)  # [S]
+    return (values * weight / rows[refs.sample]).sum()
+
+
+def pair_events(refs: SpanRefs) -> tuple[Tensor, Tensor]:
+    """For every EVIDENCE place the ANSWER place of its event (in order, should an event occur twice in a sample).
+
+    Returns:
+        Partner's index [N] int64 (of no meaning where there is none), and 1.0 where there is one [N].
+    """
+    same = (refs.sample == refs.sample[:, None]) & (refs.event == refs.event[:, None])  # [N, N]
+    rank = (same & (refs.role == refs.role[:, None])).tril(-1).sum(-1)  # [N]
+    match = same & (rank == rank[:, None]) & (refs.role[:, None] == Role.EVIDENCE) & (refs.role == Role.ANSWER)
+    return match.int().argmax(-1), match.any(-1).float()

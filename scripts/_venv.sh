@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Shared set-up; source it: it sets PYTHON (an interpreter with the requirements) and REPO, and goes nowhere.
+#   VIDEOLLM_PYTHON=/path/to/python   use this interpreter as it is and install nothing
+set -euo pipefail
+
+REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+export PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}"
+# Two spinning threads a process can be ten times slower than one where processes share the cores.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
+use_given_python() {
+    PYTHON="$(command -v "$VIDEOLLM_PYTHON")" || {
+        echo "error: VIDEOLLM_PYTHON=$VIDEOLLM_PYTHON is not an executable" >&2
+        exit 1
+    }
+    echo "using $PYTHON (VIDEOLLM_PYTHON)" >&2
+}
+
+use_own_venv() {
+    local venv="$REPO/.venv" wanted
+    wanted="$(sha256sum "$REPO/requirements.txt" | cut -d' ' -f1)"
+    PYTHON="$venv/bin/python"
+    # The stamp is written last, so an interrupted installation is done again.
+    if [ -x "$PYTHON" ] && [ "$(cat "$venv/requirements.sha256" 2>/dev/null)" = "$wanted" ]; then
+        echo "using $venv" >&2
+        return
+    fi
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "error: requirements.txt needs Python >= 3.11, python3 is $(python3 --version 2>&1)." \
+            "Put a newer python3 first on PATH, or set VIDEOLLM_PYTHON to one with the packages of setup.py." >&2
+        exit 1
+    }
+    echo "installing requirements.txt into $venv (once, some minutes)" >&2
+    python3 -m venv "$venv"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$REPO/requirements.txt" >&2
+    echo "$wanted" >"$venv/requirements.sha256"
+}
+
+if [ -n "${VIDEOLLM_PYTHON:-}" ]; then use_given_python; else use_own_venv; fi
+export PYTHON REPO

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+Check the style (ruff) and run the tests (pytest).
+
+usage: bash scripts/test.sh [--all] [pytest arguments]
+  --all   the slow tests too
+
+environment:
+  GOLDEN_DIR, PAPER_DIR, VIDEO_DIR   reference data (default: ../shared/{golden,paper,videos}); tests skip without it
+  VIDEOLLM_PYTHON                    an interpreter to use as it is, instead of making .venv
+TEXT
+}
+
+selection=(-m "not slow")
+case "${1:-}" in
+-h | --help) usage && exit 0 ;;
+--all) selection=() && shift ;;
+esac
+
+here="$(dirname "${BASH_SOURCE[0]}")"
+source "$here/_venv.sh"
+cd "$REPO"
+"$PYTHON" -m ruff check .
+exec "$PYTHON" -m pytest "${selection[@]}" "$@"

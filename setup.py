@@ -1,0 +1,39 @@
+"""Package metadata with version *ranges*; the exact versions that are tested are in ``requirements.txt``."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="videollm",
+    version="0.1.0",
+    description="Temporally grounded video-language models: one core, D2VLM and DisTime heads, many benchmarks",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=[f"{name}*" for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval")]),
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.17,<6",
+        "tokenizers>=0.22",
+        "accelerate>=1.10",
+        "peft>=0.18",
+        "deepspeed>=0.18",
+        "safetensors>=0.5",
+        "nncore>=0.4.5",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "av>=13",
+        "pillow>=10",
+        "matplotlib>=3.8",
+        "pycocoevalcap>=1.2",
+        "PyYAML>=6",
+        "rich>=13",
+        "tensorboard>=2.14",
+        "tqdm>=4.64",
+    ],
+    extras_require={
+        "decord": ["decord>=0.6"],
+        "torchcodec": ["torchcodec>=0.11"],
+        "flash": ["flash-attn>=2.6"],
+        "wandb": ["wandb>=0.18"],
+        "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.12"],
+    },
+)

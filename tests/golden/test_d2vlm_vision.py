@@ -1,0 +1,181 @@
+"""D2VLM's vision tower and frame compressor give the official numbers, and take the official weights.
+
+Arrays and tolerance (1e-4 absolute): golden/d2vlm/README.md. All sizes come from the folder's own config.json.
+"""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertTokenizer
+
+from tests.golden.renames import d2vlm_connector, d2vlm_tower
+from videollm.connectors import build_connector
+from videollm.vision import build_tower, encode_frames
+
+pytestmark = pytest.mark.golden
+TOLERANCE = {"rtol": 0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def folder(golden_dir):
+    return existing(golden_dir / "d2vlm")
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def state(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def tower(config, state):
+    tower = build_tower(tower_fields(config["vision"])).eval()
+    tower.load_state_dict(d2vlm_tower(state))
+    return tower
+
+
+@pytest.fixture(scope="module")
+def connector(config, state):
+    connector = build_connector(
+        qformer_fields(config["qformer"]), config["vision"]["width"], config["llm"]["hidden_size"]
+    ).eval()
+    connector.load_state_dict(d2vlm_connector(state))
+    return connector
+
+
+def existing(path):
+    if not path.exists():
+        pytest.skip(f"{path} is missing")
+    return path
+
+
+def tower_fields(vision):
+    return {
+        "type": "instructblip",
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "hidden_size": vision["width"],
+        "num_hidden_layers": vision["depth"],
+        "num_attention_heads": vision["heads"],
+        "intermediate_size": vision["mlp_hidden"],
+        "layer_norm_eps": vision["ln_eps"],
+    }
+
+
+def qformer_fields(qformer):
+    return {
+        "type": "qformer",
+        "num_query_tokens": qformer["num_query"],
+        "hidden_size": qformer["hidden"],
+        "num_hidden_layers": qformer["layers"],
+        "num_attention_heads": qformer["heads"],
+        "intermediate_size": qformer["intermediate"],
+        "cross_attention_frequency": qformer["cross_attention_freq"],
+        "vocab_size": qformer["vocab_size"],
+        "layer_norm_eps": qformer["ln_eps"],
+        "max_position_embeddings": qformer["max_position_embeddings"],
+        "hidden_act": qformer["hidden_act"],
+    }
+
+
+def outputs_of(modules, run):
+    """What each of the named ``modules`` puts out while ``run`` runs; its own result under ``""``."""
+    seen = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, out, name=name: seen.__setitem__(name, out))
+        for name, module in modules.items()
+    ]
+    with torch.no_grad():
+        seen[""] = run()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_vision_tower_gives_the_official_features_block_by_block(folder, tower):
+    expected = load_file(existing(folder / "vision.safetensors"))
+    modules = {f"block.{i}": layer for i, layer in enumerate(tower.encoder.layers)}
+    modules["patch_embed"] = tower.embeddings.patch_embedding
+    seen = outputs_of(modules, lambda: tower(expected["input"]))
+    torch.testing.assert_close(seen["patch_embed"].flatten(2).mT, expected["patch_embed"], **TOLERANCE)
+    for name in (n for n in expected if n.startswith("block.")):
+        torch.testing.assert_close(seen[name], expected[name], **TOLERANCE)
+    torch.testing.assert_close(seen[""], expected["output"][:, 1:], **TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["qformer_0", "qformer_1", "qformer_2"])
+def test_frame_compressor_gives_the_official_frame_tokens(folder, connector, case):
+    expected = load_file(existing(folder / f"{case}.safetensors"))
+    modules = {
+        "encoder_states_ln": connector.cross_norm,
+        "embeddings": connector.qformer.embeddings,
+        "query_embeds_proj": connector.state_proj,
+        "q_embed": connector.attend_query,
+        "k_embed": connector.attend_key,
+        **{f"layer.{i}": layer for i, layer in enumerate(connector.qformer.encoder.layer)},
+    }
+    modules["last_hidden"] = connector.qformer.encoder.layer[-1]
+    features = expected["patch_features"]
+    owner = torch.zeros(len(features), dtype=torch.int64)
+    pooled = []
+    handle = connector.token_proj.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
+    seen = outputs_of(
+        modules,
+        lambda: connector(features, expected["text_input_ids"], expected["text_attention_mask"], owner),
+    )
+    handle.remove()
+    assert set(modules) <= set(expected)
+    for name in modules:  # where the file is short, it holds the first frames only
+        torch.testing.assert_close(seen[name][: len(expected[name])], expected[name], **TOLERANCE)
+    torch.testing.assert_close(pooled[0], expected["pooled"], **TOLERANCE)
+    torch.testing.assert_close(seen[""].squeeze(1), expected["frame_embeds"], **TOLERANCE)
+
+
+def test_padding_of_a_shorter_question_changes_no_frame_token(folder, connector):
+    expected = load_file(existing(folder / "qformer_multi.safetensors"))
+    num_texts, num_frames = expected["frame_embeds"].shape[:2]
+    features = expected["patch_features"].repeat(num_texts, 1, 1)
+    owner = torch.arange(num_texts).repeat_interleave(num_frames)
+    with torch.no_grad():
+        tokens = connector(features, expected["text_input_ids"], expected["text_attention_mask"], owner)
+    torch.testing.assert_close(tokens.view_as(expected["frame_embeds"]), expected["frame_embeds"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("case", [f"sft_single_{i}" for i in range(5)] + ["sft_batch_012"])
+def test_frames_of_a_training_sample_become_the_official_frame_tokens(folder, config, tower, connector, case):
+    expected = load_file(existing(folder / f"{case}.safetensors"))
+    queries = [of_visual[0] for of_visual in json.loads((folder / f"{case}.json").read_text())["query"]]
+    ids, mask = tokenise(folder, queries)
+    frames = [expected[f"image.{i}"] for i in range(len(queries))]
+    owner = torch.arange(len(frames)).repeat_interleave(torch.tensor([len(f) for f in frames]))
+    features = encode_frames(tower, torch.cat(frames), chunk=4)
+    with torch.no_grad():
+        tokens = connector(features, ids, mask, owner).squeeze(1)
+    wanted = torch.cat([expected[f"frame_embeds.{i}"] for i in range(len(queries))])
+    torch.testing.assert_close(tokens, wanted, **TOLERANCE)
+
+
+def tokenise(folder, queries):
+    tokenizer = BertTokenizer.from_pretrained(folder / "bert_tokenizer", truncation_side="left")
+    batch = tokenizer(queries, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def test_every_vision_weight_of_the_released_model_has_a_place(folder):
+    shapes = json.loads(existing(folder / "real_config_keys.json").read_text())["state_dict"]
+    official = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    with torch.device("meta"):
+        tower = build_tower({"type": "instructblip"})
+        connector = build_connector({"type": "qformer", "vocab_size": 30523}, tower.hidden_size, 3072)
+    assert shapes_of(tower.state_dict()) == shapes_of(d2vlm_tower(official))
+    assert shapes_of(connector.state_dict()) == shapes_of(d2vlm_connector(official))
+
+
+def shapes_of(state):
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -1,0 +1,532 @@
+"""Every file shows the frames that were put in, at their true times, or is refused with one clear message."""
+
+import json
+import pickle
+from fractions import Fraction
+from random import Random
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from videollm import decoders
+from videollm.decoders import VideoFile
+from videollm.video import (
+    Sampler,
+    VideoError,
+    VideoInfo,
+    interval_middle_indices,
+    interval_random_indices,
+    midpoint_indices,
+    probe,
+    read_image,
+    read_video,
+    safe_join,
+)
+
+BITS = 8
+WIDTH, HEIGHT = 64, 48
+
+
+def picture(number: int, noise: np.random.RandomState) -> np.ndarray:
+    """Eight bars that spell ``number`` in black and white, over a noisy strip that makes packets worth damaging."""
+    bars = [(number >> bit & 1) * 255 for bit in range(BITS)]
+    rgb = np.repeat(np.array(bars, np.uint8), WIDTH // BITS)[None, :, None].repeat(HEIGHT, 0).repeat(3, 2)
+    rgb[HEIGHT // 2 :] = noise.randint(0, 256, (HEIGHT - HEIGHT // 2, WIDTH, 3))
+    return rgb
+
+
+def numbers(pixels) -> list[int]:
+    """The numbers that frames [F, H, W, 3] spell."""
+    bars = np.asarray(pixels)[:, 4:20].mean((1, 3)).reshape(len(pixels), BITS, -1)[:, :, 2:6].mean(-1) > 127
+    return (bars * (1 << np.arange(BITS))).sum(1).tolist()
+
+
+def read_all(path, **options):
+    return read_video(path, Sampler(rule="fps", fps=probe(path).fps), **options)
+
+
+def write(path, count=90, gop=15, codec="libx264", pts=None, options=None, rotation=None, rate=30):
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.gop_size = gop
+        if rotation:
+            stream.set_display_rotation(rotation)
+        noise = np.random.RandomState(0)
+        for i in range(count):
+            frame = av.VideoFrame.from_ndarray(picture(i, noise), "rgb24")
+            frame.pts, frame.time_base = i if pts is None else pts[i], Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def shift(source, target, frames: int, rate=30):
+    """Remux with all times moved by ``frames``; frames before time 0 end up hidden by an edit list."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.pts is not None:
+                ticks = int(Fraction(frames, rate) / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + ticks, packet.dts + ticks, stream
+                new.mux(packet)
+    return target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("video")
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    return write(folder / "plain.mp4", options={"movflags": "faststart"})
+
+
+def info_of(num_frames: int, fps: float) -> VideoInfo:
+    return VideoInfo("golden.mp4", num_frames / fps, fps, num_frames, 64, 48, np.arange(num_frames) / fps)
+
+
+# ---- what a file holds ----
+
+
+def test_probe_reports_the_true_timeline(plain):
+    info = probe(plain)
+    assert (info.num_frames, info.fps, info.duration_s) == (90, 30.0, 3.0)
+    assert (info.width, info.height) == (WIDTH, HEIGHT)
+    np.testing.assert_allclose(info.pts_s, np.arange(90) / 30, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name, codec",
+    [("x.mp4", "libx264"), ("x.avi", "libx264"), ("x.avi", "mpeg4"), ("x.ts", "libx264"), ("x.mkv", "libx264")],
+)
+def test_every_container_shows_every_frame_in_order(tmp_path, name, codec):
+    frames = read_all(write(tmp_path / name, count=40, codec=codec))
+    assert numbers(frames.pixels) == list(range(40))
+    assert frames.damaged == 0
+    np.testing.assert_allclose(frames.times_s, np.arange(40) / 30, atol=1.1e-3)
+
+
+def test_variable_frame_rate_keeps_true_times(tmp_path):
+    pts = np.cumsum([1 + (i % 3) * 4 for i in range(60)]).tolist()
+    frames = read_video(write(tmp_path / "vfr.mp4", count=60, pts=pts), Sampler(rule="segments", num_frames=7))
+    expected = midpoint_indices(0, 59, 7)
+    assert numbers(frames.pixels) == expected.tolist()
+    np.testing.assert_allclose(frames.times_s, (np.array(pts)[expected] - pts[0]) / 30, atol=1e-4)
+
+
+def test_window_on_a_variable_rate_follows_time_not_index(tmp_path):
+    pts = list(range(30)) + list(range(60, 120, 2))  # first half: 30 fps in 1 s; then 1 s pause; then 15 fps
+    path = write(tmp_path / "vfr.mp4", count=60, pts=pts)
+    frames = read_all(path, window_s=(2.0, 3.0))
+    assert frames.times_s.min() == pytest.approx(2.0, abs=1e-3)
+    assert frames.times_s.max() == pytest.approx(3.0, abs=0.04)
+
+
+def test_start_offset_is_subtracted(folder, plain):
+    path = shift(plain, folder / "offset.mp4", 150)
+    frames = read_all(path)
+    assert numbers(frames.pixels) == list(range(90))
+    assert (frames.times_s[0], frames.duration_s) == (0.0, 3.0)
+
+
+@pytest.mark.parametrize("hidden", [10, 37])
+def test_frames_hidden_by_an_edit_list_do_not_exist(folder, plain, hidden):
+    path = shift(plain, folder / f"cut{hidden}.mp4", -hidden)
+    frames = read_all(path)
+    assert numbers(frames.pixels) == list(range(hidden, 90))
+    assert frames.times_s[0] == 0.0
+    assert probe(path).num_frames == 90 - hidden
+    some = read_video(path, Sampler(rule="segments", num_frames=4))
+    assert numbers(some.pixels) == (hidden + midpoint_indices(0, 89 - hidden, 4)).tolist()
+
+
+@pytest.mark.parametrize("rotation, turns", [(90, 1), (-90, 3), (180, 2)])
+def test_rotation_is_applied(tmp_path, plain, rotation, turns):
+    path = write(tmp_path / "turned.mp4", count=3, rotation=rotation)
+    info, frames = probe(path), read_all(path)
+    upright = read_all(write(tmp_path / "upright.mp4", count=3)).pixels.numpy()
+    assert (info.height, info.width) == tuple(frames.pixels.shape[1:3])
+    np.testing.assert_array_equal(frames.pixels.numpy(), np.rot90(upright, turns, axes=(1, 2)))
+
+
+def test_seeking_shows_the_same_pixels_as_decoding_everything(plain):
+    whole = read_all(plain).pixels
+    for count in (1, 2, 5, 16):
+        sampler = Sampler(rule="segments", num_frames=count)
+        np.testing.assert_array_equal(
+            read_video(plain, sampler).pixels.numpy(), whole[sampler.indices(probe(plain))].numpy()
+        )
+
+
+def test_only_what_is_needed_is_decoded(plain, monkeypatch):
+    """Seeking and leaving out unreferenced frames are the reason for the packet index."""
+    shown = []
+    decode = VideoFile.decoded
+    monkeypatch.setattr(VideoFile, "decoded", lambda *args: (shown.append(f[0]) or f for f in decode(*args)))
+    read_video(plain, Sampler(rule="segments", num_frames=2))
+    assert len(shown) < 45
+
+
+def test_resize_runs_on_every_frame_and_decides_the_shape(plain):
+    frames = read_video(plain, Sampler(rule="segments", num_frames=3), resize=lambda frame: frame[:8, :8].copy())
+    assert frames.pixels.shape == (3, 8, 8, 3)
+
+
+def test_resize_that_changes_its_shape_is_an_error(plain):
+    sizes = iter((8, 9))
+    with pytest.raises(VideoError, match=r"plain\.mp4.*shape"):
+        read_video(plain, Sampler(rule="segments", num_frames=2), resize=lambda frame: frame[: next(sizes)])
+
+
+def test_repeated_indices_repeat_the_frame(tmp_path):
+    path = write(tmp_path / "short.mp4", count=3)
+    frames = read_video(path, Sampler(rule="segments", num_frames=5, pick="random"), rng=Random(0))
+    assert numbers(frames.pixels) == [0, 1, 2, 2, 2]
+    np.testing.assert_allclose(frames.times_s, np.array([0, 1, 2, 2, 2]) / 30, atol=1e-9)
+
+
+def test_one_frame_file(tmp_path):
+    frames = read_video(write(tmp_path / "one.mp4", count=1), Sampler(rule="segments", num_frames=2))
+    assert numbers(frames.pixels) == [0, 0]
+    assert frames.duration_s == pytest.approx(1 / 30, abs=1e-3)
+
+
+# ---- damage ----
+
+
+def test_damaged_packets_are_replaced_by_neighbours_and_counted(folder, plain):
+    data = bytearray(plain.read_bytes())
+    with av.open(str(plain)) as container:
+        places = [p.pos for p in container.demux(video=0) if p.pts is not None and p.size > 40]
+    for place in places[10:40:6]:
+        data[place : place + 4] = b"\xff" * 4  # impossible length of the first unit
+    path = folder / "damaged.mp4"
+    path.write_bytes(data)
+    frames = read_all(path)
+    assert 0 < frames.damaged < 45
+    assert len(frames.pixels) == len(frames.times_s) == 90
+    assert (np.diff(frames.times_s) >= 0).all()
+    wrong = np.array(numbers(frames.pixels)) != np.arange(90)
+    assert 0 < wrong.sum() <= 45
+
+
+def test_mostly_damaged_video_is_refused(folder, plain):
+    data = bytearray(plain.read_bytes())
+    with av.open(str(plain)) as container:
+        packets = [p for p in container.demux(video=0) if p.pts is not None]
+    for packet in packets[2:]:
+        data[packet.pos : packet.pos + 4] = b"\xff" * 4
+    path = folder / "ruined.mp4"
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=r"ruined\.mp4: \d+ of the 90 chosen frames cannot be decoded"):
+        read_all(path)
+
+
+def test_truncated_file_is_used_with_a_warning_or_refused(folder, plain, caplog):
+    with av.open(str(plain)) as container:
+        ends = {p.pts: p.pos + p.size for p in container.demux(video=0) if p.pts is not None}
+    data = plain.read_bytes()
+    path = folder / "cut_off.mp4"
+    order = sorted(ends.values())
+    path.write_bytes(data[: order[65]])
+    frames = read_all(path)
+    assert 55 < len(frames.pixels) < 70
+    assert numbers(frames.pixels)[:50] == list(range(50))
+    assert "cut_off.mp4 is truncated" in caplog.text
+    path.write_bytes(data[: order[30]])
+    with pytest.raises(VideoError, match=r"cut_off\.mp4: is truncated: 1\.\d+ s of 3\.00 s"):
+        probe(path)
+
+
+def write_audio(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_unusable_files_say_what_is_wrong(folder, plain):
+    bad = {name: folder / name for name in ("missing.mp4", "zero.mp4", "text.mp4", "audio.mp4", "headless.mp4")}
+    bad["zero.mp4"].touch()
+    bad["text.mp4"].write_text("this is not a video\n" * 50)
+    bad["headless.mp4"].write_bytes(write(folder / "tail.mp4", count=30).read_bytes()[:2000])
+    write_audio(bad["audio.mp4"])
+    expected = {
+        "missing.mp4": "does not exist",
+        "zero.mp4": "zero bytes",
+        "text.mp4": "is not a video or is truncated",
+        "headless.mp4": "is not a video or is truncated",
+        "audio.mp4": "no video stream",
+    }
+    for name, problem in expected.items():
+        with pytest.raises(VideoError, match=problem) as caught:
+            read_video(bad[name], Sampler())
+        assert str(caught.value).startswith(str(bad[name]))
+        assert ";" in str(caught.value)  # a remedy follows
+    with pytest.raises(VideoError, match="is not a file"):
+        probe(folder)
+
+
+def test_error_survives_the_way_back_from_a_worker(folder):
+    with pytest.raises(VideoError) as caught:
+        probe(folder / "missing.mp4")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_too_short_video_is_refused(plain):
+    with pytest.raises(VideoError, match=r"plain\.mp4: lasts 3\.000 s, less than the 5\.0 s"):
+        read_video(plain, Sampler(min_duration_s=5.0))
+
+
+# ---- other backends ----
+
+
+@pytest.mark.parametrize("backend", ["decord", "torchcodec"])
+def test_backends_show_the_same_frames(plain, backend):
+    try:
+        __import__(backend)
+    except Exception as error:
+        pytest.skip(f"{backend} is not usable here: {error}")
+    for sampler in (Sampler(fps=30), Sampler(rule="segments", num_frames=5)):
+        ours, theirs = read_video(plain, sampler), read_video(plain, sampler, backend=backend)
+        np.testing.assert_array_equal(ours.pixels.numpy(), theirs.pixels.numpy())
+        np.testing.assert_array_equal(ours.times_s, theirs.times_s)
+
+
+def test_decord_refuses_files_that_it_would_read_wrongly(folder, plain):
+    pytest.importorskip("decord", reason="decord is not installed")
+    cut = shift(plain, folder / "cut_for_decord.mp4", -10)
+    with pytest.raises(VideoError, match="decord counts 90 frames where 80 are presented.*backend=pyav"):
+        read_all(cut, backend="decord")
+    turned = write(folder / "turned_for_decord.mp4", count=3, rotation=90)
+    with pytest.raises(VideoError, match="rotated"):
+        probe(turned, backend="decord")
+
+
+def test_missing_or_unknown_backend_names_the_remedy(plain, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torchcodec.decoders", None)
+    with pytest.raises(VideoError, match="pip install torchcodec"):
+        probe(plain, backend="torchcodec")
+    with pytest.raises(ValueError, match="'cv2' is unknown; use one of pyav"):
+        read_all(plain, backend="cv2")
+
+
+# ---- real clips ----
+
+
+def test_best_stream_of_several_is_read(video_dir):
+    info = probe(video_dir / "nasa_13013.mp4")
+    assert (info.width, info.height, info.num_frames) == (480, 270, 390)
+    assert info.fps == pytest.approx(30000 / 1001)
+    frames = read_video(video_dir / "nasa_13013.mp4", Sampler(rule="segments", num_frames=4))
+    assert frames.pixels.shape == (4, 270, 480, 3)
+
+
+def test_video_duration_leaves_longer_audio_out(video_dir):
+    info = probe(video_dir / "charades_3MSZA.mp4")
+    assert (info.num_frames, info.fps, info.duration_s) == (930, 30.0, 31.0)
+
+
+def test_av1_is_read_and_decord_says_that_it_cannot(video_dir):
+    path = video_dir / "av1_video.mkv"
+    frames = read_video(path, Sampler(rule="segments", num_frames=3))
+    assert frames.pixels.shape == (3, 360, 640, 3)
+    assert frames.damaged == 0
+    pytest.importorskip("decord", reason="decord is not installed")
+    with pytest.raises(VideoError, match="decord cannot open it"):
+        read_video(path, Sampler(), backend="decord")
+
+
+def test_real_clip_is_the_same_through_decord(video_dir):
+    pytest.importorskip("decord", reason="decord is not installed")
+    for name in ("charades_3MSZA.mp4", "nasa_13013.mp4"):
+        ours, theirs = (
+            read_video(video_dir / name, Sampler(rule="segments", num_frames=6), backend=b) for b in ("pyav", "decord")
+        )
+        np.testing.assert_array_equal(ours.pixels.numpy(), theirs.pixels.numpy())
+
+
+# ---- which frames ----
+
+
+def sampling_cases(golden_dir, name):
+    return json.loads((golden_dir / "distime/unit/frame_index.json").read_text())[name]
+
+
+@pytest.mark.golden
+def test_d2vlm_fps_rule_matches_published_indices(golden_dir):
+    for case in json.loads((golden_dir / "d2vlm/frame_sampling.json").read_text()):
+        info = info_of(case["num_frames"], case["avg_fps"])
+        indices = Sampler(rule="fps", fps=case["fps"]).indices(info)
+        assert indices.tolist() == case["frame_idx"], case
+        np.testing.assert_allclose(info.pts_s[indices], case["tag"], atol=0.0501)
+
+
+@pytest.mark.golden
+def test_distime_evaluation_rule_matches_published_indices(golden_dir):
+    """In-order windows that touch the video; for others the published rule leaves the video and ours does not."""
+    compared = 0
+    for case in sampling_cases(golden_dir, "eval_midpoint"):
+        vlen, fps, bound = case["vlen"], case["fps"], case["bound"]
+        if bound and (bound[0] > bound[1] or round(bound[0] * fps) > vlen - 1):
+            continue
+        sampler = Sampler(rule="segments", num_frames=case["num_segments"])
+        info = info_of(vlen, fps)
+        indices = sampler.indices(info, window_s=bound)
+        assert indices.tolist() == case["indices"], case
+        np.testing.assert_allclose(info.pts_s[indices], case["frame_times"], atol=0.00501)
+        compared += 1
+    assert compared > 150
+
+
+@pytest.mark.golden
+def test_distime_midpoint_formula_matches_on_odd_windows_too(golden_dir):
+    cases = sampling_cases(golden_dir, "eval_midpoint") + sampling_cases(golden_dir, "mvbench_frame_folder")
+    for case in cases:
+        last = case["vlen"] - 1 if "vlen" in case else case["max_frame"]
+        bound = case["bound"] or (-1e6, 1e6)
+        start = max(case["first_idx"], round(bound[0] * case["fps"]))
+        end = min(round(bound[1] * case["fps"]), last)
+        assert midpoint_indices(start, end, case["num_segments"]).tolist() == case["indices"], case
+
+
+@pytest.mark.golden
+def test_distime_training_rules_match_published_indices(golden_dir):
+    for case in sampling_cases(golden_dir, "train"):
+        vlen, count = case["vlen"], case["num_frames"]
+        if case.get("fix_start") is not None or case["rule"].startswith("fps"):
+            continue  # in no released script
+        if case["rule"] == "middle":
+            indices = Sampler(rule="segments", num_frames=count, pick="middle").indices(info_of(vlen, 30.0))
+        else:
+            numpy_rng = np.random.RandomState(case["seed"])
+            indices = interval_random_indices(vlen, count, Random(case["seed"]).choice, numpy_rng.permutation)
+        assert indices.tolist() == case["indices"], case
+
+
+@pytest.mark.golden
+def test_distime_longvideobench_rule_matches_published_indices(golden_dir):
+    for case in sampling_cases(golden_dir, "longvideobench_middle"):
+        assert interval_middle_indices(case["vlen"], case["num_frames"]).tolist() == case["indices"]
+
+
+samplers = st.builds(
+    Sampler,
+    rule=st.sampled_from(["fps", "segments"]),
+    fps=st.floats(0.05, 60),
+    num_frames=st.integers(1, 40),
+    pick=st.sampled_from(["midpoint", "middle", "random"]),
+    max_frames=st.none() | st.integers(1, 20),
+)
+
+
+@given(
+    samplers,
+    st.integers(1, 500),
+    st.floats(0.5, 60),
+    st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    st.integers(0, 9),
+)
+def test_indices_are_ordered_inside_the_window_and_repeatable(sampler, num_frames, fps, share, seed):
+    info = info_of(num_frames, fps)
+    window = None if share is None else tuple(s * info.duration_s for s in share)
+    indices = sampler.indices(info, Random(seed), window)
+    assert (np.diff(indices) >= 0).all()
+    start, end = (0, info.duration_s) if window is None else sorted(window)
+    half_gap = 0.5 / fps + 1e-6
+    assert start - half_gap <= info.pts_s[indices[0]] or indices[0] == num_frames - 1
+    assert info.pts_s[indices[-1]] <= end + half_gap
+    if sampler.rule == "segments":
+        assert len(indices) == sampler.num_frames
+    elif sampler.max_frames:
+        assert 1 <= len(indices) <= sampler.max_frames
+    np.testing.assert_array_equal(indices, sampler.indices(info, Random(seed), window))
+
+
+def test_random_pick_never_draws_the_last_frame_of_an_interval():
+    sampler, info = Sampler(rule="segments", num_frames=4, pick="random"), info_of(40, 10.0)
+    drawn = {i for seed in range(200) for i in sampler.indices(info, Random(seed)).tolist()}
+    assert drawn == set(range(40)) - {9, 19, 29, 39}
+
+
+def test_thinning_keeps_both_ends():
+    info = info_of(300, 30.0)
+    assert Sampler(fps=1, max_frames=4).indices(info).tolist() == [0, 90, 180, 270]
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("rule", "uniform"),
+        ("fps", 0.0),
+        ("fps", float("nan")),
+        ("num_frames", 0),
+        ("num_frames", 1.5),
+        ("pick", "first"),
+        ("max_frames", 0),
+        ("min_duration_s", -1.0),
+    ],
+)
+def test_bad_sampler_fields_are_named(field, value):
+    with pytest.raises(ValueError, match=f"Sampler.{field} must be"):
+        Sampler(**{field: value})
+
+
+def test_bad_windows_and_missing_rng_are_errors():
+    info = info_of(90, 30.0)
+    with pytest.raises(VideoError, match=r"window 5\.00-9\.00 s lies outside its 3\.00 s"):
+        Sampler().indices(info, window_s=(5.0, 9.0))
+    with pytest.raises(ValueError, match="two finite numbers"):
+        Sampler().indices(info, window_s=(0.0, float("nan")))
+    with pytest.raises(ValueError, match="random.Random"):
+        Sampler(rule="segments", pick="random").indices(info)
+
+
+# ---- paths and pictures ----
+
+
+def test_paths_stay_inside_their_root(tmp_path):
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path)
+    assert safe_join(root, "a/b.mp4") == (root / "a" / "b.mp4").resolve()
+    assert safe_join(root, "a/../b.mp4") == (root / "b.mp4").resolve()
+    for bad in ("../x.mp4", "a/../../x.mp4", str(tmp_path / "x.mp4"), "link/x.mp4", "", ".", "a\0b"):
+        with pytest.raises(VideoError):
+            safe_join(root, bad)
+    with pytest.raises(VideoError, match=r"\.\./x\.mp4: is not inside the root .*root"):
+        safe_join(root, "../x.mp4")
+
+
+def test_pictures_are_upright_rgb(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned a quarter clockwise
+    Image.new("L", (20, 10), 77).save(path, exif=exif)
+    frames = read_image(path)
+    assert frames.pixels.shape == (1, 20, 10, 3)
+    assert frames.times_s.tolist() == [0.0]
+    assert abs(int(frames.pixels[0, 0, 0, 0]) - 77) <= 1
+
+
+def test_bad_pictures_are_clear_errors(tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not a picture")
+    with pytest.raises(VideoError, match=r"bad\.png: is not a readable image"):
+        read_image(bad)
+    with pytest.raises(VideoError, match="is not a file"):
+        read_image(tmp_path / "none.png")
+
+
+def test_cover_of_an_audio_file_is_no_video(tmp_path, monkeypatch, plain):
+    monkeypatch.setattr(decoders, "ATTACHED_PICTURE", 1)  # AV_DISPOSITION_DEFAULT: treat the only stream as a cover
+    with pytest.raises(VideoError, match="no video stream"):
+        probe(plain)

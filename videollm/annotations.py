@@ -1,0 +1,370 @@
+"""One annotation line becomes one neutral record here, or one clear complaint.
+
+In: the object of a line, in our schema or the published ones. Out: ``Record``, whose turns hold text, ``SpanMark`` and
+``VisualMark``, and whose spans are seconds; and back. The rules are in docs/annotations.md. This file knows no head,
+tokenizer, network or file: a video is a name here.
+"""
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from videollm.structures import SpanMark, Turn, VisualMark
+
+SHOWN = 20  # bad or mended lines that a message names before it only counts
+SPAN_MARKS = ("<span>", "<evi>", "<TIME_STAMP>")  # ours first: the one we write
+VISUAL_MARKS = ("<video>", "<image>")
+EVIDENCE_END = "</evi>"
+ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
+OWN_KEYS = ("id", "video", "image", "duration", "task", "source", "conversations", "src", "tgt")
+
+_SPAN = re.compile("|".join(SPAN_MARKS))
+_VISUAL = re.compile("|".join(VISUAL_MARKS))
+_MARK = re.compile(rf"({_SPAN.pattern}|(?:{_VISUAL.pattern})\n?)")  # the layout decides on the newline after a visual
+_STAGE_FILLER = re.compile(rf"{_SPAN.pattern}|\band\b|[\s,;.&-]")  # all that may stand in an evidence stage
+
+Span = tuple[float, float]
+
+
+class AnnotationError(ValueError):
+    """Everything wrong with the annotations; ``problems`` has one ``FILE:LINE: what (field) - remedy`` for each."""
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__(list(problems))
+        self.problems = list(problems)
+
+    def __str__(self) -> str:
+        lines = self.problems[:SHOWN]
+        if len(self.problems) > SHOWN:
+            lines.append(f"... and {len(self.problems) - SHOWN} more: {len(self.problems)} bad lines in all")
+        return "\n".join(lines)
+
+
+class _Bad(Exception):
+    """What is wrong with one record; ``parse_record`` adds the place."""
+
+    def __init__(self, what: str, name: str, remedy: str):
+        super().__init__(f"{what} ({name}) - {remedy}")
+
+
+@dataclass
+class Record:
+    """One annotated conversation in neutral form; times in seconds from the start of the video.
+
+    ``spans_s[i]`` belongs to ``SpanMark(i)`` and they are numbered as they appear over all turns. The evidence stage
+    of a published answer is not part of it. ``extra`` keeps every other key of the line.
+    """
+
+    id: str
+    video: str | None  # relative to the folder of the videos
+    images: tuple[str, ...]
+    duration_s: float | None  # as annotated; None: known only when the video is opened
+    turns: tuple[Turn, ...]
+    spans_s: tuple[Span, ...]
+    task: str
+    source: str
+    extra: dict[str, Any]
+    line: int  # of a .jsonl file; the number of the item in a .json list; from 1
+    path: str
+    odd: tuple[str, ...] = field(default=(), compare=False)  # what was mended, or read as text
+
+    @property
+    def where(self) -> str:
+        """The place of the record in its file, for messages."""
+        return place(self.path, self.line)
+
+    @property
+    def has_answer(self) -> bool:
+        """False for a question that is only to be answered, never trained on."""
+        return self.turns[-1].role == "assistant"
+
+    @property
+    def question(self) -> str:
+        """What a question-conditioned connector reads: the last user turn without visuals, stripped.
+
+        Its span marks are spelled ``<evi>``, which the published connector reads as plain characters (D2VLM 1.2).
+        """
+        parts = next(turn.parts for turn in reversed(self.turns) if turn.role == "user")
+        words = ("<evi>" if isinstance(p, SpanMark) else p for p in parts if not isinstance(p, VisualMark))
+        return "".join(words).strip()
+
+
+def plain_name(path: str | os.PathLike) -> Path:
+    """The file's name without ``.gz``."""
+    return Path(Path(path).name.removesuffix(".gz"))
+
+
+def place(path: str | os.PathLike, line: int) -> str:
+    """``FILE:LINE``, or ``FILE:item N`` in a .json list, where lines say nothing."""
+    return f"{path}:{'item ' if plain_name(path).suffix == '.json' else ''}{line}"
+
+
+def not_an_object(path: str | os.PathLike, line: int, item: Any) -> str:
+    return f"{place(path, line)}: is {kind_of(item)} (line) - a record is an object with `conversations`"
+
+
+def parse_record(item: dict, line: int, path: str | os.PathLike, *, raw_spans: bool = False) -> Record:
+    """One annotation line -> its neutral record. ``odd`` says what was mended on the way.
+
+    Raises:
+        AnnotationError: the first thing that is wrong with the line.
+    """
+    if not isinstance(item, dict):
+        raise AnnotationError([not_an_object(path, line, item)])
+    try:
+        return _parse(item, line, path, raw_spans)
+    except _Bad as bad:
+        raise AnnotationError([f"{place(path, line)}: {bad}"]) from None
+
+
+def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> Record:
+    duration = None if item.get("duration") is None else _number(item["duration"], "duration")
+    if duration is not None and duration <= 0:
+        raise _Bad(f"a video of {duration:g} s", "duration", "give its length in seconds, or leave the key out")
+    video, images = _visuals(item)
+    texts, staged = _conversation(item)
+    texts = _with_visual_marks(texts, "<video>" if video else "<image>", 1 if video else len(images))
+    odd: list[str] = []
+
+    def spans(key: str) -> list[Span]:
+        pairs = _pairs(item, key)
+        kept = [] if len(item[key]) == 1 else odd  # a single moment is no mistake
+        return pairs if raw_spans else [_mend(pair, duration, key, kept) for pair in pairs]
+
+    roles = [role for role, text in texts if role != "system" for _ in _SPAN.findall(text)]  # one a span mark
+    src, tgt, unused = _match(item, roles, staged, spans)
+    if (src or tgt) and video is None:
+        raise _Bad("span marks without a video", "video", "name the video, or leave the marks and their spans out")
+    if len(src) < roles.count("user"):
+        odd.append("span mark of a question without a span, read as text")
+    turns, spans_s = _neutral(texts, src, tgt)
+    return Record(
+        id=_name(item, "id") or f"{plain_name(path).stem}:{line}",
+        video=video,
+        images=images,
+        duration_s=duration,
+        turns=turns,
+        spans_s=spans_s,
+        task=_name(item, "task"),
+        source=_name(item, "source"),
+        extra={key: value for key, value in item.items() if key not in OWN_KEYS or key in unused},
+        line=line,
+        path=str(path),
+        odd=tuple(dict.fromkeys(odd)),
+    )
+
+
+def _visuals(item: dict) -> tuple[str | None, tuple[str, ...]]:
+    """-> the video, the images; at most one of the two kinds."""
+    video, images = item.get("video"), item.get("image")
+    images = [] if images is None else [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or (not images and item.get("image") is not None):
+        shown = "an empty list" if images == [] else kind_of(images)
+        raise _Bad(f"{shown} instead of a path", "image", "give a path or a list of paths")
+    if video is not None and images:
+        raise _Bad("both a video and an image", "video, image", "make two records of it")
+    for key, path in [("video", video)] * (video is not None) + [("image", image) for image in images]:
+        if not isinstance(path, str) or not path.strip():
+            shown = "an empty path" if isinstance(path, str) else kind_of(path)
+            raise _Bad(f"{shown} instead of a path", key, "give a path, or leave the key out of a text-only record")
+        windows = PureWindowsPath(path)
+        if PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+            raise _Bad(f"{path!r} leads out of the folder of the videos", key, "write it relative to that folder")
+    return video, tuple(images)
+
+
+def _conversation(item: dict) -> tuple[list[tuple[str, str]], bool]:
+    """-> [(role, text), ...] without evidence stages, and whether there were any."""
+    name, turns = "conversations", item.get("conversations")
+    if isinstance(turns, dict):
+        raise _Bad("holds one conversation a class", name, "such a file is for preference training: load it there")
+    if not isinstance(turns, list) or not turns:
+        what = "missing" if turns is None else "empty" if turns == [] else kind_of(turns)
+        raise _Bad(what, name, 'give a list of turns: [{"from": "human", "value": "..."}, ...]')
+    texts, staged = [], False
+    for k, turn in enumerate(turns):
+        name = f"conversations[{k}]"
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise _Bad("not a turn with a text", name, 'write {"from": "human", "value": "..."}')
+        speaker, text = turn.get("from"), turn["value"]
+        role = ROLES.get(speaker) if isinstance(speaker, str) else None
+        if role is None:
+            raise _Bad(f"unknown role {speaker!r}", f"{name}.from", f"use one of {', '.join(ROLES)}")
+        expected = "user" if not texts or texts[-1][0] != "user" else "assistant"
+        if role != expected and not (role == "system" and k == 0):
+            raise _Bad(f"a turn of the {role} where the {expected} should speak", name, "make the two take turns")
+        if role == "assistant":
+            text, stage = _without_evidence(text, name)
+            staged |= stage
+            if not text.strip():
+                raise _Bad("empty answer", name, "write the answer, or leave the turn out of a record without one")
+        texts.append((role, text))
+    if texts[-1][0] == "system":
+        raise _Bad("no turn of the user", "conversations", "add the question")
+    return texts, staged
+
+
+def _without_evidence(text: str, name: str) -> tuple[str, bool]:
+    """An answer without its evidence stage ``<evi>*n </evi>`` (D2VLM 2.2), and whether it had marks there."""
+    stage, end, answer = text.partition(EVIDENCE_END)
+    if not end:
+        return text, False
+    if EVIDENCE_END in answer or _STAGE_FILLER.sub("", stage):
+        what = "two evidence stages" if EVIDENCE_END in answer else "words in the evidence stage"
+        raise _Bad(what, name, f"write only span marks before one {EVIDENCE_END}, or no {EVIDENCE_END} at all")
+    grounded, said = len(_SPAN.findall(stage)), len(_SPAN.findall(answer))
+    if grounded not in (0, said):
+        what = f"{grounded} span marks in the evidence stage and {said} in the answer after it"
+        raise _Bad(what, name, "repeat each event's mark once in the answer, in the same order")
+    return answer.lstrip(), grounded > 0
+
+
+def _with_visual_marks(texts: list[tuple[str, str]], mark: str, visuals: int) -> list[tuple[str, str]]:
+    """The turns with a mark for each visual: at the front of the first user turn if they have none at all."""
+    marks = sum(len(_VISUAL.findall(text)) for role, text in texts if role == "user")
+    if marks == 0:
+        first = next(k for k, (role, _) in enumerate(texts) if role == "user")
+        texts = [(role, f"{mark}\n" * visuals * (k == first) + text) for k, (role, text) in enumerate(texts)]
+    elif marks != visuals:
+        what = f"{marks} {' or '.join(VISUAL_MARKS)} marks for {visuals} videos or images"
+        raise _Bad(what, "conversations", "write one mark for each, or none at all")
+    if not all(text.strip() for role, text in texts if role == "user"):
+        raise _Bad("empty turn of the user", "conversations", "write the question")
+    return texts
+
+
+def _match(
+    item: dict, roles: list[str], staged: bool, spans: Callable[[str], list[Span]]
+) -> tuple[list[Span], list[Span], set[str]]:
+    """Which spans stand behind the marks of the user, and of the assistant; and which keys no mark needs.
+
+    ``roles`` has the role of each span mark in order. Without ``src``, ``tgt`` may count the marks of all turns in
+    order of appearance (DISTIME 1); otherwise ``src`` is for the questions and ``tgt`` for the answers (D2VLM 2.1).
+    """
+    asked, answered = roles.count("user"), roles.count("assistant")
+    has_src, has_tgt = (item.get(key) is not None and item[key] != [] for key in ("src", "tgt"))
+    needs = {"src": has_src and asked > 0, "tgt": has_tgt and (answered > 0 or (asked > 0 and not has_src))}
+    src, tgt = (spans(key) if needed else [] for key, needed in needs.items())
+    unused = {key for key, has in (("src", has_src), ("tgt", has_tgt)) if has and not needs[key]}
+    if len(src) > asked:
+        what = f"fewer span marks than spans: {asked} in the questions for {len(src)} spans"
+        raise _Bad(what, "src", "write one start and one end a mark")
+    if not has_src and not staged and len(tgt) == len(roles):
+        paired = list(zip(roles, tgt, strict=True))
+        return [s for role, s in paired if role == "user"], [s for role, s in paired if role != "user"], unused
+    if len(tgt) != answered:
+        what = f"{'more' if answered > len(tgt) else 'fewer'} span marks than spans: {answered} in the answers"
+        what += f" (and {asked} in the questions)" * (asked > 0 and not has_src)
+        raise _Bad(f"{what} for {len(tgt)} spans", "tgt", "write one start and one end a mark")
+    return src, tgt, unused
+
+
+def _pairs(item: dict, key: str) -> list[Span]:
+    """The flat seconds of ``key`` as pairs. One number alone is a moment of a question (D2VLM 8, no. 4)."""
+    values = item[key]
+    if not isinstance(values, list):
+        raise _Bad(f"{kind_of(values)} instead of a list", key, "write flat seconds: [start, end, start, end, ...]")
+    if any(isinstance(value, list) for value in values):
+        raise _Bad("nested spans", key, "flatten them: [start, end, start, end, ...]")
+    numbers = [_number(value, f"{key}[{k}]") for k, value in enumerate(values)]
+    if key == "src" and len(numbers) == 1:
+        numbers *= 2
+    if len(numbers) % 2:
+        raise _Bad(f"an odd number of values, {len(numbers)}", key, "write a start and an end for each span")
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _mend(span: Span, duration: float | None, key: str, odd: list[str]) -> Span:
+    """The span ordered and inside the video; what was odd about it is added to ``odd``."""
+    start, end = sorted(span)
+    last = math.inf if duration is None else duration
+    if end < 0 or start > last:
+        video = "starts at 0 s" if duration is None else f"has {duration:g} s"
+        raise _Bad(f"span [{start:g}, {end:g}] lies outside the video, which {video}", key, "correct it (in seconds)")
+    inside = max(start, 0.0), min(end, last)
+    if (start, end) != span:
+        odd.append("reversed span")
+    if inside != (start, end):
+        odd.append("span partly outside the video")
+    if inside[0] == inside[1]:
+        odd.append("span of zero length")
+    return inside
+
+
+def _neutral(
+    texts: list[tuple[str, str]], src: list[Span], tgt: list[Span]
+) -> tuple[tuple[Turn, ...], tuple[Span, ...]]:
+    """Marks become parts. A mark of the user beyond ``src`` stays text; so does every mark of the system."""
+    behind = {"system": iter(()), "user": iter(src), "assistant": iter(tgt)}
+    visuals, spans, turns = itertools.count(), [], []
+    for role, text in texts:
+        parts: list[Any] = [""]
+        for piece in _MARK.split(text):
+            if piece in SPAN_MARKS and (span := next(behind[role], None)) is not None:
+                parts += [SpanMark(len(spans)), ""]
+                spans.append(span)
+            elif role == "user" and piece.rstrip("\n") in VISUAL_MARKS:
+                parts += [VisualMark(next(visuals)), ""]
+            else:
+                parts[-1] += piece
+        turns.append(Turn(role, tuple(part for part in parts if part != "")))
+    return tuple(turns), tuple(spans)
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _Bad(f"{kind_of(value)} instead of a number", name, "write seconds as a number")
+    if not -1e15 < value < 1e15:  # also false for NaN; an integer may be too large for a float
+        raise _Bad(f"{value if isinstance(value, float) else 'an integer'} is not a time", name, "write finite seconds")
+    return float(value)
+
+
+def _name(item: dict, key: str) -> str:
+    value = item.get(key)
+    if key == "id" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is not None and (not isinstance(value, str) or (key == "id" and not value)):
+        shown = kind_of(value) if value != "" else "an empty string"
+        raise _Bad(f"{shown} instead of a name", key, "write a string, or leave the key out")
+    return value or ""
+
+
+def kind_of(value: Any) -> str:
+    """The type of a JSON value in JSON's own words, with its article."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def neutral_json(record: Record) -> dict:
+    """The record as a line of our own schema, such that parsing it gives an equal record."""
+    seconds: dict[str, list[float]] = {"system": [], "user": [], "assistant": []}
+    turns = []
+    for turn in record.turns:
+        words = []
+        for part in turn.parts:
+            if isinstance(part, SpanMark):
+                seconds[turn.role] += record.spans_s[part.span]
+                words.append(SPAN_MARKS[0])
+            else:
+                visual = "<video>\n" if record.video else "<image>\n"
+                words.append(visual if isinstance(part, VisualMark) else part)
+        turns.append({"from": SPEAKERS[turn.role], "value": "".join(words)})
+    src = seconds["user"]
+    own = {
+        "id": record.id,
+        "video": record.video,
+        "image": list(record.images),
+        "duration": record.duration_s,
+        "task": record.task,
+        "source": record.source,
+        "src": src[:1] if len(src) == 2 and src[0] == src[1] else src,  # a single moment, as it is annotated
+        "tgt": seconds["assistant"],
+        "conversations": turns,
+    }
+    return {key: value for key, value in own.items() if value not in (None, "", [])} | record.extra

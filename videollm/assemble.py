@@ -1,0 +1,196 @@
+"""From settings to a model ready to train: build or load the parts, add the tokens, freeze, wrap in LoRA.
+
+Knows the config tree and the parts' builders; nothing of data or training loops.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from videollm.checkpoint import Bundle, load, template_named
+from videollm.config import ConfigError, build, to_dict
+from videollm.heads import head_class
+from videollm.lora import add_lora
+from videollm.model import VideoLLM, VideoLLMConfig
+from videollm.settings import PARTS, ModelSettings, Settings, TrainSettings, VisualTokenSettings
+from videollm.templates import TEMPLATES
+from videollm.transforms import Preprocess
+from videollm.video import Sampler
+
+
+def assemble(settings: Settings) -> Bundle:
+    """The bundle that ``settings`` describe, on the CPU.
+
+    Raises:
+        ConfigError: a part that is missing or unknown, or a file that cannot be read.
+    """
+    model = settings.model
+    bundle = from_checkpoint(settings) if model.checkpoint else from_parts(settings)
+    lora = settings.train.lora
+    if lora is not None and not bundle.config.lora:
+        bundle.config.lora = to_dict(lora)
+        add_lora(bundle.model.language_model, bundle.config.lora)
+    if settings.data.pack and bundle.model.connector.reads_question:
+        raise ConfigError("data.pack: this connector reads the question, so questions cannot share one encoding; set it to false")
+    return bundle
+
+
+def from_checkpoint(settings: Settings) -> Bundle:
+    """Load a checkpoint and lay over it what the config gives for data and template."""
+    given = settings.model
+    fixed = ("vision", "vision_weights", "connector", "language", "language_weights", "tokenizer", "word_vectors")
+    for name in fixed:
+        if getattr(given, name):
+            raise ConfigError(f"model.{name}: cannot be changed for model.checkpoint; leave it out")
+    bundle = load(given.checkpoint, given.attention)
+    config = bundle.config
+    if given.head and given.head.get("name") != config.head.get("name"):
+        raise ConfigError(
+            f"model.head.name: the checkpoint has a {config.head.get('name')} head, the config asks for "
+            f"{given.head.get('name')}; leave it out"
+        )
+    if given.template:
+        config.template = template_named(given.template)
+    if given.bidirectional_frames is not None:
+        config.bidirectional_frames = given.bidirectional_frames
+    lay_data(config, settings)
+    return bundle
+
+
+def lay_data(config: VideoLLMConfig, settings: Settings) -> None:
+    """Write the sampling and preprocessing of ``settings`` into the model's config."""
+    data = settings.data
+    if data.sampler is not None:
+        config.sampler = to_dict(replace(data.sampler, pick="midpoint"))  # a model is asked with fixed frames
+    if data.preprocess is not None:
+        config.preprocess = to_dict(replace(data.preprocess, random_crop=False))
+    if data.max_length is not None:
+        config.context_length = data.max_length
+
+
+def from_parts(settings: Settings) -> Bundle:
+    """Put a model together from a tower, a connector, a language model and a head."""
+    given = settings.model
+    if not given.head:
+        raise ConfigError("model.head.name is missing: name a head, for example d2vlm, distime or text")
+    tokens = given.visual_tokens or VisualTokenSettings()
+    tokenizer = load_tokenizer(given.tokenizer or given.language_weights, "model.tokenizer")
+    head = head_class(given.head.get("name", ""))
+    needed = [tokens.token, tokens.start, tokens.end, *head.span_tokens, *head.extra_tokens]
+    tokenizer.add_special_tokens({"extra_special_tokens": [t for t in needed if t]}, replace_extra_special_tokens=False)
+    text = language_config(given, len(tokenizer))
+    config = VideoLLMConfig(
+        text_config=text,
+        vision=given.vision,
+        connector=given.connector,
+        head=given.head,
+        template=template_named(given.template or "plain"),
+        visual_tokens=to_dict(tokens),
+        token_ids={t: tokenizer.convert_tokens_to_ids(t) for t in (*head.span_tokens, *head.extra_tokens)},
+        bidirectional_frames=bool(given.bidirectional_frames),
+        sampler=to_dict(Sampler()),
+        preprocess=to_dict(Preprocess()),
+        context_length=min(4096, getattr(text, "max_position_embeddings", 4096)),
+        attn_implementation=given.attention,
+    )
+    lay_data(config, settings)
+    torch.manual_seed(settings.train.seed)
+    model = VideoLLM(config)
+    model.head.reset_parameters()
+    load_parts(model, given, tokenizer)
+    question = None
+    if model.connector.reads_question:
+        question = load_tokenizer(given.question_tokenizer, "model.question_tokenizer")
+        question.truncation_side = "left"  # as published: the end of a long question is kept
+    model.eval()
+    return Bundle(model, tokenizer, question)
+
+
+def load_tokenizer(name: str | None, key: str) -> PreTrainedTokenizerBase:
+    """A tokenizer by folder or hub name; ConfigError naming ``key``."""
+    if not name:
+        raise ConfigError(f"{key} is missing: give a folder or hub name with a tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: no tokenizer at {name!r} ({str(error).splitlines()[0]})") from None
+
+
+def language_config(given: ModelSettings, vocabulary: int):
+    """The language model's transformers config, with rows for all tokens."""
+    fields = dict(given.language)
+    if given.language_weights:
+        text = AutoConfig.from_pretrained(given.language_weights, **fields)
+    else:
+        kind = fields.pop("model_type", None)
+        try:
+            text = AutoConfig.for_model(kind, **fields)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model.language.model_type: {kind!r}: {str(error).splitlines()[0]}") from None
+    if "vocab_size" not in given.language:
+        text.vocab_size = max(vocabulary, text.vocab_size if given.language_weights else 0)
+    if text.vocab_size < vocabulary:
+        raise ConfigError(f"model.language.vocab_size: {text.vocab_size}, but the tokenizer has {vocabulary} tokens")
+    return text
+
+
+def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Copy pretrained weights into the tower, the language model and single words."""
+    if given.language_weights:
+        base = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype=model.dtype)
+        base.resize_token_embeddings(model.config.text_config.vocab_size)
+        model.language_model.load_state_dict(base.state_dict())
+    if given.vision_weights:
+        load_tower(model, given.vision_weights)
+    if given.word_vectors:
+        align_words(model, given.word_vectors, tokenizer)
+
+
+def load_tower(model: VideoLLM, folder: str) -> None:
+    """Copy a tower's weights from ``folder/model.safetensors``; ConfigError if they do not fit."""
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise ConfigError(f"model.vision_weights: no {path}")
+    found = model.vision_tower.load_state_dict(load_file(path), strict=False)
+    if found.missing_keys:
+        raise ConfigError(f"model.vision_weights: {path} lacks {', '.join(found.missing_keys[:5])}")
+
+
+def align_words(model: VideoLLM, path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Start the embeddings of the words in ``path`` from given vectors (``tiny.align_words``)."""
+    from videollm.tiny import align_words as align
+
+    align(model.get_input_embeddings().weight.data, tokenizer, load_file(path))
+
+
+def part_of(name: str) -> str:
+    """The part (see ``settings.PARTS``) that a parameter belongs to."""
+    if "lora_" in name:
+        return "lora"
+    first = name.split(".", 1)[0]
+    if first != "language_model":
+        return first
+    if "embed_tokens" in name:
+        return "embeddings"
+    return "lm_head" if ".lm_head" in name else "language_model"
+
+
+def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
+    """Freeze and unfreeze by part. Default: all but the tower; with LoRA, not the language model and its ends."""
+    frozen = {"vision_tower"} | ({"language_model", "embeddings", "lm_head"} if train.lora else set())
+    wanted = {part: part not in frozen for part in PARTS}
+    wanted |= {part: s.train for part, s in train.parts.items() if s.train is not None}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(wanted[part_of(name)])
+    model.frozen_tower = not wanted["vision_tower"]
+
+
+def template_stop(bundle: Bundle) -> int:
+    """Id of the token that ends an answer."""
+    return bundle.tokenizer.convert_tokens_to_ids(TEMPLATES[bundle.config.template].stop)
+
+
+__all__ = ["assemble", "build", "part_of", "set_trainable", "template_stop"]

@@ -1,0 +1,153 @@
+"""Checkpoints: one folder with config, weights (safetensors), tokenizer(s) and head, loadable by path alone.
+
+``Bundle`` is a model with everything that is needed to ask it something. Loading is strict: what is missing,
+unexpected or of another shape is named, and a folder without a head's weights is refused. No pickled file is read.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from videollm.collate import Collator
+from videollm.config import ConfigError, build
+from videollm.dataset import VisualReader
+from videollm.model import VideoLLM, VideoLLMConfig
+from videollm.prompt import PromptEncoder, VisualTokens
+from videollm.settings import VisualTokenSettings
+from videollm.templates import TEMPLATES
+from videollm.transforms import Preprocess
+from videollm.video import Sampler
+
+QUESTION_TOKENIZER = "question_tokenizer"
+
+
+class CheckpointError(ValueError):
+    """A folder that cannot be loaded; the message names the folder, what is wrong and the remedy."""
+
+
+@dataclass
+class Bundle:
+    """A model, its tokenizers, and the settings they share."""
+
+    model: VideoLLM
+    tokenizer: PreTrainedTokenizerBase
+    question_tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def config(self) -> VideoLLMConfig:
+        """The model's config."""
+        return self.model.config
+
+    def encoder(self) -> PromptEncoder:
+        """Prompts as this model reads them."""
+        config, tokens = self.config, build(VisualTokenSettings, self.config.visual_tokens, "visual_tokens")
+        per_frame = self.model.connector.tokens_per_frame(self.model.vision_tower.num_patches)
+        visual = VisualTokens(tokens.token, per_frame, tokens.start, tokens.end, tokens.after)
+        return PromptEncoder(self.tokenizer, TEMPLATES[config.template], self.model.head, visual)
+
+    def reader(self, videos: str | Path, sampler: Sampler | None = None, **options) -> VisualReader:
+        """Frames as this model sees them, below the folder ``videos``."""
+        sampler = sampler or build(Sampler, self.config.sampler, "sampler")
+        return VisualReader(Path(videos), sampler, build(Preprocess, self.config.preprocess, "preprocess"), **options)
+
+    def collator(self, *, left: bool = False, average: str = "tokens", pack: bool = False) -> Collator:
+        """Batches as this model takes them; ``left`` for generation."""
+        split = (self.model.head.inject_layer is not None or pack) and not left
+        pad = self.tokenizer.pad_token_id
+        return Collator(
+            pad_id=0 if pad is None else pad,
+            split_prefix=split,
+            bidirectional=self.config.bidirectional_frames,
+            average=average,
+            left=left,
+            question_tokenizer=self.question_tokenizer,
+        )
+
+    def save(self, folder: str | Path, state_dict: dict | None = None) -> None:
+        """Write everything into ``folder``."""
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        self.save_tokenizers(folder)
+
+    def save_tokenizers(self, folder: str | Path) -> None:
+        """Write the tokenizers into ``folder``."""
+        self.tokenizer.save_pretrained(folder)
+        if self.question_tokenizer is not None:
+            self.question_tokenizer.save_pretrained(Path(folder) / QUESTION_TOKENIZER)
+
+
+def load(folder: str | Path, attention: str = "sdpa", dtype: torch.dtype | None = None) -> Bundle:
+    """Load a checkpoint folder, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: not a checkpoint of this project, without tokenizer or head, or with other keys or shapes.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if not list(folder.glob("tokenizer*.json")):
+        raise CheckpointError(f"{folder}: no tokenizer (tokenizer.json); copy it from the run that made the checkpoint")
+    if not list(folder.glob("model*.safetensors")):
+        raise CheckpointError(f"{folder}: no weights (model.safetensors); is the checkpoint complete?")
+    try:
+        model, report = VideoLLM.from_pretrained(
+            folder, config=config, attn_implementation=attention, dtype=dtype or torch.float32,
+            local_files_only=True, use_safetensors=True, output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: cannot read the weights: {' '.join(str(error).split())}") from None
+    check_report(folder, report, config.head.get("name"))
+    question = folder / QUESTION_TOKENIZER
+    if model.connector.reads_question and not question.is_dir():
+        raise CheckpointError(f"{folder}: no {QUESTION_TOKENIZER}/, which its connector needs; copy it from the run")
+    model.eval()
+    return Bundle(
+        model,
+        AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        AutoTokenizer.from_pretrained(question, local_files_only=True) if question.is_dir() else None,
+    )
+
+
+def read_config(folder: Path) -> VideoLLMConfig:
+    """The config of a checkpoint folder; CheckpointError if it is none of ours."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no config.json; give the folder of a trained model, such as runs/NAME/final")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    kind = fields.get("model_type") if isinstance(fields, dict) else None
+    if kind != VideoLLMConfig.model_type:
+        raise CheckpointError(f"{path}: model_type is {kind!r}, not {VideoLLMConfig.model_type!r}; convert it first")
+    return VideoLLMConfig.from_pretrained(folder, local_files_only=True)
+
+
+def check_report(folder: Path, report: dict, head: str) -> None:
+    """Refuse a checkpoint whose keys or shapes are not the model's."""
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
+    heads = [key for key in missing if key.startswith("head.")]
+    if heads:
+        raise CheckpointError(
+            f"{folder}: holds no weights of its {head} head ({len(heads)} missing, first {heads[0]}); "
+            "it is a base model: train the head first, or load a checkpoint that has it"
+        )
+    if missing or unexpected or wrong:
+        parts = [f"{n}: {some(keys)}" for n, keys in
+                 (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)) if keys]  # fmt: skip
+        raise CheckpointError(f"{folder}: its weights do not fit its config.json; {'; '.join(parts)}")
+
+
+def some(keys: list[str], most: int = 5) -> str:
+    """The first few of many keys, and how many there are."""
+    return f"{', '.join(keys[:most])}{', ...' if len(keys) > most else ''} ({len(keys)})"
+
+
+def template_named(name: str) -> str:
+    """``name`` if there is such a chat template, else ConfigError."""
+    if name not in TEMPLATES:
+        raise ConfigError(f"model.template: no template {name!r}; there are {', '.join(TEMPLATES)}")
+    return name

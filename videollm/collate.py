@@ -1,0 +1,195 @@
+"""From items to one batch of tensors: where every token, frame and span stands, as flat indices made on the CPU.
+
+A row is a prefix (up to the last visual token) and, behind it, one or more *segments*: conversations that see the
+prefix and themselves but not each other. Flat indices (row * L + column) let the model gather and scatter without a
+host sync. Knows ``Item`` and ``Prompt``; no files and no network.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videollm.dataset import Item
+from videollm.prompt import Prompt
+from videollm.structures import Role
+
+PAD, PREFIX = -1, 0
+
+
+@dataclass
+class Collator:
+    """Items -> batch (dict of tensors).
+
+    Args:
+        pad_id: id at padded places (never seen: they are masked by place, not by id).
+        split_prefix: align all prefixes in the first columns, as a separate prefix pass and packing need.
+        bidirectional: frame tokens of one run see each other.
+        average: ``tokens`` or ``samples``: what the language-model loss is a mean over.
+        left: pad on the left and leave labels out, for generation.
+        question_tokenizer: tokenises the question for a connector that reads it, or None.
+
+    The batch: ``input_ids``, ``position_ids``, ``segment_ids`` (-1 padding, 0 prefix, 1.. segments), ``block_ids``
+    (all [B, L]); ``prefix_columns`` (int); ``label_index``, ``label_ids``, ``label_weight`` [M] (``label_index`` is
+    the place whose state predicts the label); ``visual_index`` [V * k]; ``pixel_values`` [V, C, S, S] or
+    ``features`` [V, P, Dv]; ``frame_row``, ``frame_col`` [V] (column -1 for image tiles); ``times_s``,
+    ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``; and for a connector that reads the
+    question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and ``bad`` are lists of strings.
+    """
+
+    pad_id: int
+    split_prefix: bool
+    bidirectional: bool
+    average: str = "tokens"
+    left: bool = False
+    question_tokenizer: object = None
+
+    def __call__(self, items: Sequence[Item]) -> dict:
+        bad = [f"{', '.join(item.ids)}: {item.bad}" for item in items if item.bad]
+        items = [item for item in items if not item.bad]
+        batch = {"bad": bad, "ids": [i for item in items for i in item.ids]}
+        batch["num_samples"] = sum(len(item.prompts) for item in items)
+        batch["thinned"] = sum(item.thinned > 0 for item in items)
+        items = items or [Item([Prompt([self.pad_id], [False], [-1])], [np.zeros((0, 2))])]
+        rows = [self._row(item) for item in items]
+        prefix = max((r.prefix for r in rows), default=0) if self.split_prefix else 0
+        rest = max((len(r.ids) - (r.prefix if self.split_prefix else 0) for r in rows), default=1)
+        length = prefix + rest
+        places = [self._columns(r, prefix, length) for r in rows]
+        batch |= self._tokens(rows, places, prefix, length)
+        batch |= self._labels(rows, places, length)
+        batch |= self._refs(items, rows, places, length)
+        batch |= self._visuals(items, rows, places, length)
+        if self.question_tokenizer is not None:
+            batch |= self._questions(items)
+        return batch
+
+    def _row(self, item: Item) -> "Row":
+        """One item as a flat row: the shared prefix once, then every prompt's rest."""
+        first = item.prompts[0]
+        split = self.split_prefix or len(item.prompts) > 1
+        row = Row(first.prefix_length if split else 0)
+        row.add(first, 0, first.prefix_length, segment=PREFIX if split else 1)
+        for s, prompt in enumerate(item.prompts):
+            if prompt.ids[: prompt.prefix_length] != first.ids[: first.prefix_length]:
+                raise ValueError(f"{item.ids[s]}: packed with {item.ids[0]}, but what stands before the video differs")
+            row.add(prompt, prompt.prefix_length, len(prompt), segment=s + 1, sample=s)
+        return row
+
+    def _columns(self, row: "Row", prefix: int, length: int) -> np.ndarray:
+        """Column of every token of a row."""
+        columns = np.arange(len(row.ids))
+        if self.left:
+            return columns + length - len(row.ids)
+        if self.split_prefix:
+            columns[row.prefix :] += prefix - row.prefix
+        return columns
+
+    def _tokens(self, rows: list["Row"], places: list[np.ndarray], prefix: int, length: int) -> dict:
+        shape = (len(rows), length)
+        ids = np.full(shape, self.pad_id)
+        position, segment, block = np.zeros(shape, np.int64), np.full(shape, PAD), np.full(shape, -1)
+        for b, (row, columns) in enumerate(zip(rows, places, strict=True)):
+            ids[b, columns], position[b, columns] = row.ids, row.position
+            segment[b, columns] = row.segment
+            if self.bidirectional:
+                block[b, columns] = row.block
+        names = ("input_ids", "position_ids", "segment_ids", "block_ids")
+        arrays = (ids, position, segment, block)
+        batch = {n: torch.as_tensor(a, dtype=torch.long) for n, a in zip(names, arrays, strict=True)}
+        causal = not self.bidirectional and all(r.segments == 1 for r in rows)
+        return batch | {"prefix_columns": 0 if self.left else prefix, "plain_causal": causal and prefix == 0}
+
+    def _labels(self, rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
+        index, ids, weight = [], [], []
+        for b, (row, columns) in enumerate(zip(rows, places, strict=True)):
+            where = np.flatnonzero(row.supervised)
+            index.append(b * length + columns[np.asarray(row.before)[where]])
+            ids.append(np.asarray(row.ids)[where])
+            sample = np.asarray(row.sample)[where]
+            counts = np.bincount(sample, minlength=1)
+            weight.append(1.0 / counts[sample] if self.average == "samples" else np.ones(len(where)))
+        return {
+            "label_index": flat(index, torch.long),
+            "label_ids": flat(ids, torch.long),
+            "label_weight": flat(weight, torch.float32),
+        }
+
+    def _refs(self, items: Sequence[Item], rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
+        """Spans and frame times: FRAME seconds are the frame's time twice."""
+        table, seconds, sample0 = [], [], 0
+        for b, (item, row, columns) in enumerate(zip(items, rows, places, strict=True)):
+            for sample, token, ref in row.refs:
+                place, before = b * length + columns[token], b * length + columns[row.before[token]]
+                table.append((place, before, b, sample0 + sample, int(ref.role), ref.event, ref.frame))
+                is_frame = ref.role is Role.FRAME
+                seconds.append([item.times_s[ref.frame]] * 2 if is_frame else item.spans_s[sample][ref.span])
+            sample0 += len(item.prompts)
+        columns_ = torch.as_tensor(np.asarray(table, np.int64).reshape(-1, 7)).unbind(1)
+        names = ("index", "query_index", "owner", "sample", "role", "event", "frame")
+        refs = {f"ref_{n}": c.contiguous() for n, c in zip(names, columns_, strict=True)}
+        return refs | {"ref_seconds": torch.as_tensor(np.asarray(seconds, np.float32).reshape(-1, 2))}
+
+    def _visuals(self, items: Sequence[Item], rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
+        num_frames = max((len(item.times_s) for item in items), default=0)
+        times = torch.zeros(len(items), max(num_frames, 1))
+        mask = torch.zeros(len(items), max(num_frames, 1), dtype=torch.bool)
+        index, row_of, column = [], [], []
+        for b, (item, row, columns) in enumerate(zip(items, rows, places, strict=True)):
+            index.append(b * length + columns[row.visual])
+            timed = len(item.times_s)
+            times[b, :timed] = torch.as_tensor(item.times_s, dtype=torch.float32)
+            mask[b, :timed] = True
+            count = timed or sum(item.tiles)
+            row_of.append(np.full(count, b))
+            column.append(np.arange(count) if timed else np.full(count, -1))
+        batch = {"times_s": times, "frame_mask": mask, "visual_index": flat(index, torch.long)}
+        batch["duration_s"] = torch.tensor([float(i.duration_s) for i in items])
+        batch |= {"frame_row": flat(row_of, torch.long), "frame_col": flat(column, torch.long)}
+        for name, field in (("pixel_values", "pixels"), ("features", "features")):
+            tensors = [getattr(i, field) for i in items if getattr(i, field) is not None]
+            if tensors:
+                batch[name] = torch.cat(tensors)
+        if "pixel_values" in batch and "features" in batch:
+            raise ValueError("a batch holds stored features and pixels: store the features of every video, or of none")
+        return batch
+
+    def _questions(self, items: Sequence[Item]) -> dict:
+        texts = [item.question for item in items] or [""]
+        out = self.question_tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        return {"question_ids": out["input_ids"], "question_mask": out["attention_mask"]}
+
+
+class Row:
+    """The tokens of one item in order, and for each the token that predicts it (``before``)."""
+
+    def __init__(self, prefix: int):
+        self.prefix, self.segments = prefix, 0
+        self.ids, self.position, self.segment, self.block = [], [], [], []
+        self.supervised, self.sample, self.before = [], [], []
+        self.visual, self.refs = [], []
+
+    def add(self, prompt: Prompt, start: int, stop: int, segment: int, sample: int = 0) -> None:
+        """Append tokens ``start`` to ``stop`` of a prompt as (a part of) one segment."""
+        base = len(self.ids)
+        shift = base - start
+        self.ids += prompt.ids[start:stop]
+        self.position += range(start, stop)
+        self.segment += [segment] * (stop - start)
+        self.block += prompt.block[start:stop]
+        self.supervised += prompt.supervised[start:stop]
+        self.sample += [sample] * (stop - start)
+        places = list(range(base - 1, base + stop - start - 1))
+        if start and places:
+            places[0] = start - 1  # the last token of the shared prefix, wherever this segment stands
+        self.before += places
+        self.visual += [p + shift for p in prompt.visual if start <= p < stop]
+        self.refs += [(sample, r.position + shift, r) for r in prompt.refs if start <= r.position < stop]
+        self.segments = max(self.segments, segment)
+
+
+def flat(arrays: list[np.ndarray], dtype: torch.dtype) -> Tensor:
+    """Arrays joined into one tensor; an empty one if there are none."""
+    return torch.as_tensor(np.concatenate(arrays) if arrays else np.zeros(0), dtype=dtype)

@@ -1,0 +1,156 @@
+"""Typed configuration: dataclasses, filled from YAML and ``key=value`` overrides, checked with the key's full name.
+
+One idiom everywhere: a dataclass states the options and their defaults, a YAML file overrides them, the command line
+overrides the file. An unknown key is an error that names the nearest known one. Knows no file format but YAML.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A wrong key or value in a config; the message begins with the key's full name."""
+
+
+def build(cls: type, values: dict, where: str = "") -> typing.Any:
+    """Fill dataclass ``cls`` from ``values``; ``where`` is the key under which they stand, for messages.
+
+    Raises:
+        ConfigError: unknown key (with the nearest known one), missing key, or a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or 'config'}: expected a mapping of keys, got {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {join(where, near[0])}?" if near else f"known keys: {', '.join(fields)}"
+            raise ConfigError(f"{join(where, key)}: unknown key; {hint}")
+    hints = typing.get_type_hints(cls)
+    kwargs = {key: convert(value, hints[key], join(where, key)) for key, value in values.items()}
+    for name, f in fields.items():
+        if name not in kwargs and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{join(where, name)}: missing, and it has no default")
+    try:
+        return cls(**kwargs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where or 'config'}: {error}") from None
+
+
+def join(where: str, key: str) -> str:
+    """Full name of ``key`` below ``where``."""
+    return f"{where}.{key}" if where else str(key)
+
+
+def convert(value: typing.Any, hint: typing.Any, key: str) -> typing.Any:
+    """``value`` as the annotated type ``hint``; numbers are never guessed from odd strings."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is typing.Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        for option in options:
+            try:
+                return convert(value, option, key)
+            except ConfigError:
+                if option is options[-1]:
+                    raise
+    if origin is typing.Literal:
+        if value not in args:
+            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, key)
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{key}: expected a list, got {value!r}")
+        inner = args[0] if args else typing.Any
+        return origin(convert(v, inner, f"{key}[{i}]") for i, v in enumerate(value))
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}: expected a mapping, got {value!r}")
+        return dict(value) if len(args) < 2 else {k: convert(v, args[1], join(key, k)) for k, v in value.items()}
+    return convert_scalar(value, hint, key)
+
+
+def convert_scalar(value: typing.Any, hint: type, key: str) -> typing.Any:
+    """A bool, int, float or str. YAML reads ``1e-3`` as a string, so a float field accepts it."""
+    if hint is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{key}: expected a number, got {value!r}") from None
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{key}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def read_yaml(path: str | Path) -> dict:
+    """A YAML mapping from ``path``.
+
+    Raises:
+        ConfigError: missing file, malformed YAML (with its line), or no mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config file ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: the config must be a mapping of keys")
+    return values
+
+
+def override(values: dict, assignments: list[str]) -> dict:
+    """A copy of ``values`` with ``a.b.c=value`` assignments applied; values are read as YAML.
+
+    Raises:
+        ConfigError: an assignment without ``=``, or one that goes below a plain value.
+    """
+    result = merge(values, {})
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{assignment!r}: overrides are written key=value, for example train.steps=100")
+        node = result
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {parent} is a plain value, nothing stands below it")
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            node[last] = text
+    return result
+
+
+def merge(base: dict, extra: dict) -> dict:
+    """``base`` with ``extra`` laid over it, mapping by mapping."""
+    result = {k: merge(v, {}) if isinstance(v, dict) else v for k, v in base.items()}
+    for key, value in extra.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def to_dict(config: typing.Any) -> dict:
+    """A dataclass as plain nested dicts and lists, ready for YAML or json."""
+    return dataclasses.asdict(config, dict_factory=lambda pairs: {k: plain(v) for k, v in pairs})
+
+
+def plain(value: typing.Any) -> typing.Any:
+    """Tuples as lists, so that YAML stays readable."""
+    return [plain(v) for v in value] if isinstance(value, tuple | list) else value

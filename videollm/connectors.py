@@ -1,0 +1,239 @@
+"""Connectors: patch features of V frames ``[V, P, Dv]`` become frame tokens ``[V, k, D]`` of the language model.
+
+Every connector is called alike, ``connector(features, query_ids, query_mask, owner)``; the last three are the question
+in the Q-Former's own token ids, one row a video (or a frame), and are read only where ``reads_question`` is true.
+``tokens_per_frame(P)`` tells k before anything runs. A connector knows neither times nor the language model.
+A further one registers a class taking ``(fields, vision_size, hidden_size)`` with ``@CONNECTORS.register(name=...)``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
+
+from videollm.config import ConfigError, build
+from videollm.registry import new_registry
+from videollm.vision import build_config, select
+
+CONNECTORS = new_registry("connectors")
+WHERE = "model.connector"
+
+
+def build_connector(config: dict, vision_size: int, hidden_size: int) -> nn.Module:
+    """A connector with random weights from ``{"type": name, **fields}``, from width Dv to width D.
+
+    Raises:
+        ConfigError: unknown type, or a field that is unknown or of the wrong kind.
+    """
+    make, fields = select(CONNECTORS, config, WHERE)
+    return make(fields, vision_size, hidden_size)
+
+
+class Connector(nn.Module):
+    """What the model relies on. A connector that reads the question says so in ``reads_question``."""
+
+    reads_question: ClassVar[bool] = False
+
+    def tokens_per_frame(self, num_patches: int) -> int:
+        """k, the tokens one frame of ``num_patches`` patches becomes."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters that the connector holds itself; its parts initialise themselves."""
+
+    def forward(
+        self,
+        features: Tensor,
+        query_ids: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        owner: Tensor | None = None,
+    ) -> Tensor:
+        """features [V, P, Dv], query_ids and query_mask [B, Lq], owner [V] (row of each frame) -> [V, k, D]."""
+        raise NotImplementedError
+
+
+@dataclass
+class LinearOptions:
+    """Options of ``linear``."""
+
+    identity_init: bool = False  # start as a copy: feature i becomes dimension i, dimensions beyond Dv are 0
+
+
+@CONNECTORS.register(name="linear")
+class LinearConnector(Connector):
+    """One linear map; every patch stays a token.
+
+    It holds weight and bias itself: transformers would draw those of an ``nn.Linear`` anew when it sets a model up.
+    """
+
+    def __init__(self, fields: dict, vision_size: int, hidden_size: int):
+        super().__init__()
+        self.options = build(LinearOptions, fields, WHERE)
+        if self.options.identity_init and hidden_size < vision_size:
+            raise ConfigError(
+                f"{WHERE}.identity_init: {vision_size} vision features do not fit into the language model's "
+                f"{hidden_size} dimensions; set it to false"
+            )
+        self.weight = nn.Parameter(torch.empty(hidden_size, vision_size))
+        self.bias = nn.Parameter(torch.empty(hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.bias)
+        if self.options.identity_init:
+            nn.init.eye_(self.weight)
+        else:
+            nn.init.xavier_uniform_(self.weight)
+
+    def tokens_per_frame(self, num_patches: int) -> int:
+        return num_patches
+
+    def forward(self, features, query_ids=None, query_mask=None, owner=None) -> Tensor:
+        return F.linear(features.to(self.weight.dtype), self.weight, self.bias)  # [V, P, D]
+
+
+@dataclass
+class MlpOptions:
+    """Options of ``mlp``."""
+
+    downsample: float = 0.5  # of the patch grid's side; 1/2, 1/3, ... or 1
+
+
+@CONNECTORS.register(name="mlp")
+class MlpConnector(Connector):
+    """InternVL's projector: pixel shuffle, then LayerNorm - Linear - GELU - Linear. DISTIME.md 4.
+
+    Official names: ``mlp1.0`` is ``layer_norm``, ``mlp1.1`` ``linear_1``, ``mlp1.3`` ``linear_2``.
+    """
+
+    def __init__(self, fields: dict, vision_size: int, hidden_size: int):
+        super().__init__()
+        downsample = build(MlpOptions, fields, WHERE).downsample
+        self.block = round(1 / downsample) if 0 < downsample <= 1 else 0
+        if not self.block or not math.isclose(self.block * downsample, 1, rel_tol=1e-3):
+            raise ConfigError(f"{WHERE}.downsample: {downsample} is not 1/n for a whole number n, for example 0.5")
+        width = vision_size * self.block**2
+        self.layer_norm = nn.LayerNorm(width)
+        self.linear_1 = nn.Linear(width, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def tokens_per_frame(self, num_patches: int) -> int:
+        return shuffled_side(num_patches, self.block) ** 2
+
+    def forward(self, features, query_ids=None, query_mask=None, owner=None) -> Tensor:
+        merged = pixel_shuffle(features.to(self.layer_norm.weight.dtype), self.block)  # [V, k, block^2 * Dv]
+        return self.linear_2(F.gelu(self.linear_1(self.layer_norm(merged))))  # [V, k, D]
+
+
+def pixel_shuffle(features: Tensor, block: int) -> Tensor:
+    """Each ``block`` x ``block`` square of the patch grid becomes one vector, row by row. InternVL's "v2".
+
+    [V, g * g, C] -> [V, (g / block)^2, block^2 * C]. Raises ValueError as ``shuffled_side``.
+    """
+    frames, patches, width = features.shape
+    side = shuffled_side(patches, block)
+    grid = features.reshape(frames, side, block, side, block, width)
+    return grid.transpose(2, 3).reshape(frames, side * side, block * block * width)
+
+
+def shuffled_side(num_patches: int, block: int) -> int:
+    """Side of the patch grid after the shuffle. Raises ValueError unless it is square and ``block`` divides it."""
+    side = math.isqrt(num_patches)
+    if side * side != num_patches or side % block:
+        raise ValueError(
+            f"{num_patches} patches a frame are not a square grid whose side {block} divides: "
+            f"choose another {WHERE}.downsample or model.vision.image_size"
+        )
+    return side // block
+
+
+@CONNECTORS.register(name="qformer")
+class QFormerConnector(Connector):
+    """E.T. Chat's frame compressor: one token a frame, chosen with the question in sight. D2VLM.md 1.2.
+
+    With X the raw features: Z = Q-Former(queries, question; cross-attention on LN(X)), U = Linear(Z),
+    A = softmax(q(U) k(X)^T / sqrt(Dv)), token = v(mean over the queries of (A X + U)); q, k, v = LayerNorm + Linear.
+
+    Official names (prefix ``model.``): ``qformer_query`` is ``query_tokens``, ``qformer_ln`` ``cross_norm``,
+    ``qformer_bert.bert`` ``qformer``, ``qformer_proj`` ``state_proj``, ``qformer_{q,k,v}_proj``
+    ``{attend_query,attend_key,token_proj}``. Fields: those of ``InstructBlipQFormerConfig``, and ``num_query_tokens``.
+    """
+
+    reads_question = True
+
+    def __init__(self, fields: dict, vision_size: int, hidden_size: int):
+        super().__init__()
+        fields = {"num_query_tokens": 32, "encoder_hidden_size": vision_size, **fields}
+        num_queries = fields.pop("num_query_tokens")
+        if type(num_queries) is not int or num_queries < 1:
+            raise ConfigError(f"{WHERE}.num_query_tokens: expected a whole number above 0, got {num_queries!r}")
+        if fields["encoder_hidden_size"] != vision_size:
+            raise ConfigError(
+                f"{WHERE}.encoder_hidden_size: {fields['encoder_hidden_size']!r}, but the vision tower's features are "
+                f"{vision_size} wide; leave the key out"
+            )
+        config = build_config(InstructBlipQFormerConfig, fields, WHERE)
+        self.query_tokens = nn.Parameter(torch.empty(1, num_queries, config.hidden_size))
+        self.cross_norm = nn.LayerNorm(vision_size)
+        self.qformer = InstructBlipQFormerModel(config)
+        self.state_proj = nn.Linear(config.hidden_size, vision_size)
+        self.attend_query = nn.Sequential(nn.LayerNorm(vision_size), nn.Linear(vision_size, vision_size))
+        self.attend_key = nn.Sequential(nn.LayerNorm(vision_size), nn.Linear(vision_size, vision_size))
+        self.token_proj = nn.Sequential(nn.LayerNorm(vision_size), nn.Linear(vision_size, hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.query_tokens, std=self.qformer.config.initializer_range)
+
+    def tokens_per_frame(self, num_patches: int) -> int:
+        return 1
+
+    def forward(self, features, query_ids=None, query_mask=None, owner=None) -> Tensor:
+        """As ``Connector.forward``; without ``owner`` the text has one row a frame.
+
+        Raises:
+            ValueError: no text, text and mask or text and frames that do not fit, or a text too long for the Q-Former.
+        """
+        query_ids, query_mask = self.text_of_frames(len(features), query_ids, query_mask, owner)
+        features = features.to(self.query_tokens.dtype)
+        if not len(features):  # a batch of text only; transformers' attention cannot reshape nothing
+            return features.new_zeros(0, 1, self.token_proj[1].out_features)
+        states = self.question_states(features, query_ids, query_mask)  # [V, Q, h]
+        queries = self.state_proj(states)  # [V, Q, Dv]
+        # The scale is 1 / sqrt(Dv), and the values are the raw features.
+        seen = F.scaled_dot_product_attention(self.attend_query(queries), self.attend_key(features), features)
+        return self.token_proj((seen + queries).mean(1, keepdim=True))  # [V, 1, D]
+
+    def question_states(self, features: Tensor, query_ids: Tensor, query_mask: Tensor) -> Tensor:
+        """Z: the Q-Former's states of the query tokens. [V, P, Dv], [V, Lq], [V, Lq] -> [V, Q, h]."""
+        queries = self.query_tokens.expand(len(features), -1, -1)
+        visible = query_mask.new_ones(queries.shape[:2])
+        output = self.qformer(
+            input_ids=query_ids,
+            attention_mask=torch.cat([visible, query_mask], dim=1),  # [V, Q + Lq]
+            query_embeds=queries,
+            encoder_hidden_states=self.cross_norm(features),
+        )
+        return output.last_hidden_state[:, : queries.shape[1]]
+
+    def text_of_frames(
+        self, num_frames: int, query_ids: Tensor | None, query_mask: Tensor | None, owner: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The question's ids and mask, one row a frame: [V, Lq] each."""
+        if query_ids is None or query_mask is None:
+            raise ValueError("the qformer connector reads the question: pass query_ids and query_mask, [B, Lq] each")
+        longest = self.qformer.config.max_position_embeddings
+        if query_ids.shape != query_mask.shape or query_ids.ndim != 2 or query_ids.shape[1] > longest:
+            raise ValueError(
+                f"query_ids {list(query_ids.shape)} and query_mask {list(query_mask.shape)} must both be [B, Lq] with "
+                f"Lq <= {longest}; truncate the question (E.T. Chat: to 256 tokens, from the left)"
+            )
+        rows = len(query_ids) if owner is None else len(owner)
+        if rows != num_frames:
+            name = "query_ids" if owner is None else "owner"
+            raise ValueError(f"{name} has {rows} rows for {num_frames} frames; pass owner [V], the row of each frame")
+        return (query_ids, query_mask) if owner is None else (query_ids[owner], query_mask[owner])

@@ -1,0 +1,198 @@
+"""From records to model-ready items: decode or look up the visuals, thin them to the context, tokenise.
+
+An item holds one video (or image, or nothing) and the prompts that ask about it: one, or with packing all questions
+of the video, so that it is decoded and encoded once. A video that cannot be read gives an empty item that names it:
+it adds nothing to any loss, and the trainer counts it. Knows records, the prompt encoder and the frame reader; no
+network.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from videollm.config import ConfigError
+from videollm.annotations import Record
+from videollm.prompt import Prompt, PromptEncoder
+from videollm.transforms import Preprocess, tile
+from videollm.video import Frames, Sampler, VideoError, read_image, read_video, safe_join
+
+
+@dataclass
+class Item:
+    """One visual and its conversations.
+
+    ``pixels`` [F, C, S, S] float32, or ``features`` [F, P, Dv] from a frozen tower; ``times_s`` [F] is empty for
+    images. ``spans_s[i]`` are the spans of ``prompts[i]``. ``bad`` says why the visual could not be read.
+    """
+
+    prompts: list[Prompt] = field(default_factory=list)
+    spans_s: list[np.ndarray] = field(default_factory=list)
+    pixels: Tensor | None = None
+    features: Tensor | None = None
+    times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    duration_s: float = 0.0
+    tiles: list[int] = field(default_factory=list)  # tiles of each image
+    question: str = ""
+    ids: list[str] = field(default_factory=list)
+    thinned: int = 0  # frames dropped to fit the context
+    bad: str | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.prompts))
+
+
+@dataclass
+class VisualReader:
+    """Reads the visuals of a record as the model wants them, from files or from stored features.
+
+    ``stored`` maps a relative video path to ``(features [F, P, Dv], times_s [F], duration_s)`` or None.
+    """
+
+    root: Path
+    sampler: Sampler
+    preprocess: Preprocess
+    backend: str = "pyav"
+    max_tiles: int = 1
+    stored: Callable[[str], tuple[Tensor, np.ndarray, float] | None] | None = None
+
+    def video(self, name: str, rng: random.Random | None) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
+        """(pixels or None, features or None, times_s, duration_s) of a video."""
+        found = self.stored(name) if self.stored else None
+        if found is not None:
+            return None, *found
+        frames: Frames = read_video(
+            safe_join(self.root, name),
+            self.sampler,
+            resize=self.preprocess.while_decoding(rng),
+            backend=self.backend,
+            rng=rng,
+        )
+        return self.preprocess(frames.pixels), None, frames.times_s, frames.duration_s
+
+    def images(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Pixels of all images' tiles, and the number of tiles of each."""
+        limit = max(1, self.max_tiles // len(names))
+        tiles = [self._tiles(read_image(safe_join(self.root, name)), limit) for name in names]
+        return torch.cat(tiles), [len(t) for t in tiles]
+
+    def _tiles(self, image: Frames, limit: int) -> Tensor:
+        """One image as tiles [T, C, S, S]; one tile is the whole image."""
+        pixels = image.pixels[0].numpy()
+        if limit > 1:
+            return self.preprocess(tile(pixels, limit, self.preprocess.size))
+        return self.preprocess(torch.as_tensor(self.preprocess.while_decoding()(pixels))[None])
+
+
+class VideoDataset(Dataset):
+    """Records as items; with ``pack``, the records of one video together (at most ``max_questions`` an item).
+
+    Args:
+        records: neutral records.
+        reader: reads their visuals.
+        encoder: tokenises them; its head decides the wording.
+        max_length: tokens of one prompt; frames are dropped uniformly until it fits (counted in ``Item.thinned``).
+        answers: keep the last answer (training), or cut every conversation before it (generation).
+        seed: of the random frame sampling; the draw depends on (seed, epoch, index) only.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        reader: VisualReader,
+        encoder: PromptEncoder,
+        *,
+        max_length: int,
+        answers: bool = True,
+        pack: bool = False,
+        max_questions: int = 16,
+        seed: int = 0,
+    ):
+        self.records, self.reader, self.encoder = list(records), reader, encoder
+        self.max_length, self.answers, self.seed, self.epoch = max_length, answers, seed, 0
+        self.groups = pack_by_video(self.records, max_questions) if pack else [[i] for i in range(len(self.records))]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's frame draws."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Item:
+        records = [self.records[i] for i in self.groups[index]]
+        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
+        try:
+            item = self._read(records[0], rng)
+        except VideoError as error:
+            return Item(ids=[r.id for r in records], bad=str(error))
+        self._encode(item, records)
+        return item
+
+    def _read(self, record: Record, rng: random.Random) -> Item:
+        """The visual part of an item."""
+        if record.video is not None:
+            pixels, features, times_s, duration_s = self.reader.video(record.video, rng)
+            return Item(pixels=pixels, features=features, times_s=np.asarray(times_s), duration_s=float(duration_s))
+        if record.images:
+            pixels, tiles = self.reader.images(record.images)
+            return Item(pixels=pixels, tiles=tiles)
+        return Item()
+
+    def _encode(self, item: Item, records: Sequence[Record]) -> None:
+        """Tokenise every conversation about the item's visual, thinning the frames until all of them fit."""
+        conversations = [self._conversation(r, item.duration_s) for r in records]
+        item.ids = [r.id for r in records]
+        item.question = records[0].question
+        item.spans_s = [np.asarray(spans, np.float64).reshape(-1, 2) for _, spans in conversations]
+        item.prompts = self._prompts(item, conversations)
+        if item.longest > self.max_length and records[0].video is not None:
+            self._thin(item, conversations)
+        if item.longest > self.max_length:
+            record = records[[len(p) for p in item.prompts].index(item.longest)]
+            raise ConfigError(
+                f"{record.path}:{record.line}: {item.longest} tokens with the fewest frames, over "
+                f"data.max_length={self.max_length}; raise it or shorten the text"
+            )
+
+    def _prompts(self, item: Item, conversations: Sequence[tuple[list, list]], frames: int | None = None) -> list[Prompt]:
+        """The conversations tokenised, with ``frames`` frames of the video (all, unless given)."""
+        video = [("video", len(item.times_s) if frames is None else frames)]
+        visuals = [("image", n) for n in item.tiles] or video
+        return [self.encoder.encode(turns, spans, visuals, item.duration_s) for turns, spans in conversations]
+
+    def _conversation(self, record: Record, duration_s: float) -> tuple[list, list]:
+        """Turns and spans to encode: all of them, or those before the answer that is to be generated."""
+        turns = list(record.turns)
+        if not self.answers and record.has_answer:
+            turns = turns[:-1]
+        limit = duration_s if record.video is not None else np.inf
+        spans = [(min(s, limit), min(e, limit)) for s, e in record.spans_s]
+        return turns, spans
+
+    def _thin(self, item: Item, conversations: Sequence[tuple[list, list]]) -> None:
+        """Drop frames uniformly so that the longest prompt fits ``max_length``."""
+        count = len(item.times_s)
+        one, three = (max(map(len, self._prompts(item, conversations, frames))) for frames in (1, 3))
+        keep = min(count - 1, max(1, (self.max_length - one) // ((three - one) // 2) + 1))
+        index = np.linspace(0, count - 1, keep).round().astype(int)
+        item.thinned = count - keep
+        item.times_s = item.times_s[index]
+        item.pixels = item.pixels[index] if item.pixels is not None else None
+        item.features = item.features[index] if item.features is not None else None
+        item.prompts = self._prompts(item, conversations)
+
+
+def pack_by_video(records: Sequence[Record], most: int) -> list[list[int]]:
+    """Indices of records that ask about the same video, in groups of at most ``most``, in order of first appearance."""
+    groups: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        groups.setdefault(record.video or f"record {i}", []).append(i)
+    return [g[k : k + most] for g in groups.values() for k in range(0, len(g), most)]

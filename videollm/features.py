@@ -1,0 +1,90 @@
+"""Features of a frozen tower, computed once a video and kept on disk.
+
+A file is named by the video's content, the tower's weights, the sampler and the preprocessing, so a change of any of
+them is a new file, never a stale one. Holds safetensors ``features`` [F, P, Dv] and ``times_s`` [F]; knows no records.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from videollm.config import ConfigError, to_dict
+from videollm.dataset import VisualReader
+from videollm.video import VideoError, safe_join
+from videollm.vision import encode_frames
+
+CHUNK = 64  # frames that go through the tower at a time
+EDGE = 1 << 16  # bytes at each end of a file that, with its size, stand for its content
+
+
+class FeatureStore:
+    """Maps a relative video path to its stored features; call it, or ``fill`` it first.
+
+    Raises:
+        ConfigError: the sampler draws frames at random, so there is no one set of features to store.
+    """
+
+    def __init__(self, folder: str | Path, reader: VisualReader, tower: nn.Module):
+        if reader.sampler.pick == "random" or reader.preprocess.random_crop:
+            raise ConfigError("data.features: needs fixed frames; set data.sampler.pick=midpoint and no random crop")
+        self.folder, self.reader = Path(folder), reader
+        digest = hashlib.sha256()
+        for name, tensor in sorted(tower.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        settings = [to_dict(reader.sampler), to_dict(reader.preprocess)]
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        self.key = digest.hexdigest()
+        self.hits = self.misses = 0
+
+    def path(self, name: str) -> Path:
+        """Where the features of video ``name`` are kept."""
+        file = safe_join(self.reader.root, name)
+        digest = hashlib.sha256(self.key.encode())
+        try:
+            with open(file, "rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                digest.update(f"{size}".encode() + stream.read(EDGE))
+                stream.seek(max(0, size - EDGE))
+                digest.update(stream.read(EDGE))
+        except OSError as error:
+            raise VideoError(f"{file}: {error.strerror}; check the path and the folder of the videos") from None
+        return self.folder / f"{digest.hexdigest()[:40]}.safetensors"
+
+    def __call__(self, name: str) -> tuple[torch.Tensor, np.ndarray, float] | None:
+        """(features, times_s, duration_s) of a video, or None if they are not stored."""
+        path = self.path(name)
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            times = file.get_tensor("times_s").numpy()
+            return file.get_tensor("features"), times, float(file.metadata()["duration_s"])
+
+    def fill(self, names: Iterable[str], tower: nn.Module, rank: int = 0, world: int = 1) -> None:
+        """Compute what is missing, this rank its share; videos that cannot be read are left to the data set."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        device = next(tower.parameters()).device
+        for name in tqdm(sorted(set(names))[rank::world], desc="tower features", unit="video", disable=rank > 0):
+            try:
+                path = self.path(name)
+                if path.is_file():
+                    self.hits += 1
+                    continue
+                pixels, _, times_s, duration_s = self.reader.video(name, None)
+            except VideoError:
+                continue
+            self.misses += 1
+            features = encode_frames(tower, pixels.to(device), CHUNK).cpu().contiguous()
+            tensors = {"features": features, "times_s": torch.as_tensor(np.asarray(times_s, np.float64))}
+            fresh = path.with_suffix(f".tmp{os.getpid()}")
+            save_file(tensors, fresh, metadata={"duration_s": repr(float(duration_s))})
+            os.replace(fresh, path)

@@ -1,0 +1,184 @@
+"""Batched generation: left-padded prompts, greedy or sampled, every span token turned into seconds as it is produced.
+
+Built on transformers' own loop through two of its hooks: after each step the state that predicts the next token is
+kept; before each step a span token just produced gets the embedding that the head makes of its prediction. Answers
+come out in neutral form. Knows batches of the collator; no files.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import PreTrainedTokenizerBase
+
+from videollm.heads import TemporalHead
+from videollm.loss import logits_of
+from videollm.passes import LayerTap, VideoLLMOutput
+from videollm.structures import Answer, FrameBatch, Prediction, Role
+
+
+@dataclass
+class GenerateOptions:
+    """How answers are produced; the defaults are greedy and therefore reproducible."""
+
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0  # never applied to span tokens: an answer may hold many
+
+
+@dataclass
+class SpanState:
+    """What one call of ``generate`` knows about time: the frames, and the prediction of every span token so far."""
+
+    head: TemporalHead
+    span_ids: Tensor  # [S]
+    owner: Tensor  # [B]
+    frames: FrameBatch | None = None
+    prefill_mask: Tensor | None = None
+    batch: dict | None = None
+    query: Tensor | None = None  # [B, D], the state that predicts the next token
+    steps: list[Prediction | None] = field(default_factory=list)
+
+    def record(self, ids: Tensor) -> Prediction | None:
+        """Take note of the tokens [B] just produced; the prediction of all rows if any of them is a span token."""
+        is_span = torch.isin(ids, self.span_ids)
+        found = self.head.predict(self.query, self.owner, self.frames) if bool(is_span.any()) else None
+        self.steps.append(found)
+        return found
+
+
+class SpanPenalty(LogitsProcessor):
+    """Repetition penalty over generated text that leaves span tokens alone (D2VLM spec section 5)."""
+
+    def __init__(self, penalty: float, span_ids: Tensor):
+        self.penalty, self.span_ids = penalty, span_ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        seen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, input_ids, True)
+        seen[:, self.span_ids] = False
+        penalised = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
+        return torch.where(seen, penalised, scores)
+
+
+class SpanGeneration:
+    """The generating half of ``VideoLLM``, over transformers' ``GenerationMixin``."""
+
+    @torch.no_grad()
+    def answer(
+        self, batch: dict, tokenizer: PreTrainedTokenizerBase, stop_id: int, options: GenerateOptions
+    ) -> list[tuple[Answer, str]]:
+        """Answers and finish reasons (``stop`` or ``length``) for a left-padded batch, in order."""
+        sequences, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options)
+        return [self._read(row, b, state, batch, tokenizer, stop_id) for b, row in enumerate(sequences.tolist())]
+
+    def generate_ids(
+        self, batch: dict, pad_id: int | None, stop_id: int, options: GenerateOptions
+    ) -> tuple[Tensor, SpanState]:
+        """Generated ids [B, S] (stop token included, then padding) and the state with every prediction."""
+        tokens = self.frame_tokens(batch)
+        frames = self.frame_batch(batch, tokens)
+        refs = self.refs(batch)
+        embeds = self.embed(batch, tokens)
+        late = (refs.role == Role.EVIDENCE) | (refs.role == Role.ANSWER)
+        if self.head.inject_layer is not None and bool(late.any()):
+            embeds = self.embed_refs(embeds, refs.select(~late), frames)
+            self._frame_states(batch, embeds, frames)
+            embeds = self.embed_refs(embeds, refs.select(late), frames)
+        else:
+            embeds = self.embed_refs(embeds, refs, frames)
+        rows = embeds.shape[0]
+        state = SpanState(self.head, torch.tensor(self.span_ids, device=embeds.device), batch["frame_row"].new_tensor(range(rows)))
+        state.frames, state.batch = frames, batch
+        sequences = self.generate(
+            inputs_embeds=embeds,
+            attention_mask=(batch["segment_ids"] >= 0).long(),
+            position_ids=batch["position_ids"],
+            generation_config=self._generation_config(pad_id, stop_id, options),
+            logits_processor=self._processors(options, state),
+            span_state=state,
+        )
+        if len(state.steps) < sequences.shape[1]:
+            state.record(sequences[:, -1])
+        return sequences, state
+
+    def _frame_states(self, batch: dict, embeds: Tensor, frames: FrameBatch) -> None:
+        """Frame states for a prompt that itself holds answered spans (earlier turns): one pass before the prefill."""
+        layer = self.head.inject_layer
+        states = self.run(batch, embeds, slice(0, embeds.shape[1]), {layer})
+        frames.states[layer] = self.states_of_frames(batch, states[layer])
+
+    def _generation_config(self, pad_id: int | None, stop_id: int, options: GenerateOptions) -> GenerationConfig:
+        sampling = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.do_sample else {}
+        return GenerationConfig(
+            max_new_tokens=options.max_new_tokens,
+            do_sample=options.do_sample,
+            eos_token_id=stop_id,
+            pad_token_id=stop_id if pad_id is None else pad_id,
+            **sampling,
+        )
+
+    def _processors(self, options: GenerateOptions, state: SpanState) -> LogitsProcessorList:
+        if options.repetition_penalty == 1.0:
+            return LogitsProcessorList()
+        return LogitsProcessorList([SpanPenalty(options.repetition_penalty, state.span_ids)])
+
+    def _read(
+        self, ids: list[int], row: int, state: SpanState, batch: dict, tokenizer: PreTrainedTokenizerBase, stop_id: int
+    ) -> tuple[Answer, str]:
+        """One row's answer: its ids up to the stop token, and the predictions of its span tokens."""
+        stopped = stop_id in ids
+        ids = ids[: ids.index(stop_id)] if stopped else ids
+        found = [state.steps[step] for step, token in enumerate(ids) if token in self.span_ids]
+        parts = [Prediction(p.seconds[row, None], p.score[row, None], p.raw[row, None]) for p in found]
+        prediction = Prediction.cat(parts) if parts else None
+        duration_s = float(batch["duration_s"][row])
+        return self.head.read(ids, prediction, tokenizer, duration_s), "stop" if stopped else "length"
+
+    # ---- hooks of transformers' loop -------------------------------------------------------------------------------
+
+    def prepare_inputs_for_generation(
+        self, input_ids, next_sequence_length=None, past_key_values=None, attention_mask=None, inputs_embeds=None,
+        is_first_iteration=False, position_ids=None, span_state=None, **kwargs,
+    ):  # fmt: skip
+        """First the prompt's embeddings; then the last token's, which for a span token the head makes."""
+        inputs = {"past_key_values": past_key_values, "attention_mask": attention_mask, "span_state": span_state}
+        if is_first_iteration:
+            return inputs | {"inputs_embeds": inputs_embeds, "position_ids": position_ids}
+        ids = input_ids[:, -1]
+        embeds = self.get_input_embeddings()(ids)  # [B, D]
+        prediction = span_state.record(ids)
+        if prediction is not None:
+            new = self.head.embed_predicted(embeds, prediction, span_state.owner, span_state.frames)
+            is_span = torch.isin(ids, span_state.span_ids)
+            embeds = torch.where(is_span[:, None], new.to(embeds.dtype), embeds)
+        return inputs | {"inputs_embeds": embeds[:, None], "position_ids": position_ids[:, -1:]}
+
+    def decode_step(
+        self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values: DynamicCache, state: SpanState
+    ):
+        """One forward of transformers' loop: logits of the last place only, and the next token's query state."""
+        prefill = state.query is None
+        head, batch = self.head, state.batch
+        layers = {-1, head.query_layer}
+        if prefill:
+            layers |= {*head.frame_layers} | ({head.inject_layer} if head.inject_layer is not None else set())
+            if not batch["plain_causal"]:
+                attention_mask = self.attention_mask(batch, slice(0, inputs_embeds.shape[1]), inputs_embeds.dtype)
+        with LayerTap(self.decoder, layers) as tap:
+            out = self.decoder(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=True,
+            )
+            states = tap.finish(inputs_embeds, out.last_hidden_state)
+        if prefill:
+            for layer in layers - {-1, head.query_layer} | set(head.frame_layers):
+                state.frames.states[layer] = self.states_of_frames(batch, states[layer])
+        state.query = states[head.query_layer][:, -1]
+        logits = logits_of(self.language_model, states[-1][:, -1:])
+        return VideoLLMOutput(logits=logits, past_key_values=out.past_key_values)

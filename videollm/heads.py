@@ -1,0 +1,183 @@
+"""The interface every temporal head implements, and the registry that finds a head by its name.
+
+A head decides how frames stand in the prompt, how spans are written, what embeds in their place, and how the hidden
+state before a span token becomes ``[start, end]`` seconds. It sees ``structures`` only: no files, no tokenizer state,
+no trainer. A head named ``foo`` lives in a package ``foo`` whose import registers it, so that a new head is one new
+folder and one config (docs/heads.md).
+"""
+
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from videollm.config import ConfigError, build
+from videollm.registry import new_registry
+from videollm.structures import Answer, FrameBatch, FrameSlot, Part, Prediction, SpanMark, SpanRefs, SpanSlot, Turn
+
+HEADS = new_registry("heads")
+
+
+@dataclass
+class HeadOptions:
+    """Options of a head without any; a head with options names its own dataclass as ``Options``."""
+
+
+class TemporalHead(nn.Module):
+    """Turns span tokens into seconds and back. Subclass, register with ``HEADS.register(name=...)``, override.
+
+    Layers count as in ``FrameBatch.states``. ``query_layer`` is the layer whose state *before* a span token is its
+    query; ``frame_layers`` are the layers whose frame states ``predict`` and ``loss`` read; ``inject_layer`` is the
+    layer whose frame states ``embed`` reads for answer spans, or None if it reads none (then no prefix pass is made).
+    """
+
+    Options: ClassVar[type] = HeadOptions
+    span_tokens: ClassVar[tuple[str, ...]] = ()  # empty: times are written as text
+    extra_tokens: ClassVar[tuple[str, ...]] = ()
+    query_layer: int = -1
+    frame_layers: tuple[int, ...] = ()
+    inject_layer: int | None = None
+
+    def __init__(self, options: HeadOptions, hidden_size: int):
+        super().__init__()
+        self.options = options
+        self.hidden_size = hidden_size
+
+    def reset_parameters(self) -> None:
+        """Initialise the head's own parameters; called when a model is made without a checkpoint of this head."""
+
+    # ---- wording -------------------------------------------------------------------------------------------------
+
+    def layout(self, num_frames: int) -> list[Part]:
+        """How a video's frames stand in the prompt; by default one after the other, nothing between them."""
+        return [FrameSlot(i) for i in range(num_frames)]
+
+    def compose(self, turns: Sequence[Turn], spans_s: Sequence[Sequence[float]], duration_s: float) -> list[Turn]:
+        """Neutral turns -> turns in this head's wording: every ``SpanMark`` becomes text or ``SpanSlot`` parts."""
+        raise NotImplementedError
+
+    def read(
+        self, token_ids: list[int], prediction: Prediction | None, tokenizer: PreTrainedTokenizerBase, duration_s: float
+    ) -> Answer:
+        """Generated ids (stop token removed) -> answer. ``prediction`` holds one row per span token, in order.
+
+        Span tokens are recognised by id and position, never by their spelling in the decoded text.
+        """
+        span_ids = set(tokenizer.convert_tokens_to_ids(list(self.span_tokens)))
+        start = self.answer_start(token_ids, tokenizer)
+        texts, piece = [], []
+        answer, evidence, scores, k = [], [], [], 0
+        for place, token in enumerate(token_ids):
+            if token not in span_ids:
+                if place >= start:
+                    piece.append(token)
+                continue
+            seconds = prediction.seconds[k].tolist()
+            if place >= start:
+                texts += [tokenizer.decode(piece, skip_special_tokens=True), span_text(*seconds)]
+                answer.append(seconds)
+                scores.append(prediction.score[k].item())
+                piece = []
+            else:
+                evidence.append(seconds)
+            k += 1
+        texts.append(tokenizer.decode(piece, skip_special_tokens=True))
+        text = " ".join(t.strip() for t in texts if t.strip())
+        return Answer(text, tokenizer.decode(token_ids), answer, evidence, scores)
+
+    def answer_start(self, token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+        """Index of the first token of the answer proper; a head with an evidence stage overrides it."""
+        return 0
+
+    # ---- embeddings ----------------------------------------------------------------------------------------------
+
+    def embed(self, token_embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
+        """What the tokens at ``refs`` (QUESTION, EVIDENCE, ANSWER, FRAME; N >= 0) look like. [N, D] -> [N, D]."""
+        return token_embeds
+
+    def embed_predicted(
+        self, token_embeds: Tensor, prediction: Prediction, owner: Tensor, frames: FrameBatch
+    ) -> Tensor:
+        """Generation: what a just produced span token looks like at the next step, from ``prediction.raw``. [N, D]."""
+        return token_embeds
+
+    # ---- time ----------------------------------------------------------------------------------------------------
+
+    def predict(self, queries: Tensor, owner: Tensor, frames: FrameBatch) -> Prediction:
+        """Query states [N, D] of rows ``owner`` [N] -> seconds, score, raw."""
+        raise NotImplementedError
+
+    def counts(self, refs: SpanRefs) -> dict[str, Tensor]:
+        """What the core divides each loss term by, after summing over ranks and accumulation steps. Scalars."""
+        return {}
+
+    def loss(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[str, Tensor]:
+        """Weighted sums of each loss term, same keys as ``counts``; attached to the graph even for N = 0."""
+        return {}
+
+    def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
+        """Log-probability of the true times, one a span [N], for preference training."""
+        raise NotImplementedError
+
+
+def span_text(start_s: float, end_s: float) -> str:
+    """The neutral spelling of a span in an answer's text."""
+    return f"[{start_s:.1f} s - {end_s:.1f} s]"
+
+
+def replace_marks(turn: Turn, slot) -> Turn:
+    """``turn`` with every ``SpanMark`` replaced by ``slot(mark)``."""
+    return Turn(turn.role, tuple(slot(p) if isinstance(p, SpanMark) else p for p in turn.parts))
+
+
+def marks(turn: Turn) -> list[SpanMark]:
+    """The span marks of a neutral turn, in order."""
+    return [p for p in turn.parts if isinstance(p, SpanMark)]
+
+
+def head_class(name: str) -> type[TemporalHead]:
+    """The head class registered as ``name``; imports the package of that name if it is not registered yet.
+
+    Raises:
+        ConfigError: there is no such head.
+    """
+    if name not in HEADS and re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+    if name not in HEADS:
+        known = ", ".join(sorted(HEADS.keys()))
+        raise ConfigError(f"model.head.name: no head {name!r}; registered: {known}. Is its package importable?")
+    return HEADS.get(name)
+
+
+def build_head(config: dict, hidden_size: int) -> TemporalHead:
+    """Make the head that ``config`` (``name`` and the head's options) describes.
+
+    Raises:
+        ConfigError: unknown head or option.
+    """
+    options = dict(config)
+    if "name" not in options:
+        raise ConfigError("model.head.name is missing: name a head, for example d2vlm, distime or text")
+    cls = head_class(options.pop("name"))
+    return cls(build(cls.Options, options, "model.head"), hidden_size)
+
+
+__all__ = [
+    "HEADS",
+    "HeadOptions",
+    "SpanSlot",
+    "TemporalHead",
+    "build_head",
+    "head_class",
+    "marks",
+    "replace_marks",
+    "span_text",
+]

@@ -1,0 +1,300 @@
+"""VideoLLM: vision tower + connector + language model + temporal head, as one ``PreTrainedModel``.
+
+A batch of ``collate.Collator`` comes in; for training a loss and its terms go out, for generation ``generate.py``
+takes over after the prompt is embedded. Frames become tokens, the head decides what stands in the place of spans,
+the language model's states before span tokens become seconds. Loss terms are sums that are divided by the counts of
+the whole optimisation step, so any split over ranks and accumulation steps gives the same number.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.configuration_utils import PretrainedConfig
+
+import videollm.text_head  # noqa: F401 - registers the head "text"
+from videollm.connectors import build_connector
+from videollm.generate import SpanGeneration, SpanState
+from videollm.heads import build_head
+from videollm.lora import add_lora
+from videollm.loss import supervised_cross_entropy
+from videollm.passes import LayerTap, VideoLLMOutput, scatter
+from videollm.structures import FrameBatch, Role, SpanRefs
+from videollm.vision import build_tower
+
+
+class VideoLLMConfig(PretrainedConfig):
+    """Everything needed to rebuild a model: parts, template, preprocessing and sampling.
+
+    ``vision``, ``connector``, ``head``, ``preprocess``, ``sampler`` and ``visual_tokens`` are the mappings of the
+    training config, kept as they are. ``token_ids`` maps the head's tokens to ids.
+    """
+
+    model_type = "videollm"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 - the base class declares it so
+
+    def __init__(
+        self,
+        text_config=None,
+        vision=None,
+        connector=None,
+        head=None,
+        template="plain",
+        visual_tokens=None,
+        token_ids=None,
+        bidirectional_frames=False,
+        preprocess=None,
+        sampler=None,
+        context_length=4096,
+        lora=None,
+        **kwargs,
+    ):
+        if isinstance(text_config, dict):
+            fields = dict(text_config)
+            text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        self.text_config = text_config
+        self.vision, self.connector, self.head = vision or {}, connector or {}, head or {}
+        self.template, self.visual_tokens, self.token_ids = template, visual_tokens or {}, token_ids or {}
+        self.bidirectional_frames = bidirectional_frames
+        self.preprocess, self.sampler, self.context_length = preprocess or {}, sampler or {}, context_length
+        self.lora = lora
+        super().__init__(**kwargs)
+
+
+class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
+    """See the module's docstring. Weights: ``vision_tower.*``, ``connector.*``, ``language_model.*``, ``head.*``."""
+
+    config_class = VideoLLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
+    _no_split_modules: list[str] = []  # noqa: RUF012 - the base class declares it so
+
+    def __init__(self, config: VideoLLMConfig):
+        super().__init__(config)
+        self.vision_tower = build_tower(config.vision)
+        # Gemma2's soft-capping has no SDPA path; asking for it raises.
+        attention = "eager" if config.text_config.model_type == "gemma2" else config._attn_implementation
+        self.language_model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config.text_config), attn_implementation=attention
+        )
+        hidden = config.text_config.hidden_size
+        self.connector = build_connector(config.connector, self.vision_tower.hidden_size, hidden)
+        self.head = build_head(config.head, hidden)
+        if config.lora:
+            add_lora(self.language_model, config.lora)
+        self.span_ids = sorted(config.token_ids[name] for name in self.head.span_tokens)
+        self.frozen_tower = True
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Parts bring their own initialisation: transformers' classes theirs, heads ``reset_parameters``."""
+
+    def train(self, mode: bool = True) -> "VideoLLM":
+        """Training mode; a frozen tower stays in evaluation mode (no dropout, fixed batch-norm statistics)."""
+        super().train(mode)
+        if self.frozen_tower:
+            self.vision_tower.eval()
+        return self
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model without its output layer."""
+        return self.language_model.model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output layer."""
+        return self.language_model.get_output_embeddings()
+
+    # ---- frames ----------------------------------------------------------------------------------------------------
+
+    def frame_tokens(self, batch: dict) -> Tensor:
+        """Tokens of all frames of a batch, [V, k, D]; a blank frame (V = 1) stands in where it has none.
+
+        The stand-in keeps every module on the graph of every rank; its tokens are used nowhere.
+        """
+        features = batch.get("features")
+        owner = batch["frame_row"]
+        if features is None:
+            pixels = batch.get("pixel_values")
+            if pixels is None:
+                shape = tower_shape(self.vision_tower)
+                pixels, owner = torch.zeros(1, *shape, device=owner.device, dtype=self.dtype), owner.new_zeros(1)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_tower):
+                features = self.vision_tower(pixels.to(self.dtype))
+        features = features.to(self.dtype)
+        if not self.connector.reads_question:
+            return self.connector(features)
+        return self.connector(
+            features, query_ids=batch["question_ids"], query_mask=batch["question_mask"], owner=owner
+        )
+
+    def frame_batch(self, batch: dict, tokens: Tensor) -> FrameBatch:
+        """Times and connector outputs of the frames, as a head sees them."""
+        frames = FrameBatch(batch["times_s"], batch["frame_mask"], batch["duration_s"])
+        frames.embeds = self.per_frame(batch, tokens)
+        return frames
+
+    def per_frame(self, batch: dict, tokens: Tensor) -> Tensor:
+        """Visual-token states [V, k, D] -> one vector a timed frame [B, F, D]; image tiles are left out."""
+        rows, columns = batch["frame_row"], batch["frame_col"]
+        out = tokens.new_zeros(*batch["times_s"].shape, tokens.shape[-1])  # [B, F, D]
+        count = rows.shape[0]
+        # Tiles (column -1) land in a column behind the last one, which is cut off: no boolean mask, no host sync.
+        out = torch.cat([out, out[:, :1]], 1)
+        column = torch.where(columns < 0, out.shape[1] - 1, columns)
+        return out.index_put((rows, column), tokens[:count].mean(1))[:, :-1]
+
+    def states_of_frames(self, batch: dict, states: Tensor) -> Tensor:
+        """Hidden states [B, L', D] of a pass -> one vector a frame [B, F, D]. L' may be the prefix only."""
+        length = batch["input_ids"].shape[1]
+        index = batch["visual_index"]
+        rows, columns = index // length, index % length
+        picked = states[rows, columns]  # [V * k, D]
+        frames = batch["frame_row"].shape[0]
+        return self.per_frame(batch, picked.view(frames, -1, picked.shape[-1]) if frames else picked[:, None])
+
+    # ---- embeddings ------------------------------------------------------------------------------------------------
+
+    def refs(self, batch: dict) -> SpanRefs:
+        """The batch's span places."""
+        names = ("index", "query_index", "owner", "sample", "role", "event", "frame", "seconds")
+        return SpanRefs(**{n: batch[f"ref_{n}"] for n in names}, num_samples=batch["num_samples"])
+
+    def embed(self, batch: dict, tokens: Tensor) -> Tensor:
+        """Input embeddings with the frames in place, [B, L, D]."""
+        embeds = self.get_input_embeddings()(batch["input_ids"])
+        visual = tokens.flatten(0, 1)
+        # A stand-in frame is tied in with weight zero.
+        keep = batch["visual_index"].shape[0]
+        embeds = embeds + 0.0 * visual[keep:].sum() if keep < visual.shape[0] else embeds
+        return scatter(embeds, batch["visual_index"], visual[:keep].to(embeds.dtype))
+
+    def embed_refs(self, embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
+        """``embeds`` with what the head puts at ``refs``."""
+        old = embeds.flatten(0, 1)[refs.index]  # [N, D]
+        return scatter(embeds, refs.index, self.head.embed(old, refs, frames).to(embeds.dtype))
+
+    # ---- passes ----------------------------------------------------------------------------------------------------
+
+    def attention_mask(self, batch: dict, queries: slice, dtype: torch.dtype) -> Tensor:
+        """Additive mask [B, 1, Q, K] for the given query columns and all key columns up to their last.
+
+        A place sees what is not behind it in its own segment or the prefix, and all of its own run of frames.
+        """
+        stop = queries.stop
+        segment, block = batch["segment_ids"][:, :stop], batch["block_ids"][:, :stop]
+        column = torch.arange(stop, device=segment.device)
+        seg_q, blk_q, col_q = segment[:, queries, None], block[:, queries, None], column[queries, None]
+        seg_k, blk_k = segment[:, None], block[:, None]
+        order = (column <= col_q) | ((blk_q == blk_k) & (blk_q >= 0))
+        # Padded places see themselves, so that no softmax is empty.
+        allowed = ((seg_k == 0) | (seg_k == seg_q)) & (seg_k >= 0) & order | (column == col_q)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=segment.device)
+        return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+    def run(
+        self, batch: dict, embeds: Tensor, columns: slice, layers: set[int], cache: DynamicCache | None = None
+    ) -> dict[int, Tensor]:
+        """One pass of the decoder over ``columns``; the wanted layers' states [B, Q, D]."""
+        if batch["plain_causal"] and columns.start == 0:
+            mask = (batch["segment_ids"][:, columns] >= 0).long()
+        else:
+            mask = self.attention_mask(batch, columns, embeds.dtype)
+        with LayerTap(self.decoder, layers) as tap:
+            out = self.decoder(
+                inputs_embeds=embeds[:, columns],
+                attention_mask=mask,
+                position_ids=batch["position_ids"][:, columns],
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+            return tap.finish(embeds[:, columns], out.last_hidden_state)
+
+    def training_states(
+        self, batch: dict, embeds: Tensor, refs: SpanRefs, frames: FrameBatch
+    ) -> dict[int, Tensor]:
+        """States [B, L, D] of the layers that the loss and the head read, spans embedded.
+
+        A head that injects frame states needs them first: one pass over the prefix, whose keys and values the second
+        pass reuses. Gradient checkpointing drops that cache; then the second pass covers the prefix again.
+        """
+        head, length = self.head, embeds.shape[1]
+        layers = {-1, head.query_layer, *head.frame_layers}
+        late = (refs.role == Role.EVIDENCE) | (refs.role == Role.ANSWER)
+        if head.inject_layer is None or not batch["prefix_columns"]:
+            embeds = self.embed_refs(embeds, refs, frames)
+            return self.run(batch, embeds, slice(0, length), layers)
+        embeds = self.embed_refs(embeds, refs.select(~late), frames)
+        cut = batch["prefix_columns"]
+        checkpointing = self.training and self.language_model.is_gradient_checkpointing
+        cache = None if checkpointing else DynamicCache(config=self.config.text_config)
+        prefix = self.run(batch, embeds, slice(0, cut), layers | {head.inject_layer}, cache)
+        frames.states[head.inject_layer] = self.states_of_frames(batch, prefix[head.inject_layer])
+        embeds = self.embed_refs(embeds, refs.select(late), frames)
+        if checkpointing:
+            return self.run(batch, embeds, slice(0, length), layers)
+        text = self.run(batch, embeds, slice(cut, length), layers, cache)
+        return {layer: torch.cat([prefix[layer], text[layer]], 1) for layer in layers}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        span_state: SpanState | None = None,
+        counts: dict[str, Tensor] | None = None,
+        **batch,
+    ) -> VideoLLMOutput:
+        """Training on a batch of the collator, or (with ``span_state``) one step of generation.
+
+        ``counts`` are the divisors of the loss terms over the whole optimisation step; by default this batch's own.
+        """
+        if span_state is not None:
+            return self.decode_step(
+                input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, span_state
+            )
+        batch |= {"input_ids": input_ids, "position_ids": position_ids}
+        refs = self.refs(batch)
+        tokens = self.frame_tokens(batch)
+        frames = self.frame_batch(batch, tokens)
+        states = self.training_states(batch, self.embed(batch, tokens), refs, frames)
+        for layer in self.head.frame_layers:
+            frames.states[layer] = self.states_of_frames(batch, states[layer])
+        spans = refs.select(refs.role != Role.FRAME)
+        queries = states[self.head.query_layer].flatten(0, 1)[spans.query_index]  # [N, D]
+        sums = self.head.loss(queries, spans, frames)
+        sums["lm"] = supervised_cross_entropy(
+            self.language_model, states[-1].flatten(0, 1), batch["label_index"], batch["label_ids"], batch["label_weight"]
+        )
+        counts = counts or self.counts(batch)
+        terms = {name: value / counts[name].to(value.device).clamp(min=1e-6) for name, value in sums.items()}
+        return VideoLLMOutput(loss=sum(terms.values()), terms={n: t.detach() for n, t in terms.items()})
+
+    def counts(self, batch: dict) -> dict[str, Tensor]:
+        """What each loss term of this batch is to be divided by; sums over batches are right for several."""
+        refs = self.refs(batch)
+        return {"lm": batch["label_weight"].sum(), **self.head.counts(refs.select(refs.role != Role.FRAME))}
+
+
+def tower_shape(tower: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of one frame as the tower takes it."""
+    size = tower.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return getattr(tower.config, "num_channels", 3), height, width
+
+
+AutoConfig.register(VideoLLMConfig.model_type, VideoLLMConfig, exist_ok=True)

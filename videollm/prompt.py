@@ -1,0 +1,205 @@
+"""From a conversation to token ids: template, the head's wording, and where frames and spans stand.
+
+In goes a neutral conversation with its spans and the number of frames; out comes a ``Prompt``: ids, which of them are
+supervised, and the place of every visual token and span token. Literal text is tokenised so that it can never become
+a special token, whatever a user writes. It opens no video and runs no network.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from videollm.config import ConfigError
+from videollm.heads import TemporalHead
+from videollm.structures import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
+from videollm.templates import Template
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """How the visual tokens of a frame stand in the prompt.
+
+    ``token`` is the placeholder, repeated ``per_frame`` times; ``start`` and ``end`` wrap each run of adjacent frames
+    (InternVL's ``<img>`` and ``</img>``); ``after`` is the text behind a whole video or image.
+    """
+
+    token: str
+    per_frame: int
+    start: str = ""
+    end: str = ""
+    after: str = "\n"
+
+
+@dataclass
+class Ref:
+    """Place of one span token or frame-time token in a prompt."""
+
+    position: int
+    role: Role
+    span: int = -1
+    event: int = -1
+    frame: int = -1
+
+
+@dataclass
+class Prompt:
+    """One tokenised conversation of L tokens. ``prefix_length`` tokens, up to the last visual token, ask nothing."""
+
+    ids: list[int] = field(default_factory=list)
+    supervised: list[bool] = field(default_factory=list)
+    block: list[int] = field(default_factory=list)  # run of adjacent visual tokens, -1 elsewhere
+    visual: list[int] = field(default_factory=list)  # positions of the visual tokens, in order
+    refs: list[Ref] = field(default_factory=list)
+    prefix_length: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class PromptEncoder:
+    """Turns conversations into prompts for one tokenizer, template, head and visual layout.
+
+    Raises:
+        ConfigError: at construction, if the tokenizer lacks a token that the template or the head needs.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: Template, head: TemporalHead, visual: VisualTokens
+    ):
+        self.tokenizer, self.template, self.head, self.visual = tokenizer, template, head, visual
+        self.special = {t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        names = sorted(self.special, key=len, reverse=True)
+        self.split = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        needed = [template.stop, visual.token, visual.start, visual.end, *head.span_tokens, *head.extra_tokens]
+        for name in filter(None, needed):
+            if name not in self.special:
+                raise ConfigError(
+                    f"tokenizer: no special token {name!r}, which the {template.name} template or the head needs; "
+                    "use the tokenizer saved with the checkpoint, or add the token"
+                )
+        self.stop_id = self.special[template.stop][0]
+        empty = tokenizer("").input_ids
+        self.bos = empty[:1] if empty and empty[0] == tokenizer.bos_token_id else []
+
+    def encode(
+        self,
+        turns: Sequence[Turn],
+        spans_s: Sequence[Sequence[float]],
+        visuals: Sequence[tuple[str, int]],
+        duration_s: float,
+    ) -> Prompt:
+        """Encode a conversation; one that ends in a user turn is left open for generation.
+
+        Args:
+            turns: neutral turns.
+            spans_s: [start, end] in seconds for every span mark.
+            visuals: ``("video" | "image", number of frames or tiles)`` for every visual mark.
+            duration_s: of the video; 0 where there is none.
+        """
+        parts: list[tuple[Part, bool]] = []
+        composed = self.head.compose(turns, spans_s, duration_s)
+        template = self.template
+        if template.system and composed[0].role != "system":
+            composed = [Turn("system", (template.system_message,)), *composed]
+        for i, turn in enumerate(composed):
+            parts += self._turn(turn, last=i == len(composed) - 1, visuals=visuals)
+        if composed[-1].role == "user":
+            parts += self._template(template.assistant)
+        return self._assemble(parts)
+
+    def _turn(self, turn: Turn, last: bool, visuals: Sequence[tuple[str, int]]) -> list[tuple[Part, bool]]:
+        """Parts of one turn with what the template puts around it; True where supervised."""
+        template = self.template
+        inner = [p for part in turn.parts for p in self._visual(part, visuals)]
+        if turn.role == "assistant":
+            tail = template.closing if last else template.between
+            body = [(p, True) for p in inner] + [(Token(template.stop), True)]
+            return [*self._template(template.assistant), *body, *self._template(tail)]
+        if turn.role == "system" and template.system is None:
+            return [(p, False) for p in (*inner, "\n")]
+        before, after = template.system if turn.role == "system" else template.user
+        return [*self._template(before), *((p, False) for p in inner), *self._template(after)]
+
+    def _template(self, text: str) -> list[tuple[Part, bool]]:
+        """A template's own string, where the names of special tokens are special tokens."""
+        parts, place = [], 0
+        for match in self.split.finditer(text):
+            parts += [(text[place : match.start()], False), (Token(match.group()), False)]
+            place = match.end()
+        return [*parts, (text[place:], False)]
+
+    def _visual(self, part: Part, visuals: Sequence[tuple[str, int]]) -> list[Part]:
+        """A visual mark as its frames; any other part as it is."""
+        if not isinstance(part, VisualMark):
+            return [part]
+        kind, count = visuals[part.visual]
+        frames = self.head.layout(count) if kind == "video" else [FrameSlot(i) for i in range(count)]
+        return [*frames, self.visual.after]
+
+    def _assemble(self, parts: list[tuple[Part, bool]]) -> Prompt:
+        """Tokenise. Adjacent literal text of the same supervision is one string, as byte-pair merges demand."""
+        prompt = Prompt(list(self.bos), [False] * len(self.bos), [-1] * len(self.bos))
+        text, text_supervised, strip, runs = "", False, False, 0
+        for i, (part, supervised) in enumerate(parts):
+            if isinstance(part, str):
+                if text and supervised != text_supervised:
+                    self._literal(prompt, text, text_supervised, strip)
+                    text, strip = "", False
+                text, text_supervised = text + part, supervised
+                continue
+            if text:
+                lstrip = isinstance(part, Token) and self.special[part.text][1].lstrip
+                self._literal(prompt, text.rstrip() if lstrip else text, text_supervised, strip)
+                text, strip = "", False
+            if isinstance(part, FrameSlot):
+                before = i > 0 and isinstance(parts[i - 1][0], FrameSlot)
+                behind = i + 1 < len(parts) and isinstance(parts[i + 1][0], FrameSlot)
+                runs += not before
+                self._frame(prompt, part, runs - 1, opens=not before, closes=not behind)
+            else:
+                strip = self._slot(prompt, part, supervised)
+        if text:
+            self._literal(prompt, text, text_supervised, strip)
+        return prompt
+
+    def _literal(self, prompt: Prompt, text: str, supervised: bool, strip: bool) -> None:
+        """Append ordinary text; ``strip`` if the special token before it swallows white space."""
+        text = text.lstrip() if strip else text
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids if text else []
+        self._append(prompt, ids, supervised)
+
+    def _append(self, prompt: Prompt, ids: list[int], supervised: bool, block: int = -1) -> None:
+        prompt.ids += ids
+        prompt.supervised += [supervised] * len(ids)
+        prompt.block += [block] * len(ids)
+
+    def _slot(self, prompt: Prompt, part: Token | SpanSlot | FrameTimeSlot, supervised: bool) -> bool:
+        """Append one special token; returns whether it swallows the white space behind it."""
+        name = part.text if isinstance(part, Token) else part.token
+        if name not in self.special:
+            raise ConfigError(f"tokenizer: no special token {name!r}; use the tokenizer saved with the checkpoint")
+        if isinstance(part, SpanSlot):
+            prompt.refs.append(Ref(len(prompt), part.role, span=part.span, event=part.event))
+        elif isinstance(part, FrameTimeSlot):
+            prompt.refs.append(Ref(len(prompt), Role.FRAME, frame=part.frame))
+        token_id, token = self.special[name]
+        self._append(prompt, [token_id], supervised)
+        return token.rstrip
+
+    def _frame(self, prompt: Prompt, part: FrameSlot, run: int, opens: bool, closes: bool) -> None:
+        """Append the visual tokens of one frame, wrapped at the ends of a run of frames."""
+        visual = self.visual
+        if opens and visual.start:
+            self._append(prompt, [self.special[visual.start][0]], False)
+        places = range(len(prompt), len(prompt) + visual.per_frame)
+        prompt.visual += places
+        if part.timed:
+            prompt.refs += [Ref(p, Role.FRAME, frame=part.frame) for p in places]
+        self._append(prompt, [self.special[visual.token][0]] * visual.per_frame, False, block=run)
+        if closes and visual.end:
+            self._append(prompt, [self.special[visual.end][0]], False)
+        prompt.prefix_length = len(prompt)
+
+

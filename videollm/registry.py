@@ -1,0 +1,23 @@
+"""The one place where nncore is imported.
+
+nncore imports OpenCV for parts that this project does not use, and takes a missing system library for a missing
+package. Its registry works without OpenCV, so that warning is silenced here and nothing else of nncore is touched.
+Each registry lives beside what it registers (``HEADS`` in ``heads.py`` and so on); this module knows none of them.
+"""
+
+import warnings
+
+try:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please install opencv-python")
+        from nncore import Registry
+except ImportError as error:
+    raise ImportError(
+        f"nncore could not be imported ({error}). Install it with `pip install nncore`; if the error names a shared "
+        "library such as libGL.so.1, install the system packages: apt install libgl1 libglib2.0-0 libxcb1"
+    ) from error
+
+
+def new_registry(name: str) -> Registry:
+    """An empty registry; ``name`` appears in its error messages. Fill it with ``@registry.register(name=...)``."""
+    return Registry(name)

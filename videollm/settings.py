@@ -1,0 +1,135 @@
+"""The options of a training run, as one tree of dataclasses; ``configs/*.yaml`` fill it.
+
+Every field has a one-line comment. Paths are as the user writes them (relative to the working folder). What a head,
+a tower or a connector can be told is checked by that part, not here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from videollm.config import ConfigError
+from videollm.generate import GenerateOptions
+from videollm.transforms import Preprocess
+from videollm.video import Sampler
+
+PARTS = ("vision_tower", "connector", "language_model", "embeddings", "lm_head", "lora", "head")
+
+
+@dataclass
+class VisualTokenSettings:
+    """How a frame's tokens stand in the prompt (``prompt.VisualTokens``)."""
+
+    token: str = "<frame>"  # placeholder, a special token; added to the tokenizer if it is missing
+    start: str = ""  # special token before a run of frames
+    end: str = ""  # special token behind it
+    after: str = "\n"  # text behind a video or image
+
+
+@dataclass
+class ModelSettings:
+    """What the model is made of. With ``checkpoint``, everything that is not given comes from there."""
+
+    checkpoint: str | None = None  # folder of a VideoLLM to start from
+    vision: dict = field(default_factory=dict)  # {type: internvl | instructblip | conv, ...fields of its config}
+    vision_weights: str | None = None  # folder or hub name with the tower's weights
+    connector: dict = field(default_factory=dict)  # {type: mlp | qformer | linear, ...}
+    language: dict = field(default_factory=dict)  # {model_type: qwen2 | llama | phi3 | gemma2, ...fields}
+    language_weights: str | None = None  # folder or hub name; then ``language`` holds overrides only
+    head: dict = field(default_factory=dict)  # {name: d2vlm | distime | text | yours, ...its options}
+    tokenizer: str | None = None  # folder or hub name; by default that of the checkpoint or language_weights
+    question_tokenizer: str | None = None  # for a connector that reads the question
+    word_vectors: str | None = None  # safetensors {word: [Dv]}: initial embeddings of these words (tiny models)
+    template: str | None = None  # chat template, see templates.py
+    visual_tokens: VisualTokenSettings | None = None
+    bidirectional_frames: bool | None = None  # frames of a video see each other (E.T. Chat, D2VLM)
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+
+@dataclass
+class DataSettings:
+    """Annotations and how their videos are read."""
+
+    train: list[str] = field(default_factory=list)  # annotation files
+    validation: list[str] = field(default_factory=list)  # annotation files, answered by free generation
+    videos: str = "."  # root of all relative video and image paths
+    sampler: Sampler | None = None  # frame sampling; a checkpoint keeps its own
+    preprocess: Preprocess | None = None
+    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    pack: bool = False  # all questions of a video behind one prefix (not for connectors that read the question)
+    max_questions: int = 16  # of one packed row
+    max_length: int | None = None  # tokens of one conversation; frames are dropped uniformly to fit
+    max_tiles: int = 1  # of an image
+    workers: int = 0  # processes that read videos
+    max_bad_fraction: float = 0.0  # share of unreadable videos that is tolerated; they are skipped and named
+    features: str | None = None  # folder for the frozen tower's features, computed once
+
+
+@dataclass
+class PartSettings:
+    """Of one part of the model; None means the run's own value."""
+
+    train: bool | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters on the language model."""
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+
+@dataclass
+class TrainSettings:
+    """The optimisation. ``batch_size`` counts dataset items (packed videos) on one process."""
+
+    output: str = "runs/train"  # folder of checkpoints and logs
+    steps: int | None = None  # optimisation steps; or
+    epochs: float = 1.0  # passes over the data
+    batch_size: int = 1
+    accumulation: int = 1
+    lr: float = 2e-5
+    weight_decay: float = 0.0
+    betas: tuple[float, ...] = (0.9, 0.999)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    min_lr_ratio: float = 0.0  # of the cosine's end
+    warmup: float = 0.03  # steps if 1 or more, else share of all steps
+    clip: float = 1.0  # gradient norm
+    seed: int = 42
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    deepspeed: str | None = None  # DeepSpeed JSON file
+    parts: dict[str, PartSettings] = field(default_factory=dict)  # by part, see PARTS
+    lora: LoraSettings | None = None
+    merge_lora: bool = True  # fold the adapters into the final model
+    loss_average: Literal["tokens", "samples"] = "tokens"  # what the language-model loss is a mean over
+    log_every: int = 10  # steps
+    save_every: int | None = None  # steps; by default once, at the end
+    keep: int = 2  # checkpoints
+    resume: bool = False  # go on from the last checkpoint in ``output``
+    validate_every: int | None = None  # steps; None: no validation
+    validation_size: int = 200  # at most so many records of data.validation
+    metric: str = "all_benchmark_eval.spans:grounding_scores"  # (predicted spans, true spans) -> {name: value}
+    best: str | None = None  # validation metric that chooses the best checkpoint (higher is better)
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard, wandb
+
+    def __post_init__(self):
+        for part in self.parts:
+            if part not in PARTS:
+                raise ConfigError(f"train.parts.{part}: no such part; parts are {', '.join(PARTS)}")
+        if self.best and not self.validate_every:
+            raise ConfigError("train.best: needs train.validate_every, the steps between validations")
+
+
+@dataclass
+class Settings:
+    """A whole run."""
+
+    model: ModelSettings
+    data: DataSettings
+    train: TrainSettings = field(default_factory=TrainSettings)
+    generate: GenerateOptions = field(default_factory=GenerateOptions)

@@ -1,0 +1,362 @@
+"""The moving-shapes data set: real H.264 files in which coloured shapes do known things at known times.
+
+In: four counts and a seed. Out: ``DIR/videos/<split>/NNNNN.mp4``, ``DIR/<split>.jsonl`` in the repository's annotation
+schema, and ``DIR/manifest.json``, written last, so its existence means the data set is complete. A clip depends only
+on (seed, split, number), never on the counts or on the number of processes. The distribution is fixed: published
+numbers of the quickstart belong to it, so a change of it must raise ``VERSION``. Knows no model and no tokenizer.
+
+    python -m videollm.synthetic --output DIR --train 1500 --val 100 --test 300 --unseen 100 --seed 0 --workers 2
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+VERSION = 1
+SOURCE = "moving_shapes"
+SPLITS = ("train", "val", "test", "unseen")
+DEFAULT_COUNTS = {"train": 1500, "val": 100, "test": 300, "unseen": 100}
+FPS = 4
+SIZE = 64  # pixels a side
+DURATION_S = (20, 60)
+EVENT_SHARE = (0.12, 0.45)  # of the clip
+OVERLAP_CHANCE = 0.15  # that one pair of neighbouring events overlaps, where a clip has two or three
+HARD_CHANCE = 0.5  # that an extra event shares two attributes with an earlier one
+DENSE_EVERY = 2  # train: every second clip has a dense caption
+CHOICE_OF_FIVE = (1, 3)  # train: two clips of five have a multiple-choice question
+LETTERS = ("(a)", "(b)", "(c)", "(d)")
+
+COLORS = {"red": (220, 50, 50), "green": (50, 190, 70), "blue": (60, 90, 230), "yellow": (225, 205, 60)}
+SHAPES = ("circle", "square", "triangle")
+MOTIONS = {"left": "moving left", "right": "moving right", "up": "moving up", "growing": "growing"}
+
+
+class Kind(NamedTuple):
+    """What happens in an event. Motion is one of ``MOTIONS``."""
+
+    color: str
+    shape: str
+    motion: str
+
+
+EVENT_KINDS = tuple(Kind(*names) for names in product(COLORS, SHAPES, MOTIONS))
+# Never in train, val or test. Every attribute is frequent among the others: only the combination is new.
+UNSEEN_KINDS = (
+    Kind("red", "circle", "left"),
+    Kind("green", "square", "right"),
+    Kind("blue", "triangle", "up"),
+    Kind("yellow", "circle", "growing"),
+    Kind("red", "square", "up"),
+    Kind("green", "triangle", "left"),
+)
+SEEN_KINDS = tuple(kind for kind in EVENT_KINDS if kind not in UNSEEN_KINDS)
+
+
+def phrase(kind: Kind) -> str:
+    """How the data set names a kind: ``red circle moving left``."""
+    return f"{kind.color} {kind.shape} {MOTIONS[kind.motion]}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One shape in frames ``start`` <= t < ``end``; its motion starts anew every ``cycle`` frames."""
+
+    kind: Kind
+    start: int
+    end: int
+    radius: float  # pixels; a growing shape has GROW_RADIUS instead
+    center: tuple[float, float]  # x, y in pixels; the axis of the motion is not used
+    cycle: float
+    shade: float  # brightness factor
+
+    @property
+    def span(self) -> list[float]:
+        """[start, end] in seconds."""
+        return [self.start / FPS, self.end / FPS]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """All that ``render`` needs: events in order of start, grey boxes (x0, y0, x1, y1, grey) and noise by seed."""
+
+    num_frames: int
+    events: tuple[Event, ...]
+    background: int
+    clutter: tuple[tuple[int, int, int, int, int], ...]
+    noise_seed: int
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.num_frames / FPS
+
+
+GROW_RADIUS = (5.0, 16.0)
+
+
+def make_clip(rng: np.random.Generator, unseen: bool = False) -> Clip:
+    """Draw a clip of one to three events of different kinds.
+
+    All kinds are among ``SEEN_KINDS``; with ``unseen`` one event is among ``UNSEEN_KINDS`` and the others are any.
+    """
+    num_frames = int(rng.integers(DURATION_S[0] * FPS, DURATION_S[1] * FPS + 1))
+    kinds = _draw_kinds(rng, int(rng.integers(1, 4)), unseen)
+    events = []
+    for kind, (start, end) in zip(kinds, _draw_intervals(rng, len(kinds), num_frames), strict=True):
+        events.append(
+            Event(
+                kind=kind,
+                start=start,
+                end=end,
+                radius=float(rng.uniform(9, 13)),
+                center=(float(rng.uniform(22, 42)), float(rng.uniform(22, 42))),
+                # Six to ten of 32 uniform samples: 4-7 px (or 1-2 px of radius) between two samples of any clip.
+                cycle=float(num_frames * rng.uniform(0.2, 0.3)),
+                shade=float(rng.uniform(0.85, 1.0)),
+            )
+        )
+    boxes = []
+    for _ in range(int(rng.integers(2, 6))):
+        x, y = (int(v) for v in rng.integers(-6, SIZE - 6, 2))
+        width, height = (int(v) for v in rng.integers(6, 20, 2))
+        boxes.append((max(x, 0), max(y, 0), x + width, y + height, int(rng.integers(50, 160))))
+    return Clip(num_frames, tuple(events), int(rng.integers(60, 130)), tuple(boxes), int(rng.integers(2**31)))
+
+
+def _draw_kinds(rng: np.random.Generator, count: int, unseen: bool) -> list[Kind]:
+    """``count`` different kinds in random order; about half of those after the first are hard distractors."""
+    allowed = EVENT_KINDS if unseen else SEEN_KINDS
+    first = UNSEEN_KINDS if unseen else SEEN_KINDS
+    kinds = [first[rng.integers(len(first))]]
+    while len(kinds) < count:
+        options = [kind for kind in allowed if kind not in kinds]
+        if rng.random() < HARD_CHANCE:
+            near = kinds[rng.integers(len(kinds))]
+            options = [kind for kind in options if _shared(kind, near) == 2]
+        kinds.append(options[rng.integers(len(options))])
+    return [kinds[i] for i in rng.permutation(count)]
+
+
+def _shared(a: Kind, b: Kind) -> int:
+    """Number of attributes that two kinds share."""
+    return sum(x == y for x, y in zip(a, b, strict=True))
+
+
+def _draw_intervals(rng: np.random.Generator, count: int, num_frames: int) -> list[tuple[int, int]]:
+    """``count`` frame intervals [start, end) in order of start; at most one pair of neighbours overlaps."""
+    low, high = math.ceil(EVENT_SHARE[0] * num_frames), math.floor(EVENT_SHARE[1] * num_frames)
+    while True:  # three long events may not fit; more than half of the draws do
+        lengths = np.round(low + (high - low) * rng.random(count) ** 2).astype(int)  # short events are more frequent
+        if lengths.sum() <= 0.88 * num_frames:
+            break
+    overlap = np.zeros(count, dtype=int)  # with the event before
+    if count > 1 and rng.random() < OVERLAP_CHANCE:
+        pair = int(rng.integers(1, count))
+        overlap[pair] = round(rng.uniform(0.2, 0.5) * lengths[pair - 1 : pair + 1].min())
+    free = num_frames - lengths.sum() + overlap.sum()
+    cuts = np.sort(rng.integers(0, free + 1, count))
+    gaps = np.diff(cuts, prepend=0)
+    # An overlapping pair has no gap: the overlap takes its place and the gap moves behind the last event.
+    gaps = np.where(overlap > 0, -overlap, gaps)
+    starts = np.cumsum(gaps) + np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    return [(int(s), int(s + n)) for s, n in zip(starts, lengths, strict=True)]
+
+
+def render(clip: Clip) -> np.ndarray:
+    """Draw a clip. Returns uint8 [T, 64, 64, 3], RGB; the same clip gives the same pixels."""
+    rng = np.random.default_rng(clip.noise_seed)
+    still = np.full((SIZE, SIZE), clip.background, dtype=np.int16)
+    for x0, y0, x1, y1, grey in clip.clutter:
+        still[y0:y1, x0:x1] = grey
+    # One noise picture, read through a window that jumps: a fresh sample for every pixel would cost more than the rest.
+    noise = rng.normal(0, 5, (SIZE + 32, SIZE + 32)).round().astype(np.int16)
+    windows = np.lib.stride_tricks.sliding_window_view(noise, (SIZE, SIZE))
+    rows, columns = rng.integers(0, 33, (2, 1)).repeat(clip.num_frames,1)
+    noise = windows[rows, columns]  # [T, 64, 64]
+    video = np.repeat((still + noise)[..., None], 3, axis=-1)  # [T, 64, 64, 3]
+    for event in clip.events:
+        mask = _shape_mask(event)  # [n, 64, 64]
+        color = (np.array(COLORS[event.kind.color]) * event.shade).astype(np.int16)
+        part = slice(event.start, event.end)
+        video[part][mask] = color + noise[part][mask][:, None]
+    return video.clip(0, 255).astype(np.uint8)
+
+
+def _shape_mask(event: Event) -> np.ndarray:
+    """Where the shape is in its frames, bool [end - start, 64, 64]. A shape never leaves the picture."""
+    frames = np.arange(event.end - event.start, dtype=np.float32)
+    phase = (frames / event.cycle) % 1  # [n]
+    radius = np.full_like(frames, event.radius)
+    x, y = (np.full_like(frames, value) for value in event.center)
+    travel = event.radius + phase * (SIZE - 2 * event.radius)  # from one edge to the other
+    match event.kind.motion:
+        case "left":
+            x = SIZE - travel
+        case "right":
+            x = travel
+        case "up":
+            y = SIZE - travel
+        case "growing":
+            radius = GROW_RADIUS[0] + phase * (GROW_RADIUS[1] - GROW_RADIUS[0])
+    grid = np.arange(SIZE, dtype=np.float32) + 0.5
+    dx = (grid - x[:, None])[:, None, :]  # [n, 1, 64]
+    dy = (grid - y[:, None])[:, :, None]  # [n, 64, 1]
+    r = radius[:, None, None]
+    match event.kind.shape:
+        case "circle":
+            return dx**2 + dy**2 <= r**2
+        case "square":
+            return (np.abs(dx) <= 0.9 * r) & (np.abs(dy) <= 0.9 * r)
+        case _:  # a triangle that stands on its base
+            return (np.abs(dx) <= (dy + r) / 2) & (dy <= r)
+
+
+def write_video(path: Path, frames: np.ndarray) -> None:
+    """Encode uint8 [T, H, W, 3] at ``FPS`` as H.264 with closed groups of pictures; one thread, so bytes repeat."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"preset": "ultrafast", "crf": "18", "x264-params": "keyint=48:open-gop=0"}
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def annotate(clip: Clip, split: str, index: int, rng: np.random.Generator) -> list[dict]:
+    """The annotation records of one clip.
+
+    Train: one grounding record an event, a dense caption in every second clip, a multiple choice in two of five.
+    The other splits have all three for every clip; ``unseen`` asks only after unseen kinds.
+    """
+    asked = [event for event in clip.events if split != "unseen" or event.kind in UNSEEN_KINDS]
+    records = []
+
+    def add(name: str, task: str, question: str, answer: str, spans: list[list[float]]) -> None:
+        turns = [{"from": "human", "value": f"<video>\n{question}"}, {"from": "gpt", "value": answer}]
+        head = {"id": f"{split}-{index:05d}-{name}", "video": f"{split}/{index:05d}.mp4", "duration": clip.duration}
+        target = [second for span in spans for second in span]
+        events = [event.kind._asdict() | {"span": event.span} for event in clip.events]
+        records.append(head | {"task": task, "source": SOURCE, "conversations": turns, "tgt": target, "events": events})
+
+    for number, event in enumerate(asked):
+        question = f"when does the {phrase(event.kind)} happen ?"
+        add(f"grounding{number}", "grounding", question, "it happens at <span> .", [event.span])
+    if split != "train" or index % DENSE_EVERY == 0:
+        answer = " ".join(f"<span> {phrase(event.kind)} ." for event in clip.events)
+        add("dense", "dense_caption", "describe every event with its time .", answer, [e.span for e in clip.events])
+    if split != "train" or index % 5 in CHOICE_OF_FIVE:
+        event = asked[rng.integers(len(asked))]
+        question, letter = _choice_question(clip, event, EVENT_KINDS if split == "unseen" else SEEN_KINDS, rng)
+        add("choice", "grounded_mc", question, f"{phrase(event.kind)} {letter} <span> .", [event.span])
+    return records
+
+
+def _choice_question(clip: Clip, event: Event, kinds: tuple[Kind, ...], rng: np.random.Generator) -> tuple[str, str]:
+    """The question with four options, of which only ``event`` happens in the clip, and the letter of it."""
+    absent = [kind for kind in kinds if kind not in {e.kind for e in clip.events}]
+    options = [absent[i] for i in rng.choice(len(absent), len(LETTERS) - 1, replace=False)]
+    place = int(rng.integers(len(LETTERS)))
+    options.insert(place, event.kind)
+    listed = " ".join(f"{letter} {phrase(kind)}" for letter, kind in zip(LETTERS, options, strict=True))
+    return f"which event happens ? {listed}", LETTERS[place]
+
+
+def _write_clip(job: tuple[str, int], output: Path, seed: int) -> list[dict]:
+    """Draw, render, encode and annotate clip ``(split, index)``."""
+    split, index = job
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    clip = make_clip(rng, unseen=split == "unseen")
+    write_video(output / "videos" / split / f"{index:05d}.mp4", render(clip))
+    return annotate(clip, split, index, rng)
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable]:
+    """A ``map`` that keeps order, over ``workers`` processes."""
+    if workers == 1:
+        yield map
+        return
+    # Spawned: the caller may hold threads (torch, tokenizers), and a fork of those can hang.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield partial(pool.map, chunksize=8)
+
+
+def write_dataset(
+    output: str | Path, counts: dict[str, int] | None = None, seed: int = 0, workers: int = 1, progress: bool = True
+) -> dict:
+    """Write the data set, or do nothing if ``output`` already holds it whole. Returns the manifest.
+
+    Args:
+        output: folder; made if missing.
+        counts: clips by split (``DEFAULT_COUNTS`` if None); a split that is left out has none.
+        seed: of everything.
+        workers: processes.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a count, the seed or ``workers`` is out of range, or a split is unknown.
+        FileExistsError: ``output`` holds a data set with other settings.
+    """
+    counts = dict(DEFAULT_COUNTS if counts is None else counts)
+    if unknown := set(counts) - set(SPLITS):
+        raise ValueError(f"unknown splits {sorted(unknown)}: the splits are {', '.join(SPLITS)}")
+    if min(counts.values(), default=0) < 0 or seed < 0 or workers < 1:
+        raise ValueError(f"counts {counts} and seed {seed} must be >= 0 and workers {workers} >= 1")
+    output = Path(output)
+    settings = {"source": SOURCE, "version": VERSION, "seed": seed, "clips": {s: counts.get(s, 0) for s in SPLITS}}
+    manifest_path = output / "manifest.json"
+    if manifest_path.exists():
+        manifest = json.loads(manifest_path.read_text())
+        if any(manifest.get(key) != value for key, value in settings.items()):
+            raise FileExistsError(f"{manifest_path} describes other settings than {settings}: use another folder")
+        return manifest
+    for split in SPLITS:
+        (output / "videos" / split).mkdir(parents=True, exist_ok=True)
+    jobs = [(split, index) for split in SPLITS for index in range(counts.get(split, 0))]
+    records: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    with _mapper(workers) as mapped, tqdm(total=len(jobs), unit="clip", disable=not progress) as bar:
+        for (split, _), lines in zip(jobs, mapped(partial(_write_clip, output=output, seed=seed), jobs), strict=True):
+            records[split] += lines
+            bar.update()
+    for split, lines in records.items():
+        (output / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest = settings | {"records": {split: len(lines) for split, lines in records.items()}}
+    manifest_path.write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m videollm.synthetic", description="Write the moving-shapes data set."
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    for split, count in DEFAULT_COUNTS.items():
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"clips in {split} (default {count})")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    args = parser.parse_args(argv)
+    counts = {split: getattr(args, split) for split in SPLITS}
+    try:
+        manifest = write_dataset(args.output, counts, args.seed, args.workers)
+    except (ValueError, FileExistsError) as error:
+        parser.error(str(error))
+    print(f"{args.output}: {sum(manifest['clips'].values())} clips, {sum(manifest['records'].values())} records")
+
+
+if __name__ == "__main__":
+    main()

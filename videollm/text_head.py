@@ -1,0 +1,87 @@
+"""The plain-text head: times are written out in the answer, as percent of the video or as seconds.
+
+A baseline without parameters or span tokens. ``compose`` writes a span as ``28 - 46 percent`` or ``12.3 - 20.1
+seconds``; ``parse_spans`` finds such times in an answer again. It knows no frames and no network.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from videollm.heads import HEADS, TemporalHead, replace_marks, span_text
+from videollm.structures import Answer, FrameBatch, Prediction, SpanRefs, Turn
+
+Unit = Literal["percent", "seconds"]
+
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_UNIT = {"percent": r"(?:percent\b|%)", "seconds": r"(?:seconds?|secs?|s)\b"}
+_TIMES = {
+    unit: re.compile(rf"(?<![\d.]){_NUMBER}\s*(?:{name})?\s*(?:-|–|—|to\b|and\b)\s*{_NUMBER}\s*{name}", re.IGNORECASE)
+    for unit, name in _UNIT.items()
+}
+
+
+@dataclass
+class TextOptions:
+    """Options of the plain-text head."""
+
+    unit: Unit = "percent"  # how times are written; percent is of the video's duration
+
+
+@HEADS.register(name="text")
+class TextTimeHead(TemporalHead):
+    """Times as ordinary text."""
+
+    Options = TextOptions
+
+    def compose(self, turns: Sequence[Turn], spans_s: Sequence[Sequence[float]], duration_s: float) -> list[Turn]:
+        """Every mark becomes text, in questions and answers alike."""
+        return [
+            replace_marks(turn, lambda mark: write_span(*spans_s[mark.span], self.options.unit, duration_s))
+            for turn in turns
+        ]
+
+    def read(
+        self, token_ids: list[int], prediction: Prediction | None, tokenizer: PreTrainedTokenizerBase, duration_s: float
+    ) -> Answer:
+        """Generated ids -> answer, its spans parsed from the decoded text; the score of each is 1."""
+        decoded = tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+        spans, text = parse_spans(decoded, self.options.unit, duration_s)
+        return Answer(text, tokenizer.decode(token_ids), spans, [], [1.0] * len(spans))
+
+    def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
+        """Zeros [N]: the times are text tokens, whose log-probability the core counts."""
+        return queries.new_zeros(len(refs), dtype=torch.float32)
+
+
+def write_span(start_s: float, end_s: float, unit: Unit, duration_s: float) -> str:
+    """A span in words.
+
+    Raises:
+        ValueError: percent of a video without a duration.
+    """
+    if unit == "seconds":
+        return f"{start_s:.1f} - {end_s:.1f} seconds"
+    if duration_s <= 0:
+        raise ValueError(f"a span in percent needs the video's duration, got {duration_s} s; give it in the record")
+    return f"{100 * start_s / duration_s:.0f} - {100 * end_s / duration_s:.0f} percent"
+
+
+def parse_spans(text: str, unit: Unit, duration_s: float) -> tuple[list[list[float]], str]:
+    """Times in ``text`` as ordered [start, end] seconds inside the video, and ``text`` in neutral form.
+
+    "a - b", "a to b" and "a and b" are read, with the unit after both numbers or the last one.
+    """
+    scale = duration_s / 100 if unit == "percent" else 1.0
+    spans: list[list[float]] = []
+
+    def neutral(match: re.Match) -> str:
+        spans.append(sorted(min(float(number) * scale, duration_s) for number in match.groups()))
+        return span_text(*spans[-1])
+
+    return spans, _TIMES[unit].sub(neutral, text)

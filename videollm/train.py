@@ -1,0 +1,259 @@
+"""The training entry point: ``python -m videollm.train --config FILE [key=value ...]``.
+
+Runs as one process, under ``torchrun --nproc_per_node N`` or under the ``deepspeed`` launcher, on CPU or GPU, from
+the same config. Writes ``output/`` : ``config.yaml`` (resolved), ``log.jsonl``, ``checkpoint-N/`` (resumable),
+``best/`` (by validation) and ``final/`` (for ``videollm.infer``).
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from videollm.annotations import AnnotationError, Record
+from videollm.assemble import assemble, part_of, set_trainable
+from videollm.checkpoint import Bundle, CheckpointError
+from videollm.config import ConfigError, build, override, read_yaml, to_dict
+from videollm.data import load_records
+from videollm.dataset import VideoDataset, VisualReader
+from videollm.features import FeatureStore
+from videollm.infer import answer_records
+from videollm.lora import merge_lora
+from videollm.settings import Settings
+from videollm.trainer import BadVideosError, JsonLog, VideoTrainer
+
+
+def train(settings: Settings) -> Path:
+    """Run the training that ``settings`` describe; returns the folder of the final model.
+
+    Raises:
+        ConfigError, AnnotationError, CheckpointError, BadVideosError: one message that names key, line or file.
+    """
+    output = Path(settings.train.output)
+    prepare_launch(settings)
+    records = load_records(settings.data.train) if settings.data.train else []
+    if not records:
+        raise ConfigError("data.train: no annotation file given, or all of them are empty")
+    unanswered = [r for r in records if not r.has_answer]
+    if unanswered:
+        raise ConfigError(f"{unanswered[0].where}: no answer to train on ({len(unanswered)} such records); add or remove")
+    bundle = assemble(settings)
+    set_trainable(bundle.model, settings.train)
+    arguments = training_arguments(settings)  # starts the process group
+    output.mkdir(parents=True, exist_ok=True)
+    if arguments.process_index == 0:
+        (output / "config.yaml").write_text(yaml.safe_dump(to_dict(settings), sort_keys=False), encoding="utf-8")
+        print_trainable(bundle)
+    reader = make_reader(bundle, settings, arguments, records)
+    dataset = make_dataset(bundle, settings, reader, records)
+    if len(dataset) < arguments.world_size:
+        raise ConfigError(f"data.train: {len(dataset)} items for {arguments.world_size} processes; start at most that many")
+    trainer = VideoTrainer(
+        bundle,
+        settings,
+        validate=make_validation(bundle, settings, reader, arguments),
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=bundle.collator(average=settings.train.loss_average, pack=settings.data.pack),
+        callbacks=[JsonLog()],
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(settings))
+    return save_final(trainer, settings)
+
+
+def prepare_launch(settings: Settings) -> None:
+    """What has to hold before torch, DeepSpeed or a process group start."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)) if not torch.cuda.is_available() else torch.get_num_threads())
+    if not settings.train.deepspeed:
+        return
+    if not Path(settings.train.deepspeed).is_file():
+        raise ConfigError(f"train.deepspeed: no file {settings.train.deepspeed}")
+    if "RANK" not in os.environ:  # started as plain python: DeepSpeed would look for MPI
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
+    if not torch.cuda.is_available():
+        import deepspeed
+
+        # DeepSpeed would compile a shared-memory communication op with g++ at the first run; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def training_arguments(settings: Settings) -> TrainingArguments:
+    """The run as transformers' own arguments."""
+    t = settings.train
+    kinds = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+    return TrainingArguments(
+        output_dir=t.output,
+        max_steps=t.steps or -1,
+        num_train_epochs=t.epochs,
+        per_device_train_batch_size=t.batch_size,
+        gradient_accumulation_steps=t.accumulation,
+        learning_rate=t.lr,
+        adam_beta1=t.betas[0],
+        adam_beta2=t.betas[1],
+        max_grad_norm=t.clip,
+        lr_scheduler_type=kinds[t.schedule],
+        lr_scheduler_kwargs={"min_lr_rate": t.min_lr_ratio} if t.schedule == "cosine" else {},
+        warmup_steps=int(t.warmup) if t.warmup >= 1 else t.warmup,
+        bf16=t.precision == "bf16",
+        gradient_checkpointing=t.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if t.gradient_checkpointing else None,
+        deepspeed=t.deepspeed,
+        seed=t.seed,
+        logging_steps=t.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if t.save_every else "no",
+        save_steps=t.save_every or 500,
+        save_total_limit=t.keep,
+        eval_strategy="steps" if t.validate_every else "no",
+        eval_steps=t.validate_every,
+        report_to=t.report_to or "none",
+        dataloader_num_workers=settings.data.workers,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        disable_tqdm=None,
+    )
+
+
+def make_reader(
+    bundle: Bundle, settings: Settings, arguments: TrainingArguments, records: Sequence[Record]
+) -> VisualReader:
+    """Frames for training; with ``data.features``, the frozen tower's features are made first."""
+    data = settings.data
+    reader = bundle.reader(data.videos, data.sampler, backend=data.backend, max_tiles=data.max_tiles)
+    if data.preprocess is not None:
+        reader.preprocess = data.preprocess
+    if not data.features:
+        return reader
+    if not bundle.model.frozen_tower:
+        raise ConfigError("data.features: the vision tower is trained (train.parts.vision_tower), so nothing can be kept")
+    videos = [r.video for r in records if r.video]
+    store = FeatureStore(data.features, reader, bundle.model.vision_tower)
+    store.fill(videos, bundle.model.vision_tower.to(arguments.device), arguments.process_index, arguments.world_size)
+    if dist.is_initialized():
+        dist.barrier()
+    reader.stored = store
+    return reader
+
+
+def make_dataset(
+    bundle: Bundle, settings: Settings, reader: VisualReader, records: Sequence[Record]
+) -> VideoDataset:
+    """The training data."""
+    return VideoDataset(
+        records,
+        reader,
+        bundle.encoder(),
+        max_length=bundle.config.context_length,
+        pack=settings.data.pack,
+        max_questions=settings.data.max_questions,
+        seed=settings.train.seed,
+    )
+
+
+def make_validation(
+    bundle: Bundle, settings: Settings, reader: VisualReader, arguments: TrainingArguments
+) -> Callable[[], dict[str, float]] | None:
+    """A function that answers the validation questions by free generation and scores the spans; None without any."""
+    if not settings.train.validate_every:
+        return None
+    if not settings.data.validation:
+        raise ConfigError("data.validation: train.validate_every needs annotation files to validate on")
+    records = [r for r in load_records(settings.data.validation) if r.has_answer and r.spans_s]
+    records = records[: settings.train.validation_size]
+    mine = records[arguments.process_index :: arguments.world_size]
+    plain = bundle.reader(settings.data.videos, backend=settings.data.backend)
+    if reader.stored is not None:
+        plain.stored = reader.stored
+    score = load_metric(settings.train.metric)
+
+    def validate() -> dict[str, float]:
+        lines = {line["id"]: line for line in answer_records(bundle, mine, plain, settings.generate, batch_size=32)}
+        if dist.is_initialized():
+            shares: list = [None] * arguments.world_size
+            dist.all_gather_object(shares, lines)
+            lines = {k: v for share in shares for k, v in share.items()}
+        return score([lines[r.id]["spans"] for r in records], [[list(s) for s in r.spans_s] for r in records])
+
+    return validate
+
+
+def load_metric(name: str) -> Callable:
+    """The function ``package.module:function``; ConfigError if there is none."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"train.metric: no function {name!r} ({error}); write package.module:function") from None
+
+
+def print_trainable(bundle: Bundle) -> None:
+    """A table of what trains."""
+    totals: dict[str, list[int]] = {}
+    for name, parameter in bundle.model.named_parameters():
+        row = totals.setdefault(part_of(name), [0, 0])
+        row[0] += parameter.numel()
+        row[1] += parameter.numel() * parameter.requires_grad
+    table = Table("part", "parameters", "trained", title="What trains")
+    for part, (count, trained) in [*totals.items(), ("all", [sum(v) for v in zip(*totals.values(), strict=True)])]:
+        table.add_row(part, f"{count:,}", f"{trained:,}")
+    Console(width=80).print(table)
+
+
+def last_checkpoint(settings: Settings) -> str | None:
+    """Where to go on; ConfigError if ``train.resume`` finds nothing, or if a new run would mix with an old one."""
+    output = Path(settings.train.output)
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if settings.train.resume and last is None:
+        raise ConfigError(f"train.resume: {output} holds no checkpoint-N folder; set train.resume=false to start anew")
+    return last if settings.train.resume else None
+
+
+def save_final(trainer: VideoTrainer, settings: Settings) -> Path:
+    """Write ``output/final``, with adapters folded in if asked."""
+    final = Path(settings.train.output) / "final"
+    if trainer.bundle.config.lora and settings.train.merge_lora:
+        if trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ConfigError("train.merge_lora: not possible under ZeRO-3; set it to false, merge afterwards")
+        merge_lora(trainer.bundle.model)
+        if trainer.args.process_index == 0:
+            trainer.bundle.save(final)
+    else:
+        trainer.save_model(str(final))
+    if dist.is_initialized():
+        dist.barrier()
+    return final
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="videollm.train", description="Train a temporally grounded video-language model.")
+    parser.add_argument("--config", required=True, help="YAML file, see configs/")
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.steps=100 data.videos=DIR ...")
+    args = parser.parse_args(argv)
+    try:
+        final = train(build(Settings, override(read_yaml(args.config), args.overrides)))
+    except (AnnotationError, BadVideosError, CheckpointError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"final model: {final}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""A path and a sampling rule -> ``Frames``: the chosen frames and the seconds at which they are really shown.
+
+This is THE frame sampler of training, evaluation and demo. Frame indices stay in here and in ``decoders.py``;
+everybody else sees seconds. It must not know models, preprocessing numbers or annotations.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from videollm.decoders import BACKENDS, VideoError, VideoFile, VideoInfo, get_backend, probe, video_error
+
+__all__ = [
+    "BACKENDS",
+    "Frames",
+    "Sampler",
+    "VideoError",
+    "VideoInfo",
+    "interval_middle_indices",
+    "interval_random_indices",
+    "midpoint_indices",
+    "probe",
+    "read_image",
+    "read_video",
+    "safe_join",
+]
+
+RULES = ("fps", "segments")
+PICKS = ("midpoint", "middle", "random")
+
+
+@dataclass
+class Frames:
+    """Chosen frames of one video, in order of time.
+
+    ``pixels`` is uint8 [F, H, W, 3], or what the caller's ``resize`` makes of each frame (CLIP-style resizing gives
+    float32 in 0..1, since rounding to grey levels would change the numbers). ``times_s`` float64 [F] are true times of
+    the frames shown. ``damaged`` counts frames that could not be decoded and were replaced by the nearest that could.
+    """
+
+    pixels: Tensor
+    times_s: np.ndarray
+    duration_s: float
+    path: str
+    damaged: int = 0
+
+
+def midpoint_indices(start: int, end: int, count: int) -> np.ndarray:
+    """DisTime's evaluation rule: the middle of each of ``count`` equal segments of [start, end] (DISTIME.md §3)."""
+    segment = (end - start) / count
+    return (start + segment / 2 + np.round(segment * np.arange(count))).astype(np.int64)  # [count]
+
+
+def _interval_edges(length: int, count: int) -> np.ndarray:
+    return np.linspace(0, length, min(count, length) + 1).astype(np.int64)
+
+
+def _repeat_last(indices: np.ndarray, count: int) -> np.ndarray:
+    return np.pad(indices, (0, count - len(indices)), mode="edge")
+
+
+def interval_middle_indices(length: int, count: int) -> np.ndarray:
+    """DisTime's ``middle`` training rule, also LongVideoBench's evaluation rule; too few frames repeat the last."""
+    edges = _interval_edges(length, count)
+    return _repeat_last((edges[:-1] + edges[1:] - 1) // 2, count)  # [count]
+
+
+def interval_random_indices(
+    length: int,
+    count: int,
+    choice: Callable[[Sequence[int]], int],
+    permutation: Callable[[int], Sequence[int]],
+) -> np.ndarray:
+    """DisTime's ``rand`` training rule as published (DISTIME.md §3): one frame of each of ``count`` intervals.
+
+    The last frame of an interval is never drawn. Where an interval has fewer than two frames the whole draw is
+    replaced by the first frames of a random permutation, sorted; a video with too few frames repeats its last one.
+    """
+    edges = _interval_edges(length, count)
+    if np.diff(edges).min() >= 2:
+        drawn = [choice(range(a, b - 1)) for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
+    else:
+        drawn = sorted(permutation(length)[: len(edges) - 1])
+    return _repeat_last(np.array(drawn, dtype=np.int64), count)  # [count]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Which frames of a video are looked at. Field values are checked; errors name the field.
+
+    rule ``fps`` (D2VLM.md §2.4): every ``avg_fps / fps``-th frame, rounded half to even; where that gives more than
+    ``max_frames``, they are thinned uniformly, first and last kept. rule ``segments`` (DISTIME.md §3): ``num_frames``
+    frames by ``pick``: ``midpoint`` (evaluation), ``middle`` (LongVideoBench) or ``random`` (training, as published).
+    Videos under ``min_duration_s`` are refused (DisTime: 1 s).
+    """
+
+    rule: str = "fps"
+    fps: float = 1.0
+    num_frames: int = 16
+    pick: str = "midpoint"
+    max_frames: int | None = None
+    min_duration_s: float = 0.0
+
+    def __post_init__(self):
+        checks = {
+            "rule": (self.rule in RULES, f"one of {', '.join(RULES)}"),
+            "fps": (math.isfinite(self.fps) and self.fps > 0, "a positive number"),
+            "num_frames": (isinstance(self.num_frames, int) and self.num_frames >= 1, "a whole number >= 1"),
+            "pick": (self.pick in PICKS, f"one of {', '.join(PICKS)}"),
+            "max_frames": (
+                self.max_frames is None or (isinstance(self.max_frames, int) and self.max_frames >= 1),
+                "a whole number >= 1 or null",
+            ),
+            "min_duration_s": (math.isfinite(self.min_duration_s) and self.min_duration_s >= 0, "a number >= 0"),
+        }
+        for name, (good, wanted) in checks.items():
+            if not good:
+                raise ValueError(f"Sampler.{name} must be {wanted}, not {getattr(self, name)!r}")
+
+    def indices(
+        self, info: VideoInfo, rng: Random | None = None, window_s: tuple[float, float] | None = None
+    ) -> np.ndarray:
+        """Indices of presented frames, int64 [F], non-decreasing.
+
+        ``window_s`` (start, end in seconds) restricts the choice to the frames nearest to its ends and those between.
+        Only ``pick="random"`` draws, from ``rng``. Raises ``VideoError`` for a video that is too short and for a
+        window beside the video, ``ValueError`` for a missing ``rng`` and a window that is not two numbers.
+        """
+        if info.duration_s < self.min_duration_s:
+            problem = f"lasts {info.duration_s:.3f} s, less than the {self.min_duration_s} s asked for"
+            raise video_error(info.path, problem, "leave it out or lower Sampler.min_duration_s")
+        first, last = _window_bounds(info, window_s)
+        length = last - first + 1
+        if self.rule == "fps":
+            indices = np.arange(0, length, info.fps / self.fps).round().astype(np.int64).clip(max=length - 1)
+            if self.max_frames is not None and len(indices) > self.max_frames:
+                indices = indices[np.linspace(0, len(indices) - 1, self.max_frames).round().astype(np.int64)]
+            return first + indices
+        if self.pick == "midpoint":
+            return midpoint_indices(first, last, self.num_frames)
+        if self.pick == "middle":
+            return first + interval_middle_indices(length, self.num_frames)
+        if rng is None:
+            raise ValueError("Sampler.pick = 'random' draws frames: pass a random.Random as rng")
+        return first + interval_random_indices(
+            length, self.num_frames, rng.choice, lambda count: rng.sample(range(count), count)
+        )
+
+
+def _window_bounds(info: VideoInfo, window_s: tuple[float, float] | None) -> tuple[int, int]:
+    """First and last index of a window: nearest frames by true time (ties to even), which is round(t * fps) at a
+    constant rate. A reversed window is put in order (as published it would run backwards)."""
+    if window_s is None:
+        return 0, info.num_frames - 1
+    if len(window_s) != 2 or not np.isfinite(window_s).all():
+        raise ValueError(f"{info.path}: window_s must be two finite numbers (start, end in seconds), not {window_s!r}")
+    start_s, end_s = sorted(window_s)
+    if end_s < 0 or start_s > info.duration_s:
+        problem = f"the window {start_s:.2f}-{end_s:.2f} s lies outside its {info.duration_s:.2f} s"
+        raise video_error(info.path, problem, "correct the window")
+    place = np.interp([start_s, end_s], info.pts_s, np.arange(info.num_frames))
+    first, last = place.round(9).round().astype(int).tolist()  # round(9): interpolation noise must not break ties
+    return first, last
+
+
+def read_video(
+    path: str | Path,
+    sampler: Sampler,
+    *,
+    resize: Callable[[np.ndarray], np.ndarray] | None = None,
+    backend: str = "pyav",
+    rng: Random | None = None,
+    window_s: tuple[float, float] | None = None,
+) -> Frames:
+    """Decode the frames that ``sampler`` chooses, each at most once.
+
+    ``resize`` maps one RGB frame (uint8 [H, W, 3]) to an array of fixed shape and is applied as frames are decoded, so
+    that full-size frames are never held together. Damaged frames are replaced by the nearest decodable one (its own
+    time is reported). Raises ``VideoError``, also where more than half of the chosen frames cannot be decoded.
+    """
+    decode = get_backend(backend)
+    with VideoFile(path) as file:
+        chosen = sampler.indices(file.info, rng, window_s)
+        wanted, place = np.unique(chosen, return_inverse=True)
+        shown = np.full(len(wanted), -1)
+        pixels: np.ndarray | None = None  # [U, H, W, 3]
+        for i, found in enumerate(decode(file, wanted)):
+            if found is None:
+                continue
+            shown[i], frame = found
+            frame = frame if resize is None else resize(frame)
+            if pixels is None:
+                pixels = np.empty((len(wanted), *frame.shape), frame.dtype)
+            if frame.shape != pixels.shape[1:]:
+                problem = f"frame {shown[i]} has shape {frame.shape}, the frames before it {pixels.shape[1:]}"
+                raise video_error(path, problem, "pass a resize that gives one shape, or re-encode it")
+            pixels[i] = frame
+    good = np.flatnonzero(shown >= 0)
+    damaged = int((shown[place] != chosen).sum())
+    if pixels is None or damaged > len(chosen) / 2:
+        problem = f"{damaged} of the {len(chosen)} chosen frames cannot be decoded"
+        raise video_error(path, problem, "fetch it again or leave it out")
+    nearest = good[np.abs(good - np.arange(len(wanted))[:, None]).argmin(1)]  # [U] row that stands in for each
+    rows = nearest[place]
+    rows = rows[np.argsort(shown[rows], kind="stable")]  # stand-ins of a damaged stretch may overtake what follows
+    if not np.array_equal(rows, np.arange(len(wanted))):
+        pixels = pixels[rows]
+    times_s = file.info.pts_s[shown[rows]]
+    return Frames(torch.from_numpy(pixels), times_s, file.info.duration_s, str(path), damaged)
+
+
+def read_image(path: str | Path) -> Frames:
+    """One picture as a single frame: uint8 [1, H, W, 3] upright RGB, time 0, duration 0. Raises ``VideoError``."""
+    if not Path(path).is_file():
+        raise video_error(path, "is not a file", "check the path and the image root")
+    try:
+        with Image.open(path) as image:
+            rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise video_error(path, f"is not a readable image ({error})", "fetch it again or convert it") from error
+    return Frames(torch.from_numpy(rgb)[None], np.zeros(1), 0.0, str(path))
+
+
+def safe_join(root: str | Path, relative: str | Path) -> Path:
+    """``root / relative``, resolved; a path that would leave ``root`` ('..', absolute, symlink) is a ``VideoError``."""
+    base = Path(root).resolve()
+    try:
+        joined = (base / relative).resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # null byte, name too long, loop of links
+        raise video_error(repr(str(relative)), f"is not a usable path ({error})", "correct the annotation") from error
+    if Path(relative).is_absolute() or not joined.is_relative_to(base) or joined == base:
+        raise video_error(relative, f"is not inside the root {root}", "give a relative path to a file below the root")
+    return joined

@@ -1,0 +1,143 @@
+"""Vision towers: frames as pixels ``[N, C, S, S]`` go in, patch features ``[N, P, Dv]`` without CLS come out.
+
+Each tower is transformers' own class, so its weights keep their native names on disk; only what is read from it
+differs. A tower carries ``config``, ``hidden_size`` (Dv) and ``num_patches`` (P). It knows neither videos nor times
+nor the language model; connectors.py turns its features into frame tokens. A further tower registers a function
+``fields -> nn.Module`` with ``@TOWERS.register(name=...)``; ``model.vision.type`` then finds it by that name.
+"""
+
+import difflib
+from collections.abc import Callable
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import (
+    InstructBlipVisionConfig,
+    InstructBlipVisionModel,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+    PreTrainedConfig,
+)
+
+from videollm.config import ConfigError, join
+from videollm.registry import Registry, new_registry
+
+TOWERS = new_registry("towers")
+WHERE = "model.vision"
+
+
+def build_tower(config: dict) -> nn.Module:
+    """A tower with random weights from ``{"type": name, **fields}``; ``fields`` are those of its config class.
+
+    Raises:
+        ConfigError: unknown type, or a field that is unknown or of the wrong kind.
+    """
+    make, fields = select(TOWERS, config, WHERE)
+    return make(fields)
+
+
+def encode_frames(tower: nn.Module, pixel_values: Tensor, chunk: int) -> Tensor:
+    """Features of a frozen tower, ``chunk`` frames at a time, outside the graph. [N, C, S, S] -> [N, P, Dv].
+
+    Raises:
+        ValueError: ``chunk`` below 1.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; at least one frame has to go through the vision tower at a time")
+    if not len(pixel_values):  # a batch of text only; transformers' attention cannot reshape nothing
+        return pixel_values.new_zeros(0, tower.num_patches, tower.hidden_size, dtype=next(tower.parameters()).dtype)
+    with torch.no_grad():  # not inference_mode: a connector that learns reads these features
+        return torch.cat([tower(frames) for frames in pixel_values.split(chunk)])
+
+
+class InternVLTower(InternVLVisionModel):
+    """InternViT: the last hidden state (no final norm, as ``use_mean_pooling`` says), CLS dropped. DISTIME.md 4, 10."""
+
+    def __init__(self, config: InternVLVisionConfig):
+        super().__init__(config)
+        self.hidden_size = config.hidden_size
+        self.num_patches = self.embeddings.patch_embeddings.num_patches
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[N, C, S, S] -> [N, P, Dv]. Raises ValueError for frames of another size."""
+        check_frames(pixel_values, self.config.num_channels, tuple(self.config.image_size))
+        return super().forward(pixel_values).last_hidden_state[:, 1:]
+
+
+class InstructBlipTower(InstructBlipVisionModel):
+    """EVA ViT-g: what the last block puts out, before any final norm, CLS dropped. D2VLM.md 1.1.
+
+    The second last layer of the 40-block EVA is the last one of the 39 blocks that the config's default builds.
+    """
+
+    def __init__(self, config: InstructBlipVisionConfig):
+        super().__init__(config)
+        self.post_layernorm = nn.Identity()  # its weights would be dead: never read, yet stored and optimised
+        self.hidden_size = config.hidden_size
+        self.num_patches = self.embeddings.num_patches
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[N, 3, S, S] -> [N, P, Dv]. Raises ValueError for frames of another size."""
+        check_frames(pixel_values, 3, (self.config.image_size,) * 2)
+        return super().forward(pixel_values).last_hidden_state[:, 1:]
+
+
+@TOWERS.register(name="internvl")
+def build_internvl(fields: dict) -> nn.Module:
+    """InternViT; ``fields`` of ``InternVLVisionConfig`` (``attention_bias: true`` for the released 300M)."""
+    return InternVLTower(build_config(InternVLVisionConfig, fields, WHERE))
+
+
+@TOWERS.register(name="instructblip")
+def build_instructblip(fields: dict) -> nn.Module:
+    """EVA ViT-g; ``fields`` of ``InstructBlipVisionConfig``."""
+    config = build_config(InstructBlipVisionConfig, fields, WHERE)
+    if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int):
+        raise ConfigError(f"{WHERE}.image_size and {WHERE}.patch_size: this tower takes square frames, one number each")
+    return InstructBlipTower(config)
+
+
+@TOWERS.register(name="conv")
+def build_conv(fields: dict) -> nn.Module:
+    """The small convolutional tower of the quickstart, one feature a frame."""
+    from videollm.tiny import ConvTower, ConvTowerConfig  # the toy models are needed by nobody who names another tower
+
+    return ConvTower(ConvTowerConfig(**fields))
+
+
+def check_frames(pixel_values: Tensor, channels: int, size: tuple[int, int]) -> None:
+    """Raise ValueError unless the frames are [N, channels, *size]: a tower would resample its positions, or crash."""
+    expected = (channels, *size)
+    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+        raise ValueError(
+            f"pixel_values have shape {list(pixel_values.shape)}, the tower takes frames of shape {list(expected)}: "
+            f"let the frame transform and {WHERE}.image_size agree"
+        )
+
+
+def select(registry: Registry, config: dict, where: str) -> tuple[Callable, dict]:
+    """What ``config["type"]`` names in ``registry``, and the other fields. Raises ConfigError naming ``where.type``."""
+    kind = config.get("type")
+    if kind not in registry:
+        known = ", ".join(sorted(registry.keys()))
+        raise ConfigError(f"{join(where, 'type')}: {kind!r} is not known; choose one of {known}")
+    return registry.get(kind), {key: value for key, value in config.items() if key != "type"}
+
+
+def build_config(cls: type[PreTrainedConfig], fields: dict, where: str) -> PreTrainedConfig:
+    """A transformers config from ``fields``; transformers itself would keep a misspelt field and ignore it.
+
+    Raises:
+        ConfigError: a field that ``cls`` has not (with the nearest one it has), or a value of the wrong kind.
+    """
+    known = {*cls().to_dict(), "attn_implementation"}
+    for key in fields:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {join(where, near[0])}?" if near else f"the fields are those of {cls.__name__}"
+            raise ConfigError(f"{join(where, key)}: unknown key; {hint}")
+    try:
+        return cls(**fields)
+    except StrictDataclassError as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
