@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from transformers import PreTrainedTokenizerBase
 
 from videollm.config import ConfigError
@@ -245,7 +245,8 @@ def mean_over_run(states: Tensor, run: Tensor, owner: Tensor, mask: Tensor) -> T
     frame = torch.arange(mask.shape[1], device=mask.device)
     inside = (frame >= run[:, :1]) & (frame <= run[:, 1:]) & mask[owner]  # [N, F]
     weight = inside / inside.sum(-1, keepdim=True).clamp(min=1)
-    blocks = one_hot(owner, mask.shape[0]).unsqueeze(-1) * weight.unsqueeze(1)  # [N, B, F]
+    own = owner[:, None] == torch.arange(mask.shape[0], device=owner.device)  # [N, B]
+    blocks = own.unsqueeze(-1) * weight.unsqueeze(1)  # [N, B, F]: one matmul, no [N, F, D] copy of the states
     with torch.autocast(states.device.type, enabled=False):
         return blocks.flatten(1) @ states.float().flatten(0, 1)
 
@@ -290,7 +291,7 @@ def run_seconds(run: Tensor, owner: Tensor, frames: FrameBatch, edges: str) -> T
     ends = times.gather(1, run)  # [N, 2]
     if edges == "half_gap":
         last = frames.mask[owner].sum(-1, keepdim=True) - 1  # [N, 1]
-        step = torch.tensor([-1, 1], device=run.device)
+        step = 2 * torch.arange(2, device=run.device) - 1  # before the start, after the end
         outside = (run + step < 0) | (run + step > last)
         neighbour = torch.where(outside, run - step, run + step)  # at the border the gap on the other side counts
         gap = (ends - times.gather(1, torch.minimum(neighbour.clamp(min=0), last.clamp(min=0)))).abs()

@@ -107,21 +107,13 @@ class TimeHead(TemporalHead):
 
     def embed(self, token_embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """Encoded time in place of the token; added to it for frames under ``frame_time: add``."""
-        if not len(refs):
-            return token_embeds
-        framed = refs.role == Role.FRAME
-        result = token_embeds.clone()
-        rows = framed.nonzero().squeeze(-1)
-        if len(rows):
-            times = frames.once("frame_times", lambda: self._encode_frames(frames))  # [B, F, D]
-            encoded = times[refs.owner[rows], refs.frame[rows]].to(result.dtype)
-            result[rows] = token_embeds[rows] + encoded if self.options.frame_time == "add" else encoded
-        rows = (~framed).nonzero().squeeze(-1)
-        if len(rows):
-            spans = refs.select(rows)
-            bins = self._bins(self._true_seconds(spans, frames), frames.duration_s[spans.owner])
-            result[rows] = self._encode(bins).to(result.dtype)
-        return result
+        framed = (refs.role == Role.FRAME).unsqueeze(-1)  # [N, 1]
+        frame_s = frames.times_s[refs.owner, refs.frame.clamp(min=0)].unsqueeze(-1)  # [N, 1]
+        seconds = torch.where(framed, frame_s, self._true_seconds(refs, frames))  # [N, 2]
+        encoded = self._encode(self._bins(seconds, frames.duration_s[refs.owner])).to(token_embeds.dtype)
+        if self.options.frame_time == "add":
+            return torch.where(framed, token_embeds + encoded, encoded)
+        return encoded
 
     def embed_predicted(
         self, token_embeds: Tensor, prediction: Prediction, owner: Tensor, frames: FrameBatch
@@ -135,14 +127,9 @@ class TimeHead(TemporalHead):
         curves = gaussian(bins, options.reg_max, options.sigma, options.gaussians_bf16)  # [..., 2, K]
         return self.time_enc(curves.flatten(-2))
 
-    def _encode_frames(self, frames: FrameBatch) -> Tensor:
-        """A frame begins and ends at its own time. [B, F, D]."""
-        bins = self._bins(frames.times_s, frames.duration_s)  # [B, F]
-        return self._encode(torch.stack([bins, bins], -1))
-
     def _bins(self, seconds: Tensor, duration_s: Tensor) -> Tensor:
-        """seconds [N, ...] of videos of ``duration_s`` [N] -> bins."""
-        return seconds / duration_s.unsqueeze(-1) * self.options.reg_max
+        """seconds [N, ...] of videos of ``duration_s`` [N] -> bins; a row without a video has time 0 only."""
+        return seconds / duration_s.unsqueeze(-1).clamp(min=1e-6) * self.options.reg_max
 
     def _true_seconds(self, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """The spans inside the range that the head is taught. [N, 2]."""
@@ -174,7 +161,7 @@ class TimeHead(TemporalHead):
 
     def counts(self, refs: SpanRefs) -> dict[str, Tensor]:
         """Samples for ``diou`` and the published ``dfl``; span ends for ``dfl_average: mean``."""
-        samples = torch.tensor(float(refs.num_samples), device=refs.index.device)
+        samples = torch.full((), float(refs.num_samples), device=refs.index.device)
         ends = 2 * (refs.role != Role.FRAME).sum().float()
         return {"dfl": samples if self.options.dfl_average == "published" else ends, "diou": samples}
 

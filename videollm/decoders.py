@@ -181,7 +181,7 @@ def _until_error(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
     """Packets up to the first one that cannot be read; ``VideoFile`` judges by the header whether too few came."""
     try:
         yield from packets
-    except av.FFmpegError as error:
+    except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where damage makes up a stream mid-file
         logger.debug("packet stream ends early: %s", error)
 
 

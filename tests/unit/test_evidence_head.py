@@ -1,11 +1,13 @@
 """The evidence head: wording, best run of frames, embeddings, losses that add up."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import d2vlm  # noqa: F401  registers the head
 from d2vlm.evidence import best_run, frame_position, run_seconds
@@ -293,16 +295,12 @@ def test_events_are_paired_by_sample_and_event_not_by_position(head, refs, queri
 
 
 def test_padded_frames_never_matter(head, refs, queries):
-    clean, dirty = make_frames(), make_frames(padding=50.0)
-    words = torch.zeros(len(ROWS), WIDTH)
-    for frames in (clean, dirty):
-        frames.results = (
-            head.loss(queries, refs, frames),
-            head.log_prob(queries, refs, frames),
-            vars(head.predict(queries, refs.owner, frames)),
-            head.embed(words, refs, frames),
-        )
-    torch.testing.assert_close(clean.results, dirty.results)
+    words, results = torch.zeros(len(ROWS), WIDTH), []
+    for frames in (make_frames(), make_frames(padding=50.0)):
+        prediction = head.predict(queries, refs.owner, frames)
+        log_prob, embedded = head.log_prob(queries, refs, frames), head.embed(words, refs, frames)
+        results.append((head.loss(queries, refs, frames), log_prob, embedded, *vars(prediction).values()))
+    torch.testing.assert_close(*results)
 
 
 def test_targets_fall_with_the_distance_in_frames(head):
@@ -318,17 +316,29 @@ def test_only_the_published_targets_keep_a_reversed_span():
     assert published[0, 2:5].tolist() == [1, 0.5, 1]
 
 
-def test_log_prob_is_highest_for_the_span_that_the_similarities_show(head, queries):
-    frames = make_frames()
-    run = head.predict(queries[:1], torch.tensor([1]), frames).raw[0].tolist()
-    scores = {}
-    for a in range(4):
-        for b in range(a, 4):
-            refs = make_refs([(1, 0, Role.ANSWER, 0, 2.0 * a, 2.0 * b)], 1)
-            head.evi_head[3].weight.data *= 1.0
-            scores[a, b] = head.log_prob(queries[:1], refs, frames).item()
-    assert all(value < 0 for value in scores.values())
-    assert scores[tuple(run)] > min(scores.values())
+def test_log_prob_is_highest_for_the_span_that_the_similarities_show(head):
+    frames, direction = make_frames(), torch.ones(WIDTH)
+    torch.nn.init.zeros_(head.evi_head[3].weight)
+    head.evi_head[3].bias.data.copy_(direction)
+    signs = torch.tensor([-1.0, 1.0, 1.0, -1.0, 0, 0, 0])
+    frames.once("keys", lambda: 20 * signs[:, None] * direction.expand(3, 7, -1))
+    spans = [(a, b) for a in range(4) for b in range(a, 4)]
+    refs = make_refs([(1, i, Role.ANSWER, 0, 2.0 * a, 2.0 * b) for i, (a, b) in enumerate(spans)], len(spans))
+    log_prob = head.log_prob(torch.zeros(len(spans), WIDTH), refs, frames)
+    assert spans[log_prob.argmax()] == (1, 2)
+    assert log_prob.max().item() == pytest.approx(2 * math.log(0.5), abs=1e-4)  # the soft frames beside it
+
+
+def test_no_step_looks_at_a_value_so_that_nothing_waits_for_the_device(head, refs, queries):
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        queries = fake.from_tensor(queries)
+        refs = replace(refs, **{k: fake.from_tensor(v) for k, v in vars(refs).items() if isinstance(v, torch.Tensor)})
+        prediction = head.predict(queries, refs.owner, make_frames())
+        assert head.embed_predicted(queries, prediction, refs.owner, make_frames()).shape == queries.shape
+        assert head.embed(queries, refs, make_frames()).shape == queries.shape
+        assert head.loss(queries, refs, make_frames())["grounding"].shape == head.counts(refs)["grounding"].shape == ()
+        with pytest.raises(DataDependentOutputException):
+            prediction.score.max().item()
 
 
 def test_gradients_flow_to_queries_and_to_frame_states(head, refs, queries):
