@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 Found = tuple[int, np.ndarray] | None  # index of the frame shown, RGB uint8 [H, W, 3]; None: nothing decodable near
 
 ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of an audio file
+SEEKABLE_BY_INDEX = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # decord and torchcodec are wrong in MPEG-TS
 SEEK_PAYS_FRAMES = 8  # skipping fewer frames saves less than a seek and the decoder's reordering delay cost
 
 
@@ -227,7 +228,7 @@ def decode_decord(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
         reader = decord.VideoReader(str(file.path), num_threads=1)
     except Exception as error:
         raise video_error(file.path, "decord cannot open it (codec or damage)", "use backend=pyav") from error
-    _check_count(file, "decord", len(reader))
+    _check_same(file, "decord", len(reader))
     for index in wanted.tolist():
         try:
             yield index, reader[index].asnumpy()
@@ -248,7 +249,7 @@ def decode_torchcodec(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
         )
     except (RuntimeError, ValueError) as error:
         raise video_error(file.path, "torchcodec cannot open it", "use backend=pyav") from error
-    _check_count(file, "torchcodec", len(reader))
+    _check_same(file, "torchcodec", len(reader))
     for index in wanted.tolist():
         try:
             yield index, reader[index].numpy()
@@ -256,7 +257,11 @@ def decode_torchcodec(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
             raise video_error(file.path, f"torchcodec fails at frame {index}", "use backend=pyav") from error
 
 
-def _check_count(file: VideoFile, backend: str, count: int) -> None:
+def _check_same(file: VideoFile, backend: str, count: int) -> None:
+    """Refuse files that ``backend`` is known to show wrongly: index i must be the i-th presented frame."""
+    if file.container.format.name not in SEEKABLE_BY_INDEX:
+        problem = f"{backend} misplaces frames in {file.container.format.name} files"
+        raise video_error(file.path, problem, "use backend=pyav")
     if count != len(file.ticks):
         problem = f"{backend} counts {count} frames where {len(file.ticks)} are presented (edit list or damage)"
         raise video_error(file.path, problem, "use backend=pyav")

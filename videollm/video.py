@@ -32,6 +32,7 @@ __all__ = [
     "safe_join",
 ]
 
+MAX_SAMPLES = 1_000_000  # more than this is a broken header, not a long video
 RULES = ("fps", "segments")
 PICKS = ("midpoint", "middle", "random")
 
@@ -139,6 +140,9 @@ class Sampler:
         first, last = _window_bounds(info, window_s)
         length = last - first + 1
         if self.rule == "fps":
+            if length * self.fps > info.fps * MAX_SAMPLES:
+                problem = f"its {length} frames at {info.fps:.3g} per second would give over {MAX_SAMPLES} samples"
+                raise video_error(info.path, problem, "its time stamps are broken: re-encode it, or lower Sampler.fps")
             indices = np.arange(0, length, info.fps / self.fps).round().astype(np.int64).clip(max=length - 1)
             if self.max_frames is not None and len(indices) > self.max_frames:
                 indices = indices[np.linspace(0, len(indices) - 1, self.max_frames).round().astype(np.int64)]

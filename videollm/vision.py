@@ -100,10 +100,10 @@ def build_instructblip(fields: dict) -> nn.Module:
 
 @TOWERS.register(name="conv")
 def build_conv(fields: dict) -> nn.Module:
-    """The small convolutional tower of the quickstart, one feature a frame."""
+    """The small convolutional tower of the quickstart, one feature a frame; ``fields`` of ``ConvTowerConfig``."""
     from videollm.tiny import ConvTower, ConvTowerConfig  # the toy models are needed by nobody who names another tower
 
-    return ConvTower(ConvTowerConfig(**fields))
+    return ConvTower(build_config(ConvTowerConfig, fields, WHERE))
 
 
 def check_frames(pixel_values: Tensor, channels: int, size: tuple[int, int]) -> None:

@@ -127,7 +127,6 @@ def test_added_frame_times_keep_the_visual_token():
     head, frames, refs = make_head(frame_time="add"), make_frames(), make_refs(FRAME_ROWS, 3)
     zero = head.embed(torch.zeros(2, WIDTH), refs, frames)
     torch.testing.assert_close(head.embed(torch.ones(2, WIDTH), refs, frames), 1 + zero)
-    assert "frame_times" in frames.memo
 
 
 def test_predictions_are_ordered_and_clipped_but_raw_bins_are_neither(queries):

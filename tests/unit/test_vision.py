@@ -15,7 +15,7 @@ WIDTH, HIDDEN = 16, 24
 BODY = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 INTERNVL = {"type": "internvl", **BODY, "image_size": 56, "patch_size": 14, "attention_bias": True}
 INSTRUCTBLIP = {"type": "instructblip", **BODY, "image_size": 28, "patch_size": 14, "initializer_range": 0.1}
-CONV = {"type": "conv"}
+CONV = {"type": "conv", "num_channels": 3, "channels": [4, 6, 8], "hidden_size": WIDTH, "image_size": 32}
 QFORMER = {"type": "qformer", **BODY, "num_query_tokens": 4, "vocab_size": 30, "max_position_embeddings": 12}
 MLP = {"type": "mlp", "downsample": 0.5}
 LINEAR = {"type": "linear"}
@@ -77,6 +77,14 @@ def test_chunks_of_frames_change_nothing(chunk):
     torch.testing.assert_close(features, tower(frames), rtol=1e-5, atol=1e-6)
 
 
+def test_conv_tower_gives_one_feature_a_frame():
+    tower = build_tower(CONV).eval()
+    frames = torch.randn(3, 3, 32, 32)
+    features = encode_frames(tower, frames, 2)
+    assert features.shape == (3, tower.num_patches, tower.hidden_size) == (3, 1, WIDTH)
+    torch.testing.assert_close(features, tower(frames), rtol=1e-4, atol=1e-5)
+
+
 def test_no_frames_give_no_features():
     tower = build_tower(INSTRUCTBLIP)
     assert encode_frames(tower, frames_for(tower, 0), 4).shape == (0, 4, WIDTH)
@@ -110,9 +118,10 @@ def test_unknown_tower_names_key_and_choices(config):
         build_tower(config)
 
 
-def test_misspelt_field_of_a_tower_suggests_the_right_one():
+@pytest.mark.parametrize("kind", ["internvl", "instructblip", "conv"])
+def test_misspelt_field_of_a_tower_suggests_the_right_one(kind):
     with pytest.raises(ConfigError, match=r"model\.vision\.hiden_size: unknown key; did you mean .*hidden_size"):
-        build_tower({"type": "internvl", "hiden_size": 8})
+        build_tower({"type": kind, "hiden_size": 8})
 
 
 def test_field_of_the_wrong_kind_is_named():

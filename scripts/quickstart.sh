@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+Make moving-shapes clips, train the D2VLM, DisTime and plain-text heads on them, answer unseen clips, write a report.
+
+usage: bash scripts/quickstart.sh [--output DIR] [options of videollm.quickstart]
+
+environment:
+  SEED=n            seed of data and training (default 0)
+  GPUS=n            processes of each training: GPUs, or CPU processes on a machine without (default: all GPUs, or 1)
+  VIDEOLLM_PYTHON   an interpreter to use as it is, instead of making .venv
+TEXT
+}
+
+case "${1:-}" in
+-h | --help) usage && exit 0 ;;
+esac
+
+source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+cd "$REPO"
+exec "$PYTHON" -m videollm.quickstart "$@"

@@ -1,0 +1,111 @@
+"""A wrong config is named by its key; a right one arrives typed."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from videollm.config import ConfigError, build, merge, override, read_yaml, to_dict
+from videollm.settings import Settings
+
+
+@dataclass
+class Inner:
+    rate: float = 0.5
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclass
+class Outer:
+    name: str
+    mode: Literal["fast", "slow"] = "fast"
+    inner: Inner = field(default_factory=Inner)
+    extra: Inner | None = None
+    parts: dict[str, Inner] = field(default_factory=dict)
+    count: int | None = None
+
+
+def test_values_arrive_in_their_types():
+    made = build(Outer, {"name": "x", "inner": {"rate": "1e-3", "sizes": [3.0]}, "parts": {"a": {"rate": 1}}})
+    assert made == Outer("x", inner=Inner(0.001, (3,)), parts={"a": Inner(1.0)})
+    assert isinstance(made.parts["a"].rate, float) and isinstance(made.inner.sizes[0], int)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"name": "x", "inner": {"rat": 1}}, ["run.inner.rat", "did you mean run.inner.rate"]),
+        ({"name": "x", "zzz": 1}, ["run.zzz", "name, mode, inner"]),
+        ({}, ["run.name", "missing"]),
+        ({"name": 3}, ["run.name", "expected str", "3"]),
+        ({"name": "x", "mode": "quick"}, ["run.mode", "'quick'", "'fast', 'slow'"]),
+        ({"name": "x", "inner": 5}, ["run.inner", "mapping"]),
+        ({"name": "x", "inner": {"rate": "high"}}, ["run.inner.rate", "number"]),
+        ({"name": "x", "inner": {"sizes": [1, "b"]}}, ["run.inner.sizes[1]", "int"]),
+        ({"name": "x", "inner": {"sizes": 4}}, ["run.inner.sizes", "list"]),
+        ({"name": "x", "count": True}, ["run.count", "int"]),
+        ({"name": "x", "count": 1.5}, ["run.count", "int"]),
+        ({"name": "x", "parts": {"a": {"rte": 1}}}, ["run.parts.a.rte", "did you mean run.parts.a.rate"]),
+        ({"name": "x", "extra": {"rte": 1}}, ["run.extra.rte"]),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_full_key(values, words):
+    with pytest.raises(ConfigError) as error:
+        build(Outer, values, "run")
+    assert str(error.value).startswith(words[0])
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_check_inside_a_dataclass_keeps_the_key():
+    values = {"model": {}, "data": {"sampler": {"fps": -1}}}
+    with pytest.raises(ConfigError, match=r"data\.sampler.*fps"):
+        build(Settings, values)
+    with pytest.raises(ConfigError, match=r"train\.parts\.tower.*vision_tower"):
+        build(Settings, {"model": {}, "data": {}, "train": {"parts": {"tower": {}}}})
+
+
+def test_overrides_are_read_as_yaml_and_leave_the_file_alone():
+    values = {"train": {"steps": 5, "lr": 1}, "data": {}}
+    changed = override(values, ["train.steps=7", "data.train=[a, b]", "model.head.name=text", "train.best=null"])
+    assert changed["train"] == {"steps": 7, "lr": 1, "best": None}
+    assert changed["data"] == {"train": ["a", "b"]} and changed["model"]["head"]["name"] == "text"
+    assert values == {"train": {"steps": 5, "lr": 1}, "data": {}}
+
+
+@pytest.mark.parametrize("text", ["train.steps", "=3", "train.steps.x=1"])
+def test_a_bad_override_is_quoted(text):
+    with pytest.raises(ConfigError) as error:
+        override({"train": {"steps": 5}}, [text])
+    assert text.split("=")[0] in str(error.value)
+
+
+def test_an_override_may_hold_equal_signs_and_bad_yaml():
+    assert override({}, ["a.b=x=y", "c={"])["a"]["b"] == "x=y"
+    assert override({}, ["c={"])["c"] == "{"
+
+
+@pytest.mark.parametrize("text, word", [(b"a: [1,\nb: 2", "line 2"), (b"- 1", "mapping"), (b"", "mapping"), (b"\xff\xfe\x00a", "")])
+def test_a_yaml_error_names_the_file(tmp_path, text, word):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(str(path)) and word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_yaml_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="none.yaml"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_a_written_config_builds_the_same_again():
+    made = build(Outer, {"name": "x", "extra": {"sizes": [4]}})
+    assert to_dict(made)["extra"] == {"rate": 0.5, "sizes": [4]}
+    assert build(Outer, to_dict(made)) == made
+
+
+def test_merging_keeps_both_sides_apart():
+    base = {"a": {"x": 1}, "b": 2}
+    merged = merge(base, {"a": {"y": 3}, "b": {"z": 1}})
+    assert merged == {"a": {"x": 1, "y": 3}, "b": {"z": 1}} and base == {"a": {"x": 1}, "b": 2}

@@ -1,0 +1,316 @@
+"""The quickstart: moving shapes from mp4 files to a scored, pictured comparison of three heads, on a laptop's CPU.
+
+``bash scripts/quickstart.sh`` calls this. Every step is a command that a user could type (they are printed); this
+file only orders them, times them, and turns their outputs into ``report.json``, ``report.html`` and pictures.
+Nothing here is needed to train or evaluate anything else.
+"""
+
+import argparse
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from all_benchmark_eval.moving_shapes import task
+from videollm import plots
+from videollm.infer import commit
+from videollm.transforms import Preprocess
+from videollm.video import Sampler, read_video
+
+HEADS = ("d2vlm", "distime", "text")
+SPLITS = ("test", "unseen")  # clips never trained on; in `unseen` every event is of a kind never trained on
+SHOWN = 12  # timelines in the picture
+CONSOLE = Console()
+
+
+@dataclass
+class Stage:
+    """A command with what it cost."""
+
+    name: str
+    command: list[str]
+    log: Path
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    process: subprocess.Popen | None = field(default=None, repr=False)
+    started: float = 0.0
+
+    def start(self) -> None:
+        """Run the command, its output in the log."""
+        CONSOLE.print(f"[bold]{self.name}[/bold]  {' '.join(self.command[2:])}", highlight=False, soft_wrap=True)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.started = time.monotonic()
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT)
+
+    def poll(self) -> bool:
+        """Whether it has ended; SystemExit with the end of its log if it failed."""
+        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        if pid == 0:
+            return False
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.wall_s = time.monotonic() - self.started
+        self.cpu_s = usage.ru_utime + usage.ru_stime
+        if self.process.returncode:
+            tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+            raise SystemExit(f"{self.name} failed (whole log: {self.log}):\n" + "\n".join(tail))
+        return True
+
+
+def run_stages(stages: Sequence[Stage], slots: int) -> None:
+    """Run the commands, at most ``slots`` at a time; if one fails, the others are ended."""
+    waiting, running = list(stages), []
+    with CONSOLE.status("") as status:
+        try:
+            while waiting or running:
+                while waiting and len(running) < slots:
+                    running.append(waiting.pop(0))
+                    running[-1].start()
+                running = [stage for stage in running if not stage.poll()]
+                status.update(" | ".join(f"{s.name}: {last_line(s.log)}" for s in running))
+                time.sleep(0.2)
+        finally:
+            for stage in running:
+                if stage.process.returncode is None:
+                    stage.process.terminate()
+
+
+def last_line(log: Path) -> str:
+    """The newest piece of a log, where progress bars rewrite their line."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 400))
+        text = file.read().decode("utf-8", "replace").replace("\r", "\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:60] if lines else "starting"
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+
+
+def launcher(processes: int) -> list[str]:
+    """Plain python for one process, torchrun for more."""
+    if processes == 1:
+        return [sys.executable, "-u", "-m"]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torchrun = "torch.distributed.run"
+    options = ["--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(port), "-m"]
+    return [sys.executable, "-u", "-m", torchrun, *options]
+
+
+def prepare_stages(args: argparse.Namespace) -> list[Stage]:
+    """Data, tokenizer and tower, one after the other."""
+    out, python = args.output, [sys.executable, "-u", "-m"]
+    counts = [f"--{split}={getattr(args, split)}" for split in ("train", "val", "test", "unseen")]
+    workers, seed = str(os.cpu_count() or 1), str(args.seed)
+    data = ["videollm.synthetic", "--output", str(out / "data"), *counts, "--seed", seed, "--workers", workers]
+    tower = ["videollm.tiny", "--data", str(out / "data"), "--output", str(out / "tower"), "--seed", seed]
+    tower += ["--steps", str(args.tower_steps), "--tokenizer", str(out / "tokenizer")]
+    return [
+        Stage("make clips", [*python, *data], out / "logs/data.txt"),
+        Stage("prepare tower", [*python, *tower], out / "logs/tower.txt"),
+    ]
+
+
+def overrides(args: argparse.Namespace, head: str) -> list[str]:
+    """Where this run's files are, for ``configs/tiny/HEAD.yaml``."""
+    out = args.output
+    values = {
+        "model.vision_weights": out / "tower",
+        "model.tokenizer": out / "tokenizer",
+        "model.word_vectors": out / "tower/attributes.safetensors",
+        "data.train": f"[{out / 'data/train.jsonl'}]",
+        "data.validation": f"[{out / 'data/val.jsonl'}]",
+        "data.videos": out / "data/videos",
+        "data.features": out / "features",
+        "train.output": out / head,
+        "train.seed": args.seed,
+    }
+    if args.steps:
+        values["train.steps"] = args.steps
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def train_stage(args: argparse.Namespace, head: str) -> Stage:
+    """Train one head with DeepSpeed."""
+    command = ["videollm.train", "--config", str(args.configs / f"{head}.yaml"), *overrides(args, head)]
+    return Stage(f"train {head}", [*launcher(args.processes), *command], args.output / f"logs/train_{head}.txt")
+
+
+def infer_stage(args: argparse.Namespace, head: str, split: str) -> Stage:
+    """Answer the questions of one split."""
+    out = args.output
+    answers = out / head / f"{split}.jsonl"
+    for stale in (answers, answers.with_name(answers.name + ".meta.json")):
+        stale.unlink(missing_ok=True)  # of a model that this run has replaced
+    command = ["videollm.infer", "--model", str(out / head / "final"), "--annotations", str(out / f"data/{split}.jsonl")]
+    command += ["--videos", str(out / "data/videos"), "--output", str(answers), "--batch-size", "64"]
+    command += ["generate.max_new_tokens=48"]
+    return Stage(f"answer {split} {head}", [*launcher(args.processes), *command], out / f"logs/{split}_{head}.txt")
+
+
+# ---- report --------------------------------------------------------------------------------------------------------
+
+
+def score_all(args: argparse.Namespace) -> dict:
+    """Scores of every head on every split, and what guessing and a perfect model would earn."""
+    data, report = args.output / "data", {"heads": {}, "unseen_kinds": {}}
+    train = task.load(data / "train.jsonl")
+    for split in SPLITS:
+        items = task.load(data / f"{split}.jsonl")
+        for head in HEADS:
+            scores = task.score(items, predictions(args, head, split, items))
+            scores.pop("per_sample")
+            report["heads" if split == "test" else "unseen_kinds"][head] = scores
+        if split == "test":
+            report["baselines"] = task.baselines(items, train, args.seed)
+            report["oracle"] = task.oracle(items)
+    best = max(b["mIoU"] for b in report["baselines"].values())
+    for scores in report["heads"].values():
+        scores["skill"] = (scores["mIoU"] - best) / (report["oracle"]["mIoU"] - best)
+    return report
+
+
+def predictions(args: argparse.Namespace, head: str, split: str, items: list[dict]) -> list[dict]:
+    """A head's predictions for one split."""
+    lines = (args.output / head / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = {line["id"]: line for line in map(json.loads, lines)}
+    return [task.to_prediction(item, answers.get(item["id"])) for item in items]
+
+
+def table_rows(report: dict) -> tuple[list[str], list[list]]:
+    """The score table: heads first, then what they are compared with."""
+    columns = ["", "mIoU", "R@1 0.3", "R@1 0.5", "R@1 0.7", "dense F1", "caption F1", "choice acc.", "skill", "mIoU new kinds"]
+
+    def row(name: str, scores: dict, kinds: dict | None = None) -> list:
+        recalls = [scores.get("R@1", {}).get(t) for t in ("0.3", "0.5", "0.7")]
+        more = [scores.get(k) for k in ("dense_F1", "dense_caption_F1", "mc_accuracy", "skill")]
+        return [name, scores["mIoU"], *recalls, *more, kinds["mIoU"] if kinds else None]
+
+    rows = [row(head, scores, report["unseen_kinds"][head]) for head, scores in report["heads"].items()]
+    rows += [row(name.replace("_", " "), scores) for name, scores in report["baselines"].items()]
+    return columns, [*rows, row("oracle (32 frames)", report["oracle"])]
+
+
+def draw(args: argparse.Namespace, report: dict) -> None:
+    """The pictures: score table, loss curves, timelines."""
+    out = args.output
+    columns, rows = table_rows(report)
+    plots.score_table(out / "scores.png", rows, columns)
+    logs = {head: [json.loads(x) for x in (out / head / "log.jsonl").read_text().splitlines()] for head in HEADS}
+    terms = ("step", "loss", "lm", "grounding", "consistency", "dfl", "diou")
+    curves = {head: [{k: v for k, v in e.items() if k in terms} for e in log if "lm" in e] for head, log in logs.items()}
+    plots.loss_curves(out / "losses.png", curves)
+    plots.timeline_grid(out / "timelines.png", timelines(args))
+
+
+def timelines(args: argparse.Namespace) -> list[dict]:
+    """One grounding question of each of the first dozen test clips, every head's answer beside the truth."""
+    items = [i for i in task.load(args.output / "data/test.jsonl") if i["task"] == "grounding"]
+    first = list({i["video"]: i for i in items}.values())[:SHOWN]
+    by_head = {h: {p["id"]: p for p in predictions(args, h, "test", items)} for h in HEADS}
+    resize = Preprocess(kind="plain", size=64).while_decoding()
+    samples = []
+    for item in first:
+        sampler = Sampler(rule="segments", num_frames=12)
+        frames = read_video(args.output / "data/videos" / item["video"], sampler, resize=resize)
+        samples.append(
+            {
+                "frames": list(frames.pixels.numpy()),
+                "frame_times_s": frames.times_s.tolist(),
+                "duration_s": item["duration"],
+                "truth": {"truth": [item["tgt"][:2]]},
+                "predictions": {h: by_head[h][item["id"]]["spans"][:1] for h in HEADS},
+                "title": item["conversations"][0]["value"].replace("<video>", "").strip(),
+            }
+        )
+    return samples
+
+
+def write_report(args: argparse.Namespace, report: dict) -> None:
+    """``report.json``, ``report.html`` and a table on the terminal."""
+    out = args.output
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    columns, rows = table_rows(report)
+    wall, cpu = report["wall_s"], report["cpu_s"]
+    costs = [[name, round(wall[name], 1), round(cpu[name], 1)] for name in wall]
+    sections = [
+        {"heading": "Scores", "columns": columns, "rows": rows, "text": EXPLANATION},
+        {"heading": "Answers on unseen clips", "image": out / "timelines.png"},
+        {"heading": "Losses", "image": out / "losses.png"},
+        {"heading": "Cost", "columns": ["step", "wall s", "CPU s"], "rows": costs},
+        {"heading": "Run", "code": json.dumps({k: report[k] for k in ("seed", "commit", "processes", "torch")}, indent=1)},
+    ]
+    plots.report_html(out / "report.html", "Moving shapes: three ways to say when", sections)
+    table = Table(*columns, title=f"unseen clips, free generation, seed {args.seed}")
+    for row in rows:
+        table.add_row(*(f"{c:.3f}" if isinstance(c, float) else "" if c is None else str(c) for c in row))
+    CONSOLE.print(table)
+    CONSOLE.print(f"{wall['total']:.0f} s wall, {cpu['total']:.0f} s CPU; report: {out / 'report.html'}", highlight=False)
+
+
+EXPLANATION = (
+    "Every model saw the same clips and the same vision tower, which was prepared on the training clips with labels of "
+    "colour, shape and motion; then each head was trained with DeepSpeed and answered by free greedy generation.\n\n"
+    "random event: the true span of a random event of the clip, whatever was asked; the strongest guess. "
+    "skill = (mIoU - best guess) / (oracle - best guess). oracle: the best span made of whole frames. new kinds: clips "
+    "whose events combine colour, shape and motion as no training clip does."
+)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; the environment variables SEED and GPUS give the defaults."""
+    parser = argparse.ArgumentParser(prog="videollm.quickstart", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--configs", type=Path, default=Path("configs/tiny"))
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", 0)))
+    given = os.environ.get("GPUS")
+    parser.add_argument("--processes", type=int, default=int(given) if given else max(1, torch.cuda.device_count()))
+    parser.add_argument("--train", type=int, default=1500, help="training clips")
+    parser.add_argument("--val", type=int, default=100)
+    parser.add_argument("--test", type=int, default=300)
+    parser.add_argument("--unseen", type=int, default=100)
+    parser.add_argument("--steps", type=int, help="training steps of every head (default: the configs' own)")
+    parser.add_argument("--tower-steps", type=int, default=800)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all of it."""
+    args = arguments(argv)
+    start, usage = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+    # One job a core where every job is one CPU process; on GPUs, or with several processes a job, one after the other.
+    alone = args.processes > 1 or torch.cuda.is_available()
+    slots = 1 if alone else len(HEADS)
+    stages = prepare_stages(args)
+    run_stages(stages, 1)
+    for group in (
+        [train_stage(args, head) for head in HEADS],
+        [infer_stage(args, head, split) for head in HEADS for split in SPLITS],
+    ):
+        run_stages(group, slots)
+        stages += group
+    report = score_all(args)
+    report |= {"seed": args.seed, "commit": commit(), "processes": args.processes, "torch": torch.__version__}
+    draw(args, report)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    own_s = own.ru_utime + own.ru_stime - usage.ru_utime - usage.ru_stime
+    report["wall_s"] = {s.name: s.wall_s for s in stages} | {"total": time.monotonic() - start}
+    report["cpu_s"] = {s.name: s.cpu_s for s in stages} | {"total": sum(s.cpu_s for s in stages) + own_s}
+    write_report(args, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

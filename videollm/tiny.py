@@ -1,0 +1,266 @@
+"""The small parts that a CPU can train: a word-level tokenizer, a convolutional vision tower and its preparation.
+
+The tower is *prepared* by supervised attribute classification on the training clips (it sees their colour, shape and
+motion labels): without it nothing was learnt in the time that a quickstart has. ``attributes.safetensors`` holds the
+classifier's direction of every attribute word, from which the language model's word embeddings start (CLIP-like).
+
+    python -m videollm.tiny --data DIR --output DIR --tokenizer DIR --seed 0
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from videollm.synthetic import COLORS, MOTIONS, SHAPES
+from videollm.transforms import Preprocess
+from videollm.video import Sampler, read_video
+
+FRAMES = 32  # sampled frames of a clip, as in configs/tiny
+WINDOW = 4  # consecutive sampled frames of a training window
+CLIPS = 32  # windows in a batch
+TOUCHING = 0.75  # share of windows drawn around an event
+ATTRIBUTES = {"color": tuple(COLORS), "shape": SHAPES, "motion": tuple(MOTIONS)}
+ALWAYS = "0 1 2 3 4 5 6 7 8 9 - . percent seconds : \n"  # what heads write beside the data set's own words
+PREPROCESS = Preprocess(kind="plain", size=64, frame_difference=True)  # as in configs/tiny
+
+
+# ---- tokenizer -----------------------------------------------------------------------------------------------------
+
+
+def build_word_tokenizer(texts: Iterable[str], special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a word, digit, punctuation mark and newline of ``texts``.
+
+    A blank belongs to what follows it, so decoding gives the text back; every piece is known with and without it.
+    """
+    blank = "\u2581"
+    splitter = pre_tokenizers.Split(Regex(rf"{blank}?[A-Za-z]+|{blank}?[0-9]|\n|{blank}?[^{blank}\sA-Za-z0-9]"), "isolated")
+    normalizer = normalizers.Replace(" ", blank)
+    found = {p for t in (*texts, ALWAYS) for p, _ in splitter.pre_tokenize_str(normalizer.normalize_str(t))}
+    words = sorted({p.lstrip(blank) for p in found} - {""})
+    pieces = ["<pad>", "<unk>", blank, *words, *(blank + w for w in words if w != "\n")]
+    tokenizer = Tokenizer(models.WordLevel({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(blank, " "), decoders.Fuse()])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    wrapped.add_special_tokens({"extra_special_tokens": ["<|im_start|>", *special_tokens]})
+    return wrapped
+
+
+@torch.no_grad()
+def align_words(
+    weight: Tensor, tokenizer: PreTrainedTokenizerBase, attributes: dict[str, Tensor], norm: float = 4.0
+) -> None:
+    """Write the vectors of ``attributes`` (word -> [Dv], Dv <= D) into the words' rows of ``weight`` [V, D], in place.
+
+    Vectors are centred within what was given and scaled to length ``norm``. A word counts with and without a blank.
+    """
+    mean = torch.stack(list(attributes.values())).mean(0)
+    for word, vector in attributes.items():
+        row = torch.zeros(weight.shape[1])
+        row[: len(vector)] = vector - mean
+        for piece in (word, "\u2581" + word):
+            index = tokenizer.convert_tokens_to_ids(piece)
+            if index not in (None, tokenizer.unk_token_id):
+                weight[index] = (norm * row / row.norm()).to(weight.dtype)
+
+
+# ---- tower ---------------------------------------------------------------------------------------------------------
+
+
+class ConvTowerConfig(PretrainedConfig):
+    """Of ``ConvTower``. 6 channels: a frame and its difference to the frame before."""
+
+    model_type = "videollm_conv"
+
+    def __init__(self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, **kwargs):
+        self.num_channels, self.channels = num_channels, list(channels)
+        self.hidden_size, self.image_size = hidden_size, image_size
+        super().__init__(**kwargs)
+
+
+class ConvTower(PreTrainedModel):
+    """A small convolutional vision tower: one feature vector a frame."""
+
+    config_class = ConvTowerConfig
+    main_input_name = "pixel_values"
+    num_patches = 1
+
+    def __init__(self, config: ConvTowerConfig):
+        super().__init__(config)
+        sizes = [config.num_channels, *config.channels]
+        strides = [4, *[2] * (len(sizes) - 2)]
+        layers = []
+        for i, (a, b, stride) in enumerate(zip(sizes, sizes[1:], strides, strict=False)):
+            kernel = 8 if i == 0 else 3
+            layers += [nn.Conv2d(a, b, kernel, stride, padding=kernel // 2 - (i == 0) * 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        side = config.image_size // 2 ** (len(sizes))
+        self.project = nn.Linear(sizes[-1] * (side * side + 1), config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)
+        self.hidden_size = config.hidden_size
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Torch's own initialisation."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[N, C, S, S] -> [N, 1, hidden_size]: what is where, and what is there at all."""
+        maps = self.layers(pixel_values)  # [N, C', s, s]
+        features = torch.cat([maps.flatten(1), maps.amax((2, 3))], 1)
+        return self.norm(self.project(features))[:, None]
+
+
+# ---- preparation ---------------------------------------------------------------------------------------------------
+
+
+class Clips:
+    """Frames of clips, decoded once, and the attributes of their one event at every frame (-1: none, -2: several)."""
+
+    def __init__(self, folder: Path, split: str, count: int):
+        items = {}
+        for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
+            item = json.loads(line)
+            items.setdefault(item["video"], item)
+        items = list(items.values())[:count]
+        sampler = Sampler(rule="segments", num_frames=FRAMES)
+        self.frames = torch.empty(len(items), FRAMES, 64, 64, 3, dtype=torch.uint8)
+        self.labels = torch.full((len(items), FRAMES, len(ATTRIBUTES)), -1)
+        for i, item in enumerate(tqdm(items, desc=f"reading {split} clips", unit="clip")):
+            frames = read_video(folder / "videos" / item["video"], sampler)
+            self.frames[i] = frames.pixels
+            self.labels[i] = self._labels(item["events"], frames.times_s)
+
+    def _labels(self, events: list[dict], times_s: np.ndarray) -> Tensor:
+        """[F, 3] indices into ``ATTRIBUTES``."""
+        active = np.stack([(times_s >= e["span"][0]) & (times_s < e["span"][1]) for e in events])  # [E, F]
+        kinds = np.array([[values.index(e[name]) for name, values in ATTRIBUTES.items()] for e in events])
+        labels = kinds[active.argmax(0)]
+        labels[active.sum(0) == 0] = -1
+        labels[active.sum(0) > 1] = -2
+        return torch.as_tensor(labels)
+
+    def batch(self, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Windows of consecutive frames, most of them around an event. [CLIPS * WINDOW, 6, 64, 64], [.., 3]."""
+        pixels, labels = [], []
+        for i in rng.choices(range(len(self.frames)), k=CLIPS):
+            start = rng.randrange(FRAMES - WINDOW)
+            busy = (self.labels[i, :, 0] >= 0).nonzero().flatten().tolist()
+            if busy and rng.random() < TOUCHING:
+                start = min(max(0, rng.choice(busy) - rng.randrange(WINDOW)), FRAMES - WINDOW - 1)
+            # One frame more in front, for the difference of the first.
+            window = PREPROCESS(self.frames[i, start : start + WINDOW + 1])
+            pixels.append(window[1:])
+            labels.append(self.labels[i, start + 1 : start + WINDOW + 1])
+        return torch.cat(pixels), torch.cat(labels)
+
+
+class Classifier(nn.Module):
+    """Three linear readings of a frame's feature; the first has one more class, "nothing here"."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        sizes = [len(values) + (name == "color") for name, values in ATTRIBUTES.items()]
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+
+    def targets(self, labels: Tensor) -> list[Tensor]:
+        """Class indices by head, -100 where a head is not asked. labels [N, 3]."""
+        color, *others = labels.unbind(1)
+        color = torch.where(color == -1, len(ATTRIBUTES["color"]), color)
+        return [torch.where(t < 0, -100, t) for t in (color, *others)]
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Word -> direction [Dv]; what the words of one attribute share is taken out."""
+        found = {}
+        for head, (name, values) in zip(self.heads, ATTRIBUTES.items(), strict=True):
+            rows = head.weight.detach()[: len(values)]
+            words = [MOTIONS[v].split()[-1] for v in values] if name == "motion" else values
+            found |= {w: r.contiguous() for w, r in zip(words, rows - rows.mean(0), strict=True)}
+        return found
+
+
+def prepare_tower(data: Path, output: Path, *, steps: int, seed: int, clips: int = 1000) -> dict:
+    """Train a tower to tell what a frame shows, save it, and report its accuracy on validation clips."""
+    torch.manual_seed(seed)
+    rng, start = random.Random(seed), time.process_time()
+    train, val = Clips(data, "train", clips), Clips(data, "val", 100)
+    tower = ConvTower(ConvTowerConfig())
+    classifier = Classifier(tower.hidden_size)
+    parameters = [*tower.parameters(), *classifier.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=4e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / 20, 1 - 0.9 * s / max(1, steps))
+    )
+    tower.train()
+    bar = tqdm(range(steps), desc="preparing the vision tower", unit="step")
+    for _ in bar:
+        pixels, labels = train.batch(rng)
+        features = tower(pixels)[:, 0]
+        pairs = zip(classifier.heads, classifier.targets(labels), strict=True)
+        loss = sum(cross_entropy(head(features), target) for head, target in pairs)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    tower.eval()
+    report = {"accuracy": accuracy(tower, classifier, val), "steps": steps, "seed": seed, "clips": len(train.frames)}
+    report["cpu_s"] = round(time.process_time() - start, 1)
+    tower.save_pretrained(output)
+    save_file(classifier.vectors(), output / "attributes.safetensors")
+    (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+@torch.no_grad()
+def accuracy(tower: ConvTower, classifier: Classifier, clips: Clips) -> dict[str, float]:
+    """Share of frames each reading gets right."""
+    right = torch.zeros(len(ATTRIBUTES))
+    asked = torch.zeros(len(ATTRIBUTES))
+    for frames, labels in zip(clips.frames, clips.labels, strict=True):
+        features = tower(PREPROCESS(frames))[:, 0]
+        for k, (head, target) in enumerate(zip(classifier.heads, classifier.targets(labels), strict=True)):
+            right[k] += (head(features).argmax(1) == target)[target >= 0].sum()
+            asked[k] += (target >= 0).sum()
+    return dict(zip(ATTRIBUTES, (right / asked.clamp(min=1)).tolist(), strict=True))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the tokenizer and the tower."""
+    parser = argparse.ArgumentParser(prog="videollm.tiny", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder made by videollm.synthetic")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the tower")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    file = args.data / "train.jsonl"
+    if not file.is_file():
+        print(f"error: no {file}; make the data with python -m videollm.synthetic", file=sys.stderr)
+        return 2
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    texts = {turn["value"].replace("<video>", "").replace("<span>", "") for x in lines for turn in x["conversations"]}
+    args.output.mkdir(parents=True, exist_ok=True)
+    build_word_tokenizer(texts).save_pretrained(args.tokenizer)
+    print(json.dumps(prepare_tower(args.data, args.output, steps=args.steps, seed=args.seed)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
