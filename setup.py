@@ -1,6 +1,6 @@
 """Package metadata with version *ranges*; the exact versions that are tested are in ``requirements.txt``."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 setup(
     name="videollm",
@@ -8,7 +8,9 @@ setup(
     description="Temporally grounded video-language models: one core, D2VLM and DisTime heads, many benchmarks",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=[f"{name}*" for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval")]),
+    packages=find_namespace_packages(
+        include=[name + end for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval") for end in ("", ".*")]
+    ),
     install_requires=[
         "torch>=2.6",
         "transformers>=5.17,<6",

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Shared by train.sh and infer.sh; source it after _venv.sh: `launch MODULE ARGUMENTS...` ends in that module.
-# GPUS, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT as in LAUNCH_HELP. On a machine without a GPU, GPUS counts processes.
+# It reads GPUS, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, as LAUNCH_HELP says.
 
 LAUNCH_HELP="environment:
-  GPUS                       processes on this node (default: its number of GPUs, or 1); without a GPU they run on the CPU
+  GPUS                       processes on this node (default: its GPUs, or 1); without a GPU they run on the CPU
   NNODES, NODE_RANK          number of nodes, and which one this is, from 0 (default: 1 node)
   MASTER_ADDR, MASTER_PORT   where node 0 listens (several nodes; default port 29500)
   VIDEOLLM_PYTHON            an interpreter to use as it is, instead of making .venv"

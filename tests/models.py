@@ -41,7 +41,7 @@ _EVA = {
 }  # fmt: skip
 _QFORMER = {
     "type": "qformer", "num_query_tokens": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 64, "vocab_size": 300,
+    "intermediate_size": 64, "vocab_size": 300, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 _CONV = {"type": "conv", "image_size": SIZE, "channels": 3}
 _IMG = {"token": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>"}
@@ -106,23 +106,23 @@ def tokenizer_folder() -> str:
     return str(folder)
 
 
-def model_settings(backbone: str, head: str, **changes) -> dict:
+def model_settings(backbone: str, head_name: str, **changes) -> dict:
     """The ``model`` mapping of a config."""
-    parts = {**BACKBONES[backbone], "head": HEADS[head], "tokenizer": tokenizer_folder()}
+    parts = {**BACKBONES[backbone], "head": HEADS[head_name], "tokenizer": tokenizer_folder()}
     if parts["connector"]["type"] == "qformer":
         parts["question_tokenizer"] = tokenizer_folder()
     return parts | changes
 
 
-def settings(backbone: str, head: str, train: dict | None = None, data: dict | None = None, **model) -> Settings:
+def settings(backbone: str, head_name: str, train: dict | None = None, data: dict | None = None, **model) -> Settings:
     """The settings of a tiny run, from dicts."""
     data = {"preprocess": {"kind": "plain", "size": SIZE}, "max_length": 1024} | (data or {})
-    return build(Settings, {"model": model_settings(backbone, head, **model), "data": data, "train": train or {}})
+    return build(Settings, {"model": model_settings(backbone, head_name, **model), "data": data, "train": train or {}})
 
 
-def make_bundle(backbone: str, head: str, train: dict | None = None, **model) -> Bundle:
+def make_bundle(backbone: str, head_name: str, train: dict | None = None, **options) -> Bundle:
     """A tiny model with seeded random weights, in evaluation mode, the tower frozen."""
-    given = settings(backbone, head, {"seed": 1} | (train or {}), **model)
+    given = settings(backbone, head_name, {"seed": 1} | (train or {}), **options)
     bundle = assemble(given)
     set_trainable(bundle.model, given.train)
     return bundle

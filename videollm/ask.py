@@ -23,7 +23,7 @@ from videollm.heads import span_text
 from videollm.infer import answer_records
 from videollm.plots import MAX_FRAMES, timeline
 from videollm.structures import Turn, VisualMark
-from videollm.video import Sampler, VideoError, VideoInfo, probe, read_video
+from videollm.video import Sampler, VideoError, probe, read_video
 
 PICTURE_HEIGHT = 180  # pixels of a frame in the picture
 
@@ -109,8 +109,8 @@ def small(frame: np.ndarray) -> np.ndarray:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def check_video(path: str) -> VideoInfo:
-    """The video's facts, before a model is loaded for it.
+def check_video(path: str) -> None:
+    """See that the video can be read, before a model is loaded for it.
 
     Raises:
         VideoError: not a readable video, or a picture.
@@ -120,7 +120,7 @@ def check_video(path: str) -> VideoInfo:
             f"{path}: is a picture, which has no time to ask about; give a video, or ask about pictures with "
             "videollm.infer and an annotation that has `image` (docs/annotations.md)"
         )
-    return probe(path)
+    probe(path)
 
 
 def is_picture(path: str) -> bool:
@@ -150,7 +150,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--question", required=True, help="what to ask, in the words the model was trained on")
     parser.add_argument("--output", type=Path, help="PNG of the answer on the video's timeline")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 sampler.fps=2 ...")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 sampler.fps=2")
     return parser.parse_intermixed_args(argv)
 
 

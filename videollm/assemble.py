@@ -123,7 +123,11 @@ def language_config(given: ModelSettings, vocabulary: int):
     """The language model's transformers config, with rows for all tokens."""
     fields = dict(given.language)
     if given.language_weights:
-        text = AutoConfig.from_pretrained(given.language_weights, **fields)
+        try:
+            text = AutoConfig.from_pretrained(given.language_weights, **fields)
+        except (OSError, ValueError) as error:
+            where = f"model.language_weights: no language model at {given.language_weights!r}"
+            raise ConfigError(f"{where} ({str(error).splitlines()[0]})") from None
     else:
         kind = fields.pop("model_type", None)
         try:

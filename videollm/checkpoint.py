@@ -95,6 +95,7 @@ def load(folder: str | Path, attention: str = "sdpa", dtype: torch.dtype | None 
         model, report = VideoLLM.from_pretrained(
             folder, config=config, attn_implementation=attention, dtype=dtype or torch.float32,
             local_files_only=True, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_report refuses them, with the others
         )  # fmt: skip
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: cannot read the weights: {' '.join(str(error).split())}") from None
@@ -103,9 +104,16 @@ def load(folder: str | Path, attention: str = "sdpa", dtype: torch.dtype | None 
     if model.connector.reads_question and not question.is_dir():
         raise CheckpointError(f"{folder}: no {QUESTION_TOKENIZER}/, which its connector needs; copy it from the run")
     model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for name, token_id in config.token_ids.items():
+        if tokenizer.convert_tokens_to_ids(name) != token_id:
+            raise CheckpointError(
+                f"{folder}: its tokenizer does not have {name} as token {token_id}, as config.json says; "
+                "copy the tokenizer from the run that made the checkpoint"
+            )
     return Bundle(
         model,
-        AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        tokenizer,
         AutoTokenizer.from_pretrained(question, local_files_only=True) if question.is_dir() else None,
     )
 

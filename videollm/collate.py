@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from videollm.dataset import Item
 from videollm.prompt import Prompt
@@ -35,7 +36,8 @@ class Collator:
     (all [B, L]); ``prefix_columns`` (int); ``label_index``, ``label_ids``, ``label_weight`` [M] (``label_index`` is
     the place whose state predicts the label); ``visual_index`` [V * k]; ``pixel_values`` [V, C, S, S] or
     ``features`` [V, P, Dv]; ``frame_row``, ``frame_col`` [V] (column -1 for image tiles); ``times_s``,
-    ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``; and for a connector that reads the
+    ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``; ``keep_prefix`` (no answered
+    span stands in a prefix); and for a connector that reads the
     question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and ``bad`` are lists of strings.
     """
 
@@ -61,6 +63,9 @@ class Collator:
         batch |= self._tokens(rows, places, prefix, length)
         batch |= self._labels(rows, places, length)
         batch |= self._refs(items, rows, places, length)
+        # An answer in front of a later turn's video: its spans change the prefix, which then cannot be kept.
+        answered = (t < r.prefix and ref.role in (Role.EVIDENCE, Role.ANSWER) for r in rows for _, t, ref in r.refs)
+        batch["keep_prefix"] = not any(answered)
         batch |= self._visuals(items, rows, places, length)
         if self.question_tokenizer is not None:
             batch |= self._questions(items)
@@ -130,6 +135,11 @@ class Collator:
         columns_ = torch.as_tensor(np.asarray(table, np.int64).reshape(-1, 7)).unbind(1)
         names = ("index", "query_index", "owner", "sample", "role", "event", "frame")
         refs = {f"ref_{n}": c.contiguous() for n, c in zip(names, columns_, strict=True)}
+        # Selections by role, made here so that the model never has to look at a role on the device.
+        role = refs["ref_role"]
+        answered = (role == Role.EVIDENCE) | (role == Role.ANSWER)
+        refs |= {"early_refs": (~answered).nonzero().flatten(), "late_refs": answered.nonzero().flatten()}
+        refs |= {"span_refs": (role != Role.FRAME).nonzero().flatten()}
         return refs | {"ref_seconds": torch.as_tensor(np.asarray(seconds, np.float32).reshape(-1, 2))}
 
     def _visuals(self, items: Sequence[Item], rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
@@ -157,9 +167,13 @@ class Collator:
         return batch
 
     def _questions(self, items: Sequence[Item]) -> dict:
-        texts = [item.question for item in items] or [""]
+        texts = [item.question for item in items]
         out = self.question_tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
-        return {"question_ids": out["input_ids"], "question_mask": out["attention_mask"]}
+        # Where every question is empty the tokenizer may return no column at all (and floats). One masked column keeps
+        # the connector's text layers on the graph of every rank.
+        lack = max(0, 1 - out["input_ids"].shape[1])
+        ids, mask = (pad(out[name].long(), (0, lack)) for name in ("input_ids", "attention_mask"))
+        return {"question_ids": ids, "question_mask": mask}
 
 
 class Row:

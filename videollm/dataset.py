@@ -62,9 +62,22 @@ class VisualReader:
     backend: str = "pyav"
     max_tiles: int = 1
     stored: Callable[[str], tuple[Tensor, np.ndarray, float] | None] | None = None
+    last: tuple | None = field(default=None, repr=False)  # the newest video, where its frames are fixed
 
     def video(self, name: str, rng: random.Random | None) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
-        """(pixels or None, features or None, times_s, duration_s) of a video."""
+        """(pixels or None, features or None, times_s, duration_s) of a video.
+
+        Questions about one video mostly stand together, so the newest one is kept, unless its frames are drawn.
+        """
+        key = (name, self.stored)
+        if self.last is not None and self.last[0] == key:
+            return self.last[1]
+        found = self._video(name, rng)
+        if self.sampler.pick != "random" and not self.preprocess.random_crop:
+            self.last = (key, found)
+        return found
+
+    def _video(self, name: str, rng: random.Random | None) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
         found = self.stored(name) if self.stored else None
         if found is not None:
             return None, *found
@@ -181,7 +194,7 @@ class VideoDataset(Dataset):
         """Drop frames uniformly so that the longest prompt fits ``max_length``."""
         count = len(item.times_s)
         one, three = (max(map(len, self._prompts(item, conversations, frames))) for frames in (1, 3))
-        keep = min(count - 1, max(1, (self.max_length - one) // ((three - one) // 2) + 1))
+        keep = max(1, min(count - 1, (self.max_length - one) // ((three - one) // 2) + 1))
         index = np.linspace(0, count - 1, keep).round().astype(int)
         item.thinned = count - keep
         item.times_s = item.times_s[index]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class VideoFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.reformatter = VideoReformatter()  # one for the file: a frame's own would be set up anew each time
         self._check_bytes()
         self._open()
         try:
@@ -175,7 +177,8 @@ class VideoFile:
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """Upright RGB picture, uint8 [H, W, 3]."""
-        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), self.rotation))
+        picture = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(picture, self.rotation))
 
 
 def _until_error(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:

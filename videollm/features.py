@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
@@ -65,9 +65,12 @@ class FeatureStore:
         path = self.path(name)
         if not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
-            times = file.get_tensor("times_s").numpy()
-            return file.get_tensor("features"), times, float(file.metadata()["duration_s"])
+        try:
+            with safe_open(path, "pt") as file:
+                times = file.get_tensor("times_s").numpy()
+                return file.get_tensor("features"), times, float(file.metadata()["duration_s"])
+        except SafetensorError:
+            return None  # damaged: as good as not stored
 
     def fill(self, names: Iterable[str], tower: nn.Module, rank: int = 0, world: int = 1) -> None:
         """Compute what is missing, this rank its share; videos that cannot be read are left to the data set."""
@@ -76,7 +79,7 @@ class FeatureStore:
         for name in tqdm(sorted(set(names))[rank::world], desc="tower features", unit="video", disable=rank > 0):
             try:
                 path = self.path(name)
-                if path.is_file():
+                if self(name) is not None:
                     self.hits += 1
                     continue
                 pixels, _, times_s, duration_s = self.reader.video(name, None)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from videollm.heads import TemporalHead
 from videollm.loss import logits_of
 from videollm.passes import LayerTap, VideoLLMOutput
-from videollm.structures import Answer, FrameBatch, Prediction, Role
+from videollm.structures import Answer, FrameBatch, Prediction
 
 
 @dataclass
@@ -37,7 +37,6 @@ class SpanState:
     span_ids: Tensor  # [S]
     owner: Tensor  # [B]
     frames: FrameBatch | None = None
-    prefill_mask: Tensor | None = None
     batch: dict | None = None
     query: Tensor | None = None  # [B, D], the state that predicts the next token
     steps: list[Prediction | None] = field(default_factory=list)
@@ -82,11 +81,10 @@ class SpanGeneration:
         frames = self.frame_batch(batch, tokens)
         refs = self.refs(batch)
         embeds = self.embed(batch, tokens)
-        late = (refs.role == Role.EVIDENCE) | (refs.role == Role.ANSWER)
-        if self.head.inject_layer is not None and bool(late.any()):
-            embeds = self.embed_refs(embeds, refs.select(~late), frames)
+        if self.head.inject_layer is not None and len(batch["late_refs"]):
+            embeds = self.embed_refs(embeds, refs.select(batch["early_refs"]), frames)
             self._frame_states(batch, embeds, frames)
-            embeds = self.embed_refs(embeds, refs.select(late), frames)
+            embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
         else:
             embeds = self.embed_refs(embeds, refs, frames)
         rows = embeds.shape[0]

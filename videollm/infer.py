@@ -134,6 +134,13 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in whole if line]
 
 
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line without its end, as an interrupted run leaves it; the next line would be glued to it."""
+    if path.is_file():
+        with open(path, "rb+") as out:
+            out.truncate(out.read().rfind(b"\n") + 1)
+
+
 def check_meta(path: Path, meta: dict) -> None:
     """Write the settings beside the output, or refuse if it was made with others."""
     if path.is_file():
@@ -207,6 +214,7 @@ def run(args: argparse.Namespace) -> None:
     todo = [r for r in records if r.id in mine]
     bundle.model.to(device)
     reader = bundle.reader(args.videos, sampler, backend=args.backend)
+    drop_torn_line(part)
     with open(part, "a", encoding="utf-8") as out:
         for line in answer_records(
             bundle, todo, reader, options, batch_size=args.batch_size, workers=args.workers, progress=rank == 0

@@ -20,7 +20,7 @@ from videollm.heads import build_head
 from videollm.lora import add_lora
 from videollm.loss import supervised_cross_entropy
 from videollm.passes import LayerTap, VideoLLMOutput, scatter
-from videollm.structures import FrameBatch, Role, SpanRefs
+from videollm.structures import FrameBatch, SpanRefs
 from videollm.vision import build_tower
 
 
@@ -228,22 +228,23 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         """States [B, L, D] of the layers that the loss and the head read, spans embedded.
 
         A head that injects frame states needs them first: one pass over the prefix, whose keys and values the second
-        pass reuses. Gradient checkpointing drops that cache; then the second pass covers the prefix again.
+        pass reuses. Gradient checkpointing drops that cache, and answered spans within a prefix outdate it; then the
+        second pass covers the prefix again.
         """
         head, length = self.head, embeds.shape[1]
         layers = {-1, head.query_layer, *head.frame_layers}
-        late = (refs.role == Role.EVIDENCE) | (refs.role == Role.ANSWER)
         if head.inject_layer is None or not batch["prefix_columns"]:
             embeds = self.embed_refs(embeds, refs, frames)
             return self.run(batch, embeds, slice(0, length), layers)
-        embeds = self.embed_refs(embeds, refs.select(~late), frames)
+        embeds = self.embed_refs(embeds, refs.select(batch["early_refs"]), frames)
         cut = batch["prefix_columns"]
         checkpointing = self.training and self.language_model.is_gradient_checkpointing
-        cache = None if checkpointing else DynamicCache(config=self.config.text_config)
+        again = checkpointing or not batch["keep_prefix"]
+        cache = None if again else DynamicCache(config=self.config.text_config)
         prefix = self.run(batch, embeds, slice(0, cut), layers | {head.inject_layer}, cache)
         frames.states[head.inject_layer] = self.states_of_frames(batch, prefix[head.inject_layer])
-        embeds = self.embed_refs(embeds, refs.select(late), frames)
-        if checkpointing:
+        embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
+        if again:
             return self.run(batch, embeds, slice(0, length), layers)
         text = self.run(batch, embeds, slice(cut, length), layers, cache)
         return {layer: torch.cat([prefix[layer], text[layer]], 1) for layer in layers}
@@ -274,7 +275,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         states = self.training_states(batch, self.embed(batch, tokens), refs, frames)
         for layer in self.head.frame_layers:
             frames.states[layer] = self.states_of_frames(batch, states[layer])
-        spans = refs.select(refs.role != Role.FRAME)
+        spans = refs.select(batch["span_refs"])
         queries = states[self.head.query_layer].flatten(0, 1)[spans.query_index]  # [N, D]
         sums = self.head.loss(queries, spans, frames)
         sums["lm"] = supervised_cross_entropy(
@@ -287,7 +288,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
     def counts(self, batch: dict) -> dict[str, Tensor]:
         """What each loss term of this batch is to be divided by; sums over batches are right for several."""
         refs = self.refs(batch)
-        return {"lm": batch["label_weight"].sum(), **self.head.counts(refs.select(refs.role != Role.FRAME))}
+        return {"lm": batch["label_weight"].sum(), **self.head.counts(refs.select(batch["span_refs"]))}
 
 
 def tower_shape(tower: nn.Module) -> tuple[int, int, int]:

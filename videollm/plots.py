@@ -58,9 +58,9 @@ def timeline(
 ) -> None:
     """Draw spans under the frames of a video, to a PNG.
 
-    frames: uint8 [H, W, 3] arrays (or None), taken at ``frame_times_s``; at most 12 of them, spread evenly, are shown,
-    each above its own time. truth and predictions: {label: [[start_s, end_s], ...]}, one lane each. Raises ValueError
-    for a duration that is not above 0, a frame without a time, and times that are not finite.
+    frames: uint8 [H, W, 3] arrays (or None), taken at ``frame_times_s``; as many as fit (at most 12), spread evenly
+    over the video, are shown above their times. truth and predictions: {label: [[start_s, end_s], ...]}, one lane
+    each. Raises ValueError for a duration that is not above 0, a frame without a time, and times that are not finite.
     """
     sample = {"frames": frames, "frame_times_s": frame_times_s, "duration_s": duration_s}
     timeline_grid(path, [sample | {"truth": truth, "predictions": predictions, "title": title}], columns=1)
@@ -109,20 +109,21 @@ def loss_curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for panel in list(figure.axes)[len(terms) :]:
             panel.remove()
-        handles = {line.get_label(): line for panel in figure.axes for line in panel.get_lines()}
+        handles = {
+            line.get_label(): line for panel in figure.axes for line in panel.get_lines() if line.get_label()[0] != "_"
+        }
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4)
         _save(figure, path)
 
 
 def score_table(path: str | Path, rows: Sequence[Sequence], columns: Sequence[str]) -> None:
-    """Draw a table to a PNG: the first column names the row, the best number of every other column is bold.
+    """Draw a table to a PNG: the first column names the row, the others are aligned to the right.
 
     Raises ValueError for a row with another number of cells than ``columns``.
     """
     cells = [_row(row, columns) for row in rows]
     texts = [list(columns), *cells]
     widths = np.array([max(len(text[i]) for text in texts) + 3.0 for i in range(len(columns))])
-    best = _best_cells(rows, len(columns))
     with rc_context(_STYLE):
         figure = Figure(figsize=(0.085 * widths.sum() + 0.4, 0.32 * len(texts) + 0.2), dpi=140)
         axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
@@ -132,7 +133,7 @@ def score_table(path: str | Path, rows: Sequence[Sequence], columns: Sequence[st
         for i, text in enumerate(texts):
             axes.axhline(i + 1, color=INK if i == 0 else RULE, linewidth=1.0 if i == 0 else 0.6)
             for j, cell in enumerate(text):
-                bold = "bold" if i == 0 or (i - 1, j) in best else "normal"
+                bold = "bold" if i == 0 else "normal"
                 x, align = (1.0, "left") if j == 0 else (right[j] - 1.0, "right")
                 color = MUTED if i == 0 else INK
                 axes.text(x, i + 0.52, _plain(cell), ha=align, va="center", weight=bold, color=color)
@@ -165,7 +166,7 @@ def _check_timeline(sample: Mapping) -> None:
             raise ValueError(f"{name}: the spans of {label!r} are not finite: {spans}")
 
 
-_LANE, _FRAMES, _TITLE, _AXIS = 0.3, 0.85, 0.42, 0.42  # inches
+_LANE, _FRAMES, _TITLE, _AXIS = 0.3, 0.85, 0.36, 0.5  # inches
 
 
 def _timeline_height(sample: Mapping) -> float:
@@ -194,21 +195,14 @@ def _draw_timeline(
     top = 1 - _TITLE / height
     cell.text(left, 1 - 0.12 / height, _plain(_short(title, int(inner * width * 11.5))), weight="bold", va="top")
     if frames is not None and len(frames):
-        _draw_frames(
-            cell,
-            (left, top - _FRAMES / height, inner, _FRAMES / height),
-            width,
-            height,
-            frames,
-            frame_times_s,
-            duration_s,
-        )
         top -= _FRAMES / height
+        box = (left, top, inner, _FRAMES / height)
+        _draw_frames(cell, box, (width, height), frames, frame_times_s, duration_s)
     tall = max(1, len(lanes)) * _LANE / height
     axes = cell.add_axes((left, top - tall, inner, tall))
     axes.set(xlim=(0, duration_s), ylim=(max(1, len(lanes)) - 0.5, -0.5))
     for lane, (_, spans, color) in enumerate(lanes):
-        _draw_bars(axes, lane, np.asarray(spans, dtype=float).reshape(-1, 2), color, duration_s)
+        _draw_bars(axes, lane, np.asarray(spans, dtype=float).reshape(-1, 2), color, inner * width)
     axes.set_yticks(range(len(lanes)), [_plain(_short(name, 28)) for name, _, _ in lanes])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(False, axis="y")
@@ -217,42 +211,50 @@ def _draw_timeline(
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
 
 
-def _draw_bars(axes: Axes, lane: int, spans: np.ndarray, color: str, duration_s: float) -> None:
-    """The spans [N, 2] of one lane; one without any length is still seen."""
+def _draw_bars(axes: Axes, lane: int, spans: np.ndarray, color: str, width: float) -> None:
+    """The spans [N, 2] of one lane, ``width`` inches wide; times are written where they fit."""
+    duration_s = axes.get_xlim()[1]
+    seconds_an_inch = duration_s / width
     axes.barh(lane, duration_s, height=0.56, color="#f3f5f8", zorder=0.5)
+    label = {"va": "center_baseline", "size": 8, "zorder": 3}
     if not len(spans):
-        axes.text(duration_s / 2, lane, "no span", ha="center", va="center", size=8, style="italic", color=MUTED)
+        axes.text(0.1 * seconds_an_inch, lane, "no span", ha="left", color=MUTED, style="italic", **label)
         return
-    lengths = np.maximum(spans[:, 1] - spans[:, 0], duration_s / 300)
-    axes.barh(np.full(len(spans), lane), lengths, left=spans[:, 0], height=0.56, color=color, alpha=0.9, zorder=2)
+    lengths = np.maximum(spans[:, 1] - spans[:, 0], 0.02 * seconds_an_inch)
+    axes.barh(np.full(len(spans), lane), lengths, left=spans[:, 0], height=0.56, color=color, zorder=2)
+    room, gap = 0.8 * seconds_an_inch, 0.06 * seconds_an_inch
     for (start, end), length in zip(spans, lengths, strict=True):
-        if length > 0.2 * duration_s:  # room for the text
-            text = f"{start:.1f} - {end:.1f}"
-            axes.text(start + length / 2, lane, text, ha="center", va="center", size=8, color="white", zorder=3)
+        text = f"{start:.1f} – {end:.1f}"
+        if length > room:
+            axes.text(start + length / 2, lane, text, ha="center", color="white", weight="bold", **label)
+        elif len(spans) == 1 and end + room < duration_s:
+            axes.text(start + length + gap, lane, text, ha="left", color=color, weight="bold", **label)
+        elif len(spans) == 1:
+            axes.text(start - gap, lane, text, ha="right", color=color, weight="bold", **label)
 
 
 def _draw_frames(
     cell: SubFigure,
     box: tuple[float, float, float, float],
-    width: float,
-    height: float,
+    size: tuple[float, float],
     frames: Sequence[np.ndarray],
     times_s: Sequence[float],
     duration_s: float,
 ) -> None:
-    """A row of frames in ``box`` (fractions of a cell of ``width`` x ``height`` inches), each centred over its time."""
-    left, bottom, wide, tall = box
+    """Frames side by side in ``box`` (fractions of a cell of ``size`` inches), each near its time on the axis below."""
+    (left, bottom, wide, tall), (width, height) = box, size
     aspect = frames[0].shape[1] / frames[0].shape[0]
-    room = int(wide * width / (aspect * 0.55))  # so many fit at 0.55 inch
-    count = max(1, min(len(frames), MAX_FRAMES, room))
-    shown = np.unique(np.round((np.arange(count) + 0.5) * len(frames) / count - 0.5).astype(int))
-    frame_wide = min(wide / count * 0.94, (tall * height - 0.12) * aspect / width)
-    frame_tall = frame_wide * width / aspect / height
-    for i in shown:
-        center = left + wide * np.clip(times_s[i] / duration_s, 0, 1)
-        x = np.clip(center - frame_wide / 2, left, left + wide - frame_wide)
-        axes = cell.add_axes((x, bottom + 0.1 / height, frame_wide, frame_tall))
-        axes.imshow(frames[i], aspect="auto")
+    row = tall * height - 0.1  # inches
+    count = int(np.clip(round(wide * width / (aspect * row)), 1, min(len(frames), MAX_FRAMES)))
+    slots = (np.arange(count) + 0.5) / count  # of the duration
+    nearest = np.abs(np.asarray(times_s, dtype=float) - slots[:, None] * duration_s).argmin(1)
+    frame_tall = min(row, wide * width / count / aspect * 0.97)
+    frame_wide = frame_tall * aspect / width
+    for slot, frame in dict(zip(slots.tolist(), nearest.tolist(), strict=True)).items():
+        axes = cell.add_axes(
+            (left + wide * slot - frame_wide / 2, bottom + 0.08 / height, frame_wide, frame_tall / height)
+        )
+        axes.imshow(frames[frame], aspect="auto")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
 
@@ -266,10 +268,13 @@ def _draw_curve(panel: Axes, points: np.ndarray, name: str, color: str) -> None:
         return
     panel.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
     finite = np.isfinite(values)
-    kernel = np.ones(2 * window + 1)
-    total = np.convolve(np.where(finite, values, 0.0), kernel, mode="same")
-    count = np.convolve(finite.astype(float), kernel, mode="same")
-    smooth = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])  # [N + 1]
+    count = np.concatenate([[0], np.cumsum(finite)])
+    place = np.arange(len(values))
+    reach = np.minimum(window, np.minimum(place, place[::-1]))  # narrower at the ends, where a mean would bend the line
+    low, high = place - reach, place + reach + 1
+    amount = count[high] - count[low]
+    smooth = np.divide(total[high] - total[low], amount, out=np.full(len(values), np.nan), where=amount > 0)
     panel.plot(steps, smooth, color=color, linewidth=1.8, label=name)
 
 
@@ -286,10 +291,6 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
 def _row(row: Sequence, columns: Sequence[str]) -> list[str]:
     """The cells of a row as text: floats with three decimals, None as a dash."""
     if len(row) != len(columns):
@@ -297,16 +298,6 @@ def _row(row: Sequence, columns: Sequence[str]) -> list[str]:
             f"table row {list(row)!r} has {len(row)} cells, the columns {list(columns)!r} are {len(columns)}"
         )
     return ["–" if v is None else f"{v:.3f}" if isinstance(v, float | np.floating) else str(v) for v in row]
-
-
-def _best_cells(rows: Sequence[Sequence], num_columns: int) -> set[tuple[int, int]]:
-    """(row, column) of the largest number of each column but the first, where there are two to compare."""
-    best = set()
-    for j in range(1, num_columns):
-        numbers = {i: row[j] for i, row in enumerate(rows) if _is_number(row[j])}
-        if len(numbers) > 1:
-            best |= {(i, j) for i, value in numbers.items() if value == max(numbers.values())}
-    return best
 
 
 def _save(figure: Figure, path: str | Path) -> None:
@@ -339,14 +330,11 @@ def _section(section: Mapping) -> str:
 
 
 def _html_table(rows: Sequence[Sequence], columns: Sequence[str]) -> str:
-    best = _best_cells(rows, len(columns))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    lines = []
-    for i, row in enumerate(rows):
-        cells = (html.escape(text) for text in _row(row, columns))
-        cells = (f"<b>{cell}</b>" if (i, j) in best else cell for j, cell in enumerate(cells))
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(row, columns)) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 _PAGE = """<!doctype html>
@@ -367,7 +355,8 @@ _PAGE = """<!doctype html>
 """
 
 _CSS = """
-:root { color-scheme: light dark; --ink: #1f2430; --muted: #6b7280; --rule: #d9dde4; --paper: #ffffff; --soft: #f5f7fa; }
+:root { color-scheme: light dark; --ink: #1f2430; --muted: #6b7280; --rule: #d9dde4;
+  --paper: #ffffff; --soft: #f5f7fa; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ef; --muted: #9aa3b2; --rule: #363c48; --paper: #15181e; --soft: #1e232c; }
 }

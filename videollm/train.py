@@ -30,7 +30,7 @@ from videollm.features import FeatureStore
 from videollm.infer import answer_records
 from videollm.lora import merge_lora
 from videollm.settings import Settings
-from videollm.trainer import BadVideosError, JsonLog, VideoTrainer
+from videollm.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer
 
 
 def train(settings: Settings) -> Path:
@@ -58,14 +58,16 @@ def train(settings: Settings) -> Path:
     dataset = make_dataset(bundle, settings, reader, records)
     if len(dataset) < arguments.world_size:
         raise ConfigError(f"data.train: {len(dataset)} items for {arguments.world_size} processes; start at most that many")
+    validate = make_validation(bundle, settings, reader, arguments)
     trainer = VideoTrainer(
         bundle,
         settings,
-        validate=make_validation(bundle, settings, reader, arguments),
+        validate=validate,
         args=arguments,
         train_dataset=dataset,
+        eval_dataset=[] if validate else None,  # ``validate`` holds its own records; the Trainer only asks whether any
         data_collator=bundle.collator(average=settings.train.loss_average, pack=settings.data.pack),
-        callbacks=[JsonLog()],
+        callbacks=[FreshFrames(), JsonLog()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(settings))
     return save_final(trainer, settings)
@@ -184,9 +186,17 @@ def make_validation(
             shares: list = [None] * arguments.world_size
             dist.all_gather_object(shares, lines)
             lines = {k: v for share in shares for k, v in share.items()}
-        return score([lines[r.id]["spans"] for r in records], [[list(s) for s in r.spans_s] for r in records])
+        return flat(score([lines[r.id]["spans"] for r in records], [[list(s) for s in r.spans_s] for r in records]))
 
     return validate
+
+
+def flat(scores: dict, prefix: str = "") -> dict[str, float]:
+    """Nested scores under one level of names: ``{"R@1": {"0.5": x}}`` as ``{"R@1_0.5": x}``."""
+    found = {}
+    for name, value in scores.items():
+        found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {f"{prefix}{name}": float(value)}
+    return found
 
 
 def load_metric(name: str) -> Callable:

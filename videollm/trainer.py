@@ -6,6 +6,7 @@ generation, because teacher forcing shows a head the true frames.
 """
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ class VideoTrainer(Trainer):
     def __init__(self, bundle: Bundle, settings: Settings, validate=None, **kwargs):
         self.bundle, self.settings, self.validate = bundle, settings, validate
         self.term_sums: dict[str, torch.Tensor] = {}
-        self.term_steps, self.best = 0, float("-inf")
+        self.term_steps = 0
         self.skipped = torch.zeros(2)  # unreadable and thinned items so far, over all ranks
         super().__init__(model=bundle.model, processing_class=bundle.tokenizer, **kwargs)
 
@@ -101,7 +102,8 @@ class VideoTrainer(Trainer):
     def _limit_bad(self, bad: int) -> None:
         """Stop past the tolerated share of the data."""
         allowed = self.settings.data.max_bad_fraction
-        if bad > allowed * len(self.train_dataset):
+        passes = max(1, math.ceil(self.state.epoch or 0))  # a bad video is met again in every pass over the data
+        if bad > allowed * len(self.train_dataset) * passes:
             raise BadVideosError(
                 f"{bad} training items could not be read, of {len(self.train_dataset)} (data.max_bad_fraction={allowed});"
                 f" they are named in {Path(self.args.output_dir) / 'skipped.jsonl'}: mend or remove them, or raise "
@@ -131,8 +133,9 @@ class VideoTrainer(Trainer):
             value = metrics.get(f"{metric_key_prefix}_{best}")
             if value is None:
                 raise ValueError(f"train.best: validation gives no {best!r}, only {', '.join(metrics)}")
-            if value > self.best:
-                self.best = value
+            # In the state, so that a resumed run does not take a worse model for the best.
+            if self.state.best_metric is None or value > self.state.best_metric:
+                self.state.best_metric = value
                 self.save_model(str(Path(self.args.output_dir) / "best"))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -158,6 +161,14 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict]:
         group = groups.setdefault((part, decays), {"params": [], "lr": lr, "weight_decay": decay if decays else 0.0})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+class FreshFrames(TrainerCallback):
+    """Tells the data set its epoch; accelerate does so only where one process reads the data."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        """Frames drawn at random are drawn anew."""
+        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 class JsonLog(TrainerCallback):

@@ -84,7 +84,9 @@ def test_an_override_may_hold_equal_signs_and_bad_yaml():
     assert override({}, ["c={"])["c"] == "{"
 
 
-@pytest.mark.parametrize("text, word", [(b"a: [1,\nb: 2", "line 2"), (b"- 1", "mapping"), (b"", "mapping"), (b"\xff\xfe\x00a", "")])
+@pytest.mark.parametrize(
+    "text, word", [(b"a: [1,\nb: 2", "line 2"), (b"- 1", "mapping"), (b"", "mapping"), (b"\xff\xfe\x00a", "UTF-8")]
+)
 def test_a_yaml_error_names_the_file(tmp_path, text, word):
     path = tmp_path / "run.yaml"
     path.write_bytes(text)

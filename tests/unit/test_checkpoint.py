@@ -1,0 +1,234 @@
+"""A saved model is the same model; a folder that is none says what it lacks."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.models import LINES, PAIRS, byte_tokenizer, make_batch, make_bundle, settings
+from videollm.assemble import assemble, part_of, set_trainable, template_stop
+from videollm.checkpoint import CheckpointError, load
+from videollm.config import ConfigError
+from videollm.generate import GenerateOptions
+from videollm.lora import merge_lora
+
+ALL = list(LINES)
+LORA = {"r": 2, "alpha": 8, "dropout": 0.0}
+
+
+def answers(bundle):
+    batch = make_batch(bundle, ALL, left=True)
+    found = bundle.model.answer(batch, bundle.tokenizer, template_stop(bundle), GenerateOptions(max_new_tokens=8))
+    return [(a.raw_text, a.spans, a.evidence_spans, reason) for a, reason in found]
+
+
+def loss(bundle) -> float:
+    return bundle.model(**make_batch(bundle, ALL)).loss.item()
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_a_loaded_model_answers_and_learns_as_the_saved_one(tmp_path, pair):
+    bundle = make_bundle(*pair)
+    bundle.save(tmp_path)
+    again = load(tmp_path)
+    assert not again.model.training
+    assert answers(again) == answers(bundle)
+    assert loss(again) == pytest.approx(loss(bundle), rel=1e-6)
+    assert again.encoder().visual == bundle.encoder().visual
+    assert again.reader("x").preprocess == bundle.reader("x").preprocess
+    assert again.reader("x").sampler == bundle.reader("x").sampler
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    bundle = make_bundle("gemma2", "d2vlm")
+    bundle.save(tmp_path)
+    model = load(tmp_path).model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    make_bundle("internvl", "d2vlm").save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def weights(folder, change):
+    path = folder / "model.safetensors"
+    tensors = change(load_file(path))
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def refusal(folder) -> str:
+    with pytest.raises((CheckpointError, ConfigError)) as error:
+        load(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_folder_without_config_is_refused(folder):
+    (folder / "config.json").unlink()
+    assert "config.json" in refusal(folder)
+
+
+def test_a_broken_config_is_refused(folder):
+    (folder / "config.json").write_text("{")
+    assert "JSON" in refusal(folder)
+
+
+def test_a_model_of_another_kind_is_refused(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    assert "'qwen2'" in refusal(folder)
+
+
+def test_a_folder_without_tokenizer_is_refused(folder):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    assert "tokenizer" in refusal(folder)
+
+
+def test_a_folder_without_weights_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors" in refusal(folder)
+
+
+def test_truncated_weights_are_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "weights" in refusal(folder)
+
+
+def test_a_model_whose_head_was_never_trained_is_refused(folder):
+    weights(folder, lambda t: {k: v for k, v in t.items() if not k.startswith("head.")})
+    message = refusal(folder)
+    assert "d2vlm head" in message and "head.frm_head.0.weight" in message or "head.evi_head" in message
+
+
+def test_missing_unexpected_and_reshaped_weights_are_named(folder):
+    def change(tensors):
+        tensors["connector.more"] = torch.zeros(2)
+        tensors["connector.linear_2.bias"] = torch.zeros(3)
+        del tensors["connector.linear_1.bias"]
+        return tensors
+
+    weights(folder, change)
+    message = refusal(folder)
+    for part in ("missing: connector.linear_1.bias", "unexpected: connector.more", "shape: connector.linear_2.bias"):
+        assert part in message
+
+
+def test_a_tokenizer_without_the_span_tokens_is_refused(folder):
+    byte_tokenizer().save_pretrained(folder)
+    assert "evi>" in refusal(folder)
+
+
+def test_a_tokenizer_with_other_ids_for_the_span_tokens_is_refused(folder):
+    other = byte_tokenizer()
+    names = ["<evi>", "</evi>", "<IMG_CONTEXT>", "<img>", "</img>"]
+    other.add_special_tokens({"extra_special_tokens": names}, replace_extra_special_tokens=False)
+    other.save_pretrained(folder)
+    assert "evi>" in refusal(folder)
+
+
+def test_a_missing_question_tokenizer_is_refused(tmp_path):
+    make_bundle("etchat", "text").save(tmp_path)
+    shutil.rmtree(tmp_path / "question_tokenizer")
+    assert "question_tokenizer" in refusal(tmp_path)
+
+
+# ---- adapters --------------------------------------------------------------------------------------------------------
+
+
+def train_adapters(bundle, steps=3):
+    optimizer = torch.optim.SGD([p for p in bundle.model.parameters() if p.requires_grad], lr=0.5)
+    bundle.model.train()
+    for _ in range(steps):
+        bundle.model(**make_batch(bundle, ["two_spans"])).loss.backward()
+        torch.nn.utils.clip_grad_norm_(bundle.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    bundle.model.eval()
+
+
+@pytest.mark.parametrize("backbone", ["internvl", "etchat"])
+def test_merged_adapters_compute_what_trained_ones_did(tmp_path, backbone):
+    targets = ["qkv_proj", "o_proj"] if backbone == "etchat" else ["q_proj", "k_proj", "v_proj", "o_proj"]
+    bundle = make_bundle(backbone, "d2vlm", train={"lora": LORA | {"targets": targets}})
+    untrained = loss(bundle)
+    assert untrained == pytest.approx(loss(make_bundle(backbone, "d2vlm")), rel=1e-6)
+    trained = {part_of(n) for n, p in bundle.model.named_parameters() if p.requires_grad}
+    assert trained == {"lora", "connector", "head"}
+    train_adapters(bundle)
+    expected, said = loss(bundle), answers(bundle)
+    assert abs(expected - untrained) > 1e-3
+    bundle.save(tmp_path / "apart")
+    apart = load(tmp_path / "apart")
+    assert loss(apart) == pytest.approx(expected, rel=1e-6) and answers(apart) == said
+    merge_lora(bundle.model)
+    assert loss(bundle) == pytest.approx(expected, rel=1e-5)
+    bundle.save(tmp_path / "merged")
+    merged = load(tmp_path / "merged")
+    assert merged.config.lora is None and not any("lora" in n for n, _ in merged.model.named_parameters())
+    assert loss(merged) == pytest.approx(expected, rel=1e-5)
+    assert [a[0] for a in answers(merged)] == [a[0] for a in said]
+
+
+def test_an_adapter_target_that_does_not_exist_is_named():
+    with pytest.raises(ConfigError, match=r"train\.lora\.targets.*nothing_proj"):
+        make_bundle("internvl", "text", train={"lora": LORA | {"targets": ["nothing_proj"]}})
+
+
+# ---- starting from a checkpoint --------------------------------------------------------------------------------------
+
+
+def test_training_may_start_from_a_checkpoint_with_new_data_settings(saved):
+    given = settings("internvl", "d2vlm")
+    given.model = type(given.model)(checkpoint=str(saved))
+    given.data.max_length = 77
+    bundle = assemble(given)
+    assert bundle.config.context_length == 77
+    set_trainable(bundle.model, given.train)
+    assert loss(bundle) == pytest.approx(loss(load(saved)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, words", [({"head": {"name": "text"}}, "model.head.name"), ({"language": {"model_type": "llama"}}, "model.language")]
+)
+def test_a_checkpoints_parts_cannot_be_exchanged_by_the_config(saved, changes, words):
+    given = settings("internvl", "d2vlm")
+    given.model = type(given.model)(checkpoint=str(saved), **changes)
+    with pytest.raises(ConfigError, match=words):
+        assemble(given)
+
+
+def test_pretrained_parts_keep_their_weights(tmp_path):
+    """A language model and a tower from folders, the vocabulary grown by the head's tokens."""
+    source = make_bundle("internvl", "text")
+    source.model.language_model.save_pretrained(tmp_path / "language")
+    source.tokenizer.save_pretrained(tmp_path / "language")
+    (tmp_path / "tower").mkdir()
+    save_file(source.model.vision_tower.state_dict(), tmp_path / "tower" / "model.safetensors")
+    bundle = make_bundle(
+        "internvl", "d2vlm", language={}, tokenizer=None, language_weights=str(tmp_path / "language"),
+        vision_weights=str(tmp_path / "tower"),
+    )  # fmt: skip
+    old, new = source.model.language_model.state_dict(), bundle.model.language_model.state_dict()
+    assert old.keys() == new.keys()
+    for name, tensor in old.items():
+        assert torch.equal(new[name][: len(tensor)], tensor), name
+    assert len(new["lm_head.weight"]) > len(old["lm_head.weight"])
+    for name, tensor in source.model.vision_tower.state_dict().items():
+        assert torch.equal(bundle.model.vision_tower.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("key", ["language_weights", "vision_weights", "tokenizer"])
+def test_a_folder_that_does_not_exist_is_named_by_its_key(tmp_path, key):
+    with pytest.raises(ConfigError, match=rf"model\.{key}"):
+        make_bundle("internvl", "text", **{key: str(tmp_path / "none")})

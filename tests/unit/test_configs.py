@@ -1,0 +1,214 @@
+"""Every shipped config is one that runs take, and docs/training.md lists every key with its default."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import typing
+from pathlib import Path
+
+import pytest
+
+from d2vlm.evidence import EvidenceOptions
+from distime.time_head import TimeOptions
+from videollm.config import build, read_yaml
+from videollm.heads import head_class
+from videollm.settings import PARTS, PartSettings, Settings
+from videollm.templates import TEMPLATES
+from videollm.text_head import TextOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+PUBLISHED = ("configs/d2vlm/sft_etchat_phi3.yaml", "configs/distime/internvl2_5_1b_lora.yaml")
+HEAD_OPTIONS = {"d2vlm": EvidenceOptions, "distime": TimeOptions, "text": TextOptions}
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+# ---- configs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_every_config_fills_the_settings(path):
+    settings = build(Settings, read_yaml(path))
+    head = dict(settings.model.head)
+    kind = head_class(head.pop("name"))
+    build(kind.Options, head, "model.head")
+    assert settings.model.template is None or settings.model.template in TEMPLATES
+    if settings.train.deepspeed:
+        assert (ROOT / settings.train.deepspeed).is_file()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "deepspeed").glob("*.json")), ids=name)
+def test_every_deepspeed_file_leaves_the_runs_own_values_to_the_run(path):
+    values = json.loads(path.read_text(encoding="utf-8"))
+    taken = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert [values[key] for key in taken] == ["auto"] * 4 and values["bf16"]["enabled"] == "auto"
+    assert "optimizer" not in values and "scheduler" not in values
+    assert f"zero{values['zero_optimization']['stage']}.json" == path.name
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_a_published_systems_config_opens_with_what_its_user_needs(path):
+    comment = "".join(re.match(r"(#.*\n)+", (ROOT / path).read_text(encoding="utf-8"))[0])
+    assert f"scripts/train.sh {path}" in comment
+    assert all(word in comment for word in ("arXiv", "Download", "convert", "Trained:"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_a_published_systems_expected_parameters_add_up(path):
+    """The numbers in the comment are those of the real sizes, built without memory."""
+    import torch
+
+    from videollm.assemble import part_of, set_trainable
+    from videollm.lora import add_lora
+    from videollm.model import VideoLLM, VideoLLMConfig
+
+    settings = build(Settings, read_yaml(ROOT / path))
+    config = VideoLLMConfig(head=settings.model.head, **REAL_SIZES[settings.model.head["name"]])
+    with torch.device("meta"):
+        model = VideoLLM(config)
+        add_lora(model.language_model, dataclasses.asdict(settings.train.lora))
+    set_trainable(model, settings.train)
+    trained: dict[str, int] = {}
+    for key, parameter in model.named_parameters():
+        trained[part_of(key)] = trained.get(part_of(key), 0) + parameter.numel() * parameter.requires_grad
+    comment = (ROOT / path).read_text(encoding="utf-8").partition("Trained:")[2].partition("of ")[0]
+    told = re.findall(r"(\w+) ([\d,]+)", comment)
+    expected = {part.lower(): int(number.replace(",", "")) for part, number in told}
+    assert {part: count for part, count in trained.items() if count} == expected
+
+
+REAL_SIZES = {
+    "d2vlm": {
+        "vision": {"type": "instructblip"},
+        "connector": {"type": "qformer", "vocab_size": 30523},
+        "text_config": {
+            "model_type": "phi3", "vocab_size": 32064, "hidden_size": 3072, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 8192, "pad_token_id": 32000,
+        },
+        "token_ids": {"<evi>": 32011, "</evi>": 32012},
+    },
+    "distime": {
+        "vision": {
+            "type": "internvl", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "intermediate_size": 4096, "image_size": [448, 448], "patch_size": [14, 14], "attention_bias": True,
+        },
+        "connector": {"type": "mlp"},
+        "text_config": {
+            "model_type": "qwen2", "vocab_size": 151676, "hidden_size": 896, "num_hidden_layers": 24,
+            "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864,
+            "tie_word_embeddings": False,
+        },
+        "token_ids": {"<TIME_STAMP>": 151674, "<FRAME_TIME_REF>": 151675},
+    },
+}  # fmt: skip
+
+
+# ---- docs/training.md ------------------------------------------------------------------------------------------------
+
+
+def settings_keys(cls, prefix):
+    """(key, default as JSON) of every field of a dataclass and of those below it."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint, key = hints[field.name], f"{prefix}{field.name}"
+        below = next((h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)), None)
+        if below is not None:
+            yield from settings_keys(below, f"{key}.PART." if below is PartSettings else f"{key}.")
+            continue
+        made = field.default_factory is not dataclasses.MISSING
+        yield key, json.dumps(field.default_factory() if made else field.default)
+
+
+def table_rows(text):
+    """(key, default) of every row of a Markdown table."""
+    return re.findall(r"^\| `([\w.]+)` \| `(.*?)` \| .+ \|$", text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def page():
+    return (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def test_the_page_lists_every_setting_with_its_default_in_order(page):
+    listed = [row for row in table_rows(page) if not row[0].startswith("model.head.")]
+    assert listed == list(settings_keys(Settings, ""))
+
+
+@pytest.mark.parametrize("head", HEAD_OPTIONS)
+def test_the_page_lists_every_option_of_a_head_with_its_default(page, head):
+    section = page.partition(f"`name: {head}`")[2].partition("\n`name:")[0].partition("\n### ")[0]
+    assert table_rows(section) == list(settings_keys(HEAD_OPTIONS[head], "model.head."))
+
+
+def test_the_page_names_every_part(page):
+    parts = page.partition("The parts are ")[2].partition("By default")[0]
+    assert tuple(re.findall(r"`(\w+)`", parts)) == PARTS
+
+
+# ---- scripts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs a script with a stand-in for python that sees ``visible`` GPUs and prints how it is called."""
+
+    def run(*command, visible=0, **environment):
+        fake = tmp_path / "python"
+        fake.write_text(f'#!/bin/bash\n[ "$1" = -c ] && echo {visible} || printf "%s " "$@"\n')
+        fake.chmod(0o755)
+        kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+        command = ["bash", str(ROOT / "scripts" / command[0]), *command[1:]]
+        environment = kept | {"VIDEOLLM_PYTHON": str(fake)} | environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        return done.returncode, done.stdout.strip(), done.stderr
+
+    return run
+
+
+def test_one_process_needs_no_launcher(script):
+    assert script("train.sh", "c.yaml", "train.steps=3")[:2] == (0, "-m videollm.train --config c.yaml train.steps=3")
+    called = script("infer.sh", "m", "a.jsonl", "v", "o.jsonl", "--batch-size", "4", "generate.do_sample=true")[1]
+    wanted = "--model m --annotations a.jsonl --videos v --output o.jsonl --batch-size 4 generate.do_sample=true"
+    assert called == f"-m videollm.infer {wanted}"
+
+
+def test_gpus_are_processes_and_default_to_all_gpus(script):
+    launcher = "-m torch.distributed.run --nnodes 1 --nproc_per_node {} --standalone -m videollm.train --config c.yaml"
+    assert script("train.sh", "c.yaml", GPUS="2")[1] == launcher.format(2)
+    assert script("train.sh", "c.yaml", visible=4)[1] == launcher.format(4)
+    # Plain python would see all four and spread over them.
+    assert script("train.sh", "c.yaml", visible=4, GPUS="1")[1] == launcher.format(1)
+
+
+def test_several_nodes_meet_at_the_named_address(script):
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "1234", "GPUS": "8"}
+    called = script("train.sh", "c.yaml", visible=8, **nodes)[1]
+    meeting = "--node_rank 1 --master_addr node0 --master_port 1234"
+    wanted = f"-m torch.distributed.run --nnodes 2 --nproc_per_node 8 {meeting} -m videollm.train --config c.yaml"
+    assert called == wanted
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"GPUS": "two"}, "GPUS=two and NNODES=1 must be whole numbers from 1"),
+        ({"GPUS": "8", "visible": 2}, "GPUS=8, but this machine shows 2"),
+        ({"NNODES": "2"}, "NNODES=2 needs MASTER_ADDR (address of node 0) and NODE_RANK (0 to 1)"),
+    ],
+)
+def test_a_launch_that_cannot_work_is_one_line(script, environment, message):
+    status, out, err = script("train.sh", "c.yaml", **environment)
+    assert (status, out) == (2, "") and message in err
+
+
+@pytest.mark.parametrize("name, arguments", [("train.sh", []), ("infer.sh", ["m", "a.jsonl"])])
+def test_missing_arguments_show_the_usage(script, name, arguments):
+    status, out, err = script(name, *arguments)
+    assert (status, out) == (2, "") and "usage: bash scripts/" in err
+    status, out, err = script(name, "--help")
+    assert status == 0 and "NNODES, NODE_RANK" in out

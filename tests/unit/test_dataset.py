@@ -1,0 +1,133 @@
+"""Records become items: frames thinned before text, videos named where they cannot be read, draws by seed and epoch."""
+
+import pytest
+
+from tests.models import HEADS, LENGTHS, NoiseReader, clip_lines, clips, make_bundle, make_dataset, record, turns
+from videollm.config import ConfigError
+from videollm.dataset import VideoDataset, pack_by_video
+from videollm.video import Sampler
+
+LONG = {"video": "b.mp4", "duration": 6, "tgt": [1, 5], "conversations": turns("<video>\nwhen is it?", "in <span>")}
+
+
+@pytest.fixture(scope="module", params=list(HEADS))
+def bundle(request):
+    return make_bundle("internvl", request.param)
+
+
+@pytest.mark.parametrize("fewer", [1, 2, 4])
+def test_a_long_conversation_loses_frames_uniformly_and_no_text(bundle, fewer):
+    whole = make_dataset(bundle, [LONG])[0]
+    count = LENGTHS["b.mp4"]
+    lines = [{"video": v, "conversations": turns("<video>\nq", "a")} for v in ("a.mp4", "b.mp4")]
+    four, six = (len(make_dataset(bundle, [line])[0].prompts[0]) for line in lines)
+    per_frame = (six - four) // 2
+    item = make_dataset(bundle, [LONG], max_length=len(whole.prompts[0]) - fewer * per_frame)[0]
+    kept = item.times_s.tolist()
+    assert item.thinned == fewer and len(kept) == count - fewer == len(item.pixels)
+    assert kept[0] == 0 and (len(kept) == 1 or kept[-1] == count - 1)
+    assert len(item.prompts[0].visual) * count == len(whole.prompts[0].visual) * (count - fewer)
+    for frame, time in enumerate(kept):
+        assert (item.pixels[frame] == whole.pixels[int(time)]).all()
+
+    def text(prompt):
+        return [i for p, i in enumerate(prompt.ids) if p >= prompt.prefix_length]
+
+    assert text(item.prompts[0]) == text(whole.prompts[0])
+    assert len(item.prompts[0]) == len(whole.prompts[0]) - fewer * per_frame
+
+
+def test_one_token_over_costs_one_frame(bundle):
+    whole = make_dataset(bundle, [LONG])[0]
+    item = make_dataset(bundle, [LONG], max_length=len(whole.prompts[0]) - 1)[0]
+    assert item.thinned == 1 and item.longest <= len(whole.prompts[0]) - 1
+    assert make_dataset(bundle, [LONG], max_length=len(whole.prompts[0]))[0].thinned == 0
+
+
+def test_text_that_cannot_fit_is_an_error_with_its_line(bundle):
+    with pytest.raises(ConfigError, match=r"lines\.jsonl:1.*data\.max_length=60"):
+        make_dataset(bundle, [LONG], max_length=60)[0]
+    with pytest.raises(ConfigError, match=r"lines\.jsonl:1.*data\.max_length=20"):
+        make_dataset(bundle, ["text"], max_length=20)[0]
+
+
+def test_the_last_frame_is_never_dropped(bundle):
+    """A video without any frame would be asked about blindly."""
+
+    class OneFrame(NoiseReader):
+        def video(self, name, rng):
+            pixels, features, times, duration = super().video(name, rng)
+            return pixels[:1], features, times[:1], duration
+
+    whole = VideoDataset([record(LONG)], OneFrame(), bundle.encoder(), max_length=1024)[0]
+    over = VideoDataset([record(LONG)], OneFrame(), bundle.encoder(), max_length=len(whole.prompts[0]) - 1)
+    with pytest.raises(ConfigError, match="fewest frames"):
+        over[0]
+
+
+def test_a_video_that_cannot_be_read_gives_an_empty_item_that_names_it(bundle):
+    item = make_dataset(bundle, [{"id": "b1", "video": "broken.mp4", "conversations": turns("<video>\nq", "a")}])[0]
+    assert item.ids == ["b1"] and "broken.mp4" in item.bad and not item.prompts
+
+
+def test_spans_end_where_the_video_does(bundle):
+    """The annotated duration may be longer than the file."""
+    item = make_dataset(bundle, [{**LONG, "duration": 60, "tgt": [4, 50]}])[0]
+    assert item.spans_s[0].tolist() == [[4.0, 6.0]]
+
+
+def test_the_last_answer_is_left_out_for_generation(bundle):
+    asked = make_dataset(bundle, ["turns"], answers=False)[0].prompts[0]
+    whole = make_dataset(bundle, ["turns"])[0].prompts[0]
+    assert whole.ids[: len(asked)] == asked.ids and len(asked) < len(whole)
+    assert any(asked.supervised) is any(whole.supervised[: len(asked)])
+
+
+def test_questions_of_one_video_are_packed_in_order_and_in_limits():
+    names = ["a.mp4", "b.mp4", "a.mp4", None, "a.mp4", None]
+    records = [
+        record({"id": str(i), **({"video": n} if n else {}), "conversations": turns("q", "a")})
+        for i, n in enumerate(names)
+    ]
+    assert pack_by_video(records, 2) == [[0, 2], [4], [1], [3], [5]]
+    assert pack_by_video(records, 16) == [[0, 2, 4], [1], [3], [5]]
+
+
+def test_a_packed_item_reads_its_video_once(bundle):
+    reader, calls = NoiseReader(), []
+    read = reader.video
+    reader.video = lambda name, rng: calls.append(name) or read(name, rng)
+    lines = [record({**LONG, "id": f"q{i}"}) for i in range(3)]
+    dataset = VideoDataset(lines, reader, bundle.encoder(), max_length=1024, pack=True)
+    assert len(dataset) == 1 and len(dataset[0].prompts) == 3 and calls == ["b.mp4"]
+    assert dataset[0].ids == ["q0", "q1", "q2"]
+
+
+def test_frames_are_drawn_by_seed_epoch_and_index_only():
+    bundle = make_bundle("internvl", "text")
+    reader = bundle.reader(clips(), Sampler(rule="segments", num_frames=3, pick="random"))
+    lines = [record(line) for line in clip_lines(2)]
+
+    def draw(epoch, seed=1):
+        dataset = VideoDataset(lines, reader, bundle.encoder(), max_length=1024, seed=seed)
+        dataset.set_epoch(epoch)
+        return [dataset[i].times_s.tolist() for i in range(2)]
+
+    assert draw(0) == draw(0) and draw(3) == draw(3)
+    assert draw(0) != draw(1) and draw(0) != draw(0, seed=2)
+
+
+def test_images_become_tiles_without_times(bundle):
+    item = make_dataset(bundle, ["image"])[0]
+    assert item.tiles == [2] and len(item.times_s) == 0 and len(item.pixels) == 2
+
+
+def test_an_image_file_is_read_and_tiled(tmp_path):
+    from PIL import Image
+
+    bundle = make_bundle("internvl", "text")
+    Image.new("RGB", (80, 40), (200, 10, 10)).save(tmp_path / "x.png")
+    pixels, tiles = bundle.reader(tmp_path, max_tiles=2).images(["x.png"])
+    assert tiles == [3] and pixels.shape == (3, 3, 28, 28)  # two tiles and the thumbnail
+    pixels, tiles = bundle.reader(tmp_path).images(["x.png", "x.png"])
+    assert tiles == [1, 1] and (pixels[0] == pixels[1]).all()
