@@ -166,9 +166,7 @@ class EvidenceHead(TemporalHead):
 
     def loss(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[str, Tensor]:
         """Sums over samples of the mean BCE over rows and frames, and of the mean L1 within events (spec §3)."""
-        if not len(refs):
-            nothing = 0.0 * sum(p.sum() for p in self.parameters()).float()
-            return {"grounding": nothing, "consistency": nothing}
+        # No early return for N = 0: ranks must add to the gradients in the same order (ZeRO-2 fills its buffer as they come).
         evidence = project(self.evi_head, queries)  # [N, D]
         mask = frames.mask[refs.owner]  # [N, F]
         logits = self.compare(evidence, refs.owner, frames)
@@ -328,6 +326,8 @@ def pair_events(refs: SpanRefs) -> tuple[Tensor, Tensor]:
     Returns:
         Partner's index [N] int64 (of no meaning where there is none), and 1.0 where there is one [N].
     """
+    if not len(refs):
+        return refs.index, refs.seconds.new_zeros(0)
     same = (refs.sample == refs.sample[:, None]) & (refs.event == refs.event[:, None])  # [N, N]
     rank = (same & (refs.role == refs.role[:, None])).tril(-1).sum(-1)  # [N]
     match = same & (rank == rank[:, None]) & (refs.role[:, None] == Role.EVIDENCE) & (refs.role == Role.ANSWER)

@@ -170,9 +170,7 @@ class TimeHead(TemporalHead):
 
         Spans in questions count too, as published (spec DISTIME §5). Computed in float32.
         """
-        if not len(refs):
-            nothing = 0.0 * sum(p.sum() for p in self.parameters()).float()
-            return {"dfl": nothing, "diou": nothing}
+        # No early return for N = 0: every rank runs the same operations, so gradients arrive in the same order.
         spans = (refs.role != Role.FRAME).float()  # [N]
         true_s, duration = self._true_seconds(refs, frames), frames.duration_s[refs.owner].unsqueeze(-1)
         logits = self._logits(queries)  # [N, 2, K]

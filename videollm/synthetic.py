@@ -32,6 +32,7 @@ DEFAULT_COUNTS = {"train": 1500, "val": 100, "test": 300, "unseen": 100}
 FPS = 4
 SIZE = 64  # pixels a side
 DURATION_S = (20, 60)
+COUNT_CHANCES = (1 / 6, 2 / 6, 3 / 6)  # of one, two and three events: a clip of one tells nothing about questions
 EVENT_SHARE = (0.12, 0.45)  # of the clip
 OVERLAP_CHANCE = 0.15  # that one pair of neighbouring events overlaps, where a clip has two or three
 HARD_CHANCE = 0.5  # that an extra event shares two attributes with an earlier one
@@ -113,7 +114,7 @@ def make_clip(rng: np.random.Generator, unseen: bool = False) -> Clip:
     All kinds are among ``SEEN_KINDS``; with ``unseen`` one event is among ``UNSEEN_KINDS`` and the others are any.
     """
     num_frames = int(rng.integers(DURATION_S[0] * FPS, DURATION_S[1] * FPS + 1))
-    kinds = _draw_kinds(rng, int(rng.integers(1, 4)), unseen)
+    kinds = _draw_kinds(rng, int(rng.choice(3, p=COUNT_CHANCES)) + 1, unseen)
     events = []
     for kind, (start, end) in zip(kinds, _draw_intervals(rng, len(kinds), num_frames), strict=True):
         events.append(

@@ -23,7 +23,16 @@ def run_train(config, *overrides) -> int:
 
 
 def run_infer(model, annotations, output, *more) -> int:
-    paths = ["--model", str(model), "--annotations", str(annotations), "--videos", str(clips()), "--output", str(output)]
+    paths = [
+        "--model",
+        str(model),
+        "--annotations",
+        str(annotations),
+        "--videos",
+        str(clips()),
+        "--output",
+        str(output),
+    ]
     return infer.main([*paths, "--device", "cpu", "--batch-size", "2", *more])
 
 
@@ -41,7 +50,9 @@ def one_line_error(capsys) -> str:
     return message
 
 
-@pytest.fixture(scope="module", params=[("internvl", "d2vlm"), ("etchat", "distime"), ("internvl", "text")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[("internvl", "d2vlm"), ("etchat", "distime"), ("internvl", "text")], ids="-".join
+)
 def trained(request, tmp_path_factory):
     """A run of three steps with validation; its folder."""
     backbone, head = request.param
@@ -175,7 +186,9 @@ def test_accumulated_batches_train_as_one_large_batch(tmp_path):
     for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
         config = write_config(tmp_path / str(batch), "distime", batch_size=batch, accumulation=accumulation)
         assert run_train(config, "train.steps=2") == 0
-        losses[batch] = [(e["loss"], e["lm"], e["dfl"], e["grad_norm"]) for e in read_log(tmp_path / str(batch) / "run")]
+        losses[batch] = [
+            (e["loss"], e["lm"], e["dfl"], e["grad_norm"]) for e in read_log(tmp_path / str(batch) / "run")
+        ]
     for other in (losses[2], losses[1]):
         for one, two in zip(losses[4], other, strict=True):
             assert one == pytest.approx(two, rel=1e-4)

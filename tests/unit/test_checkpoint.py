@@ -199,7 +199,8 @@ def test_training_may_start_from_a_checkpoint_with_new_data_settings(saved):
 
 
 @pytest.mark.parametrize(
-    "changes, words", [({"head": {"name": "text"}}, "model.head.name"), ({"language": {"model_type": "llama"}}, "model.language")]
+    "changes, words",
+    [({"head": {"name": "text"}}, "model.head.name"), ({"language": {"model_type": "llama"}}, "model.language")],
 )
 def test_a_checkpoints_parts_cannot_be_exchanged_by_the_config(saved, changes, words):
     given = settings("internvl", "d2vlm")

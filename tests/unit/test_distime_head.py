@@ -164,9 +164,10 @@ def test_without_spans_the_losses_are_zero_and_reach_every_parameter():
     head, refs = make_head(), make_refs([], 2)
     loss = head.loss(torch.zeros(0, WIDTH), refs, make_frames())
     assert all(loss[t].item() == 0 for t in TERMS)
-    sum(loss.values()).backward()
+    embeds = head.embed(torch.zeros(0, WIDTH), refs, make_frames())
+    assert embeds.shape == (0, WIDTH)
+    (sum(loss.values()) + embeds.sum()).backward()
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
-    assert head.embed(torch.zeros(0, WIDTH), refs, make_frames()).shape == (0, WIDTH)
     assert head.log_prob(torch.zeros(0, WIDTH), refs, make_frames()).shape == (0,)
 
 

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.models import BACKBONES, HEADS, LINES, PAIRS, for_model, gradients, make_batch, make_bundle, make_dataset, turns
+from tests.models import (
+    BACKBONES,
+    HEADS,
+    LINES,
+    PAIRS,
+    for_model,
+    gradients,
+    make_batch,
+    make_bundle,
+    make_dataset,
+    turns,
+)
 from videollm.model import VideoLLM
 from videollm.structures import Role
 
@@ -84,7 +95,9 @@ def test_eager_and_sdpa_attention_agree(bundle):
     if bundle.config.text_config.model_type == "gemma2":
         assert bundle.model.language_model.config._attn_implementation == "eager"
         return
-    backbone = next(b for b in BACKBONES if BACKBONES[b]["language"]["model_type"] == bundle.config.text_config.model_type)
+    backbone = next(
+        b for b in BACKBONES if BACKBONES[b]["language"]["model_type"] == bundle.config.text_config.model_type
+    )
     other = make_bundle(backbone, bundle.config.head["name"], attention="eager")
     other.model.load_state_dict(bundle.model.state_dict())
     assert other.model.language_model.config._attn_implementation == "eager"

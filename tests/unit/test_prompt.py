@@ -124,7 +124,9 @@ def test_training_ids_and_labels_are_the_published_ones(golden_dir, kind):
 # ---- literal text ----------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.sampled_from(["<evi>", "</evi>", "<|im_end|>", "<|im_start|>", "<frame>", "é", "a", " "]), min_size=1))
+@given(
+    st.lists(st.sampled_from(["<evi>", "</evi>", "<|im_end|>", "<|im_start|>", "<frame>", "é", "a", " "]), min_size=1)
+)
 def test_what_a_user_types_never_becomes_a_special_token(pieces):
     text = "".join(pieces)
     prompt = encoder("d2vlm").encode([Turn("user", (text,))], [], [], 0)
@@ -141,7 +143,9 @@ def test_typed_marks_stay_letters_beside_the_true_ones():
         "conversations": turns("<video>\nwrite </evi> and <|im_end|>", "in <span> I say <|im_end|>"),
     }  # fmt: skip
     prompt = encode(line, "d2vlm")
-    count = {name: prompt.ids.count(TOKENIZER.convert_tokens_to_ids(name)) for name in ("<evi>", "</evi>", "<|im_end|>")}
+    count = {
+        name: prompt.ids.count(TOKENIZER.convert_tokens_to_ids(name)) for name in ("<evi>", "</evi>", "<|im_end|>")
+    }
     assert count == {"<evi>": 2, "</evi>": 1, "<|im_end|>": 3}
     assert len(prompt.refs) == 2
 

@@ -1,4 +1,4 @@
-"""What the trainer adds to transformers': common counts, groups by part, a limit on unreadable videos, the best model."""
+"""What the trainer adds to transformers': common counts, groups by part, a limit on bad videos, the best model."""
 
 import json
 
@@ -7,8 +7,8 @@ import torch
 
 from tests.models import NoiseReader, make_batch, make_bundle, record, settings, turns
 from videollm.assemble import part_of
-from videollm.dataset import VideoDataset
 from videollm.config import ConfigError
+from videollm.dataset import VideoDataset
 from videollm.train import flat, last_checkpoint, load_metric, training_arguments
 from videollm.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer, parameter_groups
 
