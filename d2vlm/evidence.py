@@ -166,7 +166,7 @@ class EvidenceHead(TemporalHead):
 
     def loss(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[str, Tensor]:
         """Sums over samples of the mean BCE over rows and frames, and of the mean L1 within events (spec §3)."""
-        # No early return for N = 0: ranks must add to the gradients in the same order (ZeRO-2 fills its buffer as they come).
+        # No early return for N = 0: ZeRO-2 fills its buffer in the order in which gradients come, on every rank.
         evidence = project(self.evi_head, queries)  # [N, D]
         mask = frames.mask[refs.owner]  # [N, F]
         logits = self.compare(evidence, refs.owner, frames)

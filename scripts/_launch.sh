@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+set -euo pipefail
 # Shared by train.sh and infer.sh; source it after _venv.sh: `launch MODULE ARGUMENTS...` ends in that module.
 # It reads GPUS, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, as LAUNCH_HELP says.
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from videollm.checkpoint import Bundle, load, template_named
+from videollm.checkpoint import Bundle, load, read_config, template_named
 from videollm.config import ConfigError, build, to_dict
 from videollm.heads import head_class
 from videollm.lora import add_lora
@@ -34,24 +34,38 @@ def assemble(settings: Settings) -> Bundle:
         bundle.config.lora = to_dict(lora)
         add_lora(bundle.model.language_model, bundle.config.lora)
     if settings.data.pack and bundle.model.connector.reads_question:
-        raise ConfigError("data.pack: this connector reads the question, so questions cannot share one encoding; set it to false")
+        raise ConfigError(
+            "data.pack: this connector reads the question, so questions cannot share one encoding; set it to false"
+        )
     return bundle
+
+
+FIXED_BY_CHECKPOINT = (
+    "vision",
+    "vision_weights",
+    "connector",
+    "language",
+    "language_weights",
+    "tokenizer",
+    "question_tokenizer",
+    "visual_tokens",
+    "word_vectors",
+)
 
 
 def from_checkpoint(settings: Settings) -> Bundle:
     """Load a checkpoint and lay over it what the config gives for data and template."""
     given = settings.model
-    fixed = ("vision", "vision_weights", "connector", "language", "language_weights", "tokenizer", "word_vectors")
-    for name in fixed:
+    for name in FIXED_BY_CHECKPOINT:
         if getattr(given, name):
             raise ConfigError(f"model.{name}: cannot be changed for model.checkpoint; leave it out")
-    bundle = load(given.checkpoint, given.attention)
-    config = bundle.config
-    if given.head and given.head.get("name") != config.head.get("name"):
+    own = read_config(Path(given.checkpoint)).head.get("name")
+    if given.head.get("name", own) != own:
         raise ConfigError(
-            f"model.head.name: the checkpoint has a {config.head.get('name')} head, the config asks for "
-            f"{given.head.get('name')}; leave it out"
+            f"model.head.name: the checkpoint has a {own} head, the config asks for {given.head['name']}; leave it out"
         )
+    bundle = load(given.checkpoint, given.attention, head=given.head)
+    config = bundle.config
     if given.template:
         config.template = template_named(given.template)
     if given.bidirectional_frames is not None:
@@ -81,7 +95,7 @@ def from_parts(settings: Settings) -> Bundle:
     head = head_class(given.head.get("name", ""))
     needed = [tokens.token, tokens.start, tokens.end, *head.span_tokens, *head.extra_tokens]
     tokenizer.add_special_tokens({"extra_special_tokens": [t for t in needed if t]}, replace_extra_special_tokens=False)
-    text = language_config(given, len(tokenizer))
+    text = language_config(given, tokenizer)
     config = VideoLLMConfig(
         text_config=text,
         vision=given.vision,
@@ -119,7 +133,7 @@ def load_tokenizer(name: str | None, key: str) -> PreTrainedTokenizerBase:
         raise ConfigError(f"{key}: no tokenizer at {name!r} ({str(error).splitlines()[0]})") from None
 
 
-def language_config(given: ModelSettings, vocabulary: int):
+def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
     """The language model's transformers config, with rows for all tokens."""
     fields = dict(given.language)
     if given.language_weights:
@@ -134,6 +148,9 @@ def language_config(given: ModelSettings, vocabulary: int):
             text = AutoConfig.for_model(kind, **fields)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model.language.model_type: {kind!r}: {str(error).splitlines()[0]}") from None
+        for role in ("bos", "eos", "pad"):  # the class's defaults are ids of another vocabulary
+            setattr(text, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+    vocabulary = len(tokenizer)
     if "vocab_size" not in given.language:
         text.vocab_size = max(vocabulary, text.vocab_size if given.language_weights else 0)
     if text.vocab_size < vocabulary:

@@ -79,14 +79,17 @@ class Bundle:
             self.question_tokenizer.save_pretrained(Path(folder) / QUESTION_TOKENIZER)
 
 
-def load(folder: str | Path, attention: str = "sdpa", dtype: torch.dtype | None = None) -> Bundle:
-    """Load a checkpoint folder, in evaluation mode on the CPU.
+def load(
+    folder: str | Path, attention: str = "sdpa", dtype: torch.dtype | None = None, head: dict | None = None
+) -> Bundle:
+    """Load a checkpoint folder, in evaluation mode on the CPU; ``head`` options are laid over its own.
 
     Raises:
         CheckpointError: not a checkpoint of this project, without tokenizer or head, or with other keys or shapes.
     """
     folder = Path(folder)
     config = read_config(folder)
+    config.head = config.head | (head or {})
     if not list(folder.glob("tokenizer*.json")):
         raise CheckpointError(f"{folder}: no tokenizer (tokenizer.json); copy it from the run that made the checkpoint")
     if not list(folder.glob("model*.safetensors")):

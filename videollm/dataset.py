@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from videollm.config import ConfigError
 from videollm.annotations import Record
+from videollm.config import ConfigError
 from videollm.prompt import Prompt, PromptEncoder
 from videollm.transforms import Preprocess, tile
 from videollm.video import Frames, Sampler, VideoError, read_image, read_video, safe_join
@@ -175,7 +175,9 @@ class VideoDataset(Dataset):
                 f"data.max_length={self.max_length}; raise it or shorten the text"
             )
 
-    def _prompts(self, item: Item, conversations: Sequence[tuple[list, list]], frames: int | None = None) -> list[Prompt]:
+    def _prompts(
+        self, item: Item, conversations: Sequence[tuple[list, list]], frames: int | None = None
+    ) -> list[Prompt]:
         """The conversations tokenised, with ``frames`` frames of the video (all, unless given)."""
         video = [("video", len(item.times_s) if frames is None else frames)]
         visuals = [("image", n) for n in item.tiles] or video

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from videollm.heads import TemporalHead
 from videollm.loss import logits_of
@@ -26,6 +25,7 @@ class GenerateOptions:
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
+    seed: int = 0  # of sampling
     repetition_penalty: float = 1.0  # never applied to span tokens: an answer may hold many
 
 
@@ -88,12 +88,15 @@ class SpanGeneration:
         else:
             embeds = self.embed_refs(embeds, refs, frames)
         rows = embeds.shape[0]
-        state = SpanState(self.head, torch.tensor(self.span_ids, device=embeds.device), batch["frame_row"].new_tensor(range(rows)))
+        state = SpanState(
+            self.head, torch.tensor(self.span_ids, device=embeds.device), batch["frame_row"].new_tensor(range(rows))
+        )
         state.frames, state.batch = frames, batch
         sequences = self.generate(
             inputs_embeds=embeds,
             attention_mask=(batch["segment_ids"] >= 0).long(),
             position_ids=batch["position_ids"],
+            past_key_values=DynamicCache(),
             generation_config=self._generation_config(pad_id, stop_id, options),
             logits_processor=self._processors(options, state),
             span_state=state,

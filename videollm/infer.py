@@ -45,8 +45,20 @@ def answer_records(
     The language model keeps the mode and device it has. Each line: id, video, question, text, raw_text, spans,
     evidence_spans, scores, duration (seconds), finish_reason, error.
     """
+    room = bundle.config.context_length - options.max_new_tokens
+    if room <= 0:
+        raise ConfigError(
+            f"generate.max_new_tokens: {options.max_new_tokens} leave no room for a question in the model's "
+            f"{bundle.config.context_length} tokens; lower it"
+        )
+    if options.do_sample:
+        torch.manual_seed(options.seed)
     dataset = VideoDataset(
-        records, reader, bundle.encoder(), max_length=bundle.config.context_length - options.max_new_tokens, answers=False
+        records,
+        reader,
+        bundle.encoder(),
+        max_length=room,
+        answers=False,
     )
     collate = Batches(bundle.collator(left=True))
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
@@ -183,7 +195,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backend", default="pyav", help="pyav, decord or torchcodec")
     parser.add_argument("overrides", nargs="*", help="sampler.num_frames=32 generate.max_new_tokens=64 ...")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:

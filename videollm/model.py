@@ -78,9 +78,10 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         self.vision_tower = build_tower(config.vision)
         # Gemma2's soft-capping has no SDPA path; asking for it raises.
         attention = "eager" if config.text_config.model_type == "gemma2" else config._attn_implementation
-        self.language_model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config.text_config), attn_implementation=attention
-        )
+        text = copy.deepcopy(config.text_config)
+        if text.model_type == "phi3":  # published: full attention (spec D2VLM 1.3); the masks here know no window
+            text.sliding_window = None
+        self.language_model = AutoModelForCausalLM.from_config(text, attn_implementation=attention)
         hidden = config.text_config.hidden_size
         self.connector = build_connector(config.connector, self.vision_tower.hidden_size, hidden)
         self.head = build_head(config.head, hidden)
@@ -136,9 +137,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         features = features.to(self.dtype)
         if not self.connector.reads_question:
             return self.connector(features)
-        return self.connector(
-            features, query_ids=batch["question_ids"], query_mask=batch["question_mask"], owner=owner
-        )
+        return self.connector(features, query_ids=batch["question_ids"], query_mask=batch["question_mask"], owner=owner)
 
     def frame_batch(self, batch: dict, tokens: Tensor) -> FrameBatch:
         """Times and connector outputs of the frames, as a head sees them."""
@@ -222,9 +221,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
             )
             return tap.finish(embeds[:, columns], out.last_hidden_state)
 
-    def training_states(
-        self, batch: dict, embeds: Tensor, refs: SpanRefs, frames: FrameBatch
-    ) -> dict[int, Tensor]:
+    def training_states(self, batch: dict, embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[int, Tensor]:
         """States [B, L, D] of the layers that the loss and the head read, spans embedded.
 
         A head that injects frame states needs them first: one pass over the prefix, whose keys and values the second
@@ -238,9 +235,9 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
             return self.run(batch, embeds, slice(0, length), layers)
         embeds = self.embed_refs(embeds, refs.select(batch["early_refs"]), frames)
         cut = batch["prefix_columns"]
-        checkpointing = self.training and self.language_model.is_gradient_checkpointing
+        checkpointing = self.training and self.decoder.layers[0].gradient_checkpointing
         again = checkpointing or not batch["keep_prefix"]
-        cache = None if again else DynamicCache(config=self.config.text_config)
+        cache = None if again else DynamicCache()
         prefix = self.run(batch, embeds, slice(0, cut), layers | {head.inject_layer}, cache)
         frames.states[head.inject_layer] = self.states_of_frames(batch, prefix[head.inject_layer])
         embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
@@ -265,9 +262,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         ``counts`` are the divisors of the loss terms over the whole optimisation step; by default this batch's own.
         """
         if span_state is not None:
-            return self.decode_step(
-                input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, span_state
-            )
+            return self.decode_step(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, span_state)
         batch |= {"input_ids": input_ids, "position_ids": position_ids}
         refs = self.refs(batch)
         tokens = self.frame_tokens(batch)
@@ -279,7 +274,11 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         queries = states[self.head.query_layer].flatten(0, 1)[spans.query_index]  # [N, D]
         sums = self.head.loss(queries, spans, frames)
         sums["lm"] = supervised_cross_entropy(
-            self.language_model, states[-1].flatten(0, 1), batch["label_index"], batch["label_ids"], batch["label_weight"]
+            self.language_model,
+            states[-1].flatten(0, 1),
+            batch["label_index"],
+            batch["label_ids"],
+            batch["label_weight"],
         )
         counts = counts or self.counts(batch)
         terms = {name: value / counts[name].to(value.device).clamp(min=1e-6) for name, value in sums.items()}

@@ -201,5 +201,3 @@ class PromptEncoder:
         if closes and visual.end:
             self._append(prompt, [self.special[visual.end][0]], False)
         prompt.prefix_length = len(prompt)
-
-

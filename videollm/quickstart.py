@@ -154,7 +154,13 @@ def infer_stage(args: argparse.Namespace, head: str, split: str) -> Stage:
     answers = out / head / f"{split}.jsonl"
     for stale in (answers, answers.with_name(answers.name + ".meta.json")):
         stale.unlink(missing_ok=True)  # of a model that this run has replaced
-    command = ["videollm.infer", "--model", str(out / head / "final"), "--annotations", str(out / f"data/{split}.jsonl")]
+    command = [
+        "videollm.infer",
+        "--model",
+        str(out / head / "final"),
+        "--annotations",
+        str(out / f"data/{split}.jsonl"),
+    ]
     command += ["--videos", str(out / "data/videos"), "--output", str(answers), "--batch-size", "64"]
     command += ["generate.max_new_tokens=48"]
     return Stage(f"answer {split} {head}", [*launcher(args.processes), *command], out / f"logs/{split}_{head}.txt")
@@ -191,7 +197,18 @@ def predictions(args: argparse.Namespace, head: str, split: str, items: list[dic
 
 def table_rows(report: dict) -> tuple[list[str], list[list]]:
     """The score table: heads first, then what they are compared with."""
-    columns = ["", "mIoU", "R@1 0.3", "R@1 0.5", "R@1 0.7", "dense F1", "caption F1", "choice acc.", "skill", "mIoU new kinds"]
+    columns = [
+        "",
+        "mIoU",
+        "R@1 0.3",
+        "R@1 0.5",
+        "R@1 0.7",
+        "dense F1",
+        "caption F1",
+        "choice acc.",
+        "skill",
+        "mIoU new kinds",
+    ]
 
     def row(name: str, scores: dict, kinds: dict | None = None) -> list:
         recalls = [scores.get("R@1", {}).get(t) for t in ("0.3", "0.5", "0.7")]
@@ -210,7 +227,9 @@ def draw(args: argparse.Namespace, report: dict) -> None:
     plots.score_table(out / "scores.png", rows, columns)
     logs = {head: [json.loads(x) for x in (out / head / "log.jsonl").read_text().splitlines()] for head in HEADS}
     terms = ("step", "loss", "lm", "grounding", "consistency", "dfl", "diou")
-    curves = {head: [{k: v for k, v in e.items() if k in terms} for e in log if "lm" in e] for head, log in logs.items()}
+    curves = {
+        head: [{k: v for k, v in e.items() if k in terms} for e in log if "lm" in e] for head, log in logs.items()
+    }
     plots.loss_curves(out / "losses.png", curves)
     plots.timeline_grid(out / "timelines.png", timelines(args))
 
@@ -250,14 +269,19 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
         {"heading": "Answers on unseen clips", "image": out / "timelines.png"},
         {"heading": "Losses", "image": out / "losses.png"},
         {"heading": "Cost", "columns": ["step", "wall s", "CPU s"], "rows": costs},
-        {"heading": "Run", "code": json.dumps({k: report[k] for k in ("seed", "commit", "processes", "torch")}, indent=1)},
+        {
+            "heading": "Run",
+            "code": json.dumps({k: report[k] for k in ("seed", "commit", "processes", "torch")}, indent=1),
+        },
     ]
     plots.report_html(out / "report.html", "Moving shapes: three ways to say when", sections)
     table = Table(*columns, title=f"unseen clips, free generation, seed {args.seed}")
     for row in rows:
         table.add_row(*(f"{c:.3f}" if isinstance(c, float) else "" if c is None else str(c) for c in row))
     CONSOLE.print(table)
-    CONSOLE.print(f"{wall['total']:.0f} s wall, {cpu['total']:.0f} s CPU; report: {out / 'report.html'}", highlight=False)
+    CONSOLE.print(
+        f"{wall['total']:.0f} s wall, {cpu['total']:.0f} s CPU; report: {out / 'report.html'}", highlight=False
+    )
 
 
 EXPLANATION = (

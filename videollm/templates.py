@@ -72,9 +72,7 @@ TEMPLATES = {
             "<end_of_turn>",
             between="\n",
         ),
-        Template(
-            "vicuna", ("USER: ", " "), "ASSISTANT:", "</s>", system=("", " "), system_message=VICUNA_SYSTEM
-        ),
+        Template("vicuna", ("USER: ", " "), "ASSISTANT:", "</s>", system=("", " "), system_message=VICUNA_SYSTEM),
         Template(
             "internvl2_5",
             ("<|im_start|>user\n", "<|im_end|>\n"),

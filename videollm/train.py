@@ -40,13 +40,16 @@ def train(settings: Settings) -> Path:
         ConfigError, AnnotationError, CheckpointError, BadVideosError: one message that names key, line or file.
     """
     output = Path(settings.train.output)
+    resume = last_checkpoint(settings)
     prepare_launch(settings)
     records = load_records(settings.data.train) if settings.data.train else []
     if not records:
         raise ConfigError("data.train: no annotation file given, or all of them are empty")
     unanswered = [r for r in records if not r.has_answer]
     if unanswered:
-        raise ConfigError(f"{unanswered[0].where}: no answer to train on ({len(unanswered)} such records); add or remove")
+        raise ConfigError(
+            f"{unanswered[0].where}: no answer to train on ({len(unanswered)} such records); add or remove"
+        )
     bundle = assemble(settings)
     set_trainable(bundle.model, settings.train)
     arguments = training_arguments(settings)  # starts the process group
@@ -57,7 +60,9 @@ def train(settings: Settings) -> Path:
     reader = make_reader(bundle, settings, arguments, records)
     dataset = make_dataset(bundle, settings, reader, records)
     if len(dataset) < arguments.world_size:
-        raise ConfigError(f"data.train: {len(dataset)} items for {arguments.world_size} processes; start at most that many")
+        raise ConfigError(
+            f"data.train: {len(dataset)} items for {arguments.world_size} processes; start at most that many"
+        )
     validate = make_validation(bundle, settings, reader, arguments)
     trainer = VideoTrainer(
         bundle,
@@ -69,13 +74,20 @@ def train(settings: Settings) -> Path:
         data_collator=bundle.collator(average=settings.train.loss_average, pack=settings.data.pack),
         callbacks=[FreshFrames(), JsonLog()],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(settings))
+    trainer.train(resume_from_checkpoint=resume)
     return save_final(trainer, settings)
 
 
 def prepare_launch(settings: Settings) -> None:
     """What has to hold before torch, DeepSpeed or a process group start."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)) if not torch.cuda.is_available() else torch.get_num_threads())
+    torch.set_num_threads(
+        int(os.environ.get("OMP_NUM_THREADS", 1)) if not torch.cuda.is_available() else torch.get_num_threads()
+    )
+    if torch.cuda.device_count() > 1 and "RANK" not in os.environ:
+        raise ConfigError(
+            f"this one process sees {torch.cuda.device_count()} GPUs: start with scripts/train.sh (or torchrun), which "
+            "runs a process a GPU, or choose one with CUDA_VISIBLE_DEVICES"
+        )
     if not settings.train.deepspeed:
         return
     if not Path(settings.train.deepspeed).is_file():
@@ -139,7 +151,9 @@ def make_reader(
     if not data.features:
         return reader
     if not bundle.model.frozen_tower:
-        raise ConfigError("data.features: the vision tower is trained (train.parts.vision_tower), so nothing can be kept")
+        raise ConfigError(
+            "data.features: the vision tower is trained (train.parts.vision_tower), so nothing can be kept"
+        )
     videos = [r.video for r in records if r.video]
     store = FeatureStore(data.features, reader, bundle.model.vision_tower)
     store.fill(videos, bundle.model.vision_tower.to(arguments.device), arguments.process_index, arguments.world_size)
@@ -149,9 +163,7 @@ def make_reader(
     return reader
 
 
-def make_dataset(
-    bundle: Bundle, settings: Settings, reader: VisualReader, records: Sequence[Record]
-) -> VideoDataset:
+def make_dataset(bundle: Bundle, settings: Settings, reader: VisualReader, records: Sequence[Record]) -> VideoDataset:
     """The training data."""
     return VideoDataset(
         records,
@@ -227,6 +239,11 @@ def last_checkpoint(settings: Settings) -> str | None:
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     if settings.train.resume and last is None:
         raise ConfigError(f"train.resume: {output} holds no checkpoint-N folder; set train.resume=false to start anew")
+    if not settings.train.resume and (output / "log.jsonl").exists():
+        raise ConfigError(
+            f"train.output: {output} holds an earlier run; set train.resume=true to go on with it, choose another folder, "
+            "or delete it"
+        )
     return last if settings.train.resume else None
 
 
@@ -248,7 +265,9 @@ def save_final(trainer: VideoTrainer, settings: Settings) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="videollm.train", description="Train a temporally grounded video-language model.")
+    parser = argparse.ArgumentParser(
+        prog="videollm.train", description="Train a temporally grounded video-language model."
+    )
     parser.add_argument("--config", required=True, help="YAML file, see configs/")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.steps=100 data.videos=DIR ...")

@@ -45,7 +45,7 @@ class VideoTrainer(Trainer):
     # ---- loss ------------------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> dict[str, torch.Tensor] | None:
-        """Counts of every loss term over this optimisation step, summed over ranks; bad videos are counted on the way."""
+        """Counts of every loss term over this optimisation step, summed over ranks; bad videos are counted too."""
         if not batch_samples:
             return None
         total: dict[str, torch.Tensor] = {}
@@ -105,8 +105,8 @@ class VideoTrainer(Trainer):
         passes = max(1, math.ceil(self.state.epoch or 0))  # a bad video is met again in every pass over the data
         if bad > allowed * len(self.train_dataset) * passes:
             raise BadVideosError(
-                f"{bad} training items could not be read, of {len(self.train_dataset)} (data.max_bad_fraction={allowed});"
-                f" they are named in {Path(self.args.output_dir) / 'skipped.jsonl'}: mend or remove them, or raise "
+                f"{bad} training items could not be read, of {len(self.train_dataset)} "
+                f"(data.max_bad_fraction={allowed}); they are named in {Path(self.args.output_dir) / 'skipped.jsonl'}: mend or remove them, or raise "
                 "the fraction"
             )
 
