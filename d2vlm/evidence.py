@@ -31,7 +31,6 @@ class EvidenceOptions:
     query_layer: int = -2  # layer of the query states and of the frame states they are compared with
     grounding_weight: float = 10.0  # weight of the soft-target BCE
     consistency_weight: float = 10.0  # weight of the L1 between the two <evi> of an event
-    shared_start: bool = False  # both projections start equal, so that similar states start similar (tiny models)
     keep_ratio: float = 0.6  # frames with at least this share of the highest similarity form the runs
     compatibility: Literal["default", "published"] = "default"  # preset of the flags below
     run_edges: Literal["half_gap", "frame_times"] | None = (
@@ -72,8 +71,6 @@ class EvidenceHead(TemporalHead):
         for module in (*self.frm_head, *self.evi_head):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        if self.options.shared_start:
-            self.evi_head.load_state_dict(self.frm_head.state_dict())
 
     # ---- wording -------------------------------------------------------------------------------------------------
 

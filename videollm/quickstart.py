@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from videollm.transforms import Preprocess
 from videollm.video import Sampler, read_video
 
 HEADS = ("d2vlm", "distime", "text")
-SPLITS = ("test", "unseen")  # clips never trained on; in `unseen` every event is of a kind never trained on
+SPLITS = ("test", "unseen")  # clips never trained on; `unseen` asks about kinds of event never trained on
 SHOWN = 12  # timelines in the picture
 CONSOLE = Console()
 
@@ -143,7 +144,8 @@ def overrides(args: argparse.Namespace, head: str) -> list[str]:
 
 
 def train_stage(args: argparse.Namespace, head: str) -> Stage:
-    """Train one head with DeepSpeed."""
+    """Train one head with DeepSpeed; what an earlier quickstart left of it is removed."""
+    shutil.rmtree(args.output / head, ignore_errors=True)
     command = ["videollm.train", "--config", str(args.configs / f"{head}.yaml"), *overrides(args, head)]
     return Stage(f"train {head}", [*launcher(args.processes), *command], args.output / f"logs/train_{head}.txt")
 
@@ -161,8 +163,8 @@ def infer_stage(args: argparse.Namespace, head: str, split: str) -> Stage:
         "--annotations",
         str(out / f"data/{split}.jsonl"),
     ]
-    command += ["--videos", str(out / "data/videos"), "--output", str(answers), "--batch-size", "64"]
-    command += ["generate.max_new_tokens=48"]
+    command += ["--videos", str(out / "data/videos"), "--output", str(answers)]
+    command += ["--annotations", str(out / f"data/{split}.jsonl"), "--batch-size", "64", "generate.max_new_tokens=48"]
     return Stage(f"answer {split} {head}", [*launcher(args.processes), *command], out / f"logs/{split}_{head}.txt")
 
 
@@ -263,6 +265,7 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     columns, rows = table_rows(report)
     wall, cpu = report["wall_s"], report["cpu_s"]
+    run = {key: report[key] for key in ("seed", "commit", "processes", "torch")}
     costs = [[name, round(wall[name], 1), round(cpu[name], 1)] for name in wall]
     sections = [
         {"heading": "Scores", "columns": columns, "rows": rows, "text": EXPLANATION},
@@ -288,8 +291,8 @@ EXPLANATION = (
     "Every model saw the same clips and the same vision tower, which was prepared on the training clips with labels of "
     "colour, shape and motion; then each head was trained with DeepSpeed and answered by free greedy generation.\n\n"
     "random event: the true span of a random event of the clip, whatever was asked; the strongest guess. "
-    "skill = (mIoU - best guess) / (oracle - best guess). oracle: the best span made of whole frames. new kinds: clips "
-    "whose events combine colour, shape and motion as no training clip does."
+    "skill = (mIoU - best guess) / (oracle - best guess). oracle: the best span made of whole frames. new kinds: questions "
+    "about events that combine colour, shape and motion as no training clip does."
 )
 
 

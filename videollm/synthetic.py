@@ -37,7 +37,6 @@ EVENT_SHARE = (0.12, 0.45)  # of the clip
 OVERLAP_CHANCE = 0.15  # that one pair of neighbouring events overlaps, where a clip has two or three
 HARD_CHANCE = 0.5  # that an extra event shares two attributes with an earlier one
 DENSE_EVERY = 2  # train: every second clip has a dense caption
-CHOICE_OF_FIVE = (1, 3)  # train: two clips of five have a multiple-choice question
 LETTERS = ("(a)", "(b)", "(c)", "(d)")
 
 COLORS = {"red": (220, 50, 50), "green": (50, 190, 70), "blue": (60, 90, 230), "yellow": (225, 205, 60)}
@@ -237,8 +236,8 @@ def write_video(path: Path, frames: np.ndarray) -> None:
 def annotate(clip: Clip, split: str, index: int, rng: np.random.Generator) -> list[dict]:
     """The annotation records of one clip.
 
-    Train: one grounding record an event, a dense caption in every second clip, a multiple choice in two of five.
-    The other splits have all three for every clip; ``unseen`` asks only after unseen kinds.
+    One grounding record an event, a multiple choice, and a dense caption (in train for every second clip).
+    ``unseen`` asks only after unseen kinds.
     """
     asked = [event for event in clip.events if split != "unseen" or event.kind in UNSEEN_KINDS]
     records = []
@@ -256,10 +255,9 @@ def annotate(clip: Clip, split: str, index: int, rng: np.random.Generator) -> li
     if split != "train" or index % DENSE_EVERY == 0:
         answer = " ".join(f"<span> {phrase(event.kind)} ." for event in clip.events)
         add("dense", "dense_caption", "describe every event with its time .", answer, [e.span for e in clip.events])
-    if split != "train" or index % 5 in CHOICE_OF_FIVE:
-        event = asked[rng.integers(len(asked))]
-        question, letter = _choice_question(clip, event, EVENT_KINDS if split == "unseen" else SEEN_KINDS, rng)
-        add("choice", "grounded_mc", question, f"{phrase(event.kind)} {letter} <span> .", [event.span])
+    event = asked[rng.integers(len(asked))]
+    question, letter = _choice_question(clip, event, EVENT_KINDS if split == "unseen" else SEEN_KINDS, rng)
+    add("choice", "grounded_mc", question, f"{phrase(event.kind)} {letter} <span> .", [event.span])
     return records
 
 

@@ -88,13 +88,19 @@ def align_words(
 
 
 class ConvTowerConfig(PretrainedConfig):
-    """Of ``ConvTower``. 6 channels: a frame and its difference to the frame before."""
+    """Of ``ConvTower``. 6 channels: a frame and its difference to the frame before.
+
+    ``feature_scale`` is the standard deviation of a feature: small, so that what a head adds to a frame's token (its
+    time) is not lost beside it.
+    """
 
     model_type = "videollm_conv"
 
-    def __init__(self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, **kwargs):
+    def __init__(
+        self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, feature_scale=0.2, **kwargs
+    ):
         self.num_channels, self.channels = num_channels, list(channels)
-        self.hidden_size, self.image_size = hidden_size, image_size
+        self.hidden_size, self.image_size, self.feature_scale = hidden_size, image_size, feature_scale
         super().__init__(**kwargs)
 
 
@@ -118,7 +124,7 @@ class ConvTower(PreTrainedModel):
         if rest or not side:
             raise ValueError(f"image_size must be a multiple of {2 ** len(sizes)} pixels, not {config.image_size}")
         self.project = nn.Linear(sizes[-1] * (side * side + 1), config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)
+        self.norm = nn.BatchNorm1d(config.hidden_size, affine=False)  # takes out what all frames share
         self.hidden_size = config.hidden_size
         self.post_init()
 
@@ -130,7 +136,7 @@ class ConvTower(PreTrainedModel):
         check_frames(pixel_values, self.config.num_channels, (self.config.image_size,) * 2)
         maps = self.layers(pixel_values)  # [N, C', s, s]
         features = torch.cat([maps.flatten(1), maps.amax((2, 3))], 1)
-        return self.norm(self.project(features))[:, None]
+        return self.config.feature_scale * self.norm(self.project(features))[:, None]
 
 
 # ---- preparation ---------------------------------------------------------------------------------------------------
@@ -236,7 +242,7 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
     bar = tqdm(range(steps), desc="preparing the vision tower", unit="step")
     for _ in bar:
         pixels, labels = train.batch(rng)
-        features = tower(pixels.contiguous(memory_format=torch.channels_last))[:, 0]
+        features = tower(pixels.contiguous(memory_format=torch.channels_last))[:, 0] / tower.config.feature_scale
         pairs = zip(classifier.heads, classifier.targets(labels), strict=True)
         loss = sum(cross_entropy(head(features), target) for head, target in pairs)
         optimizer.zero_grad()
