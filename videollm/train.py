@@ -241,8 +241,8 @@ def last_checkpoint(settings: Settings) -> str | None:
         raise ConfigError(f"train.resume: {output} holds no checkpoint-N folder; set train.resume=false to start anew")
     if not settings.train.resume and (output / "log.jsonl").exists():
         raise ConfigError(
-            f"train.output: {output} holds an earlier run; set train.resume=true to go on with it, choose another folder, "
-            "or delete it"
+            f"train.output: {output} holds an earlier run; set train.resume=true to go on with it, choose another "
+            "folder, or delete it"
         )
     return last if settings.train.resume else None
 

@@ -106,8 +106,8 @@ class VideoTrainer(Trainer):
         if bad > allowed * len(self.train_dataset) * passes:
             raise BadVideosError(
                 f"{bad} training items could not be read, of {len(self.train_dataset)} "
-                f"(data.max_bad_fraction={allowed}); they are named in {Path(self.args.output_dir) / 'skipped.jsonl'}: mend or remove them, or raise "
-                "the fraction"
+                f"(data.max_bad_fraction={allowed}); they are named in {Path(self.args.output_dir) / 'skipped.jsonl'}: "
+                "mend or remove them, or raise the fraction"
             )
 
     # ---- optimiser -------------------------------------------------------------------------------------------------
