@@ -7,6 +7,7 @@ them is a new file, never a stale one. Holds safetensors ``features`` [F, P, Dv]
 import hashlib
 import json
 import os
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,10 +74,15 @@ class FeatureStore:
             return None  # damaged: as good as not stored
 
     def fill(self, names: Iterable[str], tower: nn.Module, rank: int = 0, world: int = 1) -> None:
-        """Compute what is missing, this rank its share; videos that cannot be read are left to the data set."""
+        """Compute what is missing, this rank its share; videos that cannot be read are left to the data set.
+
+        Every process goes through its videos in another order, so several runs that fill one folder share the work.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         device = next(tower.parameters()).device
-        for name in tqdm(sorted(set(names))[rank::world], desc="tower features", unit="video", disable=rank > 0):
+        share = sorted(set(names))[rank::world]
+        random.Random(os.getpid()).shuffle(share)
+        for name in tqdm(share, desc="tower features", unit="video", disable=rank > 0):
             try:
                 path = self.path(name)
                 if self(name) is not None:

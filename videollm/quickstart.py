@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -103,12 +102,8 @@ def launcher(processes: int) -> list[str]:
     """Plain python for one process, torchrun for more."""
     if processes == 1:
         return [sys.executable, "-u", "-m"]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torchrun = "torch.distributed.run"
-    options = ["--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(port), "-m"]
-    return [sys.executable, "-u", "-m", torchrun, *options]
+    options = ["--standalone", "--nproc_per_node", str(processes), "-m"]
+    return [sys.executable, "-u", "-m", "torch.distributed.run", *options]
 
 
 def prepare_stages(args: argparse.Namespace) -> list[Stage]:

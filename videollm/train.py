@@ -8,6 +8,7 @@ the same config. Writes ``output/`` : ``config.yaml`` (resolved), ``log.jsonl``,
 import argparse
 import importlib
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,13 +94,20 @@ def prepare_launch(settings: Settings) -> None:
     if not Path(settings.train.deepspeed).is_file():
         raise ConfigError(f"train.deepspeed: no file {settings.train.deepspeed}")
     if "RANK" not in os.environ:  # started as plain python: DeepSpeed would look for MPI
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29500")
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
     if not torch.cuda.is_available():
         import deepspeed
 
         # DeepSpeed would compile a shared-memory communication op with g++ at the first run; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def training_arguments(settings: Settings) -> TrainingArguments:

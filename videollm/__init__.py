@@ -1,0 +1,1 @@
+"""The core of temporally grounded video-language models: it names no head and no benchmark (see README.md)."""
