@@ -167,6 +167,8 @@ class NoiseReader:
 
     stored = None
 
+    fixed = True
+
     def video(self, name, rng):
         if name not in LENGTHS:
             raise VideoError(f"{name}: is not a video; fetch it again")

@@ -18,9 +18,10 @@ from PIL import Image
 from videollm.annotations import AnnotationError, Record
 from videollm.checkpoint import Bundle, CheckpointError, load
 from videollm.config import ConfigError, build, override
+from videollm.errors import tell
 from videollm.generate import GenerateOptions
 from videollm.heads import span_text
-from videollm.infer import answer_records
+from videollm.infer import answer_records, usable_device
 from videollm.plots import MAX_FRAMES, timeline
 from videollm.structures import Turn, VisualMark
 from videollm.video import Sampler, VideoError, probe, read_video
@@ -134,14 +135,6 @@ def is_picture(path: str) -> bool:
         return False
 
 
-def usable_device(name: str) -> torch.device:
-    """The device ``name``; ConfigError where it is unknown or not there."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="videollm.ask", description="Ask one question about one video.")
@@ -175,8 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments(argv))
     except (AnnotationError, CheckpointError, ConfigError, VideoError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(error)
     return 0
 
 

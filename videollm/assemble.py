@@ -3,18 +3,20 @@
 Knows the config tree and the parts' builders; nothing of data or training loops.
 """
 
+import difflib
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
 
 from videollm.checkpoint import Bundle, load, read_config, template_named
 from videollm.config import ConfigError, build, to_dict
 from videollm.heads import head_class
 from videollm.lora import add_lora
-from videollm.model import VideoLLM, VideoLLMConfig
+from videollm.model import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.settings import PARTS, ModelSettings, Settings, TrainSettings, VisualTokenSettings
 from videollm.templates import TEMPLATES
 from videollm.transforms import Preprocess
@@ -28,16 +30,33 @@ def assemble(settings: Settings) -> Bundle:
         ConfigError: a part that is missing or unknown, or a file that cannot be read.
     """
     model = settings.model
+    if model.attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ConfigError("model.attention: flash_attention_2 needs a GPU and pip install flash-attn; or set sdpa")
     bundle = from_checkpoint(settings) if model.checkpoint else from_parts(settings)
     lora = settings.train.lora
     if lora is not None and not bundle.config.lora:
         bundle.config.lora = to_dict(lora)
         add_lora(bundle.model.language_model, bundle.config.lora)
+    elif lora is not None and bundle.config.lora != to_dict(lora):
+        raise ConfigError(f"train.lora: the checkpoint has other adapters, {bundle.config.lora}; give the same")
+    check_frames_fit(bundle)
     if settings.data.pack and bundle.model.connector.reads_question:
         raise ConfigError(
             "data.pack: this connector reads the question, so questions cannot share one encoding; set it to false"
         )
     return bundle
+
+
+def check_frames_fit(bundle: Bundle) -> None:
+    """ConfigError where the frames are not made as the vision tower takes them."""
+    preprocess = build(Preprocess, bundle.config.preprocess, "data.preprocess")
+    made = (6 if preprocess.frame_difference else 3, preprocess.size, preprocess.size)
+    taken = tower_shape(bundle.model.vision_tower)
+    if made != taken:
+        raise ConfigError(
+            f"data.preprocess: makes frames of {made} (channels, height, width), the vision tower takes {taken}; let "
+            "data.preprocess.size and frame_difference agree with model.vision"
+        )
 
 
 FIXED_BY_CHECKPOINT = (
@@ -138,6 +157,7 @@ def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
     fields = dict(given.language)
     if given.language_weights:
         try:
+            default = AutoConfig.from_pretrained(given.language_weights)
             text = AutoConfig.from_pretrained(given.language_weights, **fields)
         except (OSError, ValueError) as error:
             where = f"model.language_weights: no language model at {given.language_weights!r}"
@@ -145,17 +165,28 @@ def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
     else:
         kind = fields.pop("model_type", None)
         try:
+            default = AutoConfig.for_model(kind)
             text = AutoConfig.for_model(kind, **fields)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model.language.model_type: {kind!r}: {str(error).splitlines()[0]}") from None
         for role in ("bos", "eos", "pad"):  # the class's defaults are ids of another vocabulary
             setattr(text, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+    check_language_keys(default, fields)
     vocabulary = len(tokenizer)
     if "vocab_size" not in given.language:
         text.vocab_size = max(vocabulary, text.vocab_size if given.language_weights else 0)
     if text.vocab_size < vocabulary:
         raise ConfigError(f"model.language.vocab_size: {text.vocab_size}, but the tokenizer has {vocabulary} tokens")
     return text
+
+
+def check_language_keys(default: PretrainedConfig, fields: dict) -> None:
+    """ConfigError for a field that the language model's config has not; transformers would keep and ignore it."""
+    unknown = [key for key in fields if not hasattr(default, key)]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], default.to_dict(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the fields are those of {type(default).__name__}"
+        raise ConfigError(f"model.language.{unknown[0]}: unknown key; {hint}")
 
 
 def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -184,6 +215,8 @@ def align_words(model: VideoLLM, path: str, tokenizer: PreTrainedTokenizerBase) 
     """Start the embeddings of the words in ``path`` from given vectors (``tiny.align_words``)."""
     from videollm.tiny import align_words as align
 
+    if not Path(path).is_file():
+        raise ConfigError(f"model.word_vectors: no file {path}")
     align(model.get_input_embeddings().weight.data, tokenizer, load_file(path))
 
 

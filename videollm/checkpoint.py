@@ -107,7 +107,7 @@ def load(
     if model.connector.reads_question and not question.is_dir():
         raise CheckpointError(f"{folder}: no {QUESTION_TOKENIZER}/, which its connector needs; copy it from the run")
     model.eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = read_tokenizer(folder)
     for name, token_id in config.token_ids.items():
         if tokenizer.convert_tokens_to_ids(name) != token_id:
             raise CheckpointError(
@@ -117,8 +117,19 @@ def load(
     return Bundle(
         model,
         tokenizer,
-        AutoTokenizer.from_pretrained(question, local_files_only=True) if question.is_dir() else None,
+        read_tokenizer(question) if question.is_dir() else None,
     )
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; CheckpointError where its files cannot be read."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
+        raise CheckpointError(
+            f"{folder}: cannot read its tokenizer ({' '.join(str(error).split())[:200]}); copy it from the run that "
+            "made the checkpoint"
+        ) from None
 
 
 def read_config(folder: Path) -> VideoLLMConfig:
@@ -133,6 +144,9 @@ def read_config(folder: Path) -> VideoLLMConfig:
     kind = fields.get("model_type") if isinstance(fields, dict) else None
     if kind != VideoLLMConfig.model_type:
         raise CheckpointError(f"{path}: model_type is {kind!r}, not {VideoLLMConfig.model_type!r}; convert it first")
+    absent = [key for key in ("text_config", "vision", "connector", "head") if not fields.get(key)]
+    if absent:
+        raise CheckpointError(f"{path}: no {', '.join(absent)}; copy the file from the run that made the checkpoint")
     return VideoLLMConfig.from_pretrained(folder, local_files_only=True)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from videollm.config import ConfigError
 from videollm.dataset import Item
 from videollm.prompt import Prompt
 from videollm.structures import Role
@@ -79,7 +80,10 @@ class Collator:
         row.add(first, 0, first.prefix_length, segment=PREFIX if split else 1)
         for s, prompt in enumerate(item.prompts):
             if prompt.ids[: prompt.prefix_length] != first.ids[: first.prefix_length]:
-                raise ValueError(f"{item.ids[s]}: packed with {item.ids[0]}, but what stands before the video differs")
+                raise ConfigError(
+                    f"data.pack: {item.ids[s]} and {item.ids[0]} ask about the same video, but what stands before it "
+                    "in their first turns differs; write the same, or set data.pack=false"
+                )
             row.add(prompt, prompt.prefix_length, len(prompt), segment=s + 1, sample=s)
         return row
 
@@ -163,7 +167,10 @@ class Collator:
             if tensors:
                 batch[name] = torch.cat(tensors)
         if "pixel_values" in batch and "features" in batch:
-            raise ValueError("a batch holds stored features and pixels: store the features of every video, or of none")
+            raise ConfigError(
+                f"data.features: one batch holds stored features and pixels (first id {items[0].ids[0]}), as with "
+                "images among the videos; leave data.features out"
+            )
         return batch
 
     def _questions(self, items: Sequence[Item]) -> dict:

@@ -19,8 +19,12 @@ from torch.utils.data import Dataset
 from videollm.annotations import Record
 from videollm.config import ConfigError
 from videollm.prompt import Prompt, PromptEncoder
+from videollm.structures import SpanMark
 from videollm.transforms import Preprocess, tile
 from videollm.video import Frames, Sampler, VideoError, read_image, read_video, safe_join
+
+KEPT = 5000  # items; more would cost memory that matters
+SLACK_S = 0.5  # annotations round their times, and containers disagree on where a video ends
 
 
 @dataclass
@@ -64,6 +68,11 @@ class VisualReader:
     stored: Callable[[str], tuple[Tensor, np.ndarray, float] | None] | None = None
     last: tuple | None = field(default=None, repr=False)  # the newest video, where its frames are fixed
 
+    @property
+    def fixed(self) -> bool:
+        """Whether a video always gives the same frames."""
+        return self.sampler.pick != "random" and not self.preprocess.random_crop
+
     def video(self, name: str, rng: random.Random | None) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
         """(pixels or None, features or None, times_s, duration_s) of a video.
 
@@ -73,7 +82,7 @@ class VisualReader:
         if self.last is not None and self.last[0] == key:
             return self.last[1]
         found = self._video(name, rng)
-        if self.sampler.pick != "random" and not self.preprocess.random_crop:
+        if self.fixed:
             self.last = (key, found)
         return found
 
@@ -131,6 +140,9 @@ class VideoDataset(Dataset):
         self.records, self.reader, self.encoder = list(records), reader, encoder
         self.max_length, self.answers, self.seed, self.epoch = max_length, answers, seed, 0
         self.groups = pack_by_video(self.records, max_questions) if pack else [[i] for i in range(len(self.records))]
+        # A small data set with fixed frames is tokenised once, not once an epoch: index -> (prompts, spans).
+        self.kept: dict[int, tuple[list[Prompt], list[np.ndarray]]] = {}
+        self.keeps = reader.fixed and len(self.groups) <= KEPT
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -144,9 +156,15 @@ class VideoDataset(Dataset):
         rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
         try:
             item = self._read(records[0], rng)
-        except VideoError as error:
+            item.ids, item.question = [r.id for r in records], records[0].question
+            if index in self.kept:
+                item.prompts, item.spans_s = self.kept[index]
+                return item
+            self._encode(item, records)
+        except VideoError as error:  # also of a span or a question that does not fit this video
             return Item(ids=[r.id for r in records], bad=str(error))
-        self._encode(item, records)
+        if self.keeps and not item.thinned:
+            self.kept[index] = (item.prompts, item.spans_s)
         return item
 
     def _read(self, record: Record, rng: random.Random) -> Item:
@@ -162,17 +180,18 @@ class VideoDataset(Dataset):
     def _encode(self, item: Item, records: Sequence[Record]) -> None:
         """Tokenise every conversation about the item's visual, thinning the frames until all of them fit."""
         conversations = [self._conversation(r, item.duration_s) for r in records]
-        item.ids = [r.id for r in records]
-        item.question = records[0].question
         item.spans_s = [np.asarray(spans, np.float64).reshape(-1, 2) for _, spans in conversations]
         item.prompts = self._prompts(item, conversations)
         if item.longest > self.max_length and records[0].video is not None:
             self._thin(item, conversations)
         if item.longest > self.max_length:
             record = records[[len(p) for p in item.prompts].index(item.longest)]
-            raise ConfigError(
-                f"{record.path}:{record.line}: {item.longest} tokens with the fewest frames, over "
-                f"data.max_length={self.max_length}; raise it or shorten the text"
+            tokens = f"{record.where}: {item.longest} tokens with the fewest frames"
+            if self.answers:
+                raise ConfigError(f"{tokens}, over data.max_length={self.max_length}; raise it or shorten the text")
+            raise VideoError(
+                f"{tokens}, and the model has room for {self.max_length} beside its answer; shorten the question or "
+                "lower generate.max_new_tokens"
             )
 
     def _prompts(
@@ -184,11 +203,22 @@ class VideoDataset(Dataset):
         return [self.encoder.encode(turns, spans, visuals, item.duration_s) for turns, spans in conversations]
 
     def _conversation(self, record: Record, duration_s: float) -> tuple[list, list]:
-        """Turns and spans to encode: all of them, or those before the answer that is to be generated."""
+        """Turns and spans to encode: all of them, or those before the answer that is to be generated.
+
+        Raises:
+            VideoError: a span wholly behind the end of the video as it was decoded.
+        """
         turns = list(record.turns)
         if not self.answers and record.has_answer:
             turns = turns[:-1]
         limit = duration_s if record.video is not None else np.inf
+        for mark in (p for turn in turns for p in turn.parts if isinstance(p, SpanMark)):
+            start, end = record.spans_s[mark.span]
+            if start > limit + SLACK_S:
+                raise VideoError(
+                    f"{record.where}: span [{start:g}, {end:g}] lies outside {record.video}, which has {limit:g} s "
+                    "(src or tgt); correct it, or fetch the video again if it should be longer"
+                )
         spans = [(min(s, limit), min(e, limit)) for s, e in record.spans_s]
         return turns, spans
 

@@ -35,7 +35,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: str | Path, reader: VisualReader, tower: nn.Module):
-        if reader.sampler.pick == "random" or reader.preprocess.random_crop:
+        if not reader.fixed:
             raise ConfigError("data.features: needs fixed frames; set data.sampler.pick=midpoint and no random crop")
         self.folder, self.reader = Path(folder), reader
         digest = hashlib.sha256()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
+from videollm.config import ConfigError
 from videollm.heads import TemporalHead
 from videollm.loss import logits_of
 from videollm.passes import LayerTap, VideoLLMOutput
@@ -27,6 +28,15 @@ class GenerateOptions:
     top_p: float = 1.0
     seed: int = 0  # of sampling
     repetition_penalty: float = 1.0  # never applied to span tokens: an answer may hold many
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"generate.max_new_tokens: {self.max_new_tokens}, but it must be at least 1")
+        for name in ("temperature", "repetition_penalty"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Batched inference over an annotation file: one JSON line per question, appended as it comes.
 
 ``python -m videollm.infer --model DIR --annotations FILE --videos DIR --output FILE.jsonl``; under torchrun every rank
-answers its share of the ids and rank 0 joins them. What the output file already holds is not asked again; a file made
+answers its share of the ids and rank 0 joins them. What the output file already answers is not asked again; a file made
 by another model or with other settings is refused. Knows no benchmark: tasks build on its lines.
 """
 
@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from videollm.checkpoint import Bundle, CheckpointError, load
 from videollm.config import ConfigError, build, override, to_dict
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
+from videollm.errors import tell
 from videollm.generate import GenerateOptions
-from videollm.video import Sampler
+from videollm.video import BACKENDS, Sampler
 
 
 def answer_records(
@@ -45,12 +46,7 @@ def answer_records(
     The language model keeps the mode and device it has. Each line: id, video, question, text, raw_text, spans,
     evidence_spans, scores, duration (seconds), finish_reason, error.
     """
-    room = bundle.config.context_length - options.max_new_tokens
-    if room <= 0:
-        raise ConfigError(
-            f"generate.max_new_tokens: {options.max_new_tokens} leave no room for a question in the model's "
-            f"{bundle.config.context_length} tokens; lower it"
-        )
+    room = room_for_question(bundle, options)
     if options.do_sample:
         torch.manual_seed(options.seed)
     dataset = VideoDataset(
@@ -78,6 +74,17 @@ def answer_records(
         bar.update(len(lines))
         yield from lines
     bar.close()
+
+
+def room_for_question(bundle: Bundle, options: GenerateOptions) -> int:
+    """Tokens that the context has beside the answer; ConfigError if there are none."""
+    room = bundle.config.context_length - options.max_new_tokens
+    if room <= 0:
+        raise ConfigError(
+            f"generate.max_new_tokens: {options.max_new_tokens} leave no room for a question in the model's "
+            f"{bundle.config.context_length} tokens; lower it"
+        )
+    return room
 
 
 class Batches:
@@ -125,6 +132,14 @@ def error_line(record: Record, reason: str) -> dict:
 # ---- the command -------------------------------------------------------------------------------------------------
 
 
+def usable_device(name: str) -> torch.device:
+    """The device ``name``; ConfigError where it is unknown or not there."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+
+
 def share_of(ids: Sequence[str], rank: int, world: int) -> set[str]:
     """The ids that one rank answers: by hash, so that the share does not depend on the order of the file."""
     return {i for i in ids if int(hashlib.sha1(i.encode()).hexdigest(), 16) % world == rank}
@@ -153,15 +168,30 @@ def drop_torn_line(path: Path) -> None:
             out.truncate(out.read().rfind(b"\n") + 1)
 
 
-def check_meta(path: Path, meta: dict) -> None:
-    """Write the settings beside the output, or refuse if it was made with others."""
+def check_output(output: Path) -> None:
+    """Make the folder of the output; ConfigError where the file cannot be written."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+            raise OSError("it is a folder" if output.is_dir() else "no permission")
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write {output} ({error}); choose another file") from None
+
+
+def check_meta(output: Path, path: Path, meta: dict) -> None:
+    """Write the settings beside the output, or refuse if it was made with others, or by something else."""
     if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path}: not JSON ({error}); delete it with the output it belongs to") from None
         differ = [k for k in ("model", "sampler", "decoding", "annotations") if old.get(k) != meta[k]]
         if differ:
             raise ConfigError(
                 f"{path}: the output was made with another {', '.join(differ)}; choose another --output or delete it"
             )
+    elif output.is_file() and output.stat().st_size:
+        raise ConfigError(f"--output: {output} is there and not from this command; choose another file or delete it")
     path.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
@@ -183,6 +213,17 @@ def join_parts(output: Path, ids: Sequence[str]) -> dict[str, dict]:
     return lines
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """Reads a whole number from ``least`` on, for argparse."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        return int(text)
+
+    return number
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="videollm.infer", description="Answer every question of an annotation file.")
@@ -190,10 +231,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--annotations", required=True, nargs="+", help="annotation files (docs/annotations.md)")
     parser.add_argument("--videos", required=True, help="folder below which the videos lie")
     parser.add_argument("--output", required=True, type=Path, help="FILE.jsonl, one line an answer")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=0, help="processes that read videos")
+    parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N")
+    parser.add_argument("--workers", type=whole(0), default=0, metavar="N", help="processes that read videos")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--backend", default="pyav", help="pyav, decord or torchcodec")
+    parser.add_argument("--backend", choices=list(BACKENDS), default="pyav")
     parser.add_argument("overrides", nargs="*", help="sampler.num_frames=32 generate.max_new_tokens=64 ...")
     return parser.parse_intermixed_args(argv)
 
@@ -207,22 +248,24 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError(f"{key}: unknown key; known keys: sampler, generate")
     options = build(GenerateOptions, values.get("generate", {}), "generate")
     records = load_records(args.annotations)
+    if not Path(args.videos).is_dir():
+        raise ConfigError(f"--videos: {args.videos} is not a folder; give the one that the paths are below")
     bundle = load(args.model)
     sampler = replace(build(Sampler, bundle.config.sampler | values.get("sampler", {}), "sampler"))
-    device = torch.device(args.device if args.device != "cuda" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    device = usable_device(args.device if args.device != "cuda" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    check_output(args.output)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")  # only to wait for each other: nothing travels
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     meta = {
         "model": str(args.model), "annotations": list(map(str, args.annotations)), "sampler": to_dict(sampler),
         "decoding": to_dict(options), "config": bundle.config.to_dict(), "commit": commit(),
     }  # fmt: skip
     meta_path = args.output.with_name(args.output.name + ".meta.json")
     if rank == 0:
-        check_meta(meta_path, meta)
-    done = {line["id"] for line in read_lines(args.output)}
+        check_meta(args.output, meta_path, meta)
     part = part_path(args.output, rank, world)
-    mine = share_of([r.id for r in records], rank, world) - done - {line["id"] for line in read_lines(part)}
+    done = {line["id"] for line in (*read_lines(args.output), *read_lines(part)) if not line["error"]}
+    mine = share_of([r.id for r in records], rank, world) - done
     todo = [r for r in records if r.id in mine]
     bundle.model.to(device)
     reader = bundle.reader(args.videos, sampler, backend=args.backend)
@@ -241,8 +284,18 @@ def run(args: argparse.Namespace) -> None:
         meta["counts"] = {"questions": len(records), "answered": len(lines) - len(errors), "errors": len(errors)}
         meta_path.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         print(f"{args.output}: {len(lines) - len(errors)} answers, {len(errors)} errors of {len(records)} questions")
+        if errors:
+            report_errors(args.output, errors, len(lines))
     if world > 1:
         dist.destroy_process_group()
+
+
+def report_errors(output: Path, errors: list[dict], questions: int) -> None:
+    """Name the first question that could not be asked; ConfigError if none could be."""
+    first = f"first {errors[0]['id']}: {errors[0]['error']}"
+    if len(errors) == questions:
+        raise ConfigError(f"none of the {questions} questions could be asked, {first} (all of them: {output})")
+    print(f"{len(errors)} questions could not be asked, {first} (all of them: {output})", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -250,8 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments(argv))
     except (AnnotationError, CheckpointError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(error)
     return 0
 
 

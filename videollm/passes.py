@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
+from videollm.config import ConfigError
+
 
 @dataclass
 class VideoLLMOutput(ModelOutput):
@@ -30,7 +32,7 @@ class LayerTap:
         for layer in wanted - {0, -1}:
             index = layer if layer > 0 else count + 1 + layer
             if not 0 < index < count:
-                raise ValueError(
+                raise ConfigError(
                     f"model.head: layer {layer} is not below the last of the language model's {count} layers"
                 )
             self.hooks.append(decoder.layers[index - 1].register_forward_hook(self._keep(layer)))

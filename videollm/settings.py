@@ -15,6 +15,14 @@ from videollm.video import Sampler
 PARTS = ("vision_tower", "connector", "language_model", "embeddings", "lm_head", "lora", "head")
 
 
+def at_least(where: str, settings: object, least: float, *names: str) -> None:
+    """Raise ConfigError for a value below ``least`` (or NaN) among the fields ``names``; None is left alone."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{where}.{name}: {value}, but it must be at least {least}")
+
+
 @dataclass
 class VisualTokenSettings:
     """How a frame's tokens stand in the prompt (``prompt.VisualTokens``)."""
@@ -62,6 +70,12 @@ class DataSettings:
     workers: int = 0  # processes that read videos
     max_bad_fraction: float = 0.0  # share of unreadable videos that is tolerated; they are skipped and named
     features: str | None = None  # folder for the frozen tower's features, computed once
+
+    def __post_init__(self):
+        at_least("data", self, 1, "max_questions", "max_length", "max_tiles")
+        at_least("data", self, 0, "workers", "max_bad_fraction")
+        if self.max_bad_fraction > 1:
+            raise ConfigError(f"data.max_bad_fraction: {self.max_bad_fraction} is no share; give 0 to 1")
 
 
 @dataclass
@@ -115,12 +129,17 @@ class TrainSettings:
     validation_size: int = 200  # at most so many records of data.validation
     metric: str = "all_benchmark_eval.spans:grounding_scores"  # (predicted spans, true spans) -> {name: value}
     best: str | None = None  # validation metric that chooses the best checkpoint (higher is better)
-    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard, wandb
+    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self):
         for part in self.parts:
             if part not in PARTS:
                 raise ConfigError(f"train.parts.{part}: no such part; parts are {', '.join(PARTS)}")
+        at_least("train", self, 1, "steps", "batch_size", "accumulation", "log_every", "save_every", "keep")
+        at_least("train", self, 1, "validate_every", "validation_size")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"train.betas: {list(self.betas)} is not two numbers in [0, 1)")
+        at_least("train", self, 0, "epochs", "lr", "weight_decay", "warmup", "clip", "min_lr_ratio")
         if self.best and not self.validate_every:
             raise ConfigError("train.best: needs train.validate_every, the steps between validations")
 

@@ -6,7 +6,10 @@ the same config. Writes ``output/`` : ``config.yaml`` (resolved), ``log.jsonl``,
 """
 
 import argparse
-import importlib
+import importlib.util
+import itertools
+import json
+import logging
 import os
 import socket
 import sys
@@ -18,6 +21,7 @@ import torch.distributed as dist
 import yaml
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -27,11 +31,15 @@ from videollm.checkpoint import Bundle, CheckpointError
 from videollm.config import ConfigError, build, override, read_yaml, to_dict
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
+from videollm.errors import tell
 from videollm.features import FeatureStore
-from videollm.infer import answer_records
+from videollm.infer import answer_records, room_for_question
 from videollm.lora import merge_lora
 from videollm.settings import Settings
+from videollm.structures import SpanMark
 from videollm.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(settings: Settings) -> Path:
@@ -41,11 +49,14 @@ def train(settings: Settings) -> Path:
         ConfigError, AnnotationError, CheckpointError, BadVideosError: one message that names key, line or file.
     """
     output = Path(settings.train.output)
+    check_reporting(settings.train.report_to)
     resume = last_checkpoint(settings)
     prepare_launch(settings)
     records = load_records(settings.data.train) if settings.data.train else []
     if not records:
         raise ConfigError("data.train: no annotation file given, or all of them are empty")
+    if not Path(settings.data.videos).is_dir():
+        raise ConfigError(f"data.videos: {settings.data.videos} is not a folder; give the one the paths are below")
     unanswered = [r for r in records if not r.has_answer]
     if unanswered:
         raise ConfigError(
@@ -54,9 +65,8 @@ def train(settings: Settings) -> Path:
     bundle = assemble(settings)
     set_trainable(bundle.model, settings.train)
     arguments = training_arguments(settings)  # starts the process group
-    output.mkdir(parents=True, exist_ok=True)
     if arguments.process_index == 0:
-        (output / "config.yaml").write_text(yaml.safe_dump(to_dict(settings), sort_keys=False), encoding="utf-8")
+        write_config(output, settings)
         print_trainable(bundle)
     reader = make_reader(bundle, settings, arguments, records)
     dataset = make_dataset(bundle, settings, reader, records)
@@ -79,6 +89,38 @@ def train(settings: Settings) -> Path:
     return save_final(trainer, settings)
 
 
+def check_reporting(names: Sequence[str]) -> None:
+    """ConfigError where the package of a ``train.report_to`` is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"train.report_to: {name} is not installed; pip install {name}, or leave it out")
+
+
+def write_config(output: Path, settings: Settings) -> None:
+    """Make the output folder with ``config.yaml``; ConfigError where it cannot be written."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(yaml.safe_dump(to_dict(settings), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"train.output: cannot write to {output} ({error}); choose another folder") from None
+
+
+def check_deepspeed(path: str) -> None:
+    """ConfigError if the DeepSpeed file is missing, not JSON, or would replace what the config sets by part."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"train.deepspeed: no file {path}") from None
+    except ValueError as error:
+        raise ConfigError(f"train.deepspeed: {path} is not JSON ({error})") from None
+    for key in ("optimizer", "scheduler"):
+        if not isinstance(found, dict) or key in found:
+            raise ConfigError(
+                f"train.deepspeed: {path} must be a mapping without {key!r}: train.lr, train.parts and "
+                "train.schedule decide on that"
+            )
+
+
 def prepare_launch(settings: Settings) -> None:
     """What has to hold before torch, DeepSpeed or a process group start."""
     torch.set_num_threads(
@@ -91,8 +133,7 @@ def prepare_launch(settings: Settings) -> None:
         )
     if not settings.train.deepspeed:
         return
-    if not Path(settings.train.deepspeed).is_file():
-        raise ConfigError(f"train.deepspeed: no file {settings.train.deepspeed}")
+    check_deepspeed(settings.train.deepspeed)
     if "RANK" not in os.environ:  # started as plain python: DeepSpeed would look for MPI
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(free_port()))
@@ -162,13 +203,21 @@ def make_reader(
         raise ConfigError(
             "data.features: the vision tower is trained (train.parts.vision_tower), so nothing can be kept"
         )
-    videos = [r.video for r in records if r.video]
     store = FeatureStore(data.features, reader, bundle.model.vision_tower)
-    store.fill(videos, bundle.model.vision_tower.to(arguments.device), arguments.process_index, arguments.world_size)
-    if dist.is_initialized():
-        dist.barrier()
+    fill_store(store, records, bundle, arguments)
     reader.stored = store
     return reader
+
+
+def fill_store(store: FeatureStore, records: Sequence[Record], bundle: Bundle, arguments: TrainingArguments) -> None:
+    """Store the features of the records' videos, every rank its share; ConfigError where they cannot be written."""
+    tower = bundle.model.vision_tower.to(arguments.device)
+    try:
+        store.fill([r.video for r in records if r.video], tower, arguments.process_index, arguments.world_size)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"data.features: cannot write to {store.folder} ({error}); choose another folder") from None
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def make_dataset(bundle: Bundle, settings: Settings, reader: VisualReader, records: Sequence[Record]) -> VideoDataset:
@@ -192,23 +241,55 @@ def make_validation(
         return None
     if not settings.data.validation:
         raise ConfigError("data.validation: train.validate_every needs annotation files to validate on")
-    records = [r for r in load_records(settings.data.validation) if r.has_answer and r.spans_s]
-    records = records[: settings.train.validation_size]
-    mine = records[arguments.process_index :: arguments.world_size]
+    truths = {r.id: (r, spans) for r in load_records(settings.data.validation) if (spans := answer_spans(r))}
+    truths = dict(itertools.islice(truths.items(), settings.train.validation_size))
+    if not truths:
+        raise ConfigError("data.validation: no record has an answer with a span; give some, or no train.validate_every")
+    records, world = [record for record, _ in truths.values()], arguments.world_size
+    rounds = -(-len(records) // world)  # every rank answers as many, since under ZeRO-3 all of them work on each
+    mine = list(itertools.islice(itertools.cycle(records), arguments.process_index, rounds * world, world))
     plain = bundle.reader(settings.data.videos, backend=settings.data.backend)
-    if reader.stored is not None:
+    if reader.stored is not None and plain.sampler == reader.sampler:
+        fill_store(reader.stored, records, bundle, arguments)
         plain.stored = reader.stored
-    score = load_metric(settings.train.metric)
+    room_for_question(bundle, settings.generate)
+    score, best = load_metric(settings.train.metric), settings.train.best
+    names = flat(score(*[[spans for _, spans in truths.values()]] * 2))
+    if best and best not in names:
+        raise ConfigError(f"train.best: {settings.train.metric} gives no {best!r}, only {', '.join(names)}")
 
     def validate() -> dict[str, float]:
-        lines = {line["id"]: line for line in answer_records(bundle, mine, plain, settings.generate, batch_size=32)}
+        device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(device):  # training goes on as it would without validation
+            lines = {line["id"]: line for line in answer_records(bundle, mine, plain, settings.generate, batch_size=32)}
         if dist.is_initialized():
-            shares: list = [None] * arguments.world_size
+            shares: list = [None] * world
             dist.all_gather_object(shares, lines)
             lines = {k: v for share in shares for k, v in share.items()}
-        return flat(score([lines[r.id]["spans"] for r in records], [[list(s) for s in r.spans_s] for r in records]))
+        bad = limit_unasked(lines, settings.data.max_bad_fraction)
+        good = [r.id for r in records if not lines[r.id]["error"]]
+        return flat(score([lines[i]["spans"] for i in good], [truths[i][1] for i in good]) | {"unreadable": bad})
 
     return validate
+
+
+def answer_spans(record: Record) -> list[list[float]]:
+    """The spans of the answer that is to be given, [start, end] in seconds; not those of the turns before it."""
+    parts = record.turns[-1].parts if record.has_answer else ()
+    return [list(record.spans_s[p.span]) for p in parts if isinstance(p, SpanMark)]
+
+
+def limit_unasked(lines: dict[str, dict], allowed: float) -> int:
+    """How many questions could not be asked; BadVideosError past the tolerated share, or if it is all of them."""
+    bad = [line for line in lines.values() if line["error"]]
+    if bad and (len(bad) > allowed * len(lines) or len(bad) == len(lines)):
+        raise BadVideosError(
+            f"{len(bad)} of {len(lines)} validation questions could not be asked (data.max_bad_fraction={allowed}), "
+            f"first {bad[0]['id']}: {bad[0]['error']}; mend or remove them, or raise the fraction"
+        )
+    for line in bad:
+        logger.warning("validation leaves out %s: %s", line["id"], line["error"])
+    return len(bad)
 
 
 def flat(scores: dict, prefix: str = "") -> dict[str, float]:
@@ -247,7 +328,7 @@ def last_checkpoint(settings: Settings) -> str | None:
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     if settings.train.resume and last is None:
         raise ConfigError(f"train.resume: {output} holds no checkpoint-N folder; set train.resume=false to start anew")
-    if not settings.train.resume and (output / "log.jsonl").exists():
+    if not settings.train.resume and (last or (output / "log.jsonl").exists()):
         raise ConfigError(
             f"train.output: {output} holds an earlier run; set train.resume=true to go on with it, choose another "
             "folder, or delete it"
@@ -279,12 +360,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="YAML file, see configs/")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.steps=100 data.videos=DIR ...")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         final = train(build(Settings, override(read_yaml(args.config), args.overrides)))
     except (AnnotationError, BadVideosError, CheckpointError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(error)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"final model: {final}")
     if dist.is_initialized():

@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from videollm.assemble import part_of
 from videollm.checkpoint import Bundle
+from videollm.config import ConfigError
 from videollm.settings import Settings
 
 NOT_FOR_THE_MODEL = ("bad", "ids", "thinned")
@@ -40,6 +41,7 @@ class VideoTrainer(Trainer):
         self.term_sums: dict[str, torch.Tensor] = {}
         self.term_steps = 0
         self.skipped = torch.zeros(2)  # unreadable and thinned items so far, over all ranks
+        self.first_bad = ""  # of this rank
         super().__init__(model=bundle.model, processing_class=bundle.tokenizer, **kwargs)
 
     # ---- loss ------------------------------------------------------------------------------------------------------
@@ -96,6 +98,7 @@ class VideoTrainer(Trainer):
     def _note_bad(self, bad: list[str]) -> None:
         """Name unreadable videos in ``skipped.jsonl``."""
         if bad:
+            self.first_bad = self.first_bad or f", here first {bad[0]}"
             with open(Path(self.args.output_dir) / "skipped.jsonl", "a", encoding="utf-8") as out:
                 out.writelines(json.dumps({"step": self.state.global_step, "video": b}) + "\n" for b in bad)
 
@@ -106,8 +109,8 @@ class VideoTrainer(Trainer):
         if bad > allowed * len(self.train_dataset) * passes:
             raise BadVideosError(
                 f"{bad} training items could not be read, of {len(self.train_dataset)} "
-                f"(data.max_bad_fraction={allowed}); they are named in {Path(self.args.output_dir) / 'skipped.jsonl'}: "
-                "mend or remove them, or raise the fraction"
+                f"(data.max_bad_fraction={allowed}){self.first_bad}; all are named in "
+                f"{Path(self.args.output_dir) / 'skipped.jsonl'}: mend or remove them, or raise the fraction"
             )
 
     # ---- optimiser -------------------------------------------------------------------------------------------------
@@ -132,7 +135,7 @@ class VideoTrainer(Trainer):
         if best:
             value = metrics.get(f"{metric_key_prefix}_{best}")
             if value is None:
-                raise ValueError(f"train.best: validation gives no {best!r}, only {', '.join(metrics)}")
+                raise ConfigError(f"train.best: validation gives no {best!r}, only {', '.join(metrics)}")
             # In the state, so that a resumed run does not take a worse model for the best.
             if self.state.best_metric is None or value > self.state.best_metric:
                 self.state.best_metric = value

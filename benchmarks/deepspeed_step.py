@@ -1,0 +1,58 @@
+"""What DeepSpeed itself costs a step: the same tiny training with and without it, run in turns.
+
+Needs a folder that the quickstart has made (clips, tower, tokenizer, features). Each run is a process of its own, since
+DeepSpeed's engine keeps global state; runs alternate, and the ratio is that of the medians.
+
+    python benchmarks/deepspeed_step.py --quickstart runs/quickstart --steps 100 --repeats 3
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def seconds_a_step(folder: Path, head: str, deepspeed: str, steps: int) -> float:
+    """Wall time of a step, start-up left out, as the Trainer reports it."""
+    with tempfile.TemporaryDirectory() as output:
+        overrides = {
+            "model.vision_weights": folder / "tower",
+            "model.tokenizer": folder / "tokenizer",
+            "model.word_vectors": folder / "tower/attributes.safetensors",
+            "data.train": f"[{folder / 'data/train.jsonl'}]",
+            "data.videos": folder / "data/videos",
+            "data.features": folder / "features",
+            "train.output": f"{output}/run",
+            "train.steps": steps,
+            "train.deepspeed": deepspeed,
+        }
+        command = [sys.executable, "-m", "videollm.train", "--config", f"configs/tiny/{head}.yaml"]
+        command += [f"{key}={value}" for key, value in overrides.items()]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        lines = [json.loads(x) for x in Path(output, "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
+        return next(line["train_runtime"] for line in lines if "train_runtime" in line) / steps
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--head", default="d2vlm")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    kinds = {"without": "null", "ZeRO-2": "configs/deepspeed/zero2.json"}
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(args.repeats):
+        for kind, config in kinds.items():
+            times[kind].append(seconds_a_step(args.quickstart, args.head, config, args.steps))
+            print(f"{kind:8} {1000 * times[kind][-1]:.1f} ms a step", flush=True)
+    plain, zero = (statistics.median(times[kind]) for kind in kinds)
+    print(f"DeepSpeed adds {1000 * (zero - plain):.1f} ms to {1000 * plain:.1f} ms a step ({zero / plain:.2f}x)")
+
+
+if __name__ == "__main__":
+    main()
