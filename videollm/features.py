@@ -42,8 +42,8 @@ class FeatureStore:
         for name, tensor in sorted(tower.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        settings = [to_dict(reader.sampler), to_dict(reader.preprocess)]
-        digest.update(json.dumps(settings, sort_keys=True).encode())
+        settings = [tower.config.to_dict(), to_dict(reader.sampler), to_dict(reader.preprocess)]
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         self.key = digest.hexdigest()
         self.hits = self.misses = 0
 

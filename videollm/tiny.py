@@ -31,6 +31,7 @@ from videollm.vision import check_frames
 FRAMES = 32  # sampled frames of a clip, as in configs/tiny
 WINDOW = 4  # consecutive sampled frames of a training window
 CLIPS = 32  # windows in a batch
+CENTER_CLIPS = 200  # whose frames give the mean feature
 TOUCHING = 0.75  # share of windows drawn around an event
 ATTRIBUTES = {"color": tuple(COLORS), "shape": SHAPES, "motion": tuple(MOTIONS)}
 ALWAYS = "0 1 2 3 4 5 6 7 8 9 - . percent seconds : \n"  # what heads write beside the data set's own words
@@ -90,17 +91,14 @@ def align_words(
 class ConvTowerConfig(PretrainedConfig):
     """Of ``ConvTower``. 6 channels: a frame and its difference to the frame before.
 
-    ``feature_scale`` is the standard deviation of a feature: small, so that what a head adds to a frame's token (its
-    time) is not lost beside it.
+    ``scale`` is that of a feature's numbers: small, so that what a head adds to a frame's token, its time, is not lost.
     """
 
     model_type = "videollm_conv"
 
-    def __init__(
-        self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, feature_scale=0.2, **kwargs
-    ):
+    def __init__(self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, scale=0.2, **kwargs):
         self.num_channels, self.channels = num_channels, list(channels)
-        self.hidden_size, self.image_size, self.feature_scale = hidden_size, image_size, feature_scale
+        self.hidden_size, self.image_size, self.scale = hidden_size, image_size, scale
         super().__init__(**kwargs)
 
 
@@ -124,7 +122,8 @@ class ConvTower(PreTrainedModel):
         if rest or not side:
             raise ValueError(f"image_size must be a multiple of {2 ** len(sizes)} pixels, not {config.image_size}")
         self.project = nn.Linear(sizes[-1] * (side * side + 1), config.hidden_size)
-        self.norm = nn.BatchNorm1d(config.hidden_size, affine=False)  # takes out what all frames share
+        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)
+        self.register_buffer("center", torch.zeros(config.hidden_size))  # what all frames share; set once prepared
         self.hidden_size = config.hidden_size
         self.post_init()
 
@@ -132,11 +131,15 @@ class ConvTower(PreTrainedModel):
         """Torch's own initialisation."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[N, C, S, S] -> [N, 1, hidden_size]: what is where, and what is there at all."""
+        """[N, C, S, S] -> [N, 1, hidden_size]: what sets a frame apart from the others."""
+        return self.config.scale * (self.describe(pixel_values) - self.center)[:, None]
+
+    def describe(self, pixel_values: Tensor) -> Tensor:
+        """[N, C, S, S] -> [N, hidden_size]: what is where, and what is there at all; of unit variance."""
         check_frames(pixel_values, self.config.num_channels, (self.config.image_size,) * 2)
         maps = self.layers(pixel_values)  # [N, C', s, s]
         features = torch.cat([maps.flatten(1), maps.amax((2, 3))], 1)
-        return self.config.feature_scale * self.norm(self.project(features))[:, None]
+        return self.norm(self.project(features))
 
 
 # ---- preparation ---------------------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
     bar = tqdm(range(steps), desc="preparing the vision tower", unit="step")
     for _ in bar:
         pixels, labels = train.batch(rng)
-        features = tower(pixels.contiguous(memory_format=torch.channels_last))[:, 0] / tower.config.feature_scale
+        features = tower.describe(pixels.contiguous(memory_format=torch.channels_last))
         pairs = zip(classifier.heads, classifier.targets(labels), strict=True)
         loss = sum(cross_entropy(head(features), target) for head, target in pairs)
         optimizer.zero_grad()
@@ -252,6 +255,9 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     tower.eval()
+    with torch.no_grad():
+        shown = torch.cat([tower.describe(PREPROCESS(frames)) for frames in train.frames[:CENTER_CLIPS]])
+        tower.center.copy_(shown.mean(0))
     report = {"accuracy": accuracy(tower, classifier, val), "steps": steps, "seed": seed, "clips": len(train.frames)}
     report["cpu_s"] = round(time.process_time() - start, 1)
     tower.save_pretrained(output)
@@ -266,7 +272,7 @@ def accuracy(tower: ConvTower, classifier: Classifier, clips: Clips) -> dict[str
     right = torch.zeros(len(ATTRIBUTES))
     asked = torch.zeros(len(ATTRIBUTES))
     for frames, labels in zip(clips.frames, clips.labels, strict=True):
-        features = tower(PREPROCESS(frames))[:, 0]
+        features = tower.describe(PREPROCESS(frames))
         for k, (head, target) in enumerate(zip(classifier.heads, classifier.targets(labels), strict=True)):
             right[k] += (head(features).argmax(1) == target)[target >= 0].sum()
             asked[k] += (target >= 0).sum()

@@ -155,6 +155,8 @@ def training_arguments(settings: Settings) -> TrainingArguments:
     """The run as transformers' own arguments."""
     t = settings.train
     kinds = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    checkpointing = checkpointing if t.gradient_checkpointing else {}  # transformers renames it: no warning unasked
     return TrainingArguments(
         output_dir=t.output,
         max_steps=t.steps or -1,
@@ -169,8 +171,6 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         lr_scheduler_kwargs={"min_lr_rate": t.min_lr_ratio} if t.schedule == "cosine" else {},
         warmup_steps=int(t.warmup) if t.warmup >= 1 else t.warmup,
         bf16=t.precision == "bf16",
-        gradient_checkpointing=t.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if t.gradient_checkpointing else None,
         deepspeed=t.deepspeed,
         seed=t.seed,
         logging_steps=t.log_every,
@@ -186,6 +186,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         disable_tqdm=None,
+        **checkpointing,
     )
 
 
