@@ -57,7 +57,8 @@ class Collator:
         batch["thinned"] = sum(item.thinned > 0 for item in items)
         items = items or [Item([Prompt([self.pad_id], [False], [-1])], [np.zeros((0, 2))])]
         rows = [self._row(item) for item in items]
-        prefix = max((r.prefix for r in rows), default=0) if self.split_prefix else 0
+        # At least one column (padding, where nothing has visuals): all ranks make a prefix pass, as ZeRO-3 demands.
+        prefix = max(1, *(r.prefix for r in rows)) if self.split_prefix else 0
         rest = max((len(r.ids) - (r.prefix if self.split_prefix else 0) for r in rows), default=1)
         length = prefix + rest
         places = [self._columns(r, prefix, length) for r in rows]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 CHUNK = 512  # positions whose logits exist at a time
 
@@ -39,6 +40,7 @@ def supervised_cross_entropy(
         return 0.0 * logits_of(language_model, states[:1]).float().sum()
     picked = states[index]
     pieces = zip(picked.split(CHUNK), labels.split(CHUNK), weight.split(CHUNK), strict=True)
-    if index.shape[0] <= CHUNK:
+    # Under ZeRO-3 all ranks have to call the output layer equally often, whatever the number of their labels.
+    if index.shape[0] <= CHUNK or is_deepspeed_zero3_enabled():
         return chunk(picked, labels, weight)
     return torch.stack([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]).sum()

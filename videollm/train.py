@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 
 from videollm.annotations import AnnotationError, Record
@@ -242,13 +243,17 @@ def make_validation(
         return None
     if not settings.data.validation:
         raise ConfigError("data.validation: train.validate_every needs annotation files to validate on")
+    if is_deepspeed_zero3_enabled() and arguments.world_size > 1:
+        raise ConfigError(
+            "train.validate_every: not possible under ZeRO-3, whose ranks would wait for each other's span tokens; set "
+            "it to null and answer with videollm.infer afterwards, or use ZeRO-2"
+        )
     truths = {r.id: (r, spans) for r in load_records(settings.data.validation) if (spans := answer_spans(r))}
     truths = dict(itertools.islice(truths.items(), settings.train.validation_size))
     if not truths:
         raise ConfigError("data.validation: no record has an answer with a span; give some, or no train.validate_every")
     records, world = [record for record, _ in truths.values()], arguments.world_size
-    rounds = -(-len(records) // world)  # every rank answers as many, since under ZeRO-3 all of them work on each
-    mine = list(itertools.islice(itertools.cycle(records), arguments.process_index, rounds * world, world))
+    mine = records[arguments.process_index :: world]
     plain = bundle.reader(settings.data.videos, backend=settings.data.backend)
     if reader.stored is not None and plain.sampler == reader.sampler:
         fill_store(reader.stored, records, bundle, arguments)
