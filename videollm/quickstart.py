@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -194,10 +195,10 @@ def table_rows(report: dict) -> tuple[list[str], list[list]]:
         "R@1 0.5",
         "R@1 0.7",
         "dense F1",
-        "caption F1",
+        "phrase F1",
         "choice acc.",
         "skill",
-        "mIoU new kinds",
+        "new kinds",
     ]
 
     def row(name: str, scores: dict, kinds: dict | None = None) -> list:
@@ -263,7 +264,10 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
         {"heading": "Run", "code": json.dumps(run, indent=1)},
     ]
     plots.report_html(out / "report.html", "Moving shapes: three ways to say when", sections)
-    table = Table(*columns, title=f"unseen clips, free generation, seed {args.seed}")
+    title = f"unseen clips, free generation, seed {args.seed}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
+    for i, name in enumerate(columns):
+        table.add_column(name.replace(" ", "\n"), justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(f"{c:.3f}" if isinstance(c, float) else "" if c is None else str(c) for c in row))
     CONSOLE.print(table)
