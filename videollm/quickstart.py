@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -265,7 +264,7 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     ]
     plots.report_html(out / "report.html", "Moving shapes: three ways to say when", sections)
     title = f"unseen clips, free generation, seed {args.seed}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
     for i, name in enumerate(columns):
         table.add_column(name.replace(" ", "\n"), justify="right" if i else "left", no_wrap=True)
     for row in rows:
