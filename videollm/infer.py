@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -255,7 +256,8 @@ def run(args: argparse.Namespace) -> None:
     device = usable_device(args.device if args.device != "cuda" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     check_output(args.output)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")  # only to wait for each other: nothing travels
+        # Only to wait for each other: nothing travels, and one share may take hours longer than another.
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
     meta = {
         "model": str(args.model), "annotations": list(map(str, args.annotations)), "sampler": to_dict(sampler),
         "decoding": to_dict(options), "config": bundle.config.to_dict(), "commit": commit(),
@@ -263,6 +265,8 @@ def run(args: argparse.Namespace) -> None:
     meta_path = args.output.with_name(args.output.name + ".meta.json")
     if rank == 0:
         check_meta(args.output, meta_path, meta)
+    if world > 1:
+        dist.barrier()  # no rank answers before rank 0 has found that the output may be gone on with
     part = part_path(args.output, rank, world)
     done = {line["id"] for line in (*read_lines(args.output), *read_lines(part)) if not line["error"]}
     mine = share_of([r.id for r in records], rank, world) - done

@@ -174,7 +174,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         bf16=t.precision == "bf16",
         deepspeed=t.deepspeed,
         seed=t.seed,
-        logging_steps=t.log_every,
+        logging_steps=min(t.log_every, t.steps or t.log_every),  # a short run logs its losses too
         logging_nan_inf_filter=False,
         save_strategy="steps" if t.save_every else "no",
         save_steps=t.save_every or 500,

@@ -91,6 +91,18 @@ def test_prefixes_end_in_the_same_column_where_they_are_split_off():
     assert (batch["segment_ids"][rows, :cut] == -1).all()
 
 
+def test_a_prefix_column_stands_for_the_visuals_that_a_batch_has_not():
+    """All ranks make the same passes, as ZeRO-3 demands; the empty column changes no number."""
+    bundle = make_bundle("internvl", "d2vlm")
+    batch, plain = (make_batch(bundle, ["text"]) for _ in range(2))
+    assert batch["prefix_columns"] == 1 and batch["segment_ids"][0, 0] == -1
+    plain |= {name: plain[name][:, 1:] for name in ("input_ids", "position_ids", "segment_ids", "block_ids")}
+    plain |= {"prefix_columns": 0, "label_index": plain["label_index"] - 1}
+    with torch.no_grad():
+        losses = [bundle.model(**b).loss for b in (batch, plain)]
+    torch.testing.assert_close(*losses)
+
+
 def test_packed_conversations_see_the_video_and_themselves_only():
     bundle = make_bundle("internvl", "distime")
     batch = make_batch(bundle, SAME_VIDEO, pack=True)

@@ -35,6 +35,16 @@ def test_pieces_and_weights_give_the_weighted_sum_and_its_gradient(language_mode
         torch.testing.assert_close(torch.autograd.grad(got, states)[0], wanted)
 
 
+def test_under_zero3_every_rank_calls_the_output_layer_once(language_model, monkeypatch):
+    calls = []
+    language_model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(loss, "is_deepspeed_zero3_enabled", lambda: True)
+    for count in (0, 3, 700):
+        index = torch.arange(count)
+        supervised_cross_entropy(language_model, torch.randn(900, 16), index, index % 20, torch.ones(count))
+    assert len(calls) == 3
+
+
 def test_without_labels_the_loss_is_zero_on_the_graph(language_model):
     states, none = torch.randn(4, 16, requires_grad=True), torch.zeros(0, dtype=torch.long)
     value = supervised_cross_entropy(language_model, states, none, none, torch.zeros(0))
