@@ -22,6 +22,7 @@ def seconds_a_step(folder: Path, head: str, deepspeed: str, steps: int) -> float
             "model.vision_weights": folder / "tower",
             "model.tokenizer": folder / "tokenizer",
             "model.word_vectors": folder / "tower/attributes.safetensors",
+            "model.feature_mean": folder / "tower/feature_mean.safetensors",
             "data.train": f"[{folder / 'data/train.jsonl'}]",
             "data.videos": folder / "data/videos",
             "data.features": folder / "features",

@@ -69,6 +69,7 @@ FIXED_BY_CHECKPOINT = (
     "question_tokenizer",
     "visual_tokens",
     "word_vectors",
+    "feature_mean",
 )
 
 
@@ -197,6 +198,8 @@ def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedToken
         model.language_model.load_state_dict(base.state_dict())
     if given.vision_weights:
         load_tower(model, given.vision_weights)
+    if given.feature_mean:
+        center_features(model, given.feature_mean)
     if given.word_vectors:
         align_words(model, given.word_vectors, tokenizer)
 
@@ -209,6 +212,14 @@ def load_tower(model: VideoLLM, folder: str) -> None:
     found = model.vision_tower.load_state_dict(load_file(path), strict=False)
     if found.missing_keys:
         raise ConfigError(f"model.vision_weights: {path} lacks {', '.join(found.missing_keys[:5])}")
+
+
+def center_features(model: VideoLLM, path: str) -> None:
+    """Start the linear connector's bias so that the mean feature in ``path`` becomes zero."""
+    connector = model.connector
+    if not hasattr(connector, "bias") or not Path(path).is_file():
+        raise ConfigError(f"model.feature_mean: needs the linear connector and an existing file, got {path}")
+    connector.bias.data = -connector.weight.data @ load_file(path)["mean"]
 
 
 def align_words(model: VideoLLM, path: str, tokenizer: PreTrainedTokenizerBase) -> None:

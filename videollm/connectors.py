@@ -61,6 +61,7 @@ class LinearOptions:
     """Options of ``linear``."""
 
     identity_init: bool = False  # start as a copy: feature i becomes dimension i, dimensions beyond Dv are 0
+    init_scale: float = 1.0  # of that copy; small, what a head adds to a frame's token is not lost beside it
 
 
 @CONNECTORS.register(name="linear")
@@ -86,6 +87,7 @@ class LinearConnector(Connector):
         nn.init.zeros_(self.bias)
         if self.options.identity_init:
             nn.init.eye_(self.weight)
+            self.weight.data *= self.options.init_scale
         else:
             nn.init.xavier_uniform_(self.weight)
 

@@ -127,6 +127,7 @@ def overrides(args: argparse.Namespace, head: str) -> list[str]:
         "model.vision_weights": out / "tower",
         "model.tokenizer": out / "tokenizer",
         "model.word_vectors": out / "tower/attributes.safetensors",
+        "model.feature_mean": out / "tower/feature_mean.safetensors",
         "data.train": f"[{out / 'data/train.jsonl'}]",
         "data.validation": f"[{out / 'data/val.jsonl'}]",
         "data.videos": out / "data/videos",

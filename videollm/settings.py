@@ -47,6 +47,7 @@ class ModelSettings:
     tokenizer: str | None = None  # folder or hub name; by default that of the checkpoint or language_weights
     question_tokenizer: str | None = None  # for a connector that reads the question
     word_vectors: str | None = None  # safetensors {word: [Dv]}: initial embeddings of these words (tiny models)
+    feature_mean: str | None = None  # safetensors {mean: [Dv]}: the linear connector starts by taking it out
     template: str | None = None  # chat template, see templates.py
     visual_tokens: VisualTokenSettings | None = None
     bidirectional_frames: bool | None = None  # frames of a video see each other (E.T. Chat, D2VLM)

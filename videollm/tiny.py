@@ -89,16 +89,13 @@ def align_words(
 
 
 class ConvTowerConfig(PretrainedConfig):
-    """Of ``ConvTower``. 6 channels: a frame and its difference to the frame before.
-
-    ``scale`` is that of a feature's numbers: small, so that what a head adds to a frame's token, its time, is not lost.
-    """
+    """Of ``ConvTower``. 6 channels: a frame and its difference to the frame before."""
 
     model_type = "videollm_conv"
 
-    def __init__(self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, scale=0.2, **kwargs):
+    def __init__(self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, **kwargs):
         self.num_channels, self.channels = num_channels, list(channels)
-        self.hidden_size, self.image_size, self.scale = hidden_size, image_size, scale
+        self.hidden_size, self.image_size = hidden_size, image_size
         super().__init__(**kwargs)
 
 
@@ -123,7 +120,6 @@ class ConvTower(PreTrainedModel):
             raise ValueError(f"image_size must be a multiple of {2 ** len(sizes)} pixels, not {config.image_size}")
         self.project = nn.Linear(sizes[-1] * (side * side + 1), config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)
-        self.register_buffer("center", torch.zeros(config.hidden_size))  # what all frames share; set once prepared
         self.hidden_size = config.hidden_size
         self.post_init()
 
@@ -131,15 +127,11 @@ class ConvTower(PreTrainedModel):
         """Torch's own initialisation."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[N, C, S, S] -> [N, 1, hidden_size]: what sets a frame apart from the others."""
-        return self.config.scale * (self.describe(pixel_values) - self.center)[:, None]
-
-    def describe(self, pixel_values: Tensor) -> Tensor:
-        """[N, C, S, S] -> [N, hidden_size]: what is where, and what is there at all; of unit variance."""
+        """[N, C, S, S] -> [N, 1, hidden_size]: what is where, and what is there at all; of unit variance."""
         check_frames(pixel_values, self.config.num_channels, (self.config.image_size,) * 2)
         maps = self.layers(pixel_values)  # [N, C', s, s]
         features = torch.cat([maps.flatten(1), maps.amax((2, 3))], 1)
-        return self.norm(self.project(features))
+        return self.norm(self.project(features))[:, None]
 
 
 # ---- preparation ---------------------------------------------------------------------------------------------------
@@ -227,8 +219,8 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
     """Train a tower to tell what a frame shows, save it, and report its accuracy on validation clips.
 
     Reads the first ``clips`` training clips (12 ms of decoding each; 1000 were hardly more accurate than 700). Writes
-    the tower, ``attributes.safetensors`` (word -> [hidden_size]) and ``report.json`` to ``output``. Raises ValueError
-    for data without clips or without ``events``, and for ``steps`` below 1.
+    the tower, ``attributes.safetensors`` (word -> [hidden_size]), ``feature_mean.safetensors`` and ``report.json`` to
+    ``output``. Raises ValueError for data without clips or without ``events``, and for ``steps`` below 1.
     """
     if steps < 1:
         raise ValueError(f"steps must be >= 1, not {steps}")
@@ -245,7 +237,7 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
     bar = tqdm(range(steps), desc="preparing the vision tower", unit="step")
     for _ in bar:
         pixels, labels = train.batch(rng)
-        features = tower.describe(pixels.contiguous(memory_format=torch.channels_last))
+        features = tower(pixels.contiguous(memory_format=torch.channels_last))[:, 0]
         pairs = zip(classifier.heads, classifier.targets(labels), strict=True)
         loss = sum(cross_entropy(head(features), target) for head, target in pairs)
         optimizer.zero_grad()
@@ -256,12 +248,12 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     tower.eval()
     with torch.no_grad():
-        shown = torch.cat([tower.describe(PREPROCESS(frames)) for frames in train.frames[:CENTER_CLIPS]])
-        tower.center.copy_(shown.mean(0))
+        shown = torch.cat([tower(PREPROCESS(frames))[:, 0] for frames in train.frames[:CENTER_CLIPS]])
     report = {"accuracy": accuracy(tower, classifier, val), "steps": steps, "seed": seed, "clips": len(train.frames)}
     report["cpu_s"] = round(time.process_time() - start, 1)
     tower.save_pretrained(output)
     save_file(classifier.vectors(), output / "attributes.safetensors")
+    save_file({"mean": shown.mean(0)}, output / "feature_mean.safetensors")
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 
@@ -272,7 +264,7 @@ def accuracy(tower: ConvTower, classifier: Classifier, clips: Clips) -> dict[str
     right = torch.zeros(len(ATTRIBUTES))
     asked = torch.zeros(len(ATTRIBUTES))
     for frames, labels in zip(clips.frames, clips.labels, strict=True):
-        features = tower.describe(PREPROCESS(frames))
+        features = tower(PREPROCESS(frames))[:, 0]
         for k, (head, target) in enumerate(zip(classifier.heads, classifier.targets(labels), strict=True)):
             right[k] += (head(features).argmax(1) == target)[target >= 0].sum()
             asked[k] += (target >= 0).sum()
