@@ -14,6 +14,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from videollm.checkpoint import Bundle, load, read_config, template_named
 from videollm.config import ConfigError, build, to_dict
+from videollm.connectors import LinearConnector
 from videollm.heads import head_class
 from videollm.lora import add_lora
 from videollm.model import VideoLLM, VideoLLMConfig, tower_shape
@@ -217,9 +218,14 @@ def load_tower(model: VideoLLM, folder: str) -> None:
 def center_features(model: VideoLLM, path: str) -> None:
     """Start the linear connector's bias so that the mean feature in ``path`` becomes zero."""
     connector = model.connector
-    if not hasattr(connector, "bias") or not Path(path).is_file():
-        raise ConfigError(f"model.feature_mean: needs the linear connector and an existing file, got {path}")
-    connector.bias.data = -connector.weight.data @ load_file(path)["mean"]
+    if not isinstance(connector, LinearConnector):
+        raise ConfigError("model.feature_mean: only the linear connector starts from it; leave it out")
+    if not Path(path).is_file():
+        raise ConfigError(f"model.feature_mean: no file {path}")
+    mean = load_file(path).get("mean")
+    if mean is None or mean.shape != connector.weight.shape[1:]:
+        raise ConfigError(f"model.feature_mean: {path} holds no `mean` of width {connector.weight.shape[1]}")
+    connector.bias.data = -connector.weight.data @ mean
 
 
 def align_words(model: VideoLLM, path: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -256,6 +262,3 @@ def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
 def template_stop(bundle: Bundle) -> int:
     """Id of the token that ends an answer."""
     return bundle.tokenizer.convert_tokens_to_ids(TEMPLATES[bundle.config.template].stop)
-
-
-__all__ = ["assemble", "build", "part_of", "set_trainable", "template_stop"]
