@@ -1,0 +1,182 @@
+"""What a benchmark is: ground truth, questions, predictions in its own format, and metrics.
+
+``all_benchmark_eval/<name>/task.py`` holds one subclass of ``Benchmark`` and makes it available as ``TASK``; the
+commands (``score``, ``compare``, ``evaluate``, ``check``) find it by the folder's name. Nothing here knows which model or
+head wrote an answer, so other people's prediction files are scored the same way.
+"""
+
+import gzip
+import importlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+Protocol = Literal["published", "corrected"]
+PROTOCOLS: tuple[Protocol, ...] = ("published", "corrected")
+
+
+class BenchmarkError(ValueError):
+    """Something the user can mend: a message that names the file, line, id or key, and the remedy."""
+
+
+@dataclass
+class Scores:
+    """The outcome of scoring one prediction file under one protocol and variant.
+
+    Attributes:
+        metrics: flat ``{name: value}`` in printing order; None where there is nothing to measure (named in ``notes``).
+        unit: "percent" or "fraction"; of every metric that is a share.
+        counts: whole numbers; at least ``samples`` (in the ground truth), ``scored``, ``unparsed``, ``missing`` and
+            ``clipped`` (a span that was cut at the video's borders; always 0 where the protocol does not cut), where
+            scored + unparsed + missing = samples.
+        denominator: what the means are over, in words, where the published protocol's is not ``samples``.
+        per_sample: ``{metric: {sample id: value}}``, for significance tests; fractions (IoU, 0/1, F1).
+        details: break-downs (by task, type, video), any depth.
+        notes: what a reader of the table must know (metrics skipped, quirks that changed a number here).
+    """
+
+    metrics: dict[str, float | None]
+    unit: Literal["percent", "fraction"]
+    counts: dict[str, int]
+    per_sample: dict[str, dict[str, float]] = field(default_factory=dict)
+    denominator: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose for a scoring run.
+
+    Attributes:
+        protocol: "published" (the official script to the letter) or "corrected" (what the metric means).
+        variant: one of the benchmark's ``variants``.
+        skip_meteor: leave METEOR and what needs it out (None, with a note) instead of asking for Java.
+        sentence_model: folder or hub name of all-MiniLM-L6-v2, for sentence similarity; None: look for a local copy.
+        seed: of random strings.
+    """
+
+    protocol: Protocol
+    variant: str
+    skip_meteor: bool = False
+    sentence_model: str | None = None
+    seed: int = 0
+
+
+class Benchmark(ABC):
+    """One benchmark. Methods in the order of their use; all errors are ``BenchmarkError``."""
+
+    name: ClassVar[str]  # the folder's name
+    title: ClassVar[str]  # for tables
+    variants: ClassVar[tuple[str, ...]] = ("default",)  # the first is the default
+    own_truth: ClassVar[bool] = False  # the predictions carry the ground truth: no annotation file is needed to score
+
+    @abstractmethod
+    def load(self, path: Path) -> Any:
+        """The ground truth of an annotation file, in the data set's own formats (plain or ``.gz``), checked."""
+
+    @abstractmethod
+    def questions(self, truth: Any, wording: str) -> list[dict]:
+        """The lines that ``videollm.infer`` reads (docs/annotations.md: id, video, duration, conversations ending with
+        the question, ...), worded for ``wording`` ("d2vlm", "distime" or "plain"). No true time of an answer."""
+
+    @abstractmethod
+    def from_answers(self, truth: Any, answers: Mapping[str, dict], wording: str) -> Any:
+        """``videollm.infer`` output lines by id -> a prediction file in the benchmark's official form (JSON data)."""
+
+    @abstractmethod
+    def read(self, path: Path, truth: Any) -> Any:
+        """Predictions from a file in an official form, or from our ``infer`` output (see ``is_infer_output``)."""
+
+    @abstractmethod
+    def score(self, truth: Any, predictions: Any, options: Options) -> Scores:
+        """The metrics. ``truth`` is None where ``own_truth`` and no annotation file was given."""
+
+
+def get(name: str) -> Benchmark:
+    """The benchmark of a folder. Raises BenchmarkError listing the known ones."""
+    if name not in names():
+        raise BenchmarkError(f"unknown benchmark {name!r}; known: {', '.join(names())}")
+    return importlib.import_module(f"all_benchmark_eval.{name}.task").TASK
+
+
+def names() -> list[str]:
+    """Folders with a ``task.py``, TEMPLATE left out."""
+    here = Path(__file__).parent
+    return sorted(path.parent.name for path in here.glob("*/task.py") if path.parent.name != "TEMPLATE")
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path) -> str:
+    """A text file, gunzipped if it starts as gzip does. Raises BenchmarkError if missing, truncated or not UTF-8."""
+    try:
+        raw = Path(path).read_bytes()
+        return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+    except FileNotFoundError:
+        raise BenchmarkError(f"{path}: no such file") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"{path}: cannot be read ({error}); is it complete and UTF-8 text?") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Raises BenchmarkError naming the place of what is not JSON; a repeated key is refused as well."""
+    text = read_text(path)
+    if not text.strip():
+        raise BenchmarkError(f"{path}: the file is empty")
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+    except json.JSONDecodeError as error:
+        raise BenchmarkError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """(FILE:LINE, object) of every line of a JSON-lines file that is not blank."""
+    text = read_text(path)
+    if not text.strip():
+        raise BenchmarkError(f"{path}: the file is empty")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line, object_pairs_hook=lambda pairs, where=where: _unique(pairs, where))
+        except json.JSONDecodeError as error:
+            raise BenchmarkError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise BenchmarkError(f"{where}: expected an object, got {type(row).__name__}")
+        yield where, row
+
+
+def _unique(pairs: Sequence[tuple[str, Any]], where: object) -> dict:
+    """An object of JSON whose keys are all different."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BenchmarkError(f"{where}: the key {twice!r} stands twice in one object; only one of them can be meant")
+    return found
+
+
+def is_infer_output(path: Path) -> bool:
+    """Whether a file holds output lines of ``videollm.infer`` (its first line has their keys)."""
+    first = next((line for line in read_text(path).split("\n") if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(row, dict) and {"id", "text", "raw_text", "spans", "finish_reason"} <= row.keys()
+
+
+def read_answers(path: Path) -> dict[str, dict]:
+    """The lines of an ``infer`` output by id. Raises BenchmarkError for one that stands twice."""
+    answers: dict[str, dict] = {}
+    for where, row in read_lines(path):
+        if row["id"] in answers:
+            raise BenchmarkError(f"{where}: the id {row['id']!r} stands twice")
+        answers[row["id"]] = row
+    return answers
