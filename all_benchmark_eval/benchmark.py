@@ -1,21 +1,27 @@
 """What a benchmark is: ground truth, questions, predictions in its own format, and metrics.
 
 ``all_benchmark_eval/<name>/task.py`` holds one subclass of ``Benchmark`` and makes it available as ``TASK``; the
-commands (``score``, ``compare``, ``evaluate``, ``check``) find it by the folder's name. Nothing here knows which model or
-head wrote an answer, so other people's prediction files are scored the same way.
+commands (``score``, ``compare``, ``evaluate``, ``check``) find it by the folder's name. Nothing here knows which model
+or head wrote an answer, so other people's prediction files are scored the same way.
 """
 
 import gzip
+import hashlib
 import importlib
 import json
+import os
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 Protocol = Literal["published", "corrected"]
 PROTOCOLS: tuple[Protocol, ...] = ("published", "corrected")
+WORDINGS = ("d2vlm", "distime", "plain")
+ANSWER_KEYS = ("id", "text", "raw_text", "spans", "evidence_spans", "finish_reason", "error")  # of videollm.infer
 
 
 class BenchmarkError(ValueError):
@@ -33,7 +39,8 @@ class Scores:
             ``clipped`` (a span that was cut at the video's borders; always 0 where the protocol does not cut), where
             scored + unparsed + missing = samples.
         denominator: what the means are over, in words, where the published protocol's is not ``samples``.
-        per_sample: ``{metric: {sample id: value}}``, for significance tests; fractions (IoU, 0/1, F1).
+        per_sample: ``{metric: {sample id: value}}``, for significance tests; fractions (IoU, 0/1, F1). Where a metric
+            is a mean over samples the two have one name, and the ids are those of its denominator.
         details: break-downs (by task, type, video), any depth.
         notes: what a reader of the table must know (metrics skipped, quirks that changed a number here).
     """
@@ -89,7 +96,12 @@ class Benchmark(ABC):
 
     @abstractmethod
     def read(self, path: Path, truth: Any) -> Any:
-        """Predictions from a file in an official form, or from our ``infer`` output (see ``is_infer_output``)."""
+        """Predictions from a file in an official form, matched with the truth.
+
+        The commands turn our ``infer`` output into the official form first (``from_answers``), so it need not be known
+        here. An answer without a usable prediction is unparsed, an absent one missing; an error is what shows that the
+        file is not meant for this truth: unknown or repeated ids, keys that are not there.
+        """
 
     @abstractmethod
     def score(self, truth: Any, predictions: Any, options: Options) -> Scores:
@@ -104,9 +116,9 @@ def get(name: str) -> Benchmark:
 
 
 def names() -> list[str]:
-    """Folders with a ``task.py``, TEMPLATE left out."""
+    """Folders with a ``task.py``, without TEMPLATE and moving_shapes (which has a command of its own)."""
     here = Path(__file__).parent
-    return sorted(path.parent.name for path in here.glob("*/task.py") if path.parent.name != "TEMPLATE")
+    return sorted({path.parent.name for path in here.glob("*/task.py")} - {"TEMPLATE", "moving_shapes"})
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -116,10 +128,10 @@ def read_text(path: Path) -> str:
     """A text file, gunzipped if it starts as gzip does. Raises BenchmarkError if missing, truncated or not UTF-8."""
     try:
         raw = Path(path).read_bytes()
-        return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+        return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     except FileNotFoundError:
         raise BenchmarkError(f"{path}: no such file") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise BenchmarkError(f"{path}: cannot be read ({error}); is it complete and UTF-8 text?") from None
 
 
@@ -128,10 +140,7 @@ def read_json(path: Path) -> Any:
     text = read_text(path)
     if not text.strip():
         raise BenchmarkError(f"{path}: the file is empty")
-    try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except json.JSONDecodeError as error:
-        raise BenchmarkError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+    return _parse(text, path, lambda error: f"{path}:{error.lineno}")
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
@@ -143,21 +152,31 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line, object_pairs_hook=lambda pairs, where=where: _unique(pairs, where))
-        except json.JSONDecodeError as error:
-            raise BenchmarkError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+        row = _parse(line, where, lambda _, where=where: where)
         if not isinstance(row, dict):
             raise BenchmarkError(f"{where}: expected an object, got {type(row).__name__}")
         yield where, row
+
+
+def _parse(text: str, where: object, place: Callable[[json.JSONDecodeError], str]) -> Any:
+    """JSON data; ``place`` names the line of what is not JSON."""
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
+    except json.JSONDecodeError as error:
+        raise BenchmarkError(f"{place(error)}: not JSON ({error.msg}, column {error.colno})") from None
+    except RecursionError:
+        raise BenchmarkError(f"{where}: brackets nested too deep to be read; is it the right file?") from None
+    except ValueError as error:
+        if isinstance(error, BenchmarkError):
+            raise
+        raise BenchmarkError(f"{where}: a number that cannot be read ({error})") from None
 
 
 def _unique(pairs: Sequence[tuple[str, Any]], where: object) -> dict:
     """An object of JSON whose keys are all different."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise BenchmarkError(f"{where}: the key {twice!r} stands twice in one object; only one of them can be meant")
     return found
 
@@ -167,16 +186,52 @@ def is_infer_output(path: Path) -> bool:
     first = next((line for line in read_text(path).split("\n") if line.strip()), "")
     try:
         row = json.loads(first)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and {"id", "text", "raw_text", "spans", "finish_reason"} <= row.keys()
+    return isinstance(row, dict) and row.keys() >= set(ANSWER_KEYS)
 
 
 def read_answers(path: Path) -> dict[str, dict]:
-    """The lines of an ``infer`` output by id. Raises BenchmarkError for one that stands twice."""
+    """The lines of an ``infer`` output by id. Raises BenchmarkError for a line that is none, or stands twice."""
     answers: dict[str, dict] = {}
     for where, row in read_lines(path):
+        absent = [key for key in ANSWER_KEYS if key not in row]
+        if absent or not isinstance(row["id"], str):
+            raise BenchmarkError(f"{where}: not an output line of videollm.infer (no {', '.join(absent) or 'id'})")
         if row["id"] in answers:
             raise BenchmarkError(f"{where}: the id {row['id']!r} stands twice")
         answers[row["id"]] = row
     return answers
+
+
+def worded(wordings: Mapping[str, Any], wording: str) -> Any:
+    """The entry of a task's table of wordings. Raises BenchmarkError listing the known ones."""
+    if wording not in wordings:
+        raise BenchmarkError(f"unknown wording {wording!r}; known: {', '.join(wordings)}")
+    return wordings[wording]
+
+
+def scored_spans(answer: dict) -> list:
+    """The spans of an ``infer`` line that are scored: the answer's, the evidence only where the answer has none."""
+    return answer["spans"] or answer["evidence_spans"]
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes as they lie on disk; of a folder, of the names and sums of its files."""
+    path = Path(path)
+    if path.is_dir():
+        lines = (f"{f.relative_to(path)} {sha256(f)}\n" for f in sorted(path.rglob("*")) if f.is_file())
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises BenchmarkError where it cannot be written."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise BenchmarkError(f"{path}: cannot be written ({error}); choose another file") from None

@@ -6,6 +6,7 @@ frames it stands for. An answer grounds first (``<evi>`` per event, then ``</evi
 text. Frame indices live only in here and in ``FrameBatch``; it knows no video, no tokenizer state and no trainer.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,6 +32,8 @@ class EvidenceOptions:
     query_layer: int = -2  # layer of the query states and of the frame states they are compared with
     grounding_weight: float = 10.0  # weight of the soft-target BCE
     consistency_weight: float = 10.0  # weight of the L1 between the two <evi> of an event
+    init_gain: float = 1.0  # factor on the projections' starting weights; published: torch's own start, hence 1
+    likelihood: Literal["mixture", "bernoulli"] = "mixture"  # of a span, for preference training; published: mixture
     keep_ratio: float = 0.6  # frames with at least this share of the highest similarity form the runs
     compatibility: Literal["default", "published"] = "default"  # preset of the flags below
     run_edges: Literal["half_gap", "frame_times"] | None = (
@@ -43,6 +46,8 @@ class EvidenceOptions:
             raise ConfigError(f"model.head.alpha: must be above 1, got {self.alpha}")
         if not 0 < self.keep_ratio <= 1:
             raise ConfigError(f"model.head.keep_ratio: must be in (0, 1], got {self.keep_ratio}")
+        if not 0 < self.init_gain < math.inf:
+            raise ConfigError(f"model.head.init_gain: must be a number above 0, got {self.init_gain}")
         published = self.compatibility == "published"
         if self.run_edges is None:
             self.run_edges = "frame_times" if published else "half_gap"
@@ -67,10 +72,12 @@ class EvidenceHead(TemporalHead):
         self.evi_head = projection(hidden_size)
 
     def reset_parameters(self) -> None:
-        """Torch's own initialisation of LayerNorm and Linear, as published."""
+        """Torch's own initialisation of LayerNorm and Linear, as published; times ``init_gain`` for the weights."""
         for module in (*self.frm_head, *self.evi_head):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+            if isinstance(module, nn.Linear):
+                module.weight.data *= self.options.init_gain
 
     # ---- wording -------------------------------------------------------------------------------------------------
 
@@ -177,12 +184,17 @@ class EvidenceHead(TemporalHead):
         }
 
     def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
-        """Log of the mixture y s + (1 - y)(1 - s), summed over frames (spec D2VLM §4.5); 0 for question spans. [N]."""
-        if not len(refs):
-            return queries.new_zeros(0, dtype=torch.float32)
-        similarity = self.similarity(queries, refs.owner, frames).sigmoid()  # [N, F]
-        target = self.targets(refs, frames, rounded=False)
-        element = (target * similarity + (1 - target) * (1 - similarity) + 1e-10).log()
+        """Log-likelihood of the target y, summed over frames; 0 for question spans. [N].
+
+        Of a mixture y s + (1 - y)(1 - s) as published (spec D2VLM §4.5), whose best s for a soft y is 0 or 1; or of
+        a Bernoulli variable, y log s + (1 - y) log(1 - s), whose best s is y.
+        """
+        logits, target = self.similarity(queries, refs.owner, frames), self.targets(refs, frames, rounded=False)
+        if self.options.likelihood == "bernoulli":
+            element = -binary_cross_entropy_with_logits(logits, target, reduction="none")  # [N, F]
+        else:
+            similarity = logits.sigmoid()
+            element = (target * similarity + (1 - target) * (1 - similarity) + 1e-10).log()
         return torch.where(frames.mask[refs.owner], element, 0).sum(-1) * grounds(refs)
 
 
@@ -195,10 +207,10 @@ def question_slot(mark) -> SpanSlot:
 
 
 def compose_answer(turn: Turn) -> Turn:
-    """One assistant turn: evidence stage, ``</evi>``, answer."""
+    """One assistant turn: evidence stage, ``</evi>``, a blank, answer; adjacent marks have nothing between them."""
     stage = [SpanSlot(EVIDENCE, Role.EVIDENCE, m.span, event=m.span) for m in marks(turn)]
     answer = replace_marks(turn, lambda m: SpanSlot(EVIDENCE, Role.ANSWER, m.span, event=m.span))
-    return Turn(turn.role, (*stage, Token(EVIDENCE_END), *answer.parts))
+    return Turn(turn.role, (*stage, Token(EVIDENCE_END), " ", *answer.parts))
 
 
 # ---- projections -----------------------------------------------------------------------------------------------------

@@ -192,7 +192,5 @@ class TimeHead(TemporalHead):
 
     def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """Minus the start's and the end's DFL; 0 for question and frame places. [N] float32."""
-        if not len(refs):
-            return queries.new_zeros(0, dtype=torch.float32)
         focal = self._dfl(self._logits(queries), self._true_seconds(refs, frames), frames.duration_s[refs.owner])
         return -focal * ((refs.role == Role.EVIDENCE) | (refs.role == Role.ANSWER))

@@ -10,10 +10,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from videollm.preference_layout import LayoutError, from_classes
 from videollm.structures import SpanMark, Turn, VisualMark
 
 SHOWN = 20  # bad or mended lines that a message names before it only counts
@@ -22,7 +23,8 @@ VISUAL_MARKS = ("<video>", "<image>")
 EVIDENCE_END = "</evi>"
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
-OWN_KEYS = ("id", "video", "image", "duration", "task", "source", "conversations", "src", "tgt")
+OWN_KEYS = ("id", "video", "image", "duration", "task", "source", "conversations", "src", "tgt", "rejected")
+REJECTED_KEYS = ("factor", "value", "tgt", "text_only")
 
 _SPAN = re.compile("|".join(SPAN_MARKS))
 _VISUAL = re.compile("|".join(VISUAL_MARKS))
@@ -53,6 +55,20 @@ class _Bad(Exception):
         super().__init__(f"{what} ({name}) - {remedy}")
 
 
+@dataclass(frozen=True)
+class RejectedAnswer:
+    """A worse last answer of a record, for preference training.
+
+    The marks of ``turn`` go on counting from the turns before it, so that it may stand in the place of the record's
+    own answer: see ``Record.answered_by``. ``text_only`` is the published ``qwen`` class (D2VLM 4.3).
+    """
+
+    factor: str  # what is wrong with it
+    turn: Turn  # of the assistant
+    spans_s: tuple[Span, ...] = ()  # of the marks of ``turn``, in order
+    text_only: bool = False
+
+
 @dataclass
 class Record:
     """One annotated conversation in neutral form; times in seconds from the start of the video.
@@ -73,6 +89,7 @@ class Record:
     line: int  # of a .jsonl file; the number of the item in a .json list; from 1
     path: str
     odd: tuple[str, ...] = field(default=(), compare=False)  # what was mended, or read as text
+    rejected: tuple[RejectedAnswer, ...] = ()  # worse answers than the last turn; none: no preference record
 
     @property
     def where(self) -> str:
@@ -84,6 +101,11 @@ class Record:
         """False for a question that is only to be answered, never trained on."""
         return self.turns[-1].role == "assistant"
 
+    def answered_by(self, answer: RejectedAnswer) -> "Record":
+        """The same conversation with ``answer`` as its last turn; it has no rejected answers itself."""
+        kept = self.spans_s[: len(self.spans_s) - len(span_marks(self.turns[-1]))]
+        return replace(self, turns=(*self.turns[:-1], answer.turn), spans_s=kept + answer.spans_s, rejected=())
+
     @property
     def question(self) -> str:
         """What a question-conditioned connector reads: the last user turn without visuals, stripped.
@@ -93,6 +115,11 @@ class Record:
         parts = next(turn.parts for turn in reversed(self.turns) if turn.role == "user")
         words = ("<evi>" if isinstance(p, SpanMark) else p for p in parts if not isinstance(p, VisualMark))
         return "".join(words).strip()
+
+
+def span_marks(turn: Turn) -> list[SpanMark]:
+    """The marks of a turn, in order."""
+    return [part for part in turn.parts if isinstance(part, SpanMark)]
 
 
 def plain_name(path: str | os.PathLike) -> Path:
@@ -119,11 +146,12 @@ def parse_record(item: dict, line: int, path: str | os.PathLike, *, raw_spans: b
         raise AnnotationError([not_an_object(path, line, item)])
     try:
         return _parse(item, line, path, raw_spans)
-    except _Bad as bad:
+    except (_Bad, LayoutError) as bad:
         raise AnnotationError([f"{place(path, line)}: {bad}"]) from None
 
 
 def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> Record:
+    item = from_classes(item) if isinstance(item.get("conversations"), dict) else item
     duration = None if item.get("duration") is None else _number(item["duration"], "duration")
     if duration is not None and duration <= 0:
         raise _Bad(f"a video of {duration:g} s", "duration", "give its length in seconds, or leave the key out")
@@ -132,9 +160,9 @@ def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> R
     texts = _with_visual_marks(texts, "<video>" if video else "<image>", 1 if video else len(images))
     odd: list[str] = []
 
-    def spans(key: str) -> list[Span]:
-        pairs = _pairs(item, key)
-        kept = [] if len(item[key]) == 1 else odd  # a single moment is no mistake
+    def spans(key: str, holder: dict = item) -> list[Span]:
+        pairs = _pairs(holder, key)
+        kept = [] if len(holder[key]) == 1 else odd  # a single moment is no mistake
         return pairs if raw_spans else [_mend(pair, duration, key, kept) for pair in pairs]
 
     roles = [role for role, text in texts if role != "system" for _ in _SPAN.findall(text)]  # one a span mark
@@ -156,6 +184,7 @@ def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> R
         extra={key: value for key, value in item.items() if key not in OWN_KEYS or key in unused},
         line=line,
         path=str(path),
+        rejected=_rejected(item, turns, spans_s, spans),
         odd=tuple(dict.fromkeys(odd)),
     )
 
@@ -182,8 +211,6 @@ def _visuals(item: dict) -> tuple[str | None, tuple[str, ...]]:
 def _conversation(item: dict) -> tuple[list[tuple[str, str]], bool]:
     """-> [(role, text), ...] without evidence stages, and whether there were any."""
     name, turns = "conversations", item.get("conversations")
-    if isinstance(turns, dict):
-        raise _Bad("holds one conversation a class", name, "such a file is for preference training: load it there")
     if not isinstance(turns, list) or not turns:
         what = "missing" if turns is None else "empty" if turns == [] else kind_of(turns)
         raise _Bad(what, name, 'give a list of turns: [{"from": "human", "value": "..."}, ...]')
@@ -317,6 +344,63 @@ def _neutral(
     return tuple(turns), tuple(spans)
 
 
+def _rejected(
+    item: dict, turns: tuple[Turn, ...], spans_s: tuple[Span, ...], spans: Callable[[str, dict], list[Span]]
+) -> tuple[RejectedAnswer, ...]:
+    """The rejected answers, each different from the chosen one, which is the last turn."""
+    name, entries = "rejected", item.get("rejected")
+    if entries is None:
+        return ()
+    if not isinstance(entries, list) or not entries:
+        what = "an empty list" if entries == [] else kind_of(entries)
+        raise _Bad(f"{what} instead of rejected answers", name, "list them, or leave the key out")
+    if turns[-1].role != "assistant":
+        raise _Bad("rejected answers without a chosen one", name, "end the conversation with the chosen answer")
+    before = len(spans_s) - len(span_marks(turns[-1]))
+    chosen = _wording(turns[-1], before), spans_s[before:]
+    found = []
+    for k, entry in enumerate(entries):
+        answer = _rejected_answer(entry, f"{name}[{k}]", before, spans)
+        if (_wording(answer.turn, before), answer.spans_s) == chosen:
+            raise _Bad("the same as the chosen answer", f"{name}[{k}]", "make it worse, or leave it out")
+        if answer.text_only and (answer.spans_s or chosen[1]):
+            raise _Bad("span marks in a pair that is text only", f"{name}[{k}].text_only", "leave that key out")
+        found.append(answer)
+    return tuple(found)
+
+
+def _rejected_answer(entry: Any, name: str, before: int, spans: Callable[[str, dict], list[Span]]) -> RejectedAnswer:
+    """One rejected answer; ``before`` spans stand in the turns before it."""
+    if not isinstance(entry, dict):
+        raise _Bad(f"{kind_of(entry)} instead of an object", name, 'write {"factor": ..., "value": ..., "tgt": [...]}')
+    if unknown := [key for key in entry if key not in REJECTED_KEYS]:
+        raise _Bad("unknown key", f"{name}.{unknown[0]}", f"known keys: {', '.join(REJECTED_KEYS)}")
+    factor, text, text_only = entry.get("factor"), entry.get("value"), entry.get("text_only", False)
+    for key, value in (("factor", factor), ("value", text)):
+        if not isinstance(value, str) or not value.strip():
+            what = "empty" if isinstance(value, str) else "missing" if value is None else kind_of(value)
+            raise _Bad(what, f"{name}.{key}", "write a string")
+    if not isinstance(text_only, bool):
+        raise _Bad(f"{kind_of(text_only)} instead of true or false", f"{name}.text_only", "leave the key out for false")
+    text, _ = _without_evidence(text, f"{name}.value")
+    if not text.strip():
+        raise _Bad("empty answer", f"{name}.value", "write what the rejected answer says")
+    key, marks = f"{name}.tgt", len(_SPAN.findall(text))
+    tgt = spans(key, {key: entry["tgt"]}) if entry.get("tgt") is not None else []
+    if len(tgt) != marks:
+        what = f"{'more' if marks > len(tgt) else 'fewer'} span marks than spans: {marks} for {len(tgt)} spans"
+        raise _Bad(what, key, "write one start and one end a mark")
+    (turn,), spans_s = _neutral([("assistant", text)], [], tgt)
+    parts = (SpanMark(part.span + before) if isinstance(part, SpanMark) else part for part in turn.parts)
+    return RejectedAnswer(factor, Turn("assistant", tuple(parts)), spans_s, text_only)
+
+
+def _wording(turn: Turn, before: int) -> str:
+    """The text of an answer with blanks evened out, and its marks; what two answers are compared by."""
+    words = (f"<{part.span - before}>" if isinstance(part, SpanMark) else part for part in turn.parts)
+    return " ".join("".join(words).split())
+
+
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _Bad(f"{kind_of(value)} instead of a number", name, "write seconds as a number")
@@ -346,15 +430,8 @@ def neutral_json(record: Record) -> dict:
     seconds: dict[str, list[float]] = {"system": [], "user": [], "assistant": []}
     turns = []
     for turn in record.turns:
-        words = []
-        for part in turn.parts:
-            if isinstance(part, SpanMark):
-                seconds[turn.role] += record.spans_s[part.span]
-                words.append(SPAN_MARKS[0])
-            else:
-                visual = "<video>\n" if record.video else "<image>\n"
-                words.append(visual if isinstance(part, VisualMark) else part)
-        turns.append({"from": SPEAKERS[turn.role], "value": "".join(words)})
+        seconds[turn.role] += [time for mark in span_marks(turn) for time in record.spans_s[mark.span]]
+        turns.append({"from": SPEAKERS[turn.role], "value": spelled(turn, "<video>" if record.video else "<image>")})
     src = seconds["user"]
     own = {
         "id": record.id,
@@ -366,5 +443,18 @@ def neutral_json(record: Record) -> dict:
         "src": src[:1] if len(src) == 2 and src[0] == src[1] else src,  # a single moment, as it is annotated
         "tgt": seconds["assistant"],
         "conversations": turns,
+        "rejected": [_rejected_json(answer) for answer in record.rejected],
     }
     return {key: value for key, value in own.items() if value not in (None, "", [])} | record.extra
+
+
+def _rejected_json(answer: RejectedAnswer) -> dict:
+    times = {"tgt": list(itertools.chain(*answer.spans_s))} if answer.spans_s else {}
+    marker = {"text_only": True} if answer.text_only else {}
+    return {"factor": answer.factor, "value": spelled(answer.turn)} | times | marker
+
+
+def spelled(turn: Turn, visual: str = "<video>") -> str:
+    """The text of a turn with its marks spelled as in our own schema."""
+    names = {SpanMark: SPAN_MARKS[0], VisualMark: f"{visual}\n"}
+    return "".join(names.get(type(part), part) for part in turn.parts)

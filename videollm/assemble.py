@@ -4,6 +4,7 @@ Knows the config tree and the parts' builders; nothing of data or training loops
 """
 
 import difflib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,7 @@ FIXED_BY_CHECKPOINT = (
     "connector",
     "language",
     "language_weights",
+    "scale_residuals",
     "tokenizer",
     "question_tokenizer",
     "visual_tokens",
@@ -85,7 +87,8 @@ def from_checkpoint(settings: Settings) -> Bundle:
         raise ConfigError(
             f"model.head.name: the checkpoint has a {own} head, the config asks for {given.head['name']}; leave it out"
         )
-    bundle = load(given.checkpoint, given.attention, head=given.head)
+    torch.manual_seed(settings.train.seed)  # of what starts fresh: the head of a base, adapters
+    bundle = load(given.checkpoint, given.attention, head=given.head, fresh_head=True)
     config = bundle.config
     if given.template:
         config.template = template_named(given.template)
@@ -197,12 +200,27 @@ def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedToken
         base = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype=model.dtype)
         base.resize_token_embeddings(model.config.text_config.vocab_size)
         model.language_model.load_state_dict(base.state_dict())
+    if given.scale_residuals:
+        scale_residuals(model, given)
     if given.vision_weights:
         load_tower(model, given.vision_weights)
     if given.feature_mean:
         center_features(model, given.feature_mean)
     if given.word_vectors:
         align_words(model, given.word_vectors, tokenizer)
+
+
+def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:
+    """Divide the start of the projections that write into the residual stream by sqrt(2 x layers), as GPT-2 does.
+
+    Else what the first layers add drowns the words themselves, and a tiny model is slow to read its question.
+    """
+    if given.language_weights:
+        raise ConfigError("model.scale_residuals: for new weights, but model.language_weights has pretrained ones")
+    layers = model.decoder.layers
+    for layer in layers:
+        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            projection.weight.data *= (2 * len(layers)) ** -0.5
 
 
 def load_tower(model: VideoLLM, folder: str) -> None:
@@ -250,13 +268,24 @@ def part_of(name: str) -> str:
 
 
 def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
-    """Freeze and unfreeze by part. Default: all but the tower; with LoRA, not the language model and its ends."""
+    """Freeze and unfreeze by part. Default: all but the tower; with LoRA, not the language model and its ends.
+
+    Raises:
+        ConfigError: a pattern of ``train.parts.PART.only`` that no parameter of the part has.
+    """
     frozen = {"vision_tower"} | ({"language_model", "embeddings", "lm_head"} if train.lora else set())
     wanted = {part: part not in frozen for part in PARTS}
     wanted |= {part: s.train for part, s in train.parts.items() if s.train is not None}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(wanted[part_of(name)])
     model.frozen_tower = not wanted["vision_tower"]
+    for part, only in ((part, s.only) for part, s in train.parts.items() if s.only is not None):
+        inside = {name: p for name, p in model.named_parameters() if part_of(name) == part}
+        for pattern in only:
+            if not any(re.search(pattern, name) for name in inside):
+                raise ConfigError(f"train.parts.{part}.only: {pattern!r} is in no name of the part's parameters")
+        for name, parameter in inside.items():
+            parameter.requires_grad_(wanted[part] and any(re.search(pattern, name) for pattern in only))
 
 
 def template_stop(bundle: Bundle) -> int:

@@ -2,9 +2,15 @@
 
 ``Bundle`` is a model with everything that is needed to ask it something. Loading is strict: what is missing,
 unexpected or of another shape is named, and a folder without a head's weights is refused. No pickled file is read.
+``python -m videollm.checkpoint SRC DST`` merges adapters; with ``--adapters BASE`` it stores them and the head alone.
 """
 
+import argparse
+import copy
 import json
+import logging
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +18,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from videollm.adapters import has_adapters, read_adapters, write_adapters
 from videollm.collate import Collator
 from videollm.config import ConfigError, build
+from videollm.convert import CheckpointError
 from videollm.dataset import VisualReader
+from videollm.errors import tell
+from videollm.lora import merge_lora
 from videollm.model import VideoLLM, VideoLLMConfig
 from videollm.prompt import PromptEncoder, VisualTokens
 from videollm.settings import VisualTokenSettings
@@ -22,11 +32,8 @@ from videollm.templates import TEMPLATES
 from videollm.transforms import Preprocess
 from videollm.video import Sampler
 
+logger = logging.getLogger(__name__)
 QUESTION_TOKENIZER = "question_tokenizer"
-
-
-class CheckpointError(ValueError):
-    """A folder that cannot be loaded; the message names the folder, what is wrong and the remedy."""
 
 
 @dataclass
@@ -54,8 +61,16 @@ class Bundle:
         sampler = sampler or build(Sampler, self.config.sampler, "sampler")
         return VisualReader(Path(videos), sampler, build(Preprocess, self.config.preprocess, "preprocess"), **options)
 
-    def collator(self, *, left: bool = False, average: str = "tokens", pack: bool = False) -> Collator:
-        """Batches as this model takes them; ``left`` for generation."""
+    def collator(
+        self,
+        *,
+        left: bool = False,
+        average: str = "tokens",
+        pack: bool = False,
+        rank: bool = False,
+        unseen_id: int | None = None,
+    ) -> Collator:
+        """Batches as this model takes them; ``left`` for generation, ``rank`` for chosen and rejected answers."""
         split = (self.model.head.inject_layer is not None or pack) and not left
         pad = self.tokenizer.pad_token_id
         return Collator(
@@ -65,12 +80,26 @@ class Bundle:
             average=average,
             left=left,
             question_tokenizer=self.question_tokenizer,
+            rank=rank,
+            unseen_id=unseen_id,
         )
 
     def save(self, folder: str | Path, state_dict: dict | None = None) -> None:
         """Write everything into ``folder``."""
         self.model.save_pretrained(folder, state_dict=state_dict)
         self.save_tokenizers(folder)
+
+    def save_adapters(self, folder: str | Path, base: str | Path) -> list[str]:
+        """Write only what differs from the checkpoint folder ``base``: adapters, head, other trained weights.
+
+        ``load`` takes the folder as long as ``base`` stays where it is. Returns the names of the tensors.
+        """
+        names = write_adapters(self.model.state_dict(), Path(folder), base)
+        config = copy.deepcopy(self.config)
+        config.base = str(Path(base).resolve())
+        config.save_pretrained(folder)
+        self.save_tokenizers(folder)
+        return names
 
     def save_tokenizers(self, folder: str | Path) -> None:
         """Write the tokenizers into ``folder``."""
@@ -80,9 +109,15 @@ class Bundle:
 
 
 def load(
-    folder: str | Path, attention: str = "sdpa", dtype: torch.dtype | None = None, head: dict | None = None
+    folder: str | Path,
+    attention: str = "sdpa",
+    dtype: torch.dtype | None = None,
+    head: dict | None = None,
+    fresh_head: bool = False,
 ) -> Bundle:
     """Load a checkpoint folder, in evaluation mode on the CPU; ``head`` options are laid over its own.
+
+    With ``fresh_head``, a base, which holds nothing of a head, gets a new one (logged as a warning).
 
     Raises:
         CheckpointError: not a checkpoint of this project, without tokenizer or head, or with other keys or shapes.
@@ -92,16 +127,11 @@ def load(
     config.head = config.head | (head or {})
     if not list(folder.glob("tokenizer*.json")):
         raise CheckpointError(f"{folder}: no tokenizer (tokenizer.json); copy it from the run that made the checkpoint")
-    if not list(folder.glob("model*.safetensors")):
+    if not has_adapters(folder) and not list(folder.glob("model*.safetensors")):
         raise CheckpointError(f"{folder}: no weights (model.safetensors); is the checkpoint complete?")
-    try:
-        model, report = VideoLLM.from_pretrained(
-            folder, config=config, attn_implementation=attention, dtype=dtype or torch.float32,
-            local_files_only=True, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True,  # check_report refuses them, with the others
-        )  # fmt: skip
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: cannot read the weights: {' '.join(str(error).split())}") from None
+    model, report = read_model(folder, config, attention, dtype or torch.float32)
+    if fresh_head and not has_adapters(folder):
+        start_head(folder, model, report)
     check_report(folder, report, config.head.get("name"))
     question = folder / QUESTION_TOKENIZER
     if model.connector.reads_question and not question.is_dir():
@@ -119,6 +149,25 @@ def load(
         tokenizer,
         read_tokenizer(question) if question.is_dir() else None,
     )
+
+
+def read_model(
+    folder: Path, config: VideoLLMConfig, attention: str, dtype: torch.dtype
+) -> tuple[VideoLLM, dict[str, set]]:
+    """The model and transformers' report of its keys, from whole weights or from adapters and their base."""
+    options = {"use_safetensors": True, "local_files_only": True}
+    source = folder
+    if has_adapters(folder):
+        source, options = None, {"state_dict": read_adapters(folder, getattr(config, "base", None))}
+        config.base = None  # in memory the model is whole, and is saved so
+    try:
+        return VideoLLM.from_pretrained(
+            source, config=config, attn_implementation=attention, dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_report refuses them, with the others
+            **options,
+        )  # fmt: skip
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: cannot read the weights: {' '.join(str(error).split())}") from None
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -150,6 +199,15 @@ def read_config(folder: Path) -> VideoLLMConfig:
     return VideoLLMConfig.from_pretrained(folder, local_files_only=True)
 
 
+def start_head(folder: Path, model: VideoLLM, report: dict) -> None:
+    """Initialise the head where all of it is missing, and take it off the report."""
+    own = {f"head.{name}" for name in model.head.state_dict()}
+    if own and own <= set(report["missing_keys"]):
+        model.head.reset_parameters()
+        report["missing_keys"] = set(report["missing_keys"]) - own
+        logger.warning("%s: a base without a %s head; its head starts fresh", folder, model.config.head["name"])
+
+
 def check_report(folder: Path, report: dict, head: str) -> None:
     """Refuse a checkpoint whose keys or shapes are not the model's."""
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
@@ -176,3 +234,28 @@ def template_named(name: str) -> str:
     if name not in TEMPLATES:
         raise ConfigError(f"model.template: no template {name!r}; there are {', '.join(TEMPLATES)}")
     return name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: adapters folded into whole weights, or taken out of them; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m videollm.checkpoint", description="Merge or extract adapters.")
+    parser.add_argument("source", metavar="SRC", help="checkpoint folder with adapters")
+    parser.add_argument("target", metavar="DST", help="folder to write")
+    parser.add_argument("--adapters", metavar="BASE", help="store only adapters and head, beside this checkpoint")
+    args = parser.parse_args(argv)
+    try:
+        bundle = load(args.source)
+        if not bundle.config.lora:
+            raise CheckpointError(f"{args.source}: has no adapters; nothing is to be done")
+        if args.adapters:
+            print(f"{len(bundle.save_adapters(args.target, args.adapters))} tensors that {args.adapters} has not")
+        else:
+            merge_lora(bundle.model)
+            bundle.save(args.target)
+    except (CheckpointError, ConfigError) as error:
+        return tell(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -32,6 +32,8 @@ class Collator:
         average: ``tokens`` or ``samples``: what the language-model loss is a mean over.
         left: pad on the left and leave labels out, for generation.
         question_tokenizer: tokenises the question for a connector that reads it, or None.
+        rank: every item's first answer is the chosen one, all others are rejected and get no weight.
+        unseen_id: places with this id are seen by no other place (published DisTime: 0, spec 2), or None.
 
     The batch: ``input_ids``, ``position_ids``, ``segment_ids`` (-1 padding, 0 prefix, 1.. segments), ``block_ids``
     (all [B, L]); ``prefix_columns`` (int); ``label_index``, ``label_ids``, ``label_weight`` [M] (``label_index`` is
@@ -39,7 +41,9 @@ class Collator:
     ``features`` [V, P, Dv]; ``frame_row``, ``frame_col`` [V] (column -1 for image tiles); ``times_s``,
     ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``; ``keep_prefix`` (no answered
     span stands in a prefix); and for a connector that reads the
-    question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and ``bad`` are lists of strings.
+    question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and ``bad`` are lists of strings. With ``rank`` also
+    ``pair_chosen``, ``pair_rejected`` [P] (samples), ``label_sample`` [M] (``num_samples`` in a prefix, which answers
+    share), ``answer_refs`` and ``chosen_refs`` (indices into ``span_refs``).
     """
 
     pad_id: int
@@ -48,6 +52,8 @@ class Collator:
     average: str = "tokens"
     left: bool = False
     question_tokenizer: object = None
+    rank: bool = False
+    unseen_id: int | None = None
 
     def __call__(self, items: Sequence[Item]) -> dict:
         bad = [f"{', '.join(item.ids)}: {item.bad}" for item in items if item.bad]
@@ -69,6 +75,8 @@ class Collator:
         answered = (t < r.prefix and ref.role in (Role.EVIDENCE, Role.ANSWER) for r in rows for _, t, ref in r.refs)
         batch["keep_prefix"] = not any(answered)
         batch |= self._visuals(items, rows, places, length)
+        if self.rank:
+            batch |= self._pairs(items, rows, batch)
         if self.question_tokenizer is not None:
             batch |= self._questions(items)
         return batch
@@ -106,6 +114,8 @@ class Collator:
             segment[b, columns] = row.segment
             if self.bidirectional:
                 block[b, columns] = row.block
+        if self.unseen_id is not None:
+            segment[ids == self.unseen_id] = PAD
         names = ("input_ids", "position_ids", "segment_ids", "block_ids")
         arrays = (ids, position, segment, block)
         batch = {n: torch.as_tensor(a, dtype=torch.long) for n, a in zip(names, arrays, strict=True)}
@@ -120,7 +130,8 @@ class Collator:
             ids.append(np.asarray(row.ids)[where])
             sample = np.asarray(row.sample)[where]
             counts = np.bincount(sample, minlength=1)
-            weight.append(1.0 / counts[sample] if self.average == "samples" else np.ones(len(where)))
+            share = 1.0 / counts[sample] if self.average == "samples" else np.ones(len(where))
+            weight.append(share * (sample == 0) if self.rank else share)
         return {
             "label_index": flat(index, torch.long),
             "label_ids": flat(ids, torch.long),
@@ -146,6 +157,26 @@ class Collator:
         refs |= {"early_refs": (~answered).nonzero().flatten(), "late_refs": answered.nonzero().flatten()}
         refs |= {"span_refs": (role != Role.FRAME).nonzero().flatten()}
         return refs | {"ref_seconds": torch.as_tensor(np.asarray(seconds, np.float32).reshape(-1, 2))}
+
+    def _pairs(self, items: Sequence[Item], rows: list["Row"], batch: dict) -> dict:
+        """Which samples are compared, and what of labels and spans belongs to which."""
+        sizes = [len(item.prompts) for item in items][: batch["num_samples"]]  # a stand-in has no sample
+        first = np.cumsum([0, *sizes])[: len(sizes)].astype(np.int64)
+        owner = []
+        for start, row in zip(first, rows, strict=False):
+            where = np.flatnonzero(row.supervised)
+            shared = np.asarray(row.segment)[where] == PREFIX
+            owner.append(np.where(shared, batch["num_samples"], start + np.asarray(row.sample)[where]))
+        chosen = torch.as_tensor(first)
+        spans = batch["span_refs"]
+        sample, place = batch["ref_sample"][spans], batch["ref_index"][spans]
+        return {
+            "pair_chosen": chosen.repeat_interleave(torch.tensor(sizes, dtype=torch.long) - 1),
+            "pair_rejected": torch.as_tensor(np.setdiff1d(np.arange(batch["num_samples"]), first), dtype=torch.long),
+            "label_sample": flat(owner, torch.long),
+            "answer_refs": (batch["segment_ids"].flatten()[place] > PREFIX).nonzero().flatten(),
+            "chosen_refs": torch.isin(sample, chosen).nonzero().flatten(),
+        }
 
     def _visuals(self, items: Sequence[Item], rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
         num_frames = max((len(item.times_s) for item in items), default=0)

@@ -10,12 +10,13 @@ import gzip
 import itertools
 import json
 import os
+import random
 import sys
 import warnings
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ __all__ = [
     "AnnotationError",
     "Record",
     "Report",
+    "draw_rejected",
     "load_records",
     "neutral_json",
     "parse_record",
@@ -51,7 +53,8 @@ def _read(path: str | os.PathLike) -> tuple[list[tuple[int, Any]], list[str]]:
     """-> [(line, value), ...] and the problems of the lines that are not JSON, or of the file as a whole."""
     suffix = plain_name(path).suffix
     if suffix not in (".json", ".jsonl"):
-        return [], [f"{path}: not an annotation file (name) - use .json or .jsonl, optionally with .gz"]
+        packed = " (python -m d2vlm.preference --packed turns packed answers into it)" if suffix == ".pt" else ""
+        return [], [f"{path}: not an annotation file (name) - use .json or .jsonl, optionally with .gz{packed}"]
     rows, problems = [], []
     try:
         with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as handle:
@@ -120,6 +123,12 @@ def load_records(paths: Paths, *, raw_spans: bool = False, on_odd: str = "warn")
     return records
 
 
+def draw_rejected(records: Iterable[Record], seed: int = 42) -> list[Record]:
+    """Each preference record with one of its rejected answers, drawn in order as the published script does it."""
+    rng = random.Random(seed)
+    return [replace(r, rejected=(rng.choice(r.rejected),)) if r.rejected else r for r in records]
+
+
 def _load(paths: Paths, raw_spans: bool = False) -> tuple[list[Record], list[str]]:
     """-> the good records and the problems of all files."""
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
@@ -160,6 +169,8 @@ class Report:
 
     records: Counter  # (task, source) -> records
     spans: Counter  # (task, source) -> spans
+    rejected: Counter  # factor -> rejected answers
+    preferences: int  # records that have any
     odd: dict[str, str]  # file -> what would be mended, and where
     unused: int  # records with an answer, and with spans that no mark refers to
     missing: list[str]  # problems, one a missing video or image
@@ -174,6 +185,9 @@ class Report:
         for (task, source), count in sorted(self.records.items()):
             name = f"task {task or '(none)'}, source {source or '(none)'}"
             lines.append(f"  {name}: {count} records, {self.spans[task, source]} spans")
+        if self.preferences:
+            lines.append(f"{self.preferences} preference records, {self.rejected.total()} rejected answers")
+            lines += [f"  factor {factor}: {count}" for factor, count in sorted(self.rejected.items())]
         lines += [f"odd, mended when loaded: {path}: {odd}" for path, odd in self.odd.items()]
         if self.unused:
             lines.append(f"{self.unused} answered records have src or tgt without a span mark: nothing trains on them")
@@ -201,6 +215,8 @@ def validate(paths: Paths, videos_root: str | os.PathLike | None = None) -> Repo
     return Report(
         records=counts,
         spans=spans,
+        rejected=Counter(answer.factor for record in records for answer in record.rejected),
+        preferences=sum(bool(record.rejected) for record in records),
         odd={path: odd for path, of_file in by_file if (odd := _odd_lines(of_file))},
         unused=sum(r.has_answer and bool(r.extra.keys() & {"src", "tgt"}) for r in records),
         missing=[problem for problem in missing.values() if problem],

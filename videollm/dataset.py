@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -122,6 +123,8 @@ class VideoDataset(Dataset):
         encoder: tokenises them; its head decides the wording.
         max_length: tokens of one prompt; frames are dropped uniformly until it fits (counted in ``Item.thinned``).
         answers: keep the last answer (training), or cut every conversation before it (generation).
+        rejected: behind each answer its rejected ones too, all or one drawn anew for every epoch; all behind one
+            prompt, which they share. Every record must have some, and ``pack`` be off.
         seed: of the random frame sampling; the draw depends on (seed, epoch, index) only.
     """
 
@@ -135,13 +138,15 @@ class VideoDataset(Dataset):
         answers: bool = True,
         pack: bool = False,
         max_questions: int = 16,
+        rejected: Literal["one", "all"] | None = None,
         seed: int = 0,
     ):
         self.records, self.reader, self.encoder = list(records), reader, encoder
         self.max_length, self.answers, self.seed, self.epoch = max_length, answers, seed, 0
+        self.rejected = rejected
         self.groups = pack_by_video(self.records, max_questions) if pack else [[i] for i in range(len(self.records))]
-        # A small data set with fixed frames is tokenised once, not once an epoch: index -> (prompts, spans).
-        self.kept: dict[int, tuple[list[Prompt], list[np.ndarray]]] = {}
+        # A small data set with fixed frames is tokenised once, not once an epoch: item -> (prompts, spans).
+        self.kept: dict[tuple[int, ...], tuple[list[Prompt], list[np.ndarray]]] = {}
         self.keeps = reader.fixed and len(self.groups) <= KEPT
 
     def __len__(self) -> int:
@@ -153,19 +158,30 @@ class VideoDataset(Dataset):
 
     def __getitem__(self, index: int) -> Item:
         records = [self.records[i] for i in self.groups[index]]
+        drawn = self._draw(records[0], index)
+        key = (index, *drawn)
         rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
         try:
             item = self._read(records[0], rng)
             item.ids, item.question = [r.id for r in records], records[0].question
-            if index in self.kept:
-                item.prompts, item.spans_s = self.kept[index]
+            if key in self.kept:
+                item.prompts, item.spans_s = self.kept[key]
                 return item
-            self._encode(item, records)
+            worse = [records[0].rejected[k] for k in drawn]
+            self._encode(item, [*records, *map(records[0].answered_by, worse)])
+            if worse:
+                share_prompt(item.prompts, text_only=all(answer.text_only for answer in worse))
         except VideoError as error:  # also of a span or a question that does not fit this video
             return Item(ids=[r.id for r in records], bad=str(error))
         if self.keeps and not item.thinned:
-            self.kept[index] = (item.prompts, item.spans_s)
+            self.kept[key] = (item.prompts, item.spans_s)
         return item
+
+    def _draw(self, record: Record, index: int) -> tuple[int, ...]:
+        """Which of the record's rejected answers stand beside its own in this epoch."""
+        if self.rejected != "one":
+            return tuple(range(len(record.rejected))) if self.rejected else ()
+        return (random.Random(f"{self.seed}/{self.epoch}/{index}/rejected").randrange(len(record.rejected)),)
 
     def _read(self, record: Record, rng: random.Random) -> Item:
         """The visual part of an item."""
@@ -233,6 +249,19 @@ class VideoDataset(Dataset):
         item.pixels = item.pixels[index] if item.pixels is not None else None
         item.features = item.features[index] if item.features is not None else None
         item.prompts = self._prompts(item, conversations)
+
+
+def share_prompt(prompts: Sequence[Prompt], text_only: bool) -> None:
+    """Let answers to the same turns share all that stands before them, as one prefix (spec D2VLM 4.2).
+
+    With ``text_only`` they share their first token too, where it is the same, and their end is not trained (4.3).
+    """
+    starts = [prompt.answer_start for prompt in prompts]
+    firsts = {prompt.ids[start] for prompt, start in zip(prompts, starts, strict=True)}
+    for prompt, start in zip(prompts, starts, strict=True):
+        prompt.prefix_length = start + (text_only and len(firsts) == 1)
+        if text_only:
+            prompt.supervised[prompt.answer_end] = False
 
 
 def pack_by_video(records: Sequence[Record], most: int) -> list[list[int]]:

@@ -27,7 +27,7 @@ class GenerateOptions:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0  # of sampling
-    repetition_penalty: float = 1.0  # never applied to span tokens: an answer may hold many
+    repetition_penalty: float = 1.0  # of words in prompt and answer; never of span tokens: an answer may hold many
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -60,13 +60,16 @@ class SpanState:
 
 
 class SpanPenalty(LogitsProcessor):
-    """Repetition penalty over generated text that leaves span tokens alone (D2VLM spec section 5)."""
+    """Repetition penalty over prompt and answer that leaves span tokens alone (D2VLM spec section 5).
 
-    def __init__(self, penalty: float, span_ids: Tensor):
-        self.penalty, self.span_ids = penalty, span_ids
+    ``prompt`` [B, V] is true for the tokens of each row's prompt; frames are none.
+    """
+
+    def __init__(self, penalty: float, span_ids: Tensor, prompt: Tensor):
+        self.penalty, self.span_ids, self.prompt = penalty, span_ids, prompt
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        seen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, input_ids, True)
+        seen = self.prompt.scatter(1, input_ids, True)
         seen[:, self.span_ids] = False
         penalised = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
         return torch.where(seen, penalised, scores)
@@ -134,7 +137,12 @@ class SpanGeneration:
     def _processors(self, options: GenerateOptions, state: SpanState) -> LogitsProcessorList:
         if options.repetition_penalty == 1.0:
             return LogitsProcessorList()
-        return LogitsProcessorList([SpanPenalty(options.repetition_penalty, state.span_ids)])
+        batch = state.batch
+        ids, words = batch["input_ids"], batch["segment_ids"] >= 0  # [B, L]
+        words = words.flatten().index_fill(0, batch["visual_index"], False).view_as(ids)
+        count = torch.zeros(len(ids), self.config.text_config.vocab_size, device=ids.device)
+        prompt = count.scatter_add(1, ids, words.float()) > 0  # [B, V]
+        return LogitsProcessorList([SpanPenalty(options.repetition_penalty, state.span_ids, prompt)])
 
     def _read(
         self, ids: list[int], row: int, state: SpanState, batch: dict, tokenizer: PreTrainedTokenizerBase, stop_id: int

@@ -20,27 +20,30 @@ def logits_of(language_model: nn.Module, states: Tensor) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def supervised_cross_entropy(
-    language_model: nn.Module, states: Tensor, index: Tensor, labels: Tensor, weight: Tensor
-) -> Tensor:
-    """Weighted sum of token cross-entropies.
+def token_cross_entropy(language_model: nn.Module, states: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each supervised token, [M] float32; for M = 0 empty, but on the graph.
 
     Args:
         states: final-norm states of all places, [B * L, D].
-        index: places that predict a supervised token, [M]; M may be 0 (then a zero on the graph).
+        index: places that predict a supervised token, [M].
         labels: the tokens, [M].
-        weight: of each, [M].
     """
 
-    def chunk(picked: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        losses = cross_entropy(logits_of(language_model, picked).float(), target, reduction="none")
-        return (losses * weight).sum()
+    def chunk(picked: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(logits_of(language_model, picked).float(), target, reduction="none")
 
     if index.shape[0] == 0:
-        return 0.0 * logits_of(language_model, states[:1]).float().sum()
+        return 0.0 * logits_of(language_model, states[:1]).float().sum().expand(0)
     picked = states[index]
-    pieces = zip(picked.split(CHUNK), labels.split(CHUNK), weight.split(CHUNK), strict=True)
     # Under ZeRO-3 all ranks have to call the output layer equally often, whatever the number of their labels.
     if index.shape[0] <= CHUNK or is_deepspeed_zero3_enabled():
-        return chunk(picked, labels, weight)
-    return torch.stack([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]).sum()
+        return chunk(picked, labels)
+    pieces = zip(picked.split(CHUNK), labels.split(CHUNK), strict=True)
+    return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
+
+
+def supervised_cross_entropy(
+    language_model: nn.Module, states: Tensor, index: Tensor, labels: Tensor, weight: Tensor
+) -> Tensor:
+    """Weighted sum of ``token_cross_entropy``; ``weight`` [M] of each token."""
+    return (token_cross_entropy(language_model, states, index, labels) * weight).sum()

@@ -18,7 +18,7 @@ from videollm.connectors import build_connector
 from videollm.generate import SpanGeneration, SpanState
 from videollm.heads import build_head
 from videollm.lora import add_lora
-from videollm.loss import supervised_cross_entropy
+from videollm.objectives import Objective, ObjectiveOptions, Reading, Supervised
 from videollm.passes import LayerTap, VideoLLMOutput, scatter
 from videollm.structures import FrameBatch, SpanRefs
 from videollm.vision import build_tower
@@ -89,6 +89,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
             add_lora(self.language_model, config.lora)
         self.span_ids = sorted(config.token_ids[name] for name in self.head.span_tokens)
         self.frozen_tower = True
+        self.objective: Objective = Supervised(ObjectiveOptions())  # what ``forward`` computes in training
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -226,7 +227,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
 
         A head that injects frame states needs them first: one pass over the prefix, whose keys and values the second
         pass reuses. Gradient checkpointing drops that cache, and answered spans within a prefix outdate it; then the
-        second pass covers the prefix again.
+        first pass ends with the layer that is injected, and the second covers the prefix again.
         """
         head, length = self.head, embeds.shape[1]
         layers = {-1, head.query_layer, *head.frame_layers}
@@ -238,7 +239,8 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         checkpointing = self.training and self.decoder.layers[0].gradient_checkpointing
         again = checkpointing or not batch["keep_prefix"]
         cache = None if again else DynamicCache()
-        prefix = self.run(batch, embeds, slice(0, cut), layers | {head.inject_layer}, cache)
+        wanted = {head.inject_layer} if again else layers | {head.inject_layer}
+        prefix = self.run(batch, embeds, slice(0, cut), wanted, cache)
         frames.states[head.inject_layer] = self.states_of_frames(batch, prefix[head.inject_layer])
         embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
         if again:
@@ -264,6 +266,13 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         if span_state is not None:
             return self.decode_step(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, span_state)
         batch |= {"input_ids": input_ids, "position_ids": position_ids}
+        losses, logged = self.objective.sums(self, batch, self.read(batch))
+        counts = counts or self.counts(batch)
+        terms = {n: value / counts[n].to(value.device).clamp(min=1e-6) for n, value in (losses | logged).items()}
+        return VideoLLMOutput(loss=sum(terms[n] for n in losses), terms={n: t.detach() for n, t in terms.items()})
+
+    def read(self, batch: dict) -> Reading:
+        """One pass over a batch of the collator, for an objective."""
         refs = self.refs(batch)
         tokens = self.frame_tokens(batch)
         frames = self.frame_batch(batch, tokens)
@@ -272,22 +281,11 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
             frames.states[layer] = self.states_of_frames(batch, states[layer])
         spans = refs.select(batch["span_refs"])
         queries = states[self.head.query_layer].flatten(0, 1)[spans.query_index]  # [N, D]
-        sums = self.head.loss(queries, spans, frames)
-        sums["lm"] = supervised_cross_entropy(
-            self.language_model,
-            states[-1].flatten(0, 1),
-            batch["label_index"],
-            batch["label_ids"],
-            batch["label_weight"],
-        )
-        counts = counts or self.counts(batch)
-        terms = {name: value / counts[name].to(value.device).clamp(min=1e-6) for name, value in sums.items()}
-        return VideoLLMOutput(loss=sum(terms.values()), terms={n: t.detach() for n, t in terms.items()})
+        return Reading(states[-1].flatten(0, 1), queries, spans, frames)
 
     def counts(self, batch: dict) -> dict[str, Tensor]:
         """What each loss term of this batch is to be divided by; sums over batches are right for several."""
-        refs = self.refs(batch)
-        return {"lm": batch["label_weight"].sum(), **self.head.counts(refs.select(batch["span_refs"]))}
+        return self.objective.counts(self, batch)
 
 
 def tower_shape(tower: nn.Module) -> tuple[int, int, int]:

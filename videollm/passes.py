@@ -10,7 +10,7 @@ from videollm.config import ConfigError
 
 @dataclass
 class VideoLLMOutput(ModelOutput):
-    """``loss`` is what to minimise; ``terms`` each term already divided by its count, detached."""
+    """``loss`` is what to minimise; ``terms`` each term and logged number, divided by its count, detached."""
 
     loss: Tensor | None = None
     terms: dict[str, Tensor] | None = None
@@ -22,12 +22,14 @@ class LayerTap:
     """Keeps the hidden states of the wanted decoder layers of one forward pass, and of no others.
 
     Layers count as in ``FrameBatch.states``: 0 the input embeddings, k the output of layer k, -1 after the final norm.
+    Where -1 is not wanted, the pass ends with the deepest wanted layer.
     """
 
     def __init__(self, decoder: nn.Module, wanted: set[int]):
         count = len(decoder.layers)
         self.states: dict[int, Tensor] = {}
         self.wanted = wanted
+        self.config, self.count, self.depth = decoder.config, count, 1
         self.hooks = []
         for layer in wanted - {0, -1}:
             index = layer if layer > 0 else count + 1 + layer
@@ -35,6 +37,7 @@ class LayerTap:
                 raise ConfigError(
                     f"model.head: layer {layer} is not below the last of the language model's {count} layers"
                 )
+            self.depth = max(self.depth, index)
             self.hooks.append(decoder.layers[index - 1].register_forward_hook(self._keep(layer)))
 
     def _keep(self, layer: int):
@@ -44,9 +47,12 @@ class LayerTap:
         return hook
 
     def __enter__(self) -> "LayerTap":
+        if -1 not in self.wanted:
+            self.config.num_hidden_layers = self.depth  # transformers' decoders run layers[:num_hidden_layers]
         return self
 
     def __exit__(self, *_error) -> None:
+        self.config.num_hidden_layers = self.count
         for hook in self.hooks:
             hook.remove()
 

@@ -45,7 +45,11 @@ class Ref:
 
 @dataclass
 class Prompt:
-    """One tokenised conversation of L tokens. ``prefix_length`` tokens, up to the last visual token, ask nothing."""
+    """One tokenised conversation of L tokens.
+
+    Other conversations about the same visuals may share the first ``prefix_length`` tokens: by default those up to
+    the last visual token, which ask nothing.
+    """
 
     ids: list[int] = field(default_factory=list)
     supervised: list[bool] = field(default_factory=list)
@@ -56,6 +60,17 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def answer_end(self) -> int:
+        """Place of the last answer's stop token."""
+        return max(i for i, supervised in enumerate(self.supervised) if supervised)
+
+    @property
+    def answer_start(self) -> int:
+        """Place of the last answer's first token."""
+        asked = (i for i, supervised in enumerate(self.supervised[: self.answer_end]) if not supervised)
+        return max(asked, default=-1) + 1
 
 
 class PromptEncoder:
@@ -113,6 +128,8 @@ class PromptEncoder:
         """Parts of one turn with what the template puts around it; True where supervised."""
         template = self.template
         inner = [p for part in turn.parts for p in self._visual(part, visuals)]
+        if turn.parts and isinstance(turn.parts[-1], VisualMark):
+            inner.pop()  # nothing follows that the text behind a visual would part from it
         if turn.role == "assistant":
             tail = template.closing if last else template.between
             body = [(p, True) for p in inner] + [(Token(template.stop), True)]

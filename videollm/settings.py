@@ -4,6 +4,7 @@ Every field has a one-line comment. Paths are as the user writes them (relative 
 a tower or a connector can be told is checked by that part, not here.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,6 +44,7 @@ class ModelSettings:
     connector: dict = field(default_factory=dict)  # {type: mlp | qformer | linear, ...}
     language: dict = field(default_factory=dict)  # {model_type: qwen2 | llama | phi3 | gemma2, ...fields}
     language_weights: str | None = None  # folder or hub name; then ``language`` holds overrides only
+    scale_residuals: bool = False  # new weights: what a layer adds starts 1 / sqrt(2 layers) smaller (GPT-2)
     head: dict = field(default_factory=dict)  # {name: d2vlm | distime | text | yours, ...its options}
     tokenizer: str | None = None  # folder or hub name; by default that of the checkpoint or language_weights
     question_tokenizer: str | None = None  # for a connector that reads the question
@@ -64,6 +66,8 @@ class DataSettings:
     sampler: Sampler | None = None  # frame sampling; a checkpoint keeps its own
     preprocess: Preprocess | None = None
     backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    raw_spans: bool = False  # published: training spans as annotated, neither ordered nor cut to the video
+    unseen_id: int | None = None  # published DisTime: 0, places with this token id are seen by no other in training
     pack: bool = False  # all questions of a video behind one prefix (not for connectors that read the question)
     max_questions: int = 16  # of one packed row
     max_length: int | None = None  # tokens of one conversation; frames are dropped uniformly to fit
@@ -84,8 +88,16 @@ class PartSettings:
     """Of one part of the model; None means the run's own value."""
 
     train: bool | None = None
+    only: list[str] | None = None  # regular expressions: what in a trained part learns, by name; the rest is frozen
     lr: float | None = None
     weight_decay: float | None = None
+
+    def __post_init__(self):
+        for pattern in self.only or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"train.parts.PART.only: {pattern!r} is no regular expression ({error})") from None
 
 
 @dataclass
@@ -102,6 +114,7 @@ class LoraSettings:
 class TrainSettings:
     """The optimisation. ``batch_size`` counts dataset items (packed videos) on one process."""
 
+    objective: dict = field(default_factory=lambda: {"name": "supervised"})  # or {name: d2vlm.fpo, ...its options}
     output: str = "runs/train"  # folder of checkpoints and logs
     steps: int | None = None  # optimisation steps; or
     epochs: float = 1.0  # passes over the data

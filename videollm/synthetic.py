@@ -25,7 +25,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-VERSION = 1
+VERSION = 2
 SOURCE = "moving_shapes"
 SPLITS = ("train", "val", "test", "unseen")
 DEFAULT_COUNTS = {"train": 1500, "val": 100, "test": 300, "unseen": 100}
@@ -250,8 +250,9 @@ def annotate(clip: Clip, split: str, index: int, rng: np.random.Generator) -> li
         records.append(head | {"task": task, "source": SOURCE, "conversations": turns, "tgt": target, "events": events})
 
     for number, event in enumerate(asked):
-        question = f"when does the {phrase(event.kind)} happen ?"
-        add(f"grounding{number}", "grounding", question, "it happens at <span> .", [event.span])
+        question = f"when does this happen : {phrase(event.kind)}"
+        answer = f"{phrase(event.kind)} happens at <span> ."
+        add(f"grounding{number}", "grounding", question, answer, [event.span])
     if split != "train" or index % DENSE_EVERY == 0:
         answer = " ".join(f"<span> {phrase(event.kind)} ." for event in clip.events)
         add("dense", "dense_caption", "describe every event with its time .", answer, [e.span for e in clip.events])

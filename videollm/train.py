@@ -36,6 +36,7 @@ from videollm.errors import tell
 from videollm.features import FeatureStore
 from videollm.infer import answer_records, room_for_question
 from videollm.lora import merge_lora
+from videollm.objectives import build_objective
 from videollm.settings import Settings
 from videollm.structures import SpanMark
 from videollm.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer
@@ -53,19 +54,19 @@ def train(settings: Settings) -> Path:
     check_reporting(settings.train.report_to)
     resume = last_checkpoint(settings)
     prepare_launch(settings)
-    records = load_records(settings.data.train) if settings.data.train else []
+    data = settings.data
+    records = load_records(data.train, raw_spans=data.raw_spans) if data.train else []
     if not records:
         raise ConfigError("data.train: no annotation file given, or all of them are empty")
     if not Path(settings.data.videos).is_dir():
         raise ConfigError(f"data.videos: {settings.data.videos} is not a folder; give the one the paths are below")
-    unanswered = [r for r in records if not r.has_answer]
-    if unanswered:
-        raise ConfigError(
-            f"{unanswered[0].where}: no answer to train on ({len(unanswered)} such records); add or remove"
-        )
+    objective = build_objective(settings.train.objective)
+    objective.check(records, settings)
     bundle = assemble(settings)
     set_trainable(bundle.model, settings.train)
     arguments = training_arguments(settings)  # starts the process group
+    objective.prepare(bundle, settings)
+    bundle.model.objective = objective
     if arguments.process_index == 0:
         write_config(output, settings)
         print_trainable(bundle)
@@ -83,7 +84,12 @@ def train(settings: Settings) -> Path:
         args=arguments,
         train_dataset=dataset,
         eval_dataset=[] if validate else None,  # ``validate`` holds its own records; the Trainer only asks whether any
-        data_collator=bundle.collator(average=settings.train.loss_average, pack=settings.data.pack),
+        data_collator=bundle.collator(
+            average=settings.train.loss_average,
+            pack=settings.data.pack,
+            rank=objective.rejected is not None,
+            unseen_id=settings.data.unseen_id,
+        ),
         callbacks=[FreshFrames(), JsonLog()],
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -231,6 +237,7 @@ def make_dataset(bundle: Bundle, settings: Settings, reader: VisualReader, recor
         max_length=bundle.config.context_length,
         pack=settings.data.pack,
         max_questions=settings.data.max_questions,
+        rejected=bundle.model.objective.rejected,
         seed=settings.train.seed,
     )
 
@@ -238,7 +245,8 @@ def make_dataset(bundle: Bundle, settings: Settings, reader: VisualReader, recor
 def make_validation(
     bundle: Bundle, settings: Settings, reader: VisualReader, arguments: TrainingArguments
 ) -> Callable[[], dict[str, float]] | None:
-    """A function that answers the validation questions by free generation and scores the spans; None without any."""
+    """A function that answers the validation questions by free generation and scores the spans, and has the objective
+    compare their rejected answers; None without any."""
     if not settings.train.validate_every:
         return None
     if not settings.data.validation:
@@ -248,7 +256,9 @@ def make_validation(
             "train.validate_every: not possible under ZeRO-3, whose ranks would wait for each other's span tokens; set "
             "it to null and answer with videollm.infer afterwards, or use ZeRO-2"
         )
-    truths = {r.id: (r, spans) for r in load_records(settings.data.validation) if (spans := answer_spans(r))}
+    known, objective = load_records(settings.data.validation), bundle.model.objective
+    pairs = [r for r in known if objective.rejected and r.rejected][: settings.train.validation_size]
+    truths = {r.id: (r, spans) for r in known if (spans := answer_spans(r))}
     truths = dict(itertools.islice(truths.items(), settings.train.validation_size))
     if not truths:
         raise ConfigError("data.validation: no record has an answer with a span; give some, or no train.validate_every")
@@ -260,7 +270,7 @@ def make_validation(
         plain.stored = reader.stored
     room_for_question(bundle, settings.generate)
     score, best = load_metric(settings.train.metric), settings.train.best
-    names = flat(score(*[[spans for _, spans in truths.values()]] * 2))
+    names = [*flat(score(*[[spans for _, spans in truths.values()]] * 2)), *(objective.logged if pairs else ())]
     if best and best not in names:
         raise ConfigError(f"train.best: {settings.train.metric} gives no {best!r}, only {', '.join(names)}")
 
@@ -274,7 +284,8 @@ def make_validation(
             lines = {k: v for share in shares for k, v in share.items()}
         bad = limit_unasked(lines, settings.data.max_bad_fraction)
         good = [r.id for r in records if not lines[r.id]["error"]]
-        return flat(score([lines[i]["spans"] for i in good], [truths[i][1] for i in good]) | {"unreadable": bad})
+        found = score([lines[i]["spans"] for i in good], [truths[i][1] for i in good]) | {"unreadable": bad}
+        return flat(found) | (objective.held_out(bundle, pairs, plain, size=8) if pairs else {})
 
     return validate
 

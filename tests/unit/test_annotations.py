@@ -235,7 +235,7 @@ def test_span_wholly_outside_the_video_is_an_error_unless_raw():
         (item(), "empty (conversations)"),
         ({"video": "v.mp4", "q": "when?"}, "missing (conversations)"),
         ({"conversations": "q"}, "a string (conversations)"),
-        ({"conversations": {"chosen": []}}, "for preference training"),
+        ({"conversations": {"chosen": []}}, "no rejected answer"),
         ({"conversations": ["q"]}, "not a turn with a text (conversations[0])"),
         ({"conversations": [{"from": "human"}]}, "not a turn with a text (conversations[0])"),
         ({"conversations": [{"from": "bot", "value": "q"}]}, "unknown role 'bot' (conversations[0].from)"),
@@ -260,9 +260,9 @@ def test_bad_record_is_one_error_with_place_field_and_remedy(annotation, says):
 def test_examples_of_the_documentation_are_good_records(repository):
     text = (repository / "docs" / "annotations.md").read_text(encoding="utf-8")
     lines = re.findall(r"```json\n(.+)\n```", text)
-    assert len(lines) == 3
+    assert len(lines) == 4
     records = [parse(json.loads(line)) for line in lines]
-    assert [len(record.spans_s) for record in records] == [1, 3, 2]
+    assert [len(record.spans_s) for record in records] == [1, 3, 2, 1]
     assert all(record.odd == () and record.extra == {} for record in records)
 
 

@@ -166,6 +166,18 @@ def test_generation_pads_on_the_left(bundle):
         assert real.tolist() == sorted(real.tolist())
 
 
+def test_an_unseen_id_hides_its_places_and_nothing_else(bundle):
+    dataset = make_dataset(bundle, ALL)
+    items = [dataset[i] for i in range(len(ALL))]
+    word = items[0].prompts[0].ids[-3]
+    plain, hidden = bundle.collator()(items), bundle.collator(unseen_id=word)(items)
+    assert hidden["segment_ids"][hidden["input_ids"] == word].unique().tolist() == [-1]
+    rest = plain["input_ids"] != word
+    assert hidden["segment_ids"][rest].equal(plain["segment_ids"][rest])
+    same = ("input_ids", "position_ids", "label_ids", "label_index", "ref_index", "visual_index")
+    assert all(hidden[name].equal(plain[name]) for name in same)
+
+
 def test_unreadable_items_are_named_and_leave_a_usable_batch(bundle):
     broken = {"id": "b1", "video": "broken.mp4", "conversations": turns("<video>\nwhen?", "now")}
     dataset = make_dataset(bundle, [broken, "two_spans"])

@@ -20,7 +20,12 @@ from videollm.text_head import TextOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-PUBLISHED = ("configs/d2vlm/sft_etchat_phi3.yaml", "configs/distime/internvl2_5_1b_lora.yaml")
+PUBLISHED = (
+    "configs/d2vlm/sft_etchat_phi3.yaml",
+    "configs/d2vlm/fpo_etchat_phi3.yaml",
+    "configs/d2vlm/fpo_mcqa_etchat_phi3.yaml",
+    "configs/distime/internvl2_5_1b_lora.yaml",
+)
 HEAD_OPTIONS = {"d2vlm": EvidenceOptions, "distime": TimeOptions, "text": TextOptions}
 
 
@@ -204,6 +209,15 @@ def test_several_nodes_meet_at_the_named_address(script):
 def test_a_launch_that_cannot_work_is_one_line(script, environment, message):
     status, out, err = script("train.sh", "c.yaml", **environment)
     assert (status, out) == (2, "") and message in err
+
+
+@pytest.mark.parametrize("stage", ["sft", "fpo"])
+def test_each_stage_of_d2vlm_is_its_config_with_values_laid_over(script, stage):
+    config, zero2 = f"{ROOT}/configs/d2vlm/{stage}_etchat_phi3.yaml", f"{ROOT}/configs/deepspeed/zero2.json"
+    status, called, _ = script(f"d2vlm/train_{stage}.sh", "train.steps=3", GPUS="2")
+    assert status == 0 and called.endswith(f"--config {config} train.deepspeed={zero2} train.steps=3")
+    assert "--nproc_per_node 2" in called
+    assert script(f"d2vlm/train_{stage}.sh", "--help")[0] == 0 and script(f"d2vlm/train_{stage}.sh", "--x")[0] == 2
 
 
 @pytest.mark.parametrize("name, arguments", [("train.sh", []), ("infer.sh", ["m", "a.jsonl"])])

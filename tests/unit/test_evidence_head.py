@@ -84,6 +84,7 @@ def test_an_answer_grounds_before_it_speaks(head):
         SpanSlot("<evi>", Role.EVIDENCE, 1, 1),
         SpanSlot("<evi>", Role.EVIDENCE, 2, 2),
         Token("</evi>"),
+        " ",
         "At ",
         SpanSlot("<evi>", Role.ANSWER, 1, 1),
         " and ",
@@ -93,7 +94,7 @@ def test_an_answer_grounds_before_it_speaks(head):
 
 def test_an_answer_without_spans_begins_with_the_end_of_evidence(head):
     (turn,) = head.compose([Turn("assistant", ("Yes.",))], [], 9.0)
-    assert turn.parts == (Token("</evi>"), "Yes.")
+    assert turn.parts == (Token("</evi>"), " ", "Yes.")
 
 
 def test_the_answer_begins_after_the_last_end_of_evidence(head):

@@ -164,7 +164,8 @@ def test_sampled_answers_are_reproducible_by_seed_and_differ_without():
 
 def test_a_repetition_penalty_leaves_span_tokens_alone():
     scores = torch.tensor([[2.0, -2.0, 3.0, 4.0]])
-    penalised = SpanPenalty(2.0, torch.tensor([3]))(torch.tensor([[0, 1, 3, 3]]), scores.clone())
+    prompt = torch.zeros(1, scores.shape[1], dtype=torch.bool)
+    penalised = SpanPenalty(2.0, torch.tensor([3]), prompt)(torch.tensor([[0, 1, 3, 3]]), scores.clone())
     assert penalised.tolist() == [[1.0, -4.0, 3.0, 4.0]]
 
 

@@ -165,7 +165,7 @@ def test_exactly_answers_and_stop_tokens_are_supervised(template, head, answer):
 
 
 def test_the_evidence_stage_is_supervised_too():
-    wanted = "<evi><evi></evi>at <evi> and <evi>.<|im_end|>"
+    wanted = "<evi><evi></evi> at <evi> and <evi>.<|im_end|>"
     assert supervised(encode("two_spans", "d2vlm")) == wanted
 
 

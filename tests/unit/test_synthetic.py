@@ -169,7 +169,7 @@ def test_every_answer_is_true_and_has_a_mark_for_every_span(records):
         assert all(0 <= s < e <= record["duration"] for s, e in spans)
         match record["task"]:
             case "grounding":
-                name = question.removeprefix("<video>\nwhen does the ").removesuffix(" happen ?")
+                name = question.removeprefix("<video>\nwhen does this happen : ")
                 assert spans == [said[name]]
             case "dense_caption":
                 assert answer == " ".join(f"<span> {name} ." for name in said)

@@ -66,6 +66,21 @@ def test_learning_rate_and_decay_are_set_by_part_and_spare_norms_and_biases():
     assert {part_of(n) for n in seen} == {"head", "vision_tower", "connector", "language_model", "lm_head"}
 
 
+def test_of_a_part_only_what_is_named_learns():
+    parts = {"head": {"only": ["evi_head", r"frm_head\.0"]}, "connector": {"train": False, "only": ["linear_1"]}}
+    model = make_bundle("internvl", "d2vlm", train={"parts": parts}).model
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[1] for name in learns if name.startswith("head.")} == {"evi_head", "frm_head"}
+    assert {name for name in learns if "frm_head" in name} == {"head.frm_head.0.weight", "head.frm_head.0.bias"}
+    assert not any(name.startswith("connector.") for name in learns)
+    for pattern, message in (
+        ("no_such", r"parts\.head\.only: 'no_such' is in no name"),
+        ("(", "no regular expression"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_bundle("internvl", "d2vlm", train={"parts": {"head": {"only": [pattern]}}})
+
+
 @pytest.mark.parametrize("epochs, fraction, good", [(1.0, 0.5, True), (4.0, 0.5, True), (1.0, 0.4, False)])
 def test_the_share_of_unreadable_videos_is_of_every_pass(tmp_path, epochs, fraction, good):
     """A bad video is met once a pass; a long training must not run into the limit."""

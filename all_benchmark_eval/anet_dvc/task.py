@@ -1,0 +1,214 @@
+"""ActivityNet Captions, dense captioning: the events of a video, each with a span and a sentence.
+
+Ground truth ``{video: {"duration", "timestamps": [[s, e], ..], "sentences": [..]}}`` (val_2: 4885 videos); predictions
+are JSON lines, or a list of the same objects; ``answer`` is itself JSON, times are whole numbers::
+
+    {"video_id": "v_uqiMw7tQ1Cc", "task": "captioning",
+     "answer": "[{\\"event\\": \\"a man stands.\\", \\"timestamps\\": \\"1 - 23\\"}]"}
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Options, Scores, read_json, read_lines, read_text
+from all_benchmark_eval.dense import THRESHOLDS, harmonic
+from all_benchmark_eval.dense_scores import (
+    DenseAnswers,
+    DenseTruth,
+    Words,
+    answer_events,
+    check_truth,
+    clip_events,
+    corrected_measures,
+    mean_over_thresholds,
+    published_measures,
+)
+from all_benchmark_eval.intervals import iou_epsilon
+from all_benchmark_eval.moments import State, as_object, moment_questions, seconds, state_counts, table
+
+WORDINGS = {
+    "distime": (
+        "Localize a series of activity events in the video, output the start and end timestamp for each event, and "
+        "describe each event with sentences."
+    ),
+    # D2VLM published none: its wording for YouCook2, without the word on what the video shows
+    "d2vlm": (
+        "You are given a video. Watch the video carefully and densly describe all the events. For each event, you need "
+        "to determine the start and ends times and provide a concise description. The format of your response should "
+        "be: '<start time> - <end time>, <description>'."
+    ),
+    "plain": "Describe every event of the video in order, each as: '<start time> - <end time>, <description>'.",
+}
+SAME_SENTENCE = 0.98  # difflib's ratio above which neighbouring events are one, if they touch
+METRICS = (
+    *("SODA_c", "METEOR", "CIDEr", "ROUGE_L", "BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "F1", "Precision", "Recall"),
+    *(f"{name}@{t:g}" for name in ("F1", "Precision", "Recall") for t in THRESHOLDS),
+)
+
+
+class ActivityNetDense(Benchmark):
+    """SODA_c, METEOR, CIDEr and F1 of dense captions.
+
+    ``seconds`` takes the times in the file as seconds, which they are in DisTime's published files and in what we
+    write. ``percent`` takes them as hundredths of the video, 0 to 99: what the published script does with the same
+    files, and so where the published numbers come from, which are too low.
+    """
+
+    name = "anet_dvc"
+    title = "ActivityNet Captions dense captioning"
+    variants = ("seconds", "percent")
+
+    def load(self, path: Path) -> DenseTruth:
+        """ActivityNet Captions' own json (val_1, val_2)."""
+        names, durations, spans, texts = [], [], [], []
+        for video, entry in as_object(read_json(path), f"{path}").items():
+            where = f"{path}: {video!r}"
+            entry = as_object(entry, where, ("duration", "timestamps", "sentences"))
+            duration, sentences = seconds(entry["duration"]), entry["sentences"]
+            if duration is None or duration <= 0:
+                raise BenchmarkError(f"{where}: duration {entry['duration']!r} is not a number of seconds above 0")
+            if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+                raise BenchmarkError(f"{where}: sentences is not a list of texts")
+            names.append(video)
+            durations.append(duration)
+            spans.append(entry["timestamps"])
+            texts.append(sentences)
+        return check_truth(DenseTruth(names, np.array(durations), spans, texts), path)
+
+    def questions(self, truth: DenseTruth, wording: str) -> list[dict]:
+        """One question a video; videos are ``<video>.mp4``."""
+        return moment_questions(truth.names, truth.names, [""] * len(truth), truth.durations, WORDINGS[wording])
+
+    def from_answers(self, truth: DenseTruth, answers: Mapping[str, dict], wording: str) -> list[dict]:
+        """The events of each answer in whole seconds; no line for a video that was not answered."""
+        lines = []
+        for name in truth.names:
+            if name in answers and not answers[name]["error"]:
+                events = [
+                    {"event": text, "timestamps": f"{round(start)} - {round(end)}"}
+                    for (start, end), text in answer_events(answers[name])
+                ]
+                lines.append({"video_id": name, "task": "captioning", "answer": json.dumps(events)})
+        return lines
+
+    def read(self, path: Path, truth: DenseTruth) -> DenseAnswers:
+        """Events by video, times as they stand. The last line of a video counts, as in the published script."""
+        rows = {name: row for row, name in enumerate(truth.names)}
+        answers, again = DenseAnswers.none(len(truth)), 0
+        for where, line in _lines(path):
+            line = as_object(line, where, ("video_id", "answer"))
+            if line["video_id"] not in rows:
+                raise BenchmarkError(f"{where}: no video of the annotations is named {line['video_id']!r}")
+            row = rows[line["video_id"]]
+            again += int(answers.state[row] != State.MISSING)
+            events = list(_events(line["answer"]))
+            answers.put(row, [span for span, _ in events], [text for _, text in events])
+        answers.notes.extend([f"{again} lines are for a video that has one already; the last one counts"] * (again > 0))
+        return answers
+
+    def score(self, truth: DenseTruth, predictions: DenseAnswers, options: Options) -> Scores:
+        """Metrics in percent. F1@t is the harmonic mean of the mean precision and recall, F1 the mean of the four.
+
+        ``published``: the script of VTimeLLM, which DisTime ships. Only videos in the predictions count. Neighbouring
+        events with the same sentence (difflib ratio above 0.98) that touch within one unit are one event; what is not
+        ASCII becomes a blank; reversed spans are not ordered; IoU has 1e-8 added to its denominator, precision and
+        recall want more than the threshold, caption pairs as much. ``corrected``: all videos count, one without a
+        prediction 0; events stay as they are, spans are ordered and cut to the video; the rest is in
+        ``dense_scores.corrected_measures``. BLEU, meant for a corpus, is left out.
+        """
+        words = Words(options)
+        counts = state_counts(predictions.state)
+        denominator, notes = "", list(predictions.notes)
+        if options.protocol == "published":
+            there = predictions.state != State.MISSING
+            truth, predictions = truth.select(there), predictions.select(there)
+            denominator = "videos in the predictions"
+            measures = _published(words, truth, predictions, options) if len(truth) else {}
+        else:
+            predictions = _in_seconds(truth, predictions, options.variant)
+            predictions, counts["clipped"] = clip_events(truth, predictions)
+            words.add([text for side in (predictions.captions, truth.captions) for video in side for text in video])
+            predicted = words.events(predictions.spans, predictions.captions)
+            measures = corrected_measures(words, predicted, words.events(truth.spans, truth.captions))
+        if not measures:
+            return Scores(dict.fromkeys(METRICS), "percent", counts, notes=[*notes, "no video to score"])
+        flat = mean_over_thresholds(measures)
+        means = {name: 100.0 * float(values.mean()) for name, values in flat.items()}
+        for t in THRESHOLDS:
+            means[f"F1@{t:g}"] = float(harmonic(means[f"Precision@{t:g}"], means[f"Recall@{t:g}"]))
+        means["F1"] = float(np.mean([means[f"F1@{t:g}"] for t in THRESHOLDS]))
+        return Scores(
+            {name: means.get(name) for name in METRICS},
+            "percent",
+            counts,
+            {name: table(truth.names, flat[name]) for name in METRICS if name in flat},
+            denominator,
+            notes=words.notes + notes,
+        )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, object]]:
+    """(place, object) of each answer of a file of JSON lines or with one JSON list."""
+    if read_text(path).lstrip().startswith("["):
+        yield from ((f"{path}: item {number}", line) for number, line in enumerate(read_json(path), start=1))
+    else:
+        yield from read_lines(path)
+
+
+def _events(answer: object) -> Iterator[tuple[list[float], str]]:
+    """(span, sentence) of each event of an answer, up to the first that is not as it should be."""
+    try:
+        for event in json.loads(answer):
+            start, end = (seconds(int(time)) for time in event["timestamps"].split(" - "))
+            if start is None or end is None or not isinstance(event["event"], str):
+                return
+            yield [start, end], event["event"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return
+
+
+def _in_seconds(truth: DenseTruth, answers: DenseAnswers, variant: str) -> DenseAnswers:
+    """Times as the variant reads them."""
+    if variant == "seconds":
+        return answers
+    spans = [
+        [[start * duration / 100, (end + 1) * duration / 100] for start, end in video]
+        for video, duration in zip(answers.spans, truth.durations.tolist(), strict=True)
+    ]
+    return replace(answers, spans=spans)
+
+
+def _published(words: Words, truth: DenseTruth, answers: DenseAnswers, options: Options) -> dict:
+    merged = [_merge(*video) for video in zip(answers.spans, answers.captions, strict=True)]
+    answers = replace(answers, spans=[spans for spans, _ in merged], captions=[texts for _, texts in merged])
+    answers = _in_seconds(truth, answers, options.variant)
+    said, true_texts = ([[_ascii(text) for text in v] for v in side] for side in (answers.captions, truth.captions))
+    words.add([text for side in (said, true_texts) for video in side for text in video])
+    predicted, true = words.events(answers.spans, said), words.events(truth.spans, true_texts)
+    return published_measures(words, predicted.by_start(), true.by_start(), iou_epsilon, options.seed)
+
+
+def _merge(spans: list[list[float]], texts: list[str]) -> tuple[list[list[float]], list[str]]:
+    """Events of which a neighbour goes on with the same sentence as one event, with its first sentence."""
+    kept_spans: list[list[float]] = []
+    kept_texts: list[str] = []
+    for span, text in zip(spans, texts, strict=True):
+        touches = bool(kept_spans) and -1 <= span[0] - kept_spans[-1][1] <= 1
+        if touches and difflib.SequenceMatcher(None, kept_texts[-1], text).ratio() > SAME_SENTENCE:
+            kept_spans[-1] = [kept_spans[-1][0], span[1]]
+        else:
+            kept_spans.append(span)
+            kept_texts.append(text)
+    return kept_spans, kept_texts
+
+
+def _ascii(text: str) -> str:
+    return "".join(char if ord(char) < 128 else " " for char in text)
+
+
+TASK = ActivityNetDense()

@@ -1,0 +1,1 @@
+"""Charades-STA: moment retrieval in videos of daily activities at home."""

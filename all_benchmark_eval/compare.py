@@ -1,0 +1,127 @@
+"""Is B better than A? ``python -m all_benchmark_eval.compare A.json B.json``: paired differences of two score files.
+
+In: two files of ``score``, of one benchmark and variant. Out: for each protocol that both have and each metric with
+per-sample scores, B - A over the samples that both scored, its bootstrap interval, and a sign-flip p-value. It knows no
+benchmark.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from all_benchmark_eval.benchmark import BenchmarkError, read_json
+from all_benchmark_eval.score import wide_console
+from all_benchmark_eval.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
+from videollm.errors import tell
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B - A of one metric over the ``shared`` samples, in the metric's unit; ``low`` and ``high``: its interval."""
+
+    metric: str
+    a: float
+    b: float
+    low: float
+    high: float
+    p: float
+    shared: int
+    only_a: int
+    only_b: int
+
+    @property
+    def value(self) -> float:
+        return self.b - self.a
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """A file of ``score``. Raises BenchmarkError if it is none."""
+    data = read_json(path)
+    keys = ("benchmark", "variant", "protocols", "per_sample", "files")
+    if not isinstance(data, dict) or any(key not in data for key in keys):
+        raise BenchmarkError(f"{path}: not written by all_benchmark_eval.score (needs {', '.join(keys)})")
+    return data
+
+
+def shared_protocols(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The protocols that both files have. Raises BenchmarkError where two files say nothing about each other."""
+    for key in ("benchmark", "variant"):
+        if a[key] != b[key]:
+            raise BenchmarkError(f"A is of {key} {a[key]!r}, B of {b[key]!r}: only like is compared with like")
+    protocols = [protocol for protocol in a["protocols"] if protocol in b["protocols"]]
+    if not protocols:
+        of_a, of_b = (", ".join(x["protocols"]) for x in (a, b))
+        raise BenchmarkError(f"A has the protocol {of_a}, B {of_b}: score both under the same one")
+    return protocols
+
+
+def differences(
+    a: dict[str, dict[str, float]], b: dict[str, dict[str, float]], scale: float, resamples: int, seed: int
+) -> Iterable[Difference]:
+    """Of every metric in both ``per_sample`` tables, over the ids in both. Raises BenchmarkError if there are none."""
+    metrics = [metric for metric in a if metric in b]
+    shared = {metric: {key: a[metric][key] for key in a[metric] if key in b[metric]} for metric in metrics}
+    if not any(shared.values()):
+        raise BenchmarkError("A and B have no sample of the same id in any metric: nothing can be compared")
+    for names, ids, of_a in by_samples(shared):
+        of_a = of_a * scale  # [N, M]
+        of_b = scale * np.array([[b[name][key] for name in names] for key in ids])
+        difference = of_b - of_a
+        (low, high), p = bootstrap_interval(difference, resamples, seed), sign_flip_p(difference, resamples, seed)
+        for m, name in enumerate(names):
+            rest = (len(ids), len(a[name]) - len(ids), len(b[name]) - len(ids))
+            means = float(of_a[:, m].mean()), float(of_b[:, m].mean())
+            yield Difference(name, *means, float(low[m]), float(high[m]), float(p[m]), *rest)
+
+
+def table(protocol: str, unit: str, rows: Iterable[Difference]) -> Table:
+    """One line a metric."""
+    found = Table(title=f"{protocol}, {unit}", title_justify="left")
+    found.add_column("metric", no_wrap=True)
+    for name in ("A", "B", "B - A", f"{CONFIDENCE:.0%} interval", "p", "in both", "A only", "B only"):
+        found.add_column(name, justify="right", no_wrap=True)
+    digits = 2 if unit == "percent" else 4
+    for row in rows:
+        numbers = (f"{row.a:.{digits}f}", f"{row.b:.{digits}f}", f"{row.value:+.{digits}f}")
+        interval = f"{row.low:+.{digits}f} to {row.high:+.{digits}f}"
+        counts = (str(row.shared), str(row.only_a), str(row.only_b))
+        found.add_row(row.metric, *numbers, interval, f"{row.p:.4f}", *counts)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="all_benchmark_eval.compare", description="Paired differences of two scores.")
+    parser.add_argument("a", type=Path, metavar="A.json")
+    parser.add_argument("b", type=Path, metavar="B.json")
+    parser.add_argument("--resamples", type=int, default=10_000, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    console = wide_console()
+    try:
+        if args.resamples < 1 or args.seed < 0:
+            raise BenchmarkError("--resamples needs a number from 1 on, --seed one from 0 on")
+        a, b = read_scores(args.a), read_scores(args.b)
+        protocols = shared_protocols(a, b)
+        console.print(f"{a['benchmark']}, variant {a['variant']}\nA: {args.a}\nB: {args.b}", markup=False)
+        for protocol in protocols:
+            unit = a["protocols"][protocol]["unit"]
+            scale = 100.0 if unit == "percent" else 1.0
+            pair = a["per_sample"].get(protocol, {}), b["per_sample"].get(protocol, {})
+            console.print(table(protocol, unit, differences(*pair, scale, args.resamples, args.seed)))
+        truths = [x["files"].get("annotations", {}).get("sha256") for x in (a, b)]
+        if truths[0] != truths[1]:
+            console.print("A and B were scored against different annotation files: check that the ids mean the same")
+    except BenchmarkError as error:
+        return tell(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

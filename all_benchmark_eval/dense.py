@@ -1,0 +1,155 @@
+"""Dense captioning: predicted events (a span and a caption) held against the true events of the same video.
+
+Events of all videos lie one after the other in arrays, a video's events together, so that everything is computed for
+all videos at once; results have one row a video. Captions are tokenized (``captions.tokenize``). Files, official
+formats and what is averaged over what are the tasks'.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from all_benchmark_eval.captions import Group, Pair
+
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Events:
+    """N events of V videos."""
+
+    sizes: Ints  # [V], events of each video
+    spans: Floats  # [N, 2], in any one unit
+    captions: list[str]  # N
+
+    @staticmethod
+    def of(spans: Sequence[Sequence[Sequence[float]]], captions: Sequence[Sequence[str]]) -> "Events":
+        """From one list of [start, end] and one of captions a video."""
+        sizes = np.array([len(video) for video in captions], dtype=np.int64)
+        flat = list(chain.from_iterable(spans))
+        return Events(sizes, np.array(flat, np.float64).reshape(-1, 2), list(chain.from_iterable(captions)))
+
+    @property
+    def owner(self) -> Ints:
+        """The video of each event, [N]."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+    @property
+    def first(self) -> Ints:
+        """Where each video's events begin, [V]."""
+        return np.cumsum(self.sizes) - self.sizes
+
+    def by_start(self) -> "Events":
+        """The events of each video in order of their starts; equal ones stay in order."""
+        order = np.lexsort((self.spans[:, 0], self.owner))
+        return Events(self.sizes, self.spans[order], [self.captions[i] for i in order])
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Every predicted event with every true event of its video: K combinations, by video, prediction, truth."""
+
+    predicted: Ints  # [K], index of the predicted event
+    true: Ints  # [K], index of the true event
+    iou: Floats  # [K]
+    best_predicted: Floats  # [P], the highest IoU of each predicted event; -1 without a true one
+    best_true: Floats  # [T], likewise
+
+
+def overlaps(predicted: Events, true: Events, iou: Callable[[Floats, Floats], Floats]) -> Overlaps:
+    """``iou`` takes spans [K, 2] and [K, 2]. Raises ValueError if the events are not of the same videos."""
+    if len(predicted.sizes) != len(true.sizes):
+        raise ValueError(f"events of {len(predicted.sizes)} and of {len(true.sizes)} videos")
+    partners = true.sizes[predicted.owner]  # [P]
+    index_p = np.repeat(np.arange(len(partners)), partners)
+    before = np.repeat(np.cumsum(partners) - partners, partners)  # combinations of the predictions before
+    index_t = true.first[predicted.owner[index_p]] + np.arange(len(index_p)) - before
+    values = iou(predicted.spans[index_p], true.spans[index_t])
+    best_p, best_t = np.full(len(predicted.spans), -1.0), np.full(len(true.spans), -1.0)
+    np.maximum.at(best_p, index_p, values)
+    np.maximum.at(best_t, index_t, values)
+    return Overlaps(index_p, index_t, values, best_p, best_t)
+
+
+def precision_recall(
+    over: Overlaps, predicted: Events, true: Events, passes: Callable[[Floats, float], NDArray[np.bool_]]
+) -> tuple[Floats, Floats]:
+    """(precision, recall), each [V, 4]: share of a video's events that overlap any event of the other side enough.
+
+    Pairing is not one to one. 0 for a video without such events. ``passes(iou, threshold)`` says what is enough.
+    """
+    return _shares(over.best_predicted, predicted, passes), _shares(over.best_true, true, passes)
+
+
+def caption_groups(
+    over: Overlaps, predicted: Events, true: Events, least: Callable[[float], float], filler: str | None
+) -> list[list[Group]]:
+    """Pairs of captions for each threshold and video, [4][V] lists.
+
+    Every (prediction, truth) with IoU >= ``least(threshold)`` is a pair, so one prediction may stand in several. A
+    prediction without a true event is paired with ``filler``, or left out if that is None.
+    """
+    owner = predicted.owner
+    everything: list[Pair] = [
+        (predicted.captions[p], true.captions[t]) for p, t in zip(over.predicted, over.true, strict=True)
+    ]
+    groups = []
+    for threshold in THRESHOLDS:
+        of_video: list[list[Pair]] = [[] for _ in predicted.sizes]
+        for k in np.flatnonzero(over.iou >= least(threshold)):
+            of_video[owner[over.predicted[k]]].append(everything[k])
+        if filler is not None:
+            for p in np.flatnonzero(over.best_predicted < least(threshold)):
+                of_video[owner[p]].append((predicted.captions[p], filler))
+        groups.append(of_video)
+    return groups
+
+
+def unmatched(over: Overlaps, predicted: Events, least: Callable[[float], float]) -> Ints:
+    """Predictions without a true event, [4, V]."""
+    lonely = over.best_predicted[None] < np.array([least(t) for t in THRESHOLDS])[:, None]  # [4, P]
+    return np.stack([np.bincount(predicted.owner[row], minlength=len(predicted.sizes)) for row in lonely])
+
+
+def soda(over: Overlaps, predicted: Events, true: Events, similarity: Floats) -> Floats:
+    """SODA of each video, [V]: F-measure of the best alignment that keeps the order of both lists.
+
+    ``similarity`` [K] is of the captions; an aligned pair earns its IoU times that. 0 for a video without events on
+    either side (Fujita et al., "SODA: Story Oriented Dense Video Captioning Evaluation", ECCV 2020).
+    """
+    earned = over.iou * similarity
+    ends = np.cumsum(predicted.sizes * true.sizes)
+    total = np.zeros(len(ends))
+    for video, end in enumerate(ends):
+        shape = predicted.sizes[video], true.sizes[video]
+        total[video] = _best_alignment(earned[end - shape[0] * shape[1] : end].reshape(shape))
+    precision = total / np.maximum(predicted.sizes, 1)
+    recall = total / np.maximum(true.sizes, 1)
+    return harmonic(precision, recall)
+
+
+def harmonic(a: Floats, b: Floats) -> Floats:
+    """Harmonic mean, 0 where both are 0."""
+    total = np.asarray(a + b, dtype=np.float64)
+    return np.divide(2 * a * b, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _shares(best: Floats, events: Events, passes: Callable[[Floats, float], NDArray[np.bool_]]) -> Floats:
+    """Share [V, 4] of each video's events whose best IoU passes."""
+    hits = [np.bincount(events.owner[passes(best, t)], minlength=len(events.sizes)) for t in THRESHOLDS]
+    return np.stack(hits, axis=1) / np.maximum(events.sizes, 1)[:, None]
+
+
+def _best_alignment(earned: Floats) -> float:
+    """The highest sum of entries of [P, T] that go down and to the right, at most one a row and a column."""
+    row = np.zeros(earned.shape[1] + 1)
+    for gain in earned:
+        row[1:] = np.maximum(row[1:], row[:-1] + gain)
+        np.maximum.accumulate(row, out=row)
+    return float(row[-1])

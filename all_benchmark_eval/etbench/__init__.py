@@ -1,0 +1,1 @@
+"""E.T. Bench: twelve tasks about when and where in a video."""

@@ -1,0 +1,140 @@
+"""The ten E.T. Bench tasks without captions, scored for what their metrics mean.
+
+Differences from the published scripts, whichever variant: times are read with their units, clock times and any dash
+(``parsing.read_spans``), ordered and cut to the video; the evidence before ``</evi>`` is never the answer and is
+scored apart (``_evi``, over all samples, no substitute where it is missing); tvg, epm and gvq score the first span,
+not the best of all; IoU in float64, one that is the threshold on paper is a hit; tal pairs spans one to one, so that
+repeated ones earn nothing; evs compares stretches of time, not 1000 bins of a second; a choice is what
+``choices.read_choice`` reads, no likeness of sentences: an empty or unclear answer is wrong; gvq's answer with a wrong
+option scores 0; what is unparsed or missing is wrong and stays in every denominator; nothing is rounded.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from all_benchmark_eval.choices import read_choice
+from all_benchmark_eval.etbench.grounding import THRESHOLDS
+from all_benchmark_eval.etbench.samples import CAPTION, MOMENT, REFERRING, Outcome, Sample, Spans, cut
+from all_benchmark_eval.intervals import iou_union
+from all_benchmark_eval.moments import SLACK
+from all_benchmark_eval.parsing import read_moment, read_spans, split_evidence
+from all_benchmark_eval.spans import set_f1
+
+Floats = NDArray[np.float64]
+
+
+def score(samples: Sequence[Sample]) -> Outcome:
+    """One task and source; a missing sample has no answer."""
+    task = samples[0].task
+    if task in CAPTION:
+        raise ValueError(f"{task} is scored in dense.py")
+    if task in REFERRING:
+        chosen = [_choice(sample) for sample in samples]
+        right = {s.id: float(c == s.choice) for s, c in zip(samples, chosen, strict=True)}
+        parsed = [choice is not None for choice in chosen]
+        return _outcome(samples, parsed, {"Acc": sum(right.values()) / len(samples)}, {"Acc": right})
+    return _highlights(samples) if task == "vhd" else _spans(samples, task)
+
+
+def _spans(samples: Sequence[Sample], task: str) -> Outcome:
+    answers, evidence, clipped = [], [], 0
+    for sample in samples:
+        before, behind = split_evidence(sample.answer or "")
+        spans, count = cut(read_spans(behind), sample.duration)
+        answers.append(spans)
+        evidence.append(cut(read_spans(before), sample.duration)[0])
+        clipped += count
+    measure = _MEASURES.get(task, _first_span)
+    numbers, per_sample = measure(samples, answers, "")
+    parsed = [bool(spans) for spans in answers]
+    if task == "gvq":
+        chosen = [_choice(sample) for sample in samples]
+        right = np.array([c == s.choice for s, c in zip(samples, chosen, strict=True)])
+        numbers, per_sample = measure(samples, _only(answers, right), "")
+        evidence = _only(evidence, right)
+        numbers["Acc"] = float(right.mean())
+        per_sample["Acc"] = _table(samples, right)
+        parsed = [choice is not None and spans for choice, spans in zip(chosen, parsed, strict=True)]
+    if any(evidence):
+        numbers |= measure(samples, evidence, "_evi")[0]
+    return _outcome(samples, parsed, numbers, per_sample, clipped)
+
+
+def _outcome(samples: Sequence[Sample], parsed: Sequence[bool], numbers: dict, tables: dict, clipped: int = 0) -> Outcome:
+    states = {s.id: "scored" if good else "unparsed" for s, good in zip(samples, parsed, strict=True)}
+    failed = len(samples) - sum(map(bool, parsed))
+    return Outcome({"Total": len(samples), "Failed": failed} | numbers, tables, states, [], clipped)
+
+
+def _first_span(samples: Sequence[Sample], found: Sequence[Spans], suffix: str) -> tuple[dict, dict]:
+    """tvg, epm, gvq, tem: the first span with the true span that it fits best."""
+    name, mean = ("F1", "F1") if samples[0].task in MOMENT else ("R", "mRec")
+    best = np.zeros(len(samples))
+    for row, (sample, spans) in enumerate(zip(samples, found, strict=True)):
+        if spans:
+            best[row] = np.nan_to_num(iou_union(np.array(sample.spans), np.array(spans[:1]))).max()
+    hits = best[:, None] >= np.array(THRESHOLDS) - SLACK  # [N, 4]
+    numbers = {f"mIoU{suffix}": float(best.mean())} | _at(name, hits.mean(0), suffix, mean)
+    return numbers, {"mIoU": _table(samples, best), mean: _table(samples, hits.mean(1))}
+
+
+def _actions(samples: Sequence[Sample], found: Sequence[Spans], suffix: str) -> tuple[dict, dict]:
+    """tal: F1 of the spans paired one to one."""
+    true = [[sorted(span) for span in sample.spans] for sample in samples]
+    f1s = [[set_f1(p, t, at - SLACK) if p else 0.0 for at in THRESHOLDS] for p, t in zip(found, true, strict=True)]
+    scores = np.array(f1s)  # [N, 4]
+    return _at("F1", scores.mean(0), suffix, "F1"), {"F1": _table(samples, scores.mean(1))}
+
+
+def _summary(samples: Sequence[Sample], found: Sequence[Spans], suffix: str) -> tuple[dict, dict]:
+    """evs: F1 of the time covered."""
+    f1s = [_covered_f1(spans, sample.spans) for sample, spans in zip(samples, found, strict=True)]
+    return {f"F1{suffix}": float(np.mean(f1s))}, {"F1": _table(samples, np.array(f1s))}
+
+
+def _highlights(samples: Sequence[Sample]) -> Outcome:
+    """vhd: one time inside any window."""
+    told = [split_evidence(sample.answer or "") for sample in samples]
+    times = [read_moment(answer) for _, answer in told]
+    hits = [_inside(time, sample.spans) for sample, time in zip(samples, times, strict=True)]
+    numbers = {"F1": float(np.mean(hits))}
+    evidence = [read_moment(before) for before, _ in told]
+    if any(time is not None for time in evidence):
+        numbers["F1_evi"] = float(np.mean([_inside(time, s.spans) for s, time in zip(samples, evidence, strict=True)]))
+    tables = {"F1": _table(samples, np.array(hits, float))}
+    return _outcome(samples, [time is not None for time in times], numbers, tables)
+
+
+_MEASURES = {"tal": _actions, "evs": _summary}
+
+
+def _choice(sample: Sample) -> int | None:
+    return read_choice(sample.answer or "", len(sample.options), sample.options)
+
+
+def _only(spans: Sequence[Spans], keep: NDArray[np.bool_]) -> list[Spans]:
+    return [found if kept else [] for found, kept in zip(spans, keep, strict=True)]
+
+
+def _inside(time: float | None, windows: Spans) -> bool:
+    return time is not None and any(min(window) <= time <= max(window) for window in windows)
+
+
+def _covered_f1(found: Spans, true: Spans) -> float:
+    """F1 of two sets of spans as stretches of time; 0 where they have none in common."""
+    edges = np.unique([time for span in (*found, *true) for time in span])
+    middles, lengths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    inside = [np.array([any(s < m < e for s, e in map(sorted, spans)) for m in middles], bool) for spans in (found, true)]
+    common = lengths[inside[0] & inside[1]].sum()
+    return float(2 * common / (lengths[inside[0]].sum() + lengths[inside[1]].sum())) if common > 0 else 0.0
+
+
+def _at(name: str, values: Floats, suffix: str, mean: str) -> dict[str, float]:
+    numbers = {f"{name}{suffix}@{t}": float(value) for t, value in zip(THRESHOLDS, values, strict=True)}
+    return numbers | {f"{mean}{suffix}": float(np.mean(values))}
+
+
+def _table(samples: Sequence[Sample], values: NDArray) -> dict[str, float]:
+    return {sample.id: float(value) for sample, value in zip(samples, values, strict=True)}

@@ -1,0 +1,216 @@
+"""dvc and slc of E.T. Bench: steps with captions, as the published scripts score them and corrected (METRICS 10.3).
+
+The steps of all sources are read first, so that one tokenizer call, one METEOR process and one run of the sentence
+model serve them all; then each source is scored under ``Rules``. Text is read in ``parsing``, scores of captions come
+from ``captions``; files are not known here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from all_benchmark_eval import captions
+from all_benchmark_eval.captions import Group, Pair
+from all_benchmark_eval.dense import Events, Overlaps, harmonic, overlaps
+from all_benchmark_eval.dense_scores import Words
+from all_benchmark_eval.etbench.grounding import EVIDENCE_VARIANTS, THRESHOLDS
+from all_benchmark_eval.etbench.samples import Outcome, Sample, Spans, cut
+from all_benchmark_eval.intervals import iou_epsilon, iou_union
+from all_benchmark_eval.moments import SLACK
+from all_benchmark_eval.parsing import (
+    published_steps,
+    published_steps_with_evidence,
+    read_spans,
+    read_steps,
+    split_evidence,
+)
+from all_benchmark_eval.sentences import SentenceModel
+
+MAX_STEPS = 1000  # of one video, as published
+MEASURES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SentSim")
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the two protocols do differently once the steps are read.
+
+    ``exact``: an IoU that is t on paper counts for F1 as it does for the captions (published: only a higher one).
+    ``scaled``: captions are averaged over all samples, not over the parsed ones, and one that is paired with a random
+    string has similarity 0.
+    """
+
+    iou: Callable[[Floats, Floats], Floats]
+    exact: bool
+    scaled: bool
+    slack: float = 0.0
+
+
+PUBLISHED = Rules(iou_epsilon, exact=False, scaled=False)
+CORRECTED = Rules(lambda a, b: np.nan_to_num(iou_union(a, b)), exact=True, scaled=True, slack=SLACK)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the answer to a sample tells."""
+
+    sample: Sample
+    spans: Spans
+    captions: list[str]
+    evidence: Spans
+
+
+@dataclass(frozen=True)
+class Source:
+    """The answers of one task and source. ``kept`` are scored; a video that comes twice is kept once, its last time."""
+
+    samples: Sequence[Sample]
+    kept: list[Steps]
+    failed: list[str]  # ids
+    stops: list[str]  # ids
+    evidence: bool  # it is scored as well
+    clipped: int = 0
+
+    def texts(self) -> list[str]:
+        """All captions, as the scripts clean them."""
+        return [plain(text) for steps in self.kept for text in (*steps.captions, *steps.sample.captions)]
+
+
+def read_source(samples: Sequence[Sample], variant: str) -> Source:
+    """Read the answers of one task and source by the published rules."""
+    kept, failed, stops = {}, [], []
+    for sample in samples:
+        try:
+            if variant in EVIDENCE_VARIANTS:
+                found = published_steps_with_evidence(sample.answer or "")
+            else:
+                found = published_steps(sample.answer or "")
+        except ValueError:
+            found = None
+            stops.append(sample.id)
+        if found is None:
+            failed.append(sample.id)
+            continue
+        evidence = found[2] if variant in EVIDENCE_VARIANTS else []
+        kept[sample.video] = Steps(sample, found[0][:MAX_STEPS], found[1][:MAX_STEPS], evidence)
+    return Source(samples, list(kept.values()), failed, stops, variant in EVIDENCE_VARIANTS)
+
+
+def corrected_source(samples: Sequence[Sample]) -> Source:
+    """Read the answers of one task and source for what they mean; each sample stands for itself."""
+    kept, failed, clipped = [], [], 0
+    for sample in samples:
+        evidence, answer = split_evidence(sample.answer or "")
+        spans, texts = read_steps(answer)
+        if not spans:
+            failed.append(sample.id)
+            continue
+        inside, count = cut(spans, sample.duration)
+        kept.append(Steps(sample, inside, texts, cut(read_spans(evidence), sample.duration)[0]))
+        clipped += count
+    return Source(samples, kept, failed, [], any(steps.evidence for steps in kept), clipped)
+
+
+def plain(text: str) -> str:
+    """A caption as the scripts hand it to the tokenizer: a blank for every character that is not ASCII."""
+    return "".join(c if ord(c) < 128 else " " for c in text)
+
+
+class Dense:
+    """Scores of several sources. ``words`` has tokenized the texts of all of them."""
+
+    def __init__(self, words: Words, model: SentenceModel, rules: Rules, seed: int):
+        self.words, self.model, self.rules, self.seed = words, model, rules, seed
+        self._random: set[str] = set()  # strings drawn so far
+
+    def score(self, source: Source) -> Outcome:
+        """F1 over all samples; caption scores over the parsed videos, or all samples (``Rules.scaled``)."""
+        count, states = len(source.samples), {sample.id: "scored" for sample in source.samples}
+        states |= dict.fromkeys(source.failed, "unparsed")
+        scale = len(source.kept) / count
+        predicted, true = self._events(source)
+        over = overlaps(predicted, true, self.rules.iou)
+        numbers = {"Total": count, "Failed": len(source.failed)} | _named("F1", self._f1(over, predicted, true, scale))
+        if source.evidence:
+            told = [steps.evidence for steps in source.kept]
+            evidence = Events.of(told, [[""] * len(spans) for spans in told])
+            f1 = self._f1(overlaps(evidence, true, self.rules.iou), evidence, true, scale)
+            numbers |= _named("F1", f1, "_evi")
+        measures, per_sample = self._captions(over, predicted, true), {}
+        for name in MEASURES:
+            values = measures.get(name)
+            numbers[name] = None if values is None else float(values.mean()) * (scale if self.rules.scaled else 1.0)
+            if values is not None:
+                per_sample[name] = {steps.sample.id: float(v) for steps, v in zip(source.kept, values, strict=True)}
+                per_sample[name] |= dict.fromkeys(source.failed, 0.0) if self.rules.scaled else {}
+        if not source.kept:
+            numbers |= dict.fromkeys(MEASURES, 0.0)
+        return Outcome(numbers, per_sample, states, source.stops, source.clipped)
+
+    def _events(self, source: Source) -> tuple[Events, Events]:
+        kept = source.kept
+        told = [[self.words[plain(text)] for text in steps.captions] for steps in kept]
+        true = [[self.words[plain(text)] for text in steps.sample.captions] for steps in kept]
+        spans = [steps.spans for steps in kept]
+        return Events.of(spans, told), Events.of([steps.sample.spans for steps in kept], true)
+
+    def _f1(self, over: Overlaps, predicted: Events, true: Events, scale: float) -> list[float]:
+        """F1 at each threshold of the mean precision and recall over videos, both times ``scale``."""
+        if not len(true.sizes):
+            return [0.0] * len(THRESHOLDS)
+        means = []
+        for best, events in ((over.best_predicted, predicted), (over.best_true, true)):
+            passes = [best >= t - self.rules.slack if self.rules.exact else best > t for t in THRESHOLDS]
+            hits = [np.bincount(events.owner[row], minlength=len(events.sizes)) for row in passes]
+            means.append(scale * (np.stack(hits) / np.maximum(events.sizes, 1)).mean(1))  # [4]
+        return harmonic(*means).tolist()
+
+    def _captions(self, over: Overlaps, predicted: Events, true: Events) -> dict[str, Floats]:
+        """Each caption score, mean over the thresholds, of each video [V]; those that cannot be made are left out."""
+        if not self.words.tokens or not len(true.sizes):
+            return {}
+        groups = self._groups(over, predicted, true)  # 4 * V
+        measures = {"SentSim": self._similarities(groups)}  # first: the model loads while METEOR starts
+        measures |= {f"Bleu_{n}": column for n, column in enumerate(captions.bleu(groups).T, start=1)}
+        measures |= {"ROUGE_L": captions.rouge_l(groups), "CIDEr": captions.cider(groups)}
+        if self.words.meteor:
+            measures["METEOR"] = captions.meteor(groups)
+        return {name: values.reshape(len(THRESHOLDS), -1).mean(0) for name, values in measures.items()}
+
+    def _groups(self, over: Overlaps, predicted: Events, true: Events) -> list[Group]:
+        """The pairs of each threshold and video: every (prediction, truth) with IoU >= t, else a random string."""
+        reached = [over.iou >= t - self.rules.slack for t in THRESHOLDS]
+        lonely = [~(over.best_predicted >= t - self.rules.slack) for t in THRESHOLDS]
+        drawn = captions.random_letters(int(np.sum(lonely)), self.seed + len(self._random))
+        self._random.update(drawn)
+        fillers, owner, groups = iter(drawn), predicted.owner, []
+        for pairs, alone in zip(reached, lonely, strict=True):
+            of_video: list[list[Pair]] = [[] for _ in predicted.sizes]
+            for k in np.flatnonzero(pairs):
+                p, t = over.predicted[k], over.true[k]
+                of_video[owner[p]].append((predicted.captions[p], true.captions[t]))
+            for p in np.flatnonzero(alone):
+                of_video[owner[p]].append((predicted.captions[p], next(fillers)))
+            groups += of_video
+        return groups
+
+    def _similarities(self, groups: Sequence[Group]) -> Floats:
+        """Mean sentence similarity of each group's pairs, [G]."""
+        flat = [pair for group in groups for pair in group]
+        if not flat:
+            return np.zeros(len(groups))
+        values = self.model.similarity(*zip(*flat, strict=True)).astype(np.float64)
+        if self.rules.scaled:
+            values[[true in self._random for _, true in flat]] = 0.0
+        sizes = [len(group) for group in groups]
+        sums = np.bincount(np.repeat(np.arange(len(groups)), sizes), weights=values, minlength=len(groups))
+        return sums / np.maximum(sizes, 1)
+
+
+def _named(name: str, values: Sequence[float], suffix: str = "") -> dict[str, float]:
+    """``name@t`` and their mean."""
+    numbers = {f"{name}{suffix}@{t}": value for t, value in zip(THRESHOLDS, values, strict=True)}
+    return numbers | {f"{name}{suffix}": sum(values) / len(values)}

@@ -1,0 +1,124 @@
+"""E.T. Bench: 12 tasks on long videos, from moment retrieval to grounded questions (Liu et al., NeurIPS 2024).
+
+A line of the annotations; a prediction is the same line with the answer as ``a`` (a .json list, .jsonl, or a folder)::
+
+    {"version": 1.0, "idx": 0, "task": "tvg", "source": "qvhighlights", "video": "qvhighlights/x.mp4", "duration": 150.0,
+     "tgt": [10.0, 20.0], "q": "...", "a": "<evi> 9.0 - 19.0 </evi>The event happens in 10.0 - 20.0 seconds."}
+    {"task": "rar", ..., "src": [31.0], "p": 2, "o": ["..", "..", "..", ".."], "a": "Best Option: (C)"}
+    {"task": "dvc", ..., "tgt": [[5, 15], [18, 30]], "g": ["pour oil", "add onion"], "a": "5 - 15 seconds, pour oil. ..."}
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Options, Scores, worded
+from all_benchmark_eval.etbench import scoring
+from all_benchmark_eval.etbench.samples import REFERRING, Sample, read_samples
+
+# How a record of a task is asked, by wording: the question is the annotation's ``q``.
+GENERATE = {
+    "d2vlm": dict.fromkeys(REFERRING, {"repetition_penalty": 1.2}),
+    "distime": {},
+    "plain": {},
+}
+_WRITTEN = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s\s*-\s*(\d+(?:\.\d+)?)\s*s\s*\]")  # a span in an answer of infer
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answered samples, and those of the annotations that no file answers."""
+
+    samples: Sequence[Sample]
+    missing: Sequence[Sample] = ()
+
+
+class ETBench(Benchmark):
+    """Accuracy, F1, recall and caption scores of twelve tasks; fractions."""
+
+    name = "etbench"
+    title = "E.T. Bench"
+    variants = ("etchat", "etchat_strict", "d2vlm", "d2vlm_looser")
+    own_truth = True
+
+    def load(self, path: Path) -> list[Sample]:
+        """The annotations (``etbench_vid_v1.0.json`` or ``etbench_txt_v1.0.json``). A sample's id: task/source/idx."""
+        return read_samples(path, answers=False)
+
+    def questions(self, truth: Sequence[Sample], wording: str) -> list[dict]:
+        """The annotation's ``q`` with the times of ``src``. ``generate``: decoding options of this record alone."""
+        generate = worded(GENERATE, wording)
+        lines = []
+        for sample in truth:
+            question, source = sample.row.get("q"), sample.row.get("src")
+            if not isinstance(question, str) or not question.strip():
+                raise BenchmarkError(f"{sample.id}: no question 'q' in the annotations")
+            line = {"id": sample.id, "video": sample.video, "task": sample.task, "source": sample.source}
+            if sample.duration is not None:
+                line["duration"] = sample.duration
+            if source not in (None, []):
+                line["src"] = _flat(source)
+            if sample.task in generate:
+                line["generate"] = generate[sample.task]
+            text = question.replace("<vid>", "<span>")  # E.T. Chat's mark for a time
+            lines.append(line | {"conversations": [{"from": "human", "value": f"<video>\n{text}"}]})
+        return lines
+
+    def from_answers(self, truth: Sequence[Sample], answers: Mapping[str, dict], wording: str) -> list[dict]:
+        """The lines with answers as ``a``: times as "a - b", evidence before ``</evi>`` with the d2vlm wording."""
+        worded(GENERATE, wording)
+        lines = []
+        for sample in truth:
+            answer = answers.get(sample.id)
+            if answer is not None and not answer["error"]:
+                lines.append(sample.row | {"a": official_text(answer, evidence=wording == "d2vlm")})
+        return lines
+
+    def read(self, path: Path, truth: Sequence[Sample] | None) -> Predictions:
+        """Answered lines; held against the annotations where they are given."""
+        samples = read_samples(path, answers=True)
+        if truth is None:
+            return Predictions(samples)
+        known = {sample.id: sample for sample in truth}
+        for sample in samples:
+            if sample.id not in known:
+                raise BenchmarkError(f"{path}: the annotations have no sample {sample.id}; are they of another version?")
+            true = known[sample.id]
+            if (sample.video, sample.spans, sample.choice) != (true.video, true.spans, true.choice):
+                raise BenchmarkError(f"{path}: {sample.id} has another video, tgt or p than in the annotations")
+        answered = {sample.id for sample in samples}
+        return Predictions(samples, [sample for sample in truth if sample.id not in answered])
+
+    def score(self, truth: Sequence[Sample] | None, predictions: Predictions, options: Options) -> Scores:
+        """``published`` by variant: ``grounding``, ``referring`` and ``dense.PUBLISHED``; sources rounded to 5 digits are
+        among the details. ``corrected``: see ``corrected`` and ``dense.CORRECTED`` for every difference; the variant
+        makes none. Captions, corrected: F1 counts an IoU that is the threshold on paper; a step keeps its own caption;
+        a video that comes twice counts twice; an unparsed sample scores 0 in every number; likeness to a random string
+        is 0."""
+        return scoring.score(predictions.samples, predictions.missing, options)
+
+
+def official_text(answer: Mapping, evidence: bool) -> str:
+    """The text of an ``infer`` line as the published systems write it: "<evi> 1.0 - 4.0 </evi>... 3.0 - 4.0 ..."."""
+    spans = iter(answer["spans"] if len(_WRITTEN.findall(answer["text"])) == len(answer["spans"]) else ())
+
+    def written(mark: re.Match) -> str:
+        start, end = next(spans, mark.groups())  # the same, not rounded, if they are there
+        return f"{start} - {end}"
+
+    text = _WRITTEN.sub(written, answer["text"])
+    if not evidence:
+        return text
+    told = ", ".join(f"{start} - {end}" for start, end in answer["evidence_spans"])
+    return f"<evi> {told} </evi>{text}"
+
+
+def _flat(source: object) -> list:
+    """``src`` as one list of numbers; it may be one number, [start, end] or a list of those."""
+    if not isinstance(source, list):
+        return [source]
+    return [number for part in source for number in (part if isinstance(part, list) else [part])]
+
+
+TASK = ETBench()

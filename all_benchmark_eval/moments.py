@@ -1,0 +1,202 @@
+"""What the grounding benchmarks share: one predicted span a query, held against true ones.
+
+Ground truth and predictions are arrays over the queries, in the order of the truth; a query without a usable answer
+stays in them. Files and official formats are the tasks'. Seconds everywhere; shares in percent, IoUs in [0, 1].
+"""
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from all_benchmark_eval.benchmark import BenchmarkError, Scores
+from all_benchmark_eval.intervals import iou_union
+
+THRESHOLDS = (0.3, 0.5, 0.7)
+SLACK = 1e-9  # of the corrected protocol: an IoU that is 0.5 on paper is a hit, whatever float64 makes of it
+
+Floats = NDArray[np.float64]
+
+
+class State(enum.IntEnum):
+    """What became of the answer to a query."""
+
+    MISSING = 0
+    UNPARSED = 1
+    PARSED = 2
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Ground truth of N queries with one true span each.
+
+    ``durations`` is NaN where unknown. ``ids`` are those of questions, per-sample scores and messages.
+    """
+
+    ids: list[str]
+    videos: list[str]  # names without .mp4
+    queries: list[str]
+    spans: Floats  # [N, 2]
+    durations: Floats  # [N]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, keep: NDArray[np.bool_]) -> "Moments":
+        """The queries where ``keep`` [N] holds."""
+        lists = ([x for x, kept in zip(xs, keep, strict=True) if kept] for xs in (self.ids, self.videos, self.queries))
+        return Moments(*lists, self.spans[keep], self.durations[keep])
+
+
+@dataclass(frozen=True)
+class Located:
+    """Predicted span and state of N queries; a span that is not PARSED is NaN."""
+
+    spans: Floats  # [N, 2], raw: as the file has them
+    state: NDArray[np.int8]  # [N], a State
+
+    @staticmethod
+    def nowhere(count: int) -> "Located":
+        """``count`` queries, all missing."""
+        return Located(np.full((count, 2), np.nan), np.full(count, State.MISSING, np.int8))
+
+    def put(self, row: int, value: Any) -> None:
+        """The answer to query ``row``; unparsed unless it is a span (see ``read_span``)."""
+        span = read_span(value)
+        self.state[row] = State.UNPARSED if span is None else State.PARSED
+        if span is not None:
+            self.spans[row] = span
+
+    def select(self, keep: NDArray[np.bool_]) -> "Located":
+        return Located(self.spans[keep], self.state[keep])
+
+    @property
+    def parsed(self) -> NDArray[np.bool_]:
+        return self.state == State.PARSED
+
+    def counts(self, clipped: int = 0) -> dict[str, int]:
+        """Of ``Scores.counts``."""
+        return state_counts(self.state, clipped)
+
+
+def state_counts(state: NDArray[np.int8], clipped: int = 0) -> dict[str, int]:
+    """How many of the samples are in which state, in the words of ``Scores.counts``."""
+    of = np.bincount(state, minlength=len(State)).tolist()
+    scored, unparsed, missing = of[State.PARSED], of[State.UNPARSED], of[State.MISSING]
+    return {"samples": sum(of), "scored": scored, "unparsed": unparsed, "missing": missing, "clipped": clipped}
+
+
+def seconds(value: Any) -> float | None:
+    """A finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def first_span(value: Any) -> Any:
+    """The first of a list of spans; anything else (a span, say, or an empty list) as it is."""
+    return value[0] if isinstance(value, list) and value and isinstance(value[0], list) else value
+
+
+def read_span(value: Any) -> tuple[float, float] | None:
+    """[start, end] as it stands, reversed or not; None for anything else and for [-1, -1], which says "no time"."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    start, end = seconds(value[0]), seconds(value[1])
+    return None if start is None or end is None or start == end == -1 else (start, end)
+
+
+def true_spans(spans: Sequence[Any], ids: Sequence[str], path: object) -> Floats:
+    """The spans of a ground truth, ordered -> [N, 2]. Raises BenchmarkError naming the id of a bad one."""
+    for name, span in zip(ids, spans, strict=True):
+        if not isinstance(span, list | tuple) or len(span) != 2 or None in map(seconds, span):
+            raise BenchmarkError(f"{path}: {name!r}: the true span {str(span)[:60]} is not [start, end] in seconds")
+    return np.sort(np.array(spans, np.float64).reshape(-1, 2), axis=-1)
+
+
+def order_and_clip(spans: Floats, limits: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Spans [N, 2] ordered and cut to [0, limit] (limits [N]; NaN: no limit) -> spans, which of them were cut [N]."""
+    ordered = np.sort(spans, axis=-1)
+    inside = np.clip(ordered, 0.0, np.where(np.isnan(limits), np.inf, limits)[:, None])
+    return inside, np.any((inside != ordered) & ~np.isnan(ordered), axis=-1)
+
+
+def grounding(
+    ids: Sequence[str],
+    ious: NDArray[np.floating],
+    counts: dict[str, int],
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    slack: float = 0.0,
+) -> Scores:
+    """``R1@t`` and ``mIoU`` in percent, as plain means over N queries with IoU [N] (0 without a usable answer)."""
+    hits = {f"R1@{t:g}": ious >= t - slack for t in thresholds}
+    per_sample = {name: table(ids, hit.astype(float)) for name, hit in hits.items()} | {"mIoU": table(ids, ious)}
+    metrics = {name: 100.0 * share(hit) for name, hit in hits.items()} | {"mIoU": 100.0 * share(ious)}
+    if not len(ids):
+        return Scores(dict.fromkeys(metrics), "percent", counts, notes=["no sample to score"])
+    return Scores(metrics, "percent", counts, per_sample)
+
+
+def share(values: NDArray) -> float:
+    """The mean in float64; NaN of nothing."""
+    return float(np.mean(values, dtype=np.float64)) if len(values) else math.nan
+
+
+def table(ids: Sequence[str], values: NDArray) -> dict[str, float]:
+    """{id: value}, for ``Scores.per_sample``."""
+    return dict(zip(ids, np.asarray(values, np.float64).tolist(), strict=True))
+
+
+def corrected_grounding(truth: Moments, located: Located) -> Scores:
+    """What R@1 and mIoU mean, whoever published them.
+
+    Differences from the published scripts: IoU in float64 without an epsilon, one that is a threshold on paper is a
+    hit; nothing floored, rounded or averaged over another number than all queries; a missing or unparsed answer, and
+    one of no length, scores 0; a reversed span is ordered; a span is cut to the video, or to the true span's end
+    where that lies behind the noted duration (as for 562 queries of Charades-STA).
+    """
+    spans, cut = order_and_clip(located.spans, np.maximum(truth.durations, truth.spans[:, 1]))  # NaN stays
+    ious = np.nan_to_num(iou_union(spans, truth.spans))  # NaN: no span, or a point held against a point
+    scores = grounding(truth.ids, ious, located.counts(int(cut.sum())), slack=SLACK)
+    unknown = int(np.isnan(truth.durations).sum())
+    if unknown:
+        scores.notes.append(f"{unknown} of {len(truth)} queries have no duration: their spans are not cut at the end")
+    return scores
+
+
+def moment_questions(
+    ids: Sequence[str], videos: Sequence[str], queries: Sequence[str], durations: Floats, wording: str
+) -> list[dict]:
+    """One line for ``videollm.infer`` a query. ``wording`` has a place for ``{query}`` or, without its final period,
+    ``{sentence}``; the video is ``<name>.mp4``."""
+    lines = []
+    for name, video, query, duration in zip(ids, videos, queries, durations.tolist(), strict=True):
+        text = wording.format(query=query.lstrip(), sentence=query.strip().removesuffix("."))
+        line = {"id": name, "video": f"{video}.mp4"} | ({} if math.isnan(duration) else {"duration": duration})
+        lines.append(line | {"conversations": [{"from": "human", "value": f"<video>\n{text}"}]})
+    return lines
+
+
+def missing_note(state: NDArray[np.int8]) -> list[str]:
+    """The note of the published protocol where answers are missing and the script would stop."""
+    missing = int((state == State.MISSING).sum())
+    return [f"{missing} without a prediction score 0; the published script stops at the first"] * (missing > 0)
+
+
+def as_object(value: Any, where: str, keys: Sequence[str] = ()) -> Mapping[str, Any]:
+    """``value``, an object with ``keys``. Raises BenchmarkError saying what it is instead."""
+    if not isinstance(value, dict):
+        raise BenchmarkError(f"{where}: expected an object, got {type(value).__name__}")
+    absent = [key for key in keys if key not in value]
+    if absent:
+        raise BenchmarkError(f"{where}: no key {', '.join(map(repr, absent))}; it has {', '.join(list(value)[:8])}")
+    return value

@@ -1,0 +1,1 @@
+"""MVBench: twenty tasks of multiple choice about short videos."""

@@ -1,0 +1,1 @@
+"""NExT-GQA: multiple-choice questions whose evidence has to be found in the video."""

@@ -1,0 +1,259 @@
+"""What an answer's text says: spans, a moment, timed steps, and where the evidence ends and the answer starts.
+
+Two readings stand side by side. ``published_*`` find what the published E.T. Bench scripts find, quirks included (spec
+METRICS 10.1, 10.4); ``read_*`` find what the text means: clock times, units and every kind of dash, captions that stay
+with their own times. Seconds out. Every function takes any text, in a time that grows about linearly with its length.
+Ground truth, tasks and metrics are not known here.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+Spans = list[list[float]]  # [[start, end], ...] in seconds
+Steps = tuple[Spans, list[str]]  # spans and as many captions
+
+DELIMITER = "</evi>"  # between the evidence and the answer, in the text of a head that writes evidence first
+
+# ---- published: spans ------------------------------------------------------------------------------------------------
+
+# Digits, any number of dots, digits. It starts only where a run of digits starts: the same matches as without that, but
+# in linear time, also for a text of 100,000 digits.
+_NUMBER = r"(?<!\d)\d+(?:\.+\d*)?"
+_RANGE = re.compile(rf"({_NUMBER})\s*-\s*({_NUMBER})")
+_TO_RANGE = re.compile(rf"({_NUMBER})\s* to \s*({_NUMBER})")
+_WHOLE_NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b")
+_SIGNED = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)")
+_KEYWORDS = ("start", "end", "happen")
+
+
+def published_spans(text: str, *, drop_dots: bool = False) -> Spans | None:
+    """All spans that the published rules find, each in order; None if there is none (METRICS 10.1).
+
+    ``drop_dots`` (D2VLM's answers): dots behind a number do not count. Raises ValueError where the published script
+    stops: a number such as ``10..``.
+    """
+    text = text.lower()
+    pairs = _RANGE.findall(text) or _TO_RANGE.findall(text) or _keyword_pairs(text)
+    found = [sorted(float(n.rstrip(".") if drop_dots else n) for n in pair) for pair in pairs]
+    return found or None
+
+
+def published_spans_with_evidence(text: str) -> tuple[Spans | None, Spans | None]:
+    """(answer, evidence) spans: after the last and before the first delimiter, in whichever case it is written.
+
+    Evidence is found by the first rule only and not ordered. Without a delimiter there is neither. Raises ValueError as
+    ``published_spans``.
+    """
+    pieces = text.lower().split(DELIMITER)
+    if len(pieces) == 1:
+        return None, None
+    evidence = [[float(start), float(end)] for start, end in _RANGE.findall(pieces[0])]
+    return published_spans(pieces[-1], drop_dots=True), evidence or None
+
+
+def evidence_and_answer_spans(text: str) -> tuple[Spans, Spans]:
+    """(evidence, answer) spans by the published rules; empty for none, and where the published script stops."""
+    try:
+        answer, evidence = published_spans_with_evidence(text)
+    except ValueError:
+        return [], []
+    return evidence or [], answer or []
+
+
+def published_number(text: str) -> float | None:
+    """The first number, with its sign: what the original script takes for a highlight."""
+    found = _SIGNED.search(text)
+    return float(found.group()) if found else None
+
+
+def _keyword_pairs(text: str) -> list[tuple[str, str]]:
+    """The first number of each sentence about a start, an end or a happening, two by two; an odd last one is dropped."""
+    sentences = [s for s in re.split(r"[!?\n]", text) if any(word in s for word in _KEYWORDS)]
+    numbers = [found.group() for found in map(_WHOLE_NUMBER.search, sentences) if found]
+    return list(zip(numbers[::2], numbers[1::2], strict=False))
+
+
+# ---- published: steps ------------------------------------------------------------------------------------------------
+
+_START = re.compile(r"start(?:ing)? time: (\d+(?:\.+\d*)?)")
+_END = re.compile(r"end(?:ing)? time: (\d+(?:\.+\d*)?)")
+_START_END = re.compile(r"start time \d+(?:\.+\d*)?, end time \d")
+_DESCRIPTION = re.compile(r"description: (.*)")
+_BULLET = re.compile(r"\*\s*(.*)")
+_MINUTES = re.compile(rf"({_NUMBER}):(\d+(?:\.+\d*)?)")
+_LAST_NUMBER = re.compile(r"\d+(?:\.+\d*)?(?!\.)")
+_SHORT_CAPTION, _SHORT_SENTENCE = 5, 7  # characters; no more than that is passed over
+_RADIUS_S = 20.0  # around a step of which only one time is told
+
+
+def published_steps(text: str) -> Steps | None:
+    """Spans and captions as the original script finds them; None where it finds none or gives up (METRICS 10.4)."""
+    try:
+        spans, captions = _listed_steps(text.lower())
+    except ValueError:
+        return None
+    return (spans, captions) if spans else _one_step(text)
+
+
+def published_steps_with_evidence(text: str) -> tuple[Spans, list[str], Spans] | None:
+    """(spans, captions, evidence spans) as D2VLM's script finds them; None without the delimiter or a step.
+
+    A step that no list tells is looked for in the whole text, evidence included. Raises ValueError where the published
+    script stops.
+    """
+    pieces = text.split(DELIMITER)
+    if len(pieces) == 1:
+        return None
+    evidence, answer = (re.sub(r"\.{2,}", " ", piece.lower()) for piece in pieces[:2])
+    spans, captions = _listed_steps(answer)
+    steps = (spans, captions) if spans else _one_step(text)
+    return (*steps, _floats(_RANGE.findall(evidence))) if steps else None
+
+
+def _listed_steps(text: str) -> Steps:
+    """Steps told as a list, in a text in lower case. Raises ValueError for numbers and forms that stop the scripts."""
+    marks, spans, captions = list(_RANGE.finditer(text)), [], []
+    if marks:
+        spans = _floats([mark.groups() for mark in marks])
+        text = _cut_out(text, [mark.group() for mark in marks])
+        captions = text.replace("seconds", "").split("\n")
+    else:
+        starts, ends = _START.findall(text), _END.findall(text)
+        if starts and ends:
+            spans = _floats(list(zip(starts, ends, strict=False)))
+            captions = _DESCRIPTION.findall(text) or _BULLET.findall(text)
+        elif _START_END.search(text):
+            raise ValueError("'start time N, end time N' stops the published parser")
+    captions = [caption.strip().strip(", ").rstrip() for caption in captions if len(caption) > _SHORT_CAPTION]
+    count = min(len(spans), len(captions))
+    return [sorted(span) for span in spans[:count]], captions[:count]
+
+
+def _cut_out(text: str, strings: Sequence[str]) -> str:
+    """``text`` with a line break for every occurrence of each string: "1 - 5" is cut out of "11 - 5" as well."""
+    gone = set()
+    for string in strings:
+        if string not in gone:
+            text = text.replace(string, "\n")
+        if "\n" not in string:  # one with a line break may appear anew behind the next cut
+            gone.add(string)
+    return text
+
+
+def _one_step(text: str) -> Steps | None:
+    """The first line (or sentence, if there is one line) with a time before "seconds" as the only step."""
+    lines = "\n" in text
+    for sentence in text.split("\n" if lines else "."):
+        if len(sentence) <= _SHORT_SENTENCE:
+            continue
+        parts = (sentence if lines else sentence + ".").split("seconds")
+        try:
+            span = _told_time(parts[0].strip(","))
+        except ValueError:
+            continue
+        if span:
+            return [sorted(round(time, 2) for time in span)], [parts[-1].strip(",").strip()]
+    return None
+
+
+def _told_time(text: str) -> tuple[float, float] | None:
+    """One time, told as "a - b", m:ss, two m:ss, a number or two numbers. Raises ValueError for an odd number."""
+    found = _RANGE.search(text)
+    if found:
+        return float(found.group(1)), float(found.group(2))
+    if text.count(":") in (1, 2):
+        times = [60.0 * int(m) + int(s) for m, s in _MINUTES.findall(text)]
+        if len(times) < text.count(":"):
+            raise ValueError(f"not m:ss: {text!r}")
+    else:
+        times = [float(number) for number in _LAST_NUMBER.findall(text)]
+    if len(times) == 1:
+        time = times[0]
+        return (time - _RADIUS_S, time + _RADIUS_S) if time > _RADIUS_S else (time, time + 2 * _RADIUS_S)
+    return (times[0], times[1]) if len(times) == 2 else None
+
+
+def _floats(pairs: Sequence[Sequence[str]]) -> Spans:
+    return [[float(start), float(end)] for start, end in pairs]
+
+
+# ---- what the text means ---------------------------------------------------------------------------------------------
+
+_CLOCK = r"\d{1,3}(?::\d{1,2}){1,2}(?:\.\d+)?"
+_PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?"
+_UNIT = r"(?:\s?(?:seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h)\b)?"
+_TIME = rf"(?<!\d)(?<!\d[.:])-?(?:{_CLOCK}|{_PLAIN}){_UNIT}"
+_BETWEEN = r"\s{0,9}(?:[-\u2010-\u2015\u2212~]|to\b|until\b|till\b|and\b)\s{0,9}"
+_STARTS = r"\bstart\w{0,5}\b[^\d\n]{0,30}"
+_ENDS = r"\bend\w{0,5}\b[^\d\n]{0,30}"
+_SPAN = re.compile(
+    rf"(?P<a>{_TIME}){_BETWEEN}(?P<b>{_TIME})"
+    rf"|[\[(]\s?(?P<c>{_TIME})\s?,\s?(?P<d>{_TIME})\s?[\])]"
+    rf"|{_STARTS}(?P<e>{_TIME})[^\d]{{0,60}}?{_ENDS}(?P<f>{_TIME})",
+    re.IGNORECASE,
+)
+_ONE_TIME = re.compile(_TIME, re.IGNORECASE)
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_EDGES = " \t\r\n,.;:*-[]()"
+
+
+def split_evidence(text: str) -> tuple[str, str]:
+    """(evidence, answer): before the first and after the last delimiter; without one all of it is the answer."""
+    pieces = re.split(re.escape(DELIMITER), text, flags=re.IGNORECASE)
+    return (pieces[0], pieces[-1]) if len(pieces) > 1 else ("", text)
+
+
+def read_spans(text: str) -> Spans:
+    """Every span that the text tells, in its order, each with start <= end.
+
+    "10 - 20", "10 to 20", "[10, 20]", "between 5 and 6 minutes", "1:10 - 1:30", "10.5s – 20s", "starts at 3 and ends at 9".
+    """
+    return [span for _, _, span in _spans(text)]
+
+
+def read_moment(text: str) -> float | None:
+    """The one time that the text tells: the middle of its first span, else a time with a unit, else its first number."""
+    span = next(_spans(text), None)
+    if span is not None:
+        return (span[2][0] + span[2][1]) / 2
+    found = [mark.group() for mark in _ONE_TIME.finditer(text)]
+    times = [_to_seconds(mark, "") for mark in sorted(found, key=lambda mark: not (":" in mark or mark[-1].isalpha()))]
+    return next((time for time in times if math.isfinite(time)), None)
+
+
+def read_steps(text: str) -> Steps:
+    """Spans and captions: behind each span the text up to the next one, or before it where the text ends with a span."""
+    marks = list(_spans(text))
+    if not marks:
+        return [], []
+    edges = [0, *(edge for start, end, _ in marks for edge in (start, end)), len(text)]
+    pieces = [_caption(text[edges[i] : edges[i + 1]]) for i in range(0, len(edges), 2)]  # around the N spans: N + 1
+    before = bool(pieces[0]) and not pieces[-1]
+    return [span for _, _, span in marks], pieces[:-1] if before else pieces[1:]
+
+
+def _caption(piece: str) -> str:
+    return re.sub(r"^(?:description|caption)\b[\s:]*", "", piece.strip(_EDGES), flags=re.IGNORECASE).strip()
+
+
+def _spans(text: str) -> Iterator[tuple[int, int, list[float]]]:
+    """(first character, end, [start, end] in seconds) of every span told."""
+    for found in _SPAN.finditer(text):
+        first, last = (group for group in found.groups() if group is not None)
+        unit = re.search(r"([a-z])[a-z]*$", last.lower())  # "5 to 6 minutes": the first number has the second's unit
+        span = sorted([_to_seconds(first, unit.group(1) if unit else ""), _to_seconds(last, "")])
+        if all(map(math.isfinite, span)):
+            yield found.start(), found.end(), span
+
+
+def _to_seconds(mark: str, unit: str) -> float:
+    """Seconds of "1:05", "12.5", "1,000", "90 s" or "2 minutes"; ``unit`` is that of a plain number."""
+    word = re.search(r"[^\W\d]*$", mark.lower()).group()
+    number = mark[: len(mark) - len(word)].strip()
+    parts = number.lstrip("-").replace(",", "").split(":")
+    value = 0.0
+    for part in parts:
+        value = 60.0 * value + float(part)
+    value = -value if number.startswith("-") else value
+    return value * (1.0 if len(parts) > 1 else _SECONDS[(word or unit or "s")[0]])

@@ -1,0 +1,1 @@
+"""QVHighlights: moment retrieval and highlight detection."""

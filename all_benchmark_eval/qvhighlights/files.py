@@ -1,0 +1,219 @@
+"""Files of QVHighlights: the ground truth, and predictions of both forms, as arrays in the order of the truth.
+
+What is no window (text that cannot be read, a time that is not finite) becomes [-1, -1], the published way to say
+"no time". A file that does not fit its ground truth is an error with the qid; metrics are not known here.
+"""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines, read_text
+from all_benchmark_eval.moments import State, as_object, read_span, seconds
+
+CLIP_S = 2
+PREFIX = "QVHighlight_"  # of DisTime's qids
+NO_WINDOW = [-1, -1]
+_LIST = re.compile(r"\[\[.*\]\]")
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Ground truth of Q queries; ``saliency`` [clips, 3] each, or None where the file has none."""
+
+    qids: list[str]  # without the prefix
+    videos: list[str]
+    queries: list[str]
+    durations: Floats  # [Q]
+    windows: list[Floats]  # [K, 2] each, at least one
+    saliency: list[Floats] | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Predictions for the Q queries of ``truth``. ``windows`` [K, 3]: start, end, score (1 if the file has none)."""
+
+    truth: Queries
+    windows: list[Floats] | None  # None: not in the file
+    saliency: list[Floats | None] | None  # None: not in the file, or for this query
+    state: NDArray[np.int8]  # [Q], of the windows, or of the saliency where there are none
+
+
+def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, item) of a json list or of json lines."""
+    if read_text(path).lstrip()[:1] != "[":
+        yield from read_lines(path)
+        return
+    for place, row in enumerate(read_json(path), start=1):
+        yield f"{path}: item {place}", row
+
+
+def qid_of(row: Any, where: str) -> str:
+    """The query's number as text: 2579, "2579" and "QVHighlight_2579" are one."""
+    qid = as_object(row, where, ("qid",))["qid"]
+    text = str(qid).removeprefix(PREFIX)
+    if isinstance(qid, bool) or not isinstance(qid, int | str) or not text:
+        raise BenchmarkError(f"{where}: {str(qid)[:80]!r} is no qid")
+    return text
+
+
+# ---- ground truth ----------------------------------------------------------------------------------------------------
+
+
+def read_truth(path: Path) -> Queries:
+    """The data set's json lines, or DisTime's list. Raises BenchmarkError for a query without windows (test split)."""
+    seen: set[str] = set()
+    rows = []
+    for where, row in rows_of(path):
+        qid = qid_of(row, where)
+        row = as_object(row, where, ("query", "duration", "relevant_windows"))
+        duration = seconds(row["duration"])
+        if qid in seen:
+            raise BenchmarkError(f"{where}: the qid {qid} stands twice")
+        if duration is None or duration < CLIP_S:
+            raise BenchmarkError(f"{where}: duration {row['duration']!r} is not a number of seconds from {CLIP_S} on")
+        seen.add(qid)
+        saliency = true_saliency(row, int(duration / CLIP_S), where) if "saliency_scores" in row else None
+        windows = true_windows(row["relevant_windows"], where)
+        rows.append((qid, str(row.get("vid", row.get("video"))), str(row["query"]), duration, windows, saliency))
+    if not rows:
+        raise BenchmarkError(f"{path}: no query in it")
+    qids, videos, queries, durations, windows, saliency = map(list, zip(*rows, strict=True))
+    return Queries(
+        qids, videos, queries, np.array(durations), windows, None if any(s is None for s in saliency) else saliency
+    )
+
+
+def true_windows(windows: Any, where: str) -> Floats:
+    """[K, 2], ordered."""
+    spans = [read_span(window) for window in windows] if isinstance(windows, list) else []
+    if not spans or None in spans:
+        raise BenchmarkError(f"{where}: the true windows {str(windows)[:60]} are not [[start, end], ...] in seconds")
+    return np.sort(np.array(spans, np.float64), axis=-1)
+
+
+def true_saliency(row: Mapping[str, Any], clips: int, where: str) -> Floats:
+    """[clips, 3]: 0 for clips that the row does not name."""
+    full = np.zeros((clips, 3))
+    try:
+        places = np.array(as_object(row, where, ("relevant_clip_ids",))["relevant_clip_ids"], int)
+        if places.min(initial=0) < 0:
+            raise IndexError(f"clip {places.min()}")
+        full[places] = np.array(row["saliency_scores"], np.float64).reshape(len(places), 3)
+    except (ValueError, TypeError, IndexError) as error:
+        raise BenchmarkError(
+            f"{where}: saliency_scores must hold three scores for each of relevant_clip_ids (0 to {clips - 1}): {error}"
+        ) from None
+    return full
+
+
+# ---- predictions -----------------------------------------------------------------------------------------------------
+
+
+def read_submission(path: Path, truth: Queries | None) -> Submission:
+    """Either form; without ``truth`` the targets of DisTime's form are the truth."""
+    found: dict[str, tuple[str, dict]] = {}
+    for where, row in rows_of(path):
+        qid = qid_of(row, where)
+        if qid in found:
+            raise BenchmarkError(f"{where}: the qid {qid} stands twice")
+        if not row.keys() & {"prediction", "pred_relevant_windows", "pred_saliency_scores"}:
+            raise BenchmarkError(f"{where}: no 'prediction', 'pred_relevant_windows' or 'pred_saliency_scores'")
+        found[qid] = (where, row)
+    if not found:
+        raise BenchmarkError(f"{path}: no prediction in it")
+    targets = _targets(found)
+    truth = truth or targets
+    if truth is None:
+        raise BenchmarkError(f"{path}: it does not carry its ground truth: give the data set's file by --annotations")
+    _check_targets(truth, targets, found)
+    rows = [found.get(qid, ("", {}))[1] for qid in truth.qids]
+    keys = set().union(*rows)
+    windows = [_windows(row) for row in rows] if keys & {"prediction", "pred_relevant_windows"} else None
+    saliency = [_saliency(row) for row in rows] if "pred_saliency_scores" in keys else None
+    if windows is None:
+        usable = np.array([scores is not None for scores in saliency])
+    else:
+        usable = np.array([bool((spans[:, :2] != NO_WINDOW).any()) for spans in windows])
+    state = np.where(usable, State.PARSED, State.UNPARSED)
+    return Submission(truth, windows, saliency, np.where([bool(row) for row in rows], state, State.MISSING))
+
+
+def parse_windows(text: Any) -> list:
+    """DisTime's reading of a predicted list in text; [[-1, -1]] where it is none.
+
+    It must start with ``[[``, have a ``]]`` in the same line, and be a Python literal as a whole; inner lists of
+    another length than 2 become [-1, -1]. What stands in them may be anything. A list is taken as it is.
+    """
+    if isinstance(text, str):
+        try:
+            text = ast.literal_eval(text) if _LIST.match(text) else None
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            text = None
+    if not isinstance(text, list) or not text or not all(isinstance(window, list) for window in text):
+        return [NO_WINDOW]
+    return [window if len(window) == 2 else NO_WINDOW for window in text]
+
+
+def _windows(row: Mapping[str, Any]) -> Floats:
+    """[K, 3] of one query; [0, 3] if it has no entry."""
+    if "prediction" in row:
+        scored = [[*(read_span(window) or NO_WINDOW), 1.0] for window in parse_windows(row["prediction"])]
+    else:
+        given = row.get("pred_relevant_windows") or []
+        scored = [_scored(window) for window in given] if isinstance(given, list) else []
+    return np.array(scored, np.float64).reshape(-1, 3)
+
+
+def _scored(window: Any) -> list[float]:
+    """[start, end, score] of moment_detr; score 1 if left out."""
+    if not isinstance(window, list) or len(window) not in (2, 3):
+        return [*NO_WINDOW, 0.0]
+    score = seconds(window[2]) if len(window) == 3 else 1.0
+    span = read_span(window[:2])
+    return [*NO_WINDOW, 0.0] if span is None or score is None else [*span, score]
+
+
+def _saliency(row: Mapping[str, Any]) -> Floats | None:
+    """[K], or None if it is no list of finite numbers."""
+    values = row.get("pred_saliency_scores")
+    if not isinstance(values, list) or not values or None in map(seconds, values):
+        return None
+    return np.array(values, np.float64)
+
+
+def _targets(found: Mapping[str, tuple[str, dict]]) -> Queries | None:
+    """The truth that DisTime's predictions carry; None where not all do."""
+    if not all("target" in row and "duration" in row for _, row in found.values()):
+        return None
+    durations, windows = [], []
+    for where, row in found.values():
+        duration = seconds(row["duration"])
+        if duration is None or duration <= 0:
+            raise BenchmarkError(f"{where}: duration {row['duration']!r} is not a number of seconds above 0")
+        durations.append(duration)
+        windows.append(true_windows(parse_windows(row["target"]), where))
+    queries = [str(row.get("query", "")) for _, row in found.values()]
+    return Queries(list(found), [""] * len(found), queries, np.array(durations), windows)
+
+
+def _check_targets(truth: Queries, targets: Queries | None, found: Mapping[str, tuple[str, dict]]) -> None:
+    """Raises BenchmarkError for a qid that the truth has not, and for a target that is another one than the truth's."""
+    known = dict(zip(truth.qids, truth.windows, strict=True))
+    for qid, (where, _) in found.items():
+        if qid not in known:
+            raise BenchmarkError(f"{where}: the annotations have no qid {qid}; are they of another split?")
+    for qid, target in zip(targets.qids, targets.windows, strict=True) if targets else ():
+        if not np.array_equal(known[qid], target):
+            raise BenchmarkError(
+                f"{found[qid][0]}: qid {qid} has the target {target.tolist()}, but the annotations say "
+                f"{known[qid].tolist()}; score it against its own annotations"
+            )

@@ -1,0 +1,83 @@
+"""QVHighlights: the windows and the clips of a video that a query is about (validation set: 1550 queries).
+
+Ground truth: the data set's ``highlight_val_release.jsonl``, or DisTime's json list without saliency. Predictions::
+
+    [{"qid": "QVHighlight_2579", "prediction": "[[76.77, 130.68]]", "target": "[[82, 150]]", "duration": 150.02}]
+    {"qid": 2579, "pred_relevant_windows": [[0.0, 70.0, 0.9986]], "pred_saliency_scores": [-0.24, -0.37, ...]}
+
+The first (DisTime) carries its ground truth; the second (moment_detr: json lines; TimeChat: a list without windows)
+needs a file. Either is scored under either variant.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from all_benchmark_eval.benchmark import Benchmark, Options, Scores, scored_spans, worded
+from all_benchmark_eval.moments import moment_questions
+from all_benchmark_eval.qvhighlights.files import NO_WINDOW, PREFIX, Queries, Submission, read_submission, read_truth
+from all_benchmark_eval.qvhighlights.metrics import VARIANTS
+
+WORDINGS = {
+    "distime": (
+        "Give you a textual query: '{query}'. When does the described content occur in the video? "
+        "Please return the timestamp in seconds."
+    ),
+    # D2VLM published none: its wording for Charades-STA, with this data set's kind of video
+    "d2vlm": (
+        "You are given a video about daily activities. Watch the video carefully and find a visual event described by "
+        "the sentence: '{sentence}'. The format of your response should be: "
+        "'The event happens in <start time> - <end time>'."
+    ),
+    "plain": "When does this happen in the video: '{query}'?",
+}
+
+
+class QVHighlights(Benchmark):
+    """R@1 and mAP over IoU 0.5 to 0.95; Hit@1 and mAP of highlights."""
+
+    name = "qvhighlights"
+    title = "QVHighlights"
+    variants = tuple(VARIANTS)
+    own_truth = True
+
+    def load(self, path: Path) -> Queries:
+        """See ``files.read_truth``."""
+        return read_truth(path)
+
+    def questions(self, truth: Queries, wording: str) -> list[dict]:
+        """One question a query, ids ``QVHighlight_<qid>``; videos are ``<vid>.mp4``."""
+        ids = [PREFIX + qid for qid in truth.qids]
+        return moment_questions(ids, truth.videos, truth.queries, truth.durations, worded(WORDINGS, wording))
+
+    def from_answers(self, truth: Queries, answers: Mapping[str, dict], wording: str) -> list[dict]:
+        """The first form above; an answer without a span is written as [[-1, -1]]."""
+        lines = []
+        columns = zip(truth.qids, truth.queries, truth.durations.tolist(), truth.windows, strict=True)
+        for qid, query, duration, windows in columns:
+            answer = answers.get(PREFIX + qid)
+            if answer is not None and not answer["error"]:
+                found = str(scored_spans(answer) or [NO_WINDOW])
+                line = {"qid": PREFIX + qid, "query": query, "prediction": found, "target": str(windows.tolist())}
+                lines.append(line | {"duration": duration})
+        return lines
+
+    def read(self, path: Path, truth: Queries | None) -> Submission:
+        """Either form; without ``truth`` the file must be of the first."""
+        return read_submission(path, truth)
+
+    def score(self, truth: Queries | None, predictions: Submission, options: Options) -> Scores:
+        """Metrics in percent.
+
+        ``published``: over the queries in the file; R1 and mAP rounded to 2 decimals. ``distime``: windows in the given
+        order; "R1 avg" is the mean of the rounded ones. ``moment_detr``: R1 of the first window in the file, mAP of
+        the first 10 by score; short, middle and long keep the true windows of that length only, and all predictions.
+        Highlights: see ``highlight_scores``.
+
+        ``corrected``: windows are ordered, cut to the video (or to the last true end, if that is later) and sorted by
+        score, for R1 as well; none is left out; what is no window is dropped, not ranked; an IoU that is a threshold
+        on paper is a hit; nothing is rounded; missing and unparsed answers score 0, and all queries count.
+        """
+        return VARIANTS[options.variant](predictions, corrected=options.protocol == "corrected")
+
+
+TASK = QVHighlights()

@@ -1,0 +1,246 @@
+"""Score a prediction file: ``python -m all_benchmark_eval.score BENCHMARK --predictions FILE --output FILE.json``.
+
+In: predictions in an official form or from ``videollm.infer``, and the ground truth. Out: a table, and json with every
+metric, count and per-sample score, under the published protocol and the corrected one. No model and no GPU. What is
+special to a benchmark is in its ``task.py``.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from all_benchmark_eval.benchmark import (
+    PROTOCOLS,
+    WORDINGS,
+    Benchmark,
+    BenchmarkError,
+    Options,
+    Scores,
+    get,
+    is_infer_output,
+    names,
+    read_answers,
+    sha256,
+    write_text,
+)
+from all_benchmark_eval.significance import CONFIDENCE, bootstrap_interval, by_samples
+from videollm.errors import tell
+
+WIDTH = 110  # characters that the widest table needs
+
+
+def score_file(
+    name: str,
+    predictions: Path,
+    annotations: Path | None,
+    output: Path,
+    *,
+    protocols: Sequence[str] = PROTOCOLS,
+    variant: str | None = None,
+    wording: str | None = None,
+    bootstrap: int = 0,
+    skip_meteor: bool = False,
+    sentence_model: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score ``predictions`` and write the result to ``output``; returns what is written, see :func:`_result`.
+
+    ``infer`` output is turned into the benchmark's own form first, which stays beside the output as
+    ``<output>.predictions.json``; ``wording`` then says how the questions were worded.
+
+    Raises BenchmarkError for whatever the user can mend; then nothing is written.
+    """
+    task = get(name)
+    variant = variant or task.variants[0]
+    if variant not in task.variants:
+        raise BenchmarkError(f"--variant: {name} has no variant {variant!r}; known: {', '.join(task.variants)}")
+    if annotations is None and not task.own_truth:
+        raise BenchmarkError(f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)")
+    truth = None if annotations is None else task.load(annotations)
+    official = predictions
+    if not predictions.is_dir() and is_infer_output(predictions):
+        official = output.with_name(f"{output.stem}.predictions.json")
+        convert(task, predictions, truth, wording, official)
+    given = task.read(official, truth)
+    files = {"predictions": predictions, "annotations": annotations}
+    options = {"skip_meteor": skip_meteor, "sentence_model": sentence_model, "seed": seed}
+    scores = {p: task.score(truth, given, Options(protocol=p, variant=variant, **options)) for p in protocols}
+    result = _result(task, variant, scores, files, options | {"bootstrap": bootstrap, "wording": wording})
+    write_text(output, _dump(result))
+    return result
+
+
+def convert(task: Benchmark, answers: Path, truth: Any, wording: str | None, official: Path) -> None:
+    """Write ``infer`` output as a prediction file in the benchmark's own form."""
+    if wording is None:
+        raise BenchmarkError(f"--wording: {answers} is output of videollm.infer; say how its questions were worded")
+    if truth is None:
+        raise BenchmarkError(
+            f"--annotations: {answers} is output of videollm.infer, which has no ground truth: give it"
+        )
+    data = task.from_answers(truth, read_answers(answers), wording)
+    write_text(official, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _result(
+    task: Benchmark, variant: str, scores: dict[str, Scores], files: dict[str, Path | None], options: dict[str, Any]
+) -> dict[str, Any]:
+    """What is written: ``protocols`` has metrics, unit, counts and so on of each, ``per_sample`` the single scores."""
+    protocols = {}
+    for protocol, outcome in scores.items():
+        entry = asdict(outcome)
+        del entry["per_sample"]
+        entry["denominator"] = outcome.denominator or "all samples"
+        if options["bootstrap"]:
+            entry["intervals"] = _intervals(outcome, options["bootstrap"], options["seed"])
+        protocols[protocol] = entry
+    return {
+        "benchmark": task.name,
+        "title": task.title,
+        "variant": variant,
+        "headline": next(iter(scores)),
+        "protocols": protocols,
+        "files": {k: {"path": str(path), "sha256": sha256(path)} for k, path in files.items() if path is not None},
+        "options": options,
+        "commit": _commit(),
+        "per_sample": {protocol: outcome.per_sample for protocol, outcome in scores.items()},
+    }
+
+
+def _intervals(scores: Scores, resamples: int, seed: int) -> dict[str, list[float]]:
+    """{metric: [low, high]}, in the metric's own unit, of the metrics that are means over samples."""
+    found = {}
+    for metrics, _, values in by_samples(scores.per_sample):
+        low, high = bootstrap_interval(values * (100 if scores.unit == "percent" else 1), resamples, seed)
+        found |= {name: [float(a), float(b)] for name, a, b in zip(metrics, low, high, strict=True)}
+    return {name: found[name] for name in scores.metrics if name in found}
+
+
+def _dump(result: dict[str, Any]) -> str:
+    """Indented json, but each metric's per-sample scores in one line: files stay short enough to look into."""
+    head = json.dumps({k: v for k, v in result.items() if k != "per_sample"}, indent=1, allow_nan=False)
+    protocols = [
+        f'  "{protocol}": {{\n'
+        + ",\n".join(f"   {json.dumps(name)}: {json.dumps(values, allow_nan=False)}" for name, values in scores.items())
+        + "\n  }"
+        for protocol, scores in result["per_sample"].items()
+    ]
+    return head.removesuffix("\n}") + ',\n "per_sample": {\n' + ",\n".join(protocols) + "\n }\n}\n"
+
+
+def _commit() -> str | None:
+    """The git commit of this code, with "-dirty" where files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def tables(result: dict[str, Any]) -> Table:
+    """Metrics down, protocols across; then counts, denominators, and notes."""
+    protocols = result["protocols"]
+    table = Table(title=f"{result['title']}, variant {result['variant']}", title_justify="left", min_width=60)
+    table.add_column("metric", no_wrap=True)
+    for protocol, entry in protocols.items():
+        table.add_column(f"{protocol}\n{entry['unit']}", justify="right", no_wrap=True)
+        if "intervals" in entry:
+            table.add_column(f"{CONFIDENCE:.0%} interval", justify="right", no_wrap=True, style="dim")
+    digits = 2 if all(entry["unit"] == "percent" for entry in protocols.values()) else 4
+    for name in dict.fromkeys(name for entry in protocols.values() for name in entry["metrics"]):
+        table.add_row(name, *(cell for entry in protocols.values() for cell in _cells(entry, name, digits)))
+    table.add_section()
+    for name in dict.fromkeys(name for entry in protocols.values() for name in entry["counts"]):
+        cells = []
+        for entry in protocols.values():
+            cells += [str(entry["counts"].get(name, "")), *[""] * ("intervals" in entry)]
+        table.add_row(name, *cells, style="dim")
+    return table
+
+
+def wide_console() -> Console:
+    """A console on which the tables are whole, also where the output goes to a file."""
+    return Console(width=max(Console().width, WIDTH), highlight=False, soft_wrap=True)
+
+
+def _cells(entry: dict[str, Any], name: str, digits: int) -> list[str]:
+    value = entry["metrics"].get(name)
+    cells = ["-" if value is None else f"{value:.{digits}f}"]
+    if "intervals" in entry:
+        low_high = entry["intervals"].get(name)
+        cells.append(f"{low_high[0]:.{digits}f} to {low_high[1]:.{digits}f}" if low_high else "")
+    return cells
+
+
+def show(result: dict[str, Any], output: Path) -> None:
+    """Print the table, what the means are over, the notes, and where it all was written."""
+    console = wide_console()
+    console.print(tables(result))
+    for protocol, entry in result["protocols"].items():
+        console.print(f"{protocol}: means over {entry['denominator']}", markup=False)
+        for note in entry["notes"]:
+            console.print(f"{protocol}: {note}", markup=False)
+    console.print(f"headline: {result['headline']}. Written to {output}", markup=False)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="all_benchmark_eval.score", description="Score a prediction file.")
+    parser.add_argument("benchmark", metavar="BENCHMARK", help=", ".join(names()))
+    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="plain or .gz")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="ground truth; the benchmark's README says which"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="default: both; published is the headline")
+    parser.add_argument("--variant", help="whose script; the benchmark's README lists them")
+    parser.add_argument("--wording", choices=WORDINGS, help="of the questions that videollm.infer answered")
+    parser.add_argument("--bootstrap", type=_count, default=0, metavar="N", help="resamples for confidence intervals")
+    parser.add_argument("--skip-meteor", action="store_true", help="score the rest where there is no Java")
+    parser.add_argument("--sentence-model", metavar="PATH", help="all-MiniLM-L6-v2: folder or hub name")
+    parser.add_argument("--seed", type=_count, default=0, help="of random strings and resamples")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
+    args = arguments(argv)
+    chosen = {key: getattr(args, key) for key in ("variant", "wording", "bootstrap", "skip_meteor", "seed")}
+    try:
+        result = score_file(
+            args.benchmark,
+            args.predictions,
+            args.annotations,
+            args.output,
+            protocols=[args.protocol] if args.protocol else PROTOCOLS,
+            sentence_model=args.sentence_model,
+            **chosen,
+        )
+    except BenchmarkError as error:
+        return tell(error)
+    show(result, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

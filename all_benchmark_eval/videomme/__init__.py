@@ -1,0 +1,1 @@
+"""Video-MME: multiple choice about 900 videos of 11 s to an hour."""

@@ -1,0 +1,1 @@
+"""YouCook2: dense captioning of cooking videos."""

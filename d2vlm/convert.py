@@ -1,0 +1,363 @@
+"""Checkpoints of E.T. Chat and D2VLM -> ours, and ours -> the published form, with a report of every key.
+
+    python -m d2vlm.convert SRC DST                  # a whole model: E.T. Chat stage 2, D2VLM with its LoRA merged
+    python -m d2vlm.convert SRC DST --base BASE      # an adapter (LoRA + the other trained tensors) on its base
+    python -m d2vlm.convert LLM DST --vision eva_vit_g.pth --qformer instruct_blip.pth      # the raw parts
+    python -m d2vlm.convert SRC DST --back           # one of ours, for the official code
+
+SRC, BASE and LLM are folders or hub names. Files and messages are handled here; names and settings in ``names.py``.
+"""
+
+import argparse
+import json
+import sys
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from d2vlm.evidence import EVIDENCE, EVIDENCE_END
+from d2vlm.names import FRAME, TOWER, count, is_base, official, official_fields, our_config, ours, size, tower_fields
+from videollm.assemble import load_tokenizer
+from videollm.checkpoint import QUESTION_TOKENIZER, read_config
+from videollm.config import ConfigError
+from videollm.connectors import build_connector
+from videollm.convert import (
+    CheckpointError,
+    KeyReport,
+    LazyTensors,
+    TensorSource,
+    fetch,
+    fold_adapters,
+    read_json,
+    write_tensors,
+)
+from videollm.model import VideoLLM, VideoLLMConfig
+
+WRAPPED = "base_model.model."  # what peft puts before every name
+TEMPLATE_OF = {"phi3": "phi3", "llama": "llama3", "qwen2": "qwen2", "gemma2": "gemma2"}
+VOCABULARY = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+
+
+@dataclass
+class Published:
+    """An official checkpoint: fields of its config.json, its tensors by official name, what it lacks by nature."""
+
+    fields: dict
+    state: Mapping[str, Tensor]
+    outlines: Mapping[str, Tensor]  # the same on the meta device: names and shapes
+    base: bool = False  # has no evidence head: to train from, not to evaluate
+    fresh: bool = False  # the connector's projections are to be drawn: raw parts
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_published(folder: Path, base: Path | None = None) -> Published:
+    """A whole checkpoint, or an adapter merged into ``base``.
+
+    Raises:
+        CheckpointError: the checkpoint is of another architecture or form, incomplete, or an adapter without base.
+    """
+    fields = read_json(folder / "config.json")
+    check_kind(folder, fields)
+    adapter = (folder / "adapter_config.json").is_file()
+    if adapter and base is None:
+        named = fields.get("model_name_or_path") or "the E.T. Chat stage 2 or SFT checkpoint that it was trained from"
+        raise CheckpointError(f"{folder}: an adapter; give the model it belongs to with --base ({named})")
+    if not adapter and base is not None:
+        raise CheckpointError(f"{folder}: no adapter_config.json, so this is no adapter; leave --base out")
+    if adapter:
+        return merged(folder, fields, read_published(base))
+    source = TensorSource(folder)
+    if wrapped := next((name for name in source if name.startswith(WRAPPED)), None):
+        raise CheckpointError(
+            f"{folder}: {wrapped} is part of an adapter checkpoint, but there is no adapter_config.json; fetch it again"
+        )
+    if not is_base(fields) or any(name.startswith("evi_head.") for name in source):
+        return Published(fields, source, source.outlines())
+    # E.T. Chat's own frm_head reads another layer and would be a false start.
+    state, outlines = (set_aside(tensors, ["frm_head."]) for tensors in (source, source.outlines()))
+    return Published(fields, state, outlines, base=True)
+
+
+def check_kind(folder: Path, fields: dict) -> None:
+    """CheckpointError unless config.json is that of an official model of this family."""
+    kind = str(fields.get("model_type"))
+    if kind == VideoLLMConfig.model_type:
+        raise CheckpointError(f"{folder}: already one of our checkpoints; use it as it is, or add --back")
+    if kind.startswith("etchat_"):
+        return
+    remedy = "python -m distime.convert reads it" if kind == "internvl_chat" else "give an E.T. Chat or D2VLM model"
+    if kind in TEMPLATE_OF:
+        remedy = "a language model alone needs --vision and --qformer beside it"
+    raise CheckpointError(f"{folder}: model_type is {kind!r}, not etchat_phi3 or a like; {remedy}")
+
+
+def merged(folder: Path, fields: dict, base: Published) -> Published:
+    """The adapter in ``folder`` on ``base``: LoRA folded in, the other trained tensors in place of the base's."""
+    options = read_json(folder / "adapter_config.json")
+    odd = [key for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if options.get(key)]
+    if options.get("peft_type") != "LORA" or odd:
+        raise CheckpointError(f"{folder}/adapter_config.json: {', '.join(odd) or 'peft_type'}: not the published LoRA")
+    scale = options["lora_alpha"] / options["r"]
+    own = [TensorSource(folder, [stem]) for stem in ("adapter_model", "pytorch_model")]
+    state, outlines = (
+        fold_adapters(ChainMap(*(renamed(part, unwrapped) for part in parts), rest), scale)
+        for parts, rest in ((own, base.state), ([part.outlines() for part in own], base.outlines))
+    )
+    return Published(fields, state, outlines)
+
+
+def unwrapped(name: str) -> str:
+    """``name`` without peft's prefix."""
+    return name.removeprefix(WRAPPED)
+
+
+def renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> LazyTensors:
+    """``state`` with other names."""
+    return LazyTensors({rename(name): (lambda name=name: state[name]) for name in state})
+
+
+def set_aside(state: Mapping[str, Tensor], prefixes: Sequence[str]) -> LazyTensors:
+    """``state`` with the tensors of ``prefixes`` named as ``unused``, so that the report has them and no part does."""
+    return renamed(state, lambda name: f"unused.{name}" if name.startswith(tuple(prefixes)) else name)
+
+
+def read_parts(language: Path, vision: Path, qformer: Path) -> Published:
+    """The raw parts that E.T. Chat starts from: EVA-CLIP-g, InstructBLIP's Q-Former, a language model."""
+    fields = read_json(language / "config.json")
+    kind = fields.get("model_type")
+    if kind not in TEMPLATE_OF:
+        raise CheckpointError(f"{language}: model_type is {kind!r}; give one of {', '.join(TEMPLATE_OF)}")
+    eva = {TOWER + name: tensor for name, tensor in read_pickle(vision).items()}
+    bert = renamed(read_pickle(qformer), official_part)
+    for path, state, wanted in ((vision, eva, TOWER + "pos_embed"), (qformer, bert, "model.qformer_query")):
+        if wanted not in state:
+            raise CheckpointError(f"{path}: lacks {wanted.removeprefix(TOWER)}; is it the file that its option names?")
+    pixels = tower_fields({name: tuple(tensor.shape) for name, tensor in eva.items()})["image_size"]
+    fields |= {"model_type": f"etchat_{kind}", "conv_type": TEMPLATE_OF[kind]}
+    fields["vision_processor"] = f"clip_center_{pixels}"
+    # The published tower ends before the file's last block (D2VLM 1.1).
+    eva = set_aside(eva, [f"{TOWER}blocks.{count(eva, TOWER + 'blocks.') - 1}."])
+    words = TensorSource(language)
+    outlines = [{name: part[name].to("meta") for name in part} for part in (eva, bert)]
+    return Published(fields, ChainMap(eva, bert, words), ChainMap(*outlines, words.outlines()), base=True, fresh=True)
+
+
+def official_part(name: str) -> str:
+    """A name of InstructBLIP's Q-Former file as E.T. Chat calls it."""
+    rows = {"Qformer.": "model.qformer_bert.", "query_tokens": "model.qformer_query", "ln_vision.": "model.qformer_ln."}
+    old = next((old for old in rows if name.startswith(old)), "")
+    return rows.get(old, "") + name.removeprefix(old)
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pth file, also of one below ``model``; nothing but tensors is unpickled."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError
+        what = f"{path}: cannot be read as tensors ({str(error).splitlines()[0]})"
+        raise CheckpointError(f"{what}; fetch it again") from None
+    loaded = loaded.get("model", loaded) if isinstance(loaded, dict) else {}
+    return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+# ---- to ours ---------------------------------------------------------------------------------------------------------
+
+
+def add_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, fields: dict) -> dict[str, int]:
+    """Give the tokenizer ``<evi>``, ``</evi>`` and our ``<frame>``; the ids of the first two.
+
+    Raises:
+        CheckpointError: the checkpoint was trained with other ids.
+    """
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": [EVIDENCE, EVIDENCE_END, FRAME]}, replace_extra_special_tokens=False
+    )
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (EVIDENCE, EVIDENCE_END)}
+    for name, key in ((EVIDENCE, "evidence_token_id"), (EVIDENCE_END, "evidence_end_token_id")):
+        if fields.get(key, ids[name]) != ids[name]:
+            raise CheckpointError(
+                f"{folder}: trained with {name} as token {fields[key]}, its tokenizer has it as {ids[name]}; give the "
+                "checkpoint's own tokenizer with --tokenizer"
+            )
+    return ids
+
+
+def fitted(published: Published, tokens: int, token_ids: dict[str, int], **parts: dict | None):
+    """(our config, our tensors on the meta device, the report before rows are added) for an official checkpoint."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in published.outlines.items()}
+    config = our_config(published.fields, shapes, token_ids, **parts)
+    text = config.text_config
+    text.vocab_size = max(size(shapes, "model.embed_tokens.weight")[0], tokens)
+    with torch.device("meta"):
+        wanted = VideoLLM(config).state_dict()
+    if text.tie_word_embeddings:
+        wanted.pop(VOCABULARY[1])
+    return config, wanted, KeyReport.compare(ours(published.outlines), wanted)
+
+
+def check(where: Path, published: Published, report: KeyReport) -> None:
+    """CheckpointError where the report holds more than such a checkpoint explains."""
+    fresh = ("connector.",) * published.fresh + ("head.",) * published.base
+    missing = [name for name in report.missing if not name.startswith(fresh)] if fresh else report.missing
+    reshaped = [row[0] for row in report.reshaped if row[0] not in VOCABULARY or row[1][0] > row[2][0]]
+    if missing or reshaped:
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors are missing and {len(reshaped)} of another shape, first "
+            f"{(missing + reshaped)[0]} (all of them above); is the checkpoint complete, and config.json its own?"
+        )
+
+
+def convert(published: Published, where: Path, output: Path, tokenizers: tuple, **parts: dict | None) -> KeyReport:
+    """Write an official checkpoint as one of ours.
+
+    Args:
+        published: what was read from ``where``.
+        output: new folder.
+        tokenizers: of the language model and of the Q-Former.
+        parts: fields laid over those of the ``vision`` tower and the ``connector``.
+
+    Raises:
+        CheckpointError: keys or shapes that no part of the model explains; nothing is written then.
+    """
+    tokenizer, question = tokenizers
+    token_ids = add_tokens(where, tokenizer, published.fields)
+    question.truncation_side = "left"  # as published: the end of a long question is kept
+    question.add_special_tokens({"bos_token": "[DEC]"})
+    config, wanted, report = fitted(published, len(tokenizer), token_ids, **parts)
+    report.print()
+    check(where, published, report)
+    if len(question) > config.connector["vocab_size"]:
+        words = config.connector["vocab_size"]
+        raise CheckpointError(f"{where}: its Q-Former knows {words} words, --question-tokenizer {len(question)}")
+    write(output, config, tensors(published, config, wanted), tokenizer, question)
+    return report
+
+
+def tensors(published: Published, config: VideoLLMConfig, wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of our checkpoint, one at a time; rows and projections that it lacks are made here."""
+    found = ours(published.state)
+    drawn = {}
+    if published.fresh:
+        torch.manual_seed(0)
+        own = build_connector(config.connector, config.vision["hidden_size"], config.text_config.hidden_size)
+        drawn = {f"connector.{name}": tensor for name, tensor in own.state_dict().items()}
+    for name, outlined in wanted.items():
+        if name in found:
+            tensor = found[name]
+            lack = len(outlined) - len(tensor) if name in VOCABULARY else 0
+            yield name, torch.cat([tensor, tensor.mean(0, keepdim=True).expand(lack, -1)]) if lack else tensor
+        elif name in drawn:
+            yield name, drawn[name]
+
+
+def write(output: Path, config, state, tokenizer: PreTrainedTokenizerBase, question: PreTrainedTokenizerBase) -> None:
+    """A folder that ``checkpoint.load`` reads."""
+    write_tensors(output, state)
+    config.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    question.save_pretrained(output / QUESTION_TOKENIZER)
+
+
+# ---- back ------------------------------------------------------------------------------------------------------------
+
+
+def convert_back(folder: Path, output: Path) -> KeyReport:
+    """Write one of our checkpoints in the published, whole form; adapters are folded in.
+
+    Raises:
+        CheckpointError: the folder is none of ours, or incomplete.
+        ConfigError: it has a part or an option that the published code has not.
+    """
+    kind = read_json(folder / "config.json").get("model_type")
+    if str(kind).startswith("etchat_"):
+        raise CheckpointError(f"{folder}: already in the published form; leave --back out to convert it to ours")
+    config = read_config(folder)
+    fields = official_fields(config)
+    source = TensorSource(folder, ["model"])
+    scale = config.lora["alpha"] / config.lora["r"] if config.lora else 1.0
+    state = official(fold_adapters(source, scale))
+    with torch.device("meta"):
+        plain = VideoLLMConfig.from_dict(config.to_dict() | {"lora": None})
+        wanted = official(VideoLLM(plain).state_dict())
+    report = KeyReport.compare(official(fold_adapters(source.outlines(), scale)), wanted)
+    report.print()
+    if report.missing or report.unexpected or report.reshaped:
+        raise CheckpointError(f"{folder}: its weights do not fit its config.json (see above); is the run complete?")
+    write_tensors(output, ((name, state[name]) for name in state))
+    kind = config.text_config.model_type
+    fields["architectures"] = [f"ETChat{kind.capitalize()}ForCausalLM"]
+    (output / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
+    sampling = {"temperature": None, "top_k": None, "top_p": None, "repetition_penalty": None}  # as published
+    (output / "generation_config.json").write_text(json.dumps(sampling, indent=2), encoding="utf-8")
+    load_tokenizer(str(folder), "SRC").save_pretrained(output)
+    return report
+
+
+# ---- command ---------------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    lines = argparse.ArgumentParser(prog="python -m d2vlm.convert", description=__doc__.splitlines()[0])
+    lines.add_argument("source", help="folder or hub name of the checkpoint (of the language model, for raw parts)")
+    lines.add_argument("output", help="new folder")
+    lines.add_argument("--base", help="folder or hub name of the model that an adapter belongs to")
+    lines.add_argument("--vision", help="raw parts: eva_vit_g.pth")
+    lines.add_argument("--qformer", help="raw parts: InstructBLIP's Q-Former, .pth")
+    lines.add_argument("--tokenizer", help="folder or hub name; by default that of SRC, or of BASE")
+    lines.add_argument(
+        "--question-tokenizer", default="bert-base-uncased", help="of the Q-Former (default: %(default)s)"
+    )
+    lines.add_argument("--back", action="store_true", help="ours -> the published form")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command: convert, print the report, or say in one line what is wrong."""
+    args = parser().parse_args(arguments)
+    try:
+        run(args)
+    except (CheckpointError, ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Carry out the command."""
+    output = Path(args.output)
+    if output.is_dir() and any(output.iterdir()):
+        raise CheckpointError(f"{output}: not empty; give a new folder")
+    source = fetch(args.source)
+    others = [f"--{name}" for name in ("base", "vision", "qformer") if getattr(args, name)]
+    if args.back:
+        if others:
+            raise CheckpointError(f"--back: {', '.join(others)} cannot be given with it; leave them out")
+        convert_back(source, output)
+        return print(f"{output}: in the published form")
+    if bool(args.vision) != bool(args.qformer):
+        raise CheckpointError("raw parts: give --vision and --qformer, and the language model as SRC")
+    if args.vision and args.base:
+        raise CheckpointError("--base: raw parts have none; leave it out")
+    base = fetch(args.base) if args.base else None
+    raw = bool(args.vision)
+    published = read_parts(source, Path(args.vision), Path(args.qformer)) if raw else read_published(source, base)
+    own = next((f for f in (source, base) if f and list(f.glob("tokenizer*"))), source)
+    tokenizers = (
+        load_tokenizer(args.tokenizer or str(own), "--tokenizer"),
+        load_tokenizer(args.question_tokenizer, "--question-tokenizer"),
+    )
+    convert(published, source, output, tokenizers)
+    end = "a base, without evidence head: train from it (model.checkpoint); it cannot be evaluated"
+    print(f"{output}: {end if published.base else 'ready to use'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Factorized Preference Optimization (D2VLM, ICCV 2025): an answer's log-probability is *when* plus *what*.
+
+In: one reading of a batch whose rows hold a chosen and rejected answers behind one encoding of video and question
+(``Collator.rank``). Out: the preference loss, the chosen answers' supervised losses, and every factor for the log. The
+head says how probable a time is (``log_prob``), the language model how probable the words are, so it trains any head.
+It knows no files but the folder of a reference model, and no trainer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from videollm.annotations import Record
+from videollm.checkpoint import Bundle, load
+from videollm.config import ConfigError
+from videollm.loss import token_cross_entropy
+from videollm.model import VideoLLM
+from videollm.objectives import OBJECTIVES, Objective, Reading, Sums
+from videollm.settings import Settings, at_least
+from videollm.structures import SpanRefs
+
+FACTORS = tuple(f"logp_{answer}_{factor}" for answer in ("chosen", "rejected") for factor in ("grounding", "text"))
+
+MUST_AGREE = {  # what a batch is made of
+    "head": lambda bundle: (bundle.config.head["name"], bundle.model.head.inject_layer),
+    "vision": lambda bundle: bundle.config.vision,
+    "connector": lambda bundle: bundle.config.connector,
+    "tokens": lambda bundle: (bundle.config.token_ids, bundle.tokenizer.get_vocab()),
+}
+
+
+@dataclass
+class FPOOptions:
+    """Options of the objective, below ``train.objective``."""
+
+    beta: float = 0.1  # how far log-probabilities must part; the loss is -log sigmoid(beta * (chosen - rejected))
+    grounding_weight: float = 1.0  # of the times' log-probability
+    text_weight: float = 1.0  # of the words' log-probability
+    supervised_weight: float = 1.0  # of the chosen answers' own losses
+    normalise: bool = False  # a mean over an answer's tokens and over its spans, not a sum (published)
+    rejected: Literal["one", "all"] = "one"  # of a record's rejected answers, one an epoch or all at once
+    reference: str | None = None  # checkpoint folder of a frozen model whose own preference is taken off
+
+    def __post_init__(self):
+        where = "train.objective"
+        at_least(where, self, 0, "grounding_weight", "text_weight", "supervised_weight")
+        if not self.beta > 0:
+            raise ConfigError(f"{where}.beta: {self.beta}, but it must be above 0")
+        if not self.grounding_weight + self.text_weight > 0:
+            raise ConfigError(f"{where}.grounding_weight, text_weight: both are 0, so nothing would be preferred")
+
+
+@OBJECTIVES.register(name="d2vlm.fpo")
+class FPO(Objective):
+    """-log sigmoid(beta * (log p(chosen) - log p(rejected))) + the chosen answer's losses (spec D2VLM 4.5)."""
+
+    Options = FPOOptions
+    logged = (*FACTORS, "margin", "preference_accuracy")
+
+    def __init__(self, options: FPOOptions):
+        super().__init__(options)
+        self.rejected = options.rejected
+        self.reference: VideoLLM | None = None
+
+    def check(self, records: Sequence[Record], settings: Settings) -> None:
+        """Also refuses records without rejected answers, and what cannot go with several answers in a row."""
+        super().check(records, settings)
+        lacking = [r for r in records if not r.rejected]
+        if lacking:
+            raise ConfigError(
+                f"{lacking[0].where}: no rejected answer to train a preference on ({len(lacking)} of {len(records)} "
+                "records); make some with `python -m d2vlm.preference`, or leave those records out"
+            )
+        if settings.data.pack:
+            raise ConfigError("data.pack: a pair is packed already, with one question a row; set it to false")
+
+        if settings.model.attention == "flash_attention_2":
+            raise ConfigError("model.attention: flash_attention_2 cannot keep a pair's two answers apart; set sdpa")
+
+    def prepare(self, bundle: Bundle, settings: Settings) -> None:
+        """Loads the reference model."""
+        if self.options.reference is None:
+            return
+        where = "train.objective.reference"
+        if is_deepspeed_zero3_enabled():
+            raise ConfigError(f"{where}: not possible under ZeRO-3, which would split the frozen model; use ZeRO-2")
+        reference = load(self.options.reference, settings.model.attention)
+        compared = [(what, of(reference) == of(bundle)) for what, of in MUST_AGREE.items()]
+        if settings.data.features:  # made by the trained model's tower, for both
+            towers = (b.model.vision_tower.state_dict() for b in (reference, bundle))
+            compared.append(("weights of the vision tower", all(map(torch.equal, *(t.values() for t in towers)))))
+        other = [what for what, same in compared if not same]
+        if other:
+            raise ConfigError(
+                f"{where}: {self.options.reference} does not read what the trained model reads, it has other "
+                f"{', '.join(other)}; give a model of the same kind"
+            )
+        self.reference = reference.model.requires_grad_(False)
+
+    # ---- the loss --------------------------------------------------------------------------------------------------
+
+    def counts(self, model: VideoLLM, batch: dict) -> Sums:
+        """Supervised counts of the chosen answers; the number of pairs for all that is about pairs."""
+        pairs = torch.full((), float(len(batch["pair_chosen"])), device=batch["pair_chosen"].device)
+        chosen = chosen_spans(batch, model.refs(batch).select(batch["span_refs"]))
+        supervised = {"lm": batch["label_weight"].sum(), **model.head.counts(chosen)}
+        return {**supervised, "fpo": pairs, **dict.fromkeys(self.logged, pairs)}
+
+    def sums(self, model: VideoLLM, batch: dict, reading: Reading) -> tuple[Sums, Sums]:
+        """``fpo``, and ``lm`` and the head's terms of the chosen answers; the factors, margin and accuracy."""
+        token, factors = self.factors(model, batch, reading)
+        chosen, rejected = factors[batch["pair_chosen"]], factors[batch["pair_rejected"]]  # [P, 2]
+        margin = self.options.beta * (self._gap(factors, batch) - self._reference_gap(batch, reading))  # [P]
+        spans = chosen_spans(batch, reading.spans)
+        losses = model.head.loss(reading.queries[batch["chosen_refs"]], spans, reading.frames)
+        losses["lm"] = (token * batch["label_weight"]).sum()
+        losses = {name: self.options.supervised_weight * value for name, value in losses.items()}
+        losses["fpo"] = -logsigmoid(margin).sum()
+        logged = (*chosen.sum(0), *rejected.sum(0), margin.sum(), (margin > 0).float().sum())
+        return losses, {name: value.detach() for name, value in zip(self.logged, logged, strict=True)}
+
+    def factors(self, model: VideoLLM, batch: dict, reading: Reading) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of every label [M], and log-probability of every answer's times and words [S, 2]."""
+        token = token_cross_entropy(model.language_model, reading.states, batch["label_index"], batch["label_ids"])
+        answers = batch["answer_refs"]  # not those of earlier turns, which chosen and rejected share
+        spans = reading.spans.select(answers)
+        times = model.head.log_prob(reading.queries[answers], spans, reading.frames)
+        samples = batch["num_samples"]
+        grounding = self._per_answer(times, spans.sample, samples)
+        return token, torch.stack([grounding, self._per_answer(-token, batch["label_sample"], samples)], -1)
+
+    def _per_answer(self, values: Tensor, sample: Tensor, samples: int) -> Tensor:
+        """Sum (or mean) of ``values`` [K] over each of the answers; what no answer owns is left out. [S]."""
+        total = values.new_zeros(samples + 1).index_add(0, sample, values)
+        if self.options.normalise:
+            count = values.new_zeros(samples + 1).index_add(0, sample, torch.ones_like(values))
+            total = total / count.clamp(min=1)
+        return total[:samples]
+
+    def _gap(self, factors: Tensor, batch: dict) -> Tensor:
+        """Weighted log p(chosen) - log p(rejected), [P]."""
+        weight = factors.new_tensor([self.options.grounding_weight, self.options.text_weight])
+        return ((factors[batch["pair_chosen"]] - factors[batch["pair_rejected"]]) * weight).sum(-1)
+
+    @torch.no_grad()
+    def _reference_gap(self, batch: dict, reading: Reading) -> Tensor | float:
+        """The same of the reference model; 0 without one."""
+        if self.reference is None:
+            return 0.0
+        model = self.reference.to(reading.states.device, reading.states.dtype)
+        return self._gap(self.factors(model, batch, model.read(batch))[1], batch)
+
+
+def chosen_spans(batch: dict, spans: SpanRefs) -> SpanRefs:
+    """The span places of the chosen answers and of their questions, counted by row: one chosen answer each."""
+    chosen = spans.select(batch["chosen_refs"])
+    return replace(chosen, sample=chosen.owner, num_samples=batch["num_samples"] - len(batch["pair_rejected"]))

@@ -1,0 +1,205 @@
+"""Official InternVL2.5 and DisTime checkpoints -> ours: ``python -m distime.convert SRC DST``; ``--back`` returns.
+
+SRC is a folder or a hub name; its weights may be sharded, safetensors or .bin, with adapters merged or not. Names and
+shapes are compared on the meta device before anything is written, and every missing, unexpected and re-shaped key is
+printed. A checkpoint without a time head becomes a base: training starts a head on it, evaluation refuses it.
+"""
+
+import argparse
+import json
+import sys
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from distime.names import BINS, EMBEDDINGS, merge_lora, to_official, to_ours, with_more_tokens
+from distime.official_config import layout_of, official_config, our_config, our_layout
+from distime.tokenizer import TIME_TOKENS, add_time_tokens
+from distime.tokenizer import read_tokenizer as read_official_tokenizer
+from videollm.checkpoint import CheckpointError, read_config, read_tokenizer, some
+from videollm.convert import KeyReport, LazyTensors, TensorSource, adapted_layers, fetch, read_json, write_tensors
+from videollm.errors import tell
+from videollm.model import VideoLLM, VideoLLMConfig
+
+
+@dataclass
+class Conversion:
+    """A checkpoint that is to be written, how its keys compare with those it should have, and remarks to print.
+
+    ``weights`` are read when asked for; ``config`` is ours, or the JSON mapping of an official one.
+    """
+
+    config: VideoLLMConfig | dict
+    tokenizer: PreTrainedTokenizerBase
+    weights: Mapping[str, Tensor]
+    report: KeyReport
+    notes: list[str]
+
+    def write(self, target: Path) -> None:
+        """Print remarks and keys, then write the folder; its config comes last, as nothing is read without it."""
+        for note in self.notes:
+            print(note)
+        self.report.print()
+        write_tensors(target, self.weights.items())
+        self.tokenizer.save_pretrained(target)
+        if isinstance(self.config, dict):
+            (target / "config.json").write_text(json.dumps(self.config, indent=2, ensure_ascii=False), encoding="utf-8")
+        else:
+            self.config.save_pretrained(target)
+
+
+def from_official(folder: Path) -> Conversion:
+    """An official checkpoint as one of ours.
+
+    Raises:
+        CheckpointError: another architecture, a missing file, keys or shapes that do not fit, a tokenizer that lacks
+            the time tokens of a checkpoint that has a time head, or adapters of unknown scale.
+    """
+    where = folder / "config.json"
+    official = read_json(where)
+    layout, config = layout_of(official, str(where)), our_config(official, str(where))
+    stored = TensorSource(folder)
+    weights, outlines, notes = stored, stored.outlines(), []
+    if adapters := adapted_layers(outlines):
+        scale = lora_scale(official, {outlines[h["A"]].shape[0] for h in adapters.values() if "A" in h}, where)
+        weights, outlines = merge_lora(weights, scale), merge_lora(outlines, scale)
+        notes.append(f"merged the adapters of {len(adapters)} layers (W + {scale:g} B A)")
+    weights, outlines = to_ours(weights, layout), dict(to_ours(outlines, layout))
+    tokenizer = read_official_tokenizer(folder)
+    has_head = any(name.startswith("head.") for name in outlines)
+    rows = vocabulary(folder, outlines, config.text_config.vocab_size, tokenizer, has_head)
+    reshaped = []
+    if rows != config.text_config.vocab_size:
+        weights, grown = with_more_tokens(weights, rows), dict(with_more_tokens(outlines, rows))
+        reshaped, outlines = KeyReport.compare(outlines, grown).reshaped, grown
+        config.text_config.vocab_size = rows
+    config.token_ids = {name: tokenizer.convert_tokens_to_ids(name) for name in TIME_TOKENS}
+    config.dtype = stored[next(iter(stored))].dtype
+    report = checked(outlines, config, folder, has_head)
+    report.reshaped = reshaped
+    if not has_head:
+        notes.append("no time head: a base, on which training starts a new one; infer and ask will refuse it")
+    return Conversion(config, tokenizer, only(weights, report), report, notes)
+
+
+def lora_scale(official: dict, ranks: set[int], where: Path) -> float:
+    """alpha / r of un-merged adapters: the official code has alpha = 2 r, and r in the config (spec §10)."""
+    rank = official.get("use_llm_lora")
+    if not rank:
+        raise CheckpointError(
+            f"{where}: use_llm_lora is {rank}, but the weights hold adapters of rank {some(sorted(map(str, ranks)))}; "
+            "write the rank there, or give a merged checkpoint"
+        )
+    if ranks != {rank}:
+        raise CheckpointError(
+            f"{where}: use_llm_lora is {rank}, the adapters have rank {some(sorted(map(str, ranks)))}; correct it"
+        )
+    return 2.0
+
+
+def vocabulary(
+    folder: Path, outlines: Mapping[str, Tensor], told: int, tokenizer: PreTrainedTokenizerBase, has_head: bool
+) -> int:
+    """Rows that embeddings and output need; a base's tokenizer gets the time tokens it lacks.
+
+    Raises:
+        CheckpointError: embeddings, config and tokenizer do not belong together.
+    """
+    if EMBEDDINGS not in outlines:
+        raise CheckpointError(f"{folder}: no token embeddings among its weights; is the checkpoint complete?")
+    stored = outlines[EMBEDDINGS].shape[0]
+    if stored != told:
+        raise CheckpointError(
+            f"{folder}: embeddings of {stored} tokens, but llm_config.vocab_size in config.json is {told}; "
+            "take both files from one checkpoint"
+        )
+    if len(tokenizer) > stored:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has {len(tokenizer)} tokens, the weights {stored}; take both from one checkpoint"
+        )
+    added = add_time_tokens(tokenizer)
+    if added and has_head:
+        raise CheckpointError(
+            f"{folder}: has a time head, but its tokenizer lacks {' and '.join(added)}; copy the tokenizer files "
+            "that were saved with these weights"
+        )
+    return max(stored, len(tokenizer))
+
+
+def checked(outlines: Mapping[str, Tensor], config: VideoLLMConfig, folder: Path, has_head: bool) -> KeyReport:
+    """Our keys in ``outlines`` against those of the model that ``config`` describes.
+
+    Raises:
+        CheckpointError: a key is missing (but for a whole head), or has another shape.
+    """
+    with torch.device("meta"):
+        wanted = VideoLLM(config).state_dict()
+    report = KeyReport.compare(outlines, wanted)
+    lost = [name for name in report.missing if has_head or not name.startswith("head.")]
+    if lost or report.reshaped:
+        report.print()
+        shapes = [f"{name} {list(found)}, not {list(right)}" for name, found, right in report.reshaped]
+        what = f"missing: {some(lost)}" if lost else f"of another shape: {some(shapes)}"
+        raise CheckpointError(f"{folder}: its weights do not fit its config.json; {what}; fetch both again")
+    return report
+
+
+def to_official_folder(folder: Path) -> Conversion:
+    """One of our DisTime checkpoints in the official layout; InternLM2's projections are fused again.
+
+    Raises:
+        CheckpointError: not one of ours, or one that has no official layout.
+    """
+    config = read_config(folder)
+    official = official_config(config, str(folder / "config.json"))
+    stored, layout = TensorSource(folder, ["model"]), our_layout(config)
+    has_head = any(name.startswith("head.") for name in stored)
+    report = checked(stored.outlines(), config, folder, has_head)
+    weights = to_official(only(stored, report), layout)
+    if has_head:
+        bins = torch.arange(official["dec_reg"] + 1).to(stored[next(iter(stored))])
+        weights = ChainMap({BINS: bins}, weights)
+    return Conversion(official, read_tokenizer(folder), weights, report, [])
+
+
+def only(weights: Mapping[str, Tensor], report: KeyReport) -> Mapping[str, Tensor]:
+    """``weights`` without the unexpected ones."""
+    return LazyTensors({name: (lambda name=name: weights[name]) for name in weights if name not in report.unexpected})
+
+
+def empty_folder(path: str) -> Path:
+    """``path`` if nothing is there yet; CheckpointError otherwise."""
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target}: exists and is not an empty folder; choose another place")
+    return target
+
+
+def convert(source: str, target: str, back: bool = False) -> None:
+    """Convert ``source`` (a folder or hub name) into the new folder ``target``; raises CheckpointError."""
+    place = empty_folder(target)
+    read = to_official_folder if back else from_official
+    read(fetch(source)).write(place)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m distime.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("source", metavar="SRC", help="folder, or hub name such as OpenGVLab/InternVL2_5-1B")
+    parser.add_argument("target", metavar="DST", help="folder to write, new or empty")
+    parser.add_argument("--back", action="store_true", help="from one of our checkpoints to the official layout")
+    args = parser.parse_args(argv)
+    try:
+        convert(args.source, args.target, args.back)
+    except CheckpointError as error:
+        return tell(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The golden model of D2VLM as one of ours: config and weights go through the converter's own rename functions.
+
+``golden_bundle(folder)`` is what every whole-model test starts from; ``folder`` is ``golden_dir / "d2vlm"``. Settings,
+shapes and case names come from the folder's files.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+
+from d2vlm.evidence import EVIDENCE, EVIDENCE_END
+from d2vlm.names import FRAME, our_config, ours
+from videollm.annotations import parse_record
+from videollm.checkpoint import Bundle
+from videollm.config import build
+from videollm.dataset import VideoDataset
+from videollm.model import VideoLLM
+from videollm.transforms import Preprocess
+
+
+def read_config(folder: Path) -> dict:
+    """The golden ``config.json``."""
+    return json.loads((folder / "config.json").read_text())
+
+
+def tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """The language model's tokenizer, with our placeholder of a frame, and the Q-Former's."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "lm_tokenizer")
+    tokenizer.add_special_tokens({"extra_special_tokens": [FRAME]}, replace_extra_special_tokens=False)
+    question = BertTokenizer.from_pretrained(folder / "bert_tokenizer", truncation_side="left")
+    question.add_special_tokens({"bos_token": "[DEC]"})
+    return tokenizer, question
+
+
+def parts(folder: Path) -> tuple[dict, dict]:
+    """Fields of the tower and of the connector that no shape tells; the golden model has no dropout."""
+    config = read_config(folder)
+    vision = {"num_attention_heads": config["vision"]["heads"], "layer_norm_eps": config["vision"]["ln_eps"]}
+    qformer = config["qformer"]
+    connector = {
+        "num_attention_heads": qformer["heads"],
+        "layer_norm_eps": qformer["ln_eps"],
+        "cross_attention_frequency": qformer["cross_attention_freq"],
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return vision, connector
+
+
+def golden_bundle(folder: Path, state: dict[str, Tensor] | None = None, **head) -> Bundle:
+    """The golden model in evaluation mode, with official weights ``state`` (by default the folder's own).
+
+    ``head`` is laid over the head's options; those that the published numbers need are on.
+    """
+    golden, state = read_config(folder), state or load_file(folder / "model.safetensors")
+    tokenizer, question = tokenizers(folder)
+    token_ids = {EVIDENCE: golden["evidence_token_id"], EVIDENCE_END: golden["evidence_end_token_id"]}
+    config = our_config(golden["llm"], {n: tuple(t.shape) for n, t in state.items()}, token_ids, *parts(folder))
+    config.head |= {"inject_layer": golden["hidden_add_index"], "compatibility": "published", **head}
+    config._attn_implementation = "eager"
+    model = VideoLLM(config)
+    model.load_state_dict(dict(ours(state)), strict=True)
+    model.vision_tower.requires_grad_(False)
+    return Bundle(model.eval(), tokenizer, question)
+
+
+class GoldenReader:
+    """Stored frames in place of files: ``frames_u8.<key>`` of a golden file, one a second."""
+
+    stored, fixed = None, True
+
+    def __init__(self, bundle: Bundle, frames: dict[str, Tensor]):
+        self.preprocess, self.frames = build(Preprocess, bundle.config.preprocess, "preprocess"), frames
+
+    def video(self, name: str, rng):
+        """As ``VisualReader.video``; ``name`` is the key."""
+        frames = self.frames[f"frames_u8.{name}"]
+        return self.preprocess(frames), None, np.arange(len(frames)) * 1.0, float(len(frames))
+
+
+def golden_batch(
+    bundle: Bundle, lines: list[dict], frames: dict[str, Tensor], *, left: bool = False, raw: bool = True
+) -> dict:
+    """Annotation ``lines`` as a batch, their spans as published (``raw``); ``video`` is a key of ``frames``."""
+    records = [parse_record({**line, "id": str(k)}, 1, "golden.jsonl", raw_spans=raw) for k, line in enumerate(lines)]
+    dataset = VideoDataset(records, GoldenReader(bundle, frames), bundle.encoder(), max_length=4096, answers=not left)
+    batch = bundle.collator(left=left)([dataset[k] for k in range(len(records))])
+    assert not batch["bad"]
+    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned")}
+
+
+def names(prefix: str, documented: Iterable[str]) -> list[str]:
+    """Cases of the golden folder: those that its README documents, and whatever else begins with ``prefix``.
+
+    A documented case that the folder lacks is skipped by ``case_files``.
+    """
+    given = os.environ.get("GOLDEN_DIR", Path(__file__).resolve().parents[3] / "shared" / "golden")
+    found = {path.stem for path in (Path(given) / "d2vlm").glob(f"{prefix}*.safetensors")}
+    return sorted(found | set(documented))
+
+
+def case_files(folder: Path, name: str) -> tuple[dict, dict[str, Tensor]]:
+    """(json, arrays) of one case; skips the test where the folder lacks it."""
+    for end in ("json", "safetensors"):
+        if not (folder / f"{name}.{end}").is_file():
+            pytest.skip(f"{name}.{end} is not in this golden folder")
+    return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
+
+
+SFT_CASES = names("sft_single_", [f"sft_single_{k}" for k in range(5)])
+SFT_CASES += names("sft_batch_", ["sft_batch_012", "sft_batch_50"])
+
+
+def padded_rows(arrays: dict[str, Tensor]) -> list[int]:
+    """Rows that the published code pads in the middle (README, ``sft_batch_50``): their numbers are a fault of it."""
+    return [row for row, mask in enumerate(arrays["attention_mask_part1"]) if not mask.all()]
+
+
+def sft_batch(bundle: Bundle, folder: Path, samples: list[int]) -> dict:
+    """Samples of the golden annotations as a batch."""
+    lines = json.loads((folder / "sft_annotations.json").read_text())
+    return golden_batch(
+        bundle, [{**lines[k], "video": str(k)} for k in samples], load_file(folder / "sft_frames.safetensors")
+    )

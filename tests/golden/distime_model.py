@@ -1,0 +1,149 @@
+"""The golden models of DisTime as ours: official folders are written from golden files and go through the converter.
+
+``golden_bundle`` is what every whole-model test starts from, ``golden_batch`` the collator's batch of golden samples.
+Names of models and cases come from the folder's files; names that a folder lacks are skipped by name.
+"""
+
+import ast
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from distime.convert import convert
+from distime.time_head import FRAME_TIME, STAMP
+from videollm.annotations import parse_record
+from videollm.checkpoint import Bundle, load
+from videollm.dataset import Item, VideoDataset
+from videollm.prompt import PromptEncoder
+from videollm.structures import Token, Turn, VisualMark
+
+ROOT = Path(os.environ.get("GOLDEN_DIR", Path(__file__).resolve().parents[3] / "shared" / "golden")) / "distime"
+PUBLISHED = {"compatibility": "published"}
+MAX_LENGTH = 8192
+HIDDEN, LOGITS = {"atol": 9e-5, "rtol": 0}, {"atol": 2e-4, "rtol": 0}  # 10 times what its README found
+
+
+def names(below: str, known: str) -> list[str]:
+    """Cases to run: the .json files of a golden folder, and those ``known`` that it lacks (they will be skipped)."""
+    return sorted({path.stem for path in (ROOT / below).glob("*.json")} | set(known.split()))
+
+
+LLMS = sorted({path.parent.name for path in ROOT.glob("*/config.json")} | {"qwen2", "internlm2"})
+SAMPLES = names("data", "moment dense video_notime multiturn image text")
+
+
+def existing(path: Path) -> Path:
+    """``path``, or skip the test by its name."""
+    if not path.exists():
+        pytest.skip(f"{path} is not in this golden folder")
+    return path
+
+
+def read(path: Path) -> dict:
+    """A JSON file of the golden folder."""
+    return json.loads(existing(path.with_name(f"{path.name}.json")).read_text())
+
+
+def arrays(path: Path) -> dict[str, Tensor]:
+    """A safetensors file of the golden folder."""
+    return load_file(existing(path.with_name(f"{path.name}.safetensors")))
+
+
+def golden_tokenizer(folder: Path, llm: str) -> PreTrainedTokenizerFast:
+    """The golden tokenizer with the roles that its info.json names."""
+    info = read(folder / f"tokenizer_{llm}" / "info")
+    roles = {name: info[name] for name in ("pad_token", "bos_token", "eos_token") if info[name]}
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / f"tokenizer_{llm}" / "tokenizer.json"), **roles)
+
+
+def write_official(folder: Path, llm: str, target: Path, state: dict[str, Tensor] | None = None, **changes) -> Path:
+    """An official checkpoint folder with the golden config (and ``changes``), tokenizer and weights (or ``state``)."""
+    target.mkdir(parents=True)
+    config = {"model_type": "internvl_chat", **read(folder / llm / "config"), **changes}
+    (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(state or arrays(folder / llm / "model"), target / "model.safetensors")
+    golden_tokenizer(folder, llm).save_pretrained(target)
+    return target
+
+
+def golden_bundle(folder: Path, llm: str, scratch: Path, state=None, dtype=None, head=None, **changes) -> Bundle:
+    """The golden model as one of ours, with the published compatibility; ``head`` options are laid over that."""
+    source = write_official(folder, llm, scratch / "official", state, **changes)
+    convert(str(source), str(scratch / "ours"))
+    return load(scratch / "ours", dtype=dtype, head=PUBLISHED | (head or {}))
+
+
+class GoldenReader:
+    """Stored pixels in place of files."""
+
+    stored, fixed = None, True
+
+    def __init__(self, pixels: Tensor, info: dict):
+        self.pixels, self.info = pixels, info
+
+    def video(self, name, rng):
+        """As ``VisualReader.video``."""
+        return self.pixels, None, np.asarray(self.info["frame_times_doubled"][::2]), float(self.info["duration"])
+
+    def images(self, files):
+        """As ``VisualReader.images``."""
+        return self.pixels, [len(self.pixels)]
+
+
+def golden_item(bundle: Bundle, folder: Path, sample: str) -> Item:
+    """A golden training sample, through annotation, wording and tokenizer; spans as they are annotated."""
+    info = read(folder / "data" / sample)
+    pixels = torch.from_numpy(np.load(existing(folder / "data" / f"{sample}.npz"))["pixel_values"])
+    record = parse_record({"id": sample, **info["annotation"]}, 1, f"{sample}.json", raw_spans=True)
+    item = VideoDataset([record], GoldenReader(pixels, info), bundle.encoder(), max_length=MAX_LENGTH)[0]
+    assert item.bad is None, item.bad
+    return item
+
+
+def golden_batch(bundle: Bundle, folder: Path, samples: list[str]) -> dict:
+    """Golden training samples as a batch; places with token id 0 are unseen, as published."""
+    collator = bundle.collator(average="samples", unseen_id=0)
+    return for_model(collator([golden_item(bundle, folder, sample) for sample in samples]))
+
+
+def golden_question(bundle: Bundle, folder: Path, *cases: dict) -> dict:
+    """The prompts of generation cases as a left-padded batch; frames stand where a case has its frame block."""
+    encoder = bundle.encoder()
+    encoder.visual = replace(encoder.visual, after="")  # most published prompts have no newline here (spec 3)
+    items = [question_item(encoder, folder, case) for case in cases]
+    return for_model(bundle.collator(left=True)(items))
+
+
+def question_item(encoder: PromptEncoder, folder: Path, case: dict) -> Item:
+    """One generation case; its history stands in the template."""
+    video = read(folder / "generate" / f"video_{case['video']}")
+    pixels = torch.from_numpy(np.load(existing(folder / "generate" / f"video_{case['video']}.npz"))["pixel_values"])
+    times, history = np.asarray(video["frame_times"]), case["history"] or []
+    history = ast.literal_eval(history) if isinstance(history, str) else history
+    said = [text for pair in history for text in pair] + [case["question"]]
+    block = "\n".join([f"{FRAME_TIME}: <image>"] * len(times))
+    assert said[0].startswith(block)
+    said[0] = said[0].removeprefix(block)
+    turns = [Turn("assistant" if i % 2 else "user", spoken(text)) for i, text in enumerate(said)]
+    turns[0] = Turn("user", (VisualMark(0), *turns[0].parts))
+    prompt = encoder.encode(turns, [], [("video", len(times))], case["duration"])
+    return Item([prompt], [np.zeros((0, 2))], pixels, None, times, case["duration"], ids=["case"])
+
+
+def spoken(text: str) -> tuple[str | Token, ...]:
+    """Text of a prompt; a stamp in it is a plain token, as published (spec 7)."""
+    return tuple(Token(STAMP) if part == STAMP else part for part in re.split(f"({STAMP})", text) if part)
+
+
+def for_model(batch: dict) -> dict:
+    """A batch without what only the trainer reads."""
+    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned")}

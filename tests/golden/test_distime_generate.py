@@ -1,0 +1,145 @@
+"""Greedy generation against the published implementation: prompt, every step's logits and state, times, embeddings.
+
+All cases go through ``generate_ids``, the loop that ``infer`` and ``ask`` use; a forced schedule is a logits processor.
+"""
+
+import json
+
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from tests.golden.distime_model import LLMS, ROOT, arrays, existing, golden_bundle, golden_question, names, read
+from videollm.generate import GenerateOptions
+
+pytestmark = pytest.mark.golden
+KNOWN = "moment dense dense_forced moment_history moment_bf16gauss"
+CASES = sorted(set().union(*(names(f"generate/{llm}", KNOWN) for llm in LLMS)))
+LATE = {"atol": 3e-3, "rtol": 0}  # steps late in a generation (README)
+
+
+@pytest.fixture(scope="module")
+def folder(golden_dir):
+    return existing(golden_dir / "distime")
+
+
+@pytest.fixture(scope="module", params=LLMS)
+def llm(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def bundles(folder, llm, tmp_path_factory):
+    """By the gaussians' precision."""
+    return {
+        kind: golden_bundle(folder, llm, tmp_path_factory.mktemp(llm), head={"gaussians_bf16": kind == "bf16"})
+        for kind in ("fp32", "bf16")
+    }
+
+
+class Forced(LogitsProcessor):
+    """Takes the scheduled token at its step, whatever the logits say."""
+
+    def __init__(self, schedule: dict[str, int]):
+        self.schedule = {int(step): token for step, token in schedule.items()}
+
+    def __call__(self, input_ids, scores):
+        token = self.schedule.get(input_ids.shape[1])
+        if token is None:
+            return scores
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([token]), 0.0)
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """Runs a case; gives ids [S], the state, and what went through every step."""
+
+    @torch.no_grad()
+    def run(bundle, batch, schedule, stop_id, most):
+        steps, model = [], bundle.model
+        decode, prepare = model.decode_step, model.prepare_inputs_for_generation
+
+        def recorded(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, state):
+            out = decode(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, state)
+            steps.append((inputs_embeds[0], out.logits[0, -1].clone(), state.query[0].clone()))
+            return out
+
+        forced = LogitsProcessorList([Forced(schedule or {})])
+        monkeypatch.setattr(model, "decode_step", recorded)
+        monkeypatch.setattr(model, "_processors", lambda options, state: forced)
+        ids, state = model.generate_ids(batch, None, stop_id, GenerateOptions(max_new_tokens=most))
+        monkeypatch.undo()
+        assert model.prepare_inputs_for_generation == prepare
+        return ids[0], state, steps
+
+    return run
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_step_is_the_published_one(folder, llm, bundles, generated, case):
+    info, expected = read(folder / "generate" / llm / case), arrays(folder / "generate" / llm / case)
+    bundle = bundles[info["gaussian"]]
+    batch = golden_question(bundle, folder, info)
+    assert batch["input_ids"].equal(expected["prompt_ids"])
+    ids, state, steps = generated(bundle, batch, info["forced_schedule"], info["eos_token_id"], info["max_new_tokens"])
+    assert ids.tolist() == info["generated_ids"]
+    embeds, logits, hidden = zip(*steps, strict=True)
+    torch.testing.assert_close(embeds[0][None], expected["prompt_embeds"], atol=3e-5, rtol=0)
+    torch.testing.assert_close(torch.stack(logits), expected["step_logits"], **LATE)
+    torch.testing.assert_close(torch.stack(hidden), expected["step_hidden"], **LATE)
+    stamps = [step for step, found in enumerate(state.steps) if found is not None]
+    assert [info["generated_ids"][s] for s in stamps] == [bundle.model.span_ids[0]] * len(info["pred_time_bins"])
+    if not stamps:
+        return
+    queries = torch.stack([hidden[s] for s in stamps])
+    torch.testing.assert_close(bundle.model.head._logits(queries).flatten(1), expected["stamp_logits"], **LATE)
+    bins = torch.cat([state.steps[s].raw for s in stamps])
+    torch.testing.assert_close(bins, expected["stamp_pred_bins"], atol=2e-3, rtol=0)
+    seconds = torch.cat([state.steps[s].seconds for s in stamps])
+    published = torch.tensor(info["seconds_demo"], dtype=torch.float32).sort(-1).values  # ours are in order
+    torch.testing.assert_close(seconds, published, atol=2e-3, rtol=0)
+    fed = [(k, embeds[s + 1][0]) for k, s in enumerate(stamps) if s + 1 < len(embeds)]
+    assert fed
+    for k, embed in fed:
+        torch.testing.assert_close(embed, expected["stamp_embeds"][k], atol=3e-4, rtol=0)
+
+
+def test_a_batch_of_cases_gives_each_the_answer_it_has_alone(folder, llm, bundles):
+    """Left padding, several videos of other lengths, stamps at other steps."""
+    bundle = bundles["fp32"]
+    free = [c for c in CASES if (folder / "generate" / llm / f"{c}.json").is_file()]
+    infos = [info for c in free if not (info := read(folder / "generate" / llm / c))["forced_schedule"]]
+    infos = [info for info in infos if info["gaussian"] == "fp32"]
+    if len(infos) < 2:
+        pytest.skip("fewer than two free cases")
+    batch = golden_question(bundle, folder, *infos)
+    most = max(info["max_new_tokens"] for info in infos)
+    with torch.no_grad():
+        ids, state = bundle.model.generate_ids(batch, None, infos[0]["eos_token_id"], GenerateOptions(most))
+    for row, info in enumerate(infos):
+        own = info["generated_ids"]
+        assert ids[row, : len(own)].tolist() == own
+        stamps = [step for step, token in enumerate(own) if token == bundle.model.span_ids[0]]
+        bins = [state.steps[s].raw[row].tolist() for s in stamps]
+        assert bins == [pytest.approx(pair, abs=2e-3) for pair in info["pred_time_bins"]]
+
+
+BF16 = ROOT / "bf16_model.json"
+WHOLE = json.loads(BF16.read_text())["results"] if BF16.is_file() else {}
+
+
+@pytest.mark.parametrize("name", sorted({c.split("/")[1] for c in WHOLE if "/generate_" in c} or {"generate_moment"}))
+def test_the_whole_model_in_bf16_generates_near_the_published_one(folder, llm, generated, name, tmp_path):
+    case = read(folder / "bf16_model")["results"].get(f"{llm}/{name}")
+    if case is None:
+        pytest.skip(f"bf16_model.json has no {llm}/{name}")
+    info = read(folder / "generate" / llm / name.removeprefix("generate_"))
+    bundle = golden_bundle(folder, llm, tmp_path, dtype=torch.bfloat16, head={"gaussians_bf16": True})
+    schedule = {s: bundle.tokenizer.convert_tokens_to_ids(token) for s, token in case["forced_schedule"].items()}
+    batch = golden_question(bundle, folder, info)
+    ids, state, _ = generated(bundle, batch, schedule, info["eos_token_id"], len(case["generated_ids"]))
+    same = [a == b for a, b in zip(ids.tolist(), case["generated_ids"], strict=True)]
+    assert sum(same) >= len(same) - 1  # two logits may be nearer than bf16 tells apart
+    bins = [found.raw[0].tolist() for found in state.steps if found is not None]
+    wide = 0.05 * bundle.model.head.options.reg_max
+    assert bins == [pytest.approx(pair, abs=wide) for pair in case["pred_time_bins"]]
