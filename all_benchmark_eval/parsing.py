@@ -68,7 +68,7 @@ def published_number(text: str) -> float | None:
 
 
 def _keyword_pairs(text: str) -> list[tuple[str, str]]:
-    """The first number of each sentence about a start, an end or a happening, two by two; an odd last one is dropped."""
+    """The first number of each sentence about a start, an end or a happening, two by two; an odd one is dropped."""
     sentences = [s for s in re.split(r"[!?\n]", text) if any(word in s for word in _KEYWORDS)]
     numbers = [found.group() for found in map(_WHOLE_NUMBER.search, sentences) if found]
     return list(zip(numbers[::2], numbers[1::2], strict=False))
@@ -207,13 +207,13 @@ def split_evidence(text: str) -> tuple[str, str]:
 def read_spans(text: str) -> Spans:
     """Every span that the text tells, in its order, each with start <= end.
 
-    "10 - 20", "10 to 20", "[10, 20]", "between 5 and 6 minutes", "1:10 - 1:30", "10.5s – 20s", "starts at 3 and ends at 9".
+    "10 - 20", "10.5s \u2013 20s", "[10, 20]", "between 5 and 6 minutes", "1:10 to 1:30", "starts at 3 and ends at 9".
     """
     return [span for _, _, span in _spans(text)]
 
 
 def read_moment(text: str) -> float | None:
-    """The one time that the text tells: the middle of its first span, else a time with a unit, else its first number."""
+    """The one time that the text tells: the middle of its first span, else a time with a unit, else a number."""
     span = next(_spans(text), None)
     if span is not None:
         return (span[2][0] + span[2][1]) / 2
@@ -223,7 +223,7 @@ def read_moment(text: str) -> float | None:
 
 
 def read_steps(text: str) -> Steps:
-    """Spans and captions: behind each span the text up to the next one, or before it where the text ends with a span."""
+    """Spans and captions: the text behind each span, or that before each where the last has none behind it."""
     marks = list(_spans(text))
     if not marks:
         return [], []

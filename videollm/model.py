@@ -28,7 +28,8 @@ class VideoLLMConfig(PretrainedConfig):
     """Everything needed to rebuild a model: parts, template, preprocessing and sampling.
 
     ``vision``, ``connector``, ``head``, ``preprocess``, ``sampler`` and ``visual_tokens`` are the mappings of the
-    training config, kept as they are. ``token_ids`` maps the head's tokens to ids.
+    training config, kept as they are. ``token_ids`` maps the head's tokens to ids. ``headless``: a base, as converters
+    write it, whose head training has to start.
     """
 
     model_type = "videollm"
@@ -48,6 +49,7 @@ class VideoLLMConfig(PretrainedConfig):
         sampler=None,
         context_length=4096,
         lora=None,
+        headless=False,
         **kwargs,
     ):
         if isinstance(text_config, dict):
@@ -58,7 +60,7 @@ class VideoLLMConfig(PretrainedConfig):
         self.template, self.visual_tokens, self.token_ids = template, visual_tokens or {}, token_ids or {}
         self.bidirectional_frames = bidirectional_frames
         self.preprocess, self.sampler, self.context_length = preprocess or {}, sampler or {}, context_length
-        self.lora = lora
+        self.lora, self.headless = lora, headless
         super().__init__(**kwargs)
 
 

@@ -62,7 +62,9 @@ def _spans(samples: Sequence[Sample], task: str) -> Outcome:
     return _outcome(samples, parsed, numbers, per_sample, clipped)
 
 
-def _outcome(samples: Sequence[Sample], parsed: Sequence[bool], numbers: dict, tables: dict, clipped: int = 0) -> Outcome:
+def _outcome(
+    samples: Sequence[Sample], parsed: Sequence[bool], numbers: dict, tables: dict, clipped: int = 0
+) -> Outcome:
     states = {s.id: "scored" if good else "unparsed" for s, good in zip(samples, parsed, strict=True)}
     failed = len(samples) - sum(map(bool, parsed))
     return Outcome({"Total": len(samples), "Failed": failed} | numbers, tables, states, [], clipped)
@@ -126,7 +128,9 @@ def _covered_f1(found: Spans, true: Spans) -> float:
     """F1 of two sets of spans as stretches of time; 0 where they have none in common."""
     edges = np.unique([time for span in (*found, *true) for time in span])
     middles, lengths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-    inside = [np.array([any(s < m < e for s, e in map(sorted, spans)) for m in middles], bool) for spans in (found, true)]
+    inside = [
+        np.array([any(s < m < e for s, e in map(sorted, spans)) for m in middles], bool) for spans in (found, true)
+    ]
     common = lengths[inside[0] & inside[1]].sum()
     return float(2 * common / (lengths[inside[0]].sum() + lengths[inside[1]].sum())) if common > 0 else 0.0
 

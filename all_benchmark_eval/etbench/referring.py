@@ -10,7 +10,15 @@ import numpy as np
 
 from all_benchmark_eval.benchmark import BenchmarkError
 from all_benchmark_eval.choices import Verdict, etbench_verdict
-from all_benchmark_eval.etbench.grounding import EVIDENCE_VARIANTS, THRESHOLDS, Parsed, best_ious, parse, read_all, recall_at
+from all_benchmark_eval.etbench.grounding import (
+    EVIDENCE_VARIANTS,
+    THRESHOLDS,
+    Parsed,
+    best_ious,
+    parse,
+    read_all,
+    recall_at,
+)
 from all_benchmark_eval.etbench.samples import LETTERS, Outcome, Sample
 from all_benchmark_eval.parsing import DELIMITER
 from all_benchmark_eval.sentences import SentenceModel
@@ -27,7 +35,9 @@ def verdicts(samples: Sequence[Sample], variant: str) -> list[Verdict]:
     for sample in samples:
         count = len(sample.options if grounded else samples[0].options)  # the first sample's letters hold for all
         if count not in (4, 5):
-            raise BenchmarkError(f"{sample.id}: {count} options; the published scripts know 4 or 5 (--protocol corrected)")
+            raise BenchmarkError(
+                f"{sample.id}: {count} options; the published scripts know 4 or 5 (--protocol corrected)"
+            )
         text = sample.answer or ""
         if variant in EVIDENCE_VARIANTS:
             text = text.split(DELIMITER)[-1]

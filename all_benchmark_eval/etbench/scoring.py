@@ -186,5 +186,7 @@ def _notes(outcomes: Outcomes, missing: Sequence[Sample], published: bool) -> li
     if stops:
         notes.append(f"the published script stops at {len(stops)} answers, here they failed: {', '.join(stops[:5])}")
     if missing and published:
-        notes.append(f"{len(missing)} samples of the annotations have no answer; the published script does not see them")
+        notes.append(
+            f"{len(missing)} samples of the annotations have no answer; the published script does not see them"
+        )
     return notes

@@ -2,10 +2,10 @@
 
 A line of the annotations; a prediction is the same line with the answer as ``a`` (a .json list, .jsonl, or a folder)::
 
-    {"version": 1.0, "idx": 0, "task": "tvg", "source": "qvhighlights", "video": "qvhighlights/x.mp4", "duration": 150.0,
-     "tgt": [10.0, 20.0], "q": "...", "a": "<evi> 9.0 - 19.0 </evi>The event happens in 10.0 - 20.0 seconds."}
+    {"version": 1.0, "idx": 0, "task": "tvg", "source": "qvhighlights", "video": "qvhighlights/x.mp4",
+     "duration": 150.0, "tgt": [10.0, 20.0], "q": "...", "a": "<evi> 9.0 - 19.0 </evi>It happens in 10.0 - 20.0."}
     {"task": "rar", ..., "src": [31.0], "p": 2, "o": ["..", "..", "..", ".."], "a": "Best Option: (C)"}
-    {"task": "dvc", ..., "tgt": [[5, 15], [18, 30]], "g": ["pour oil", "add onion"], "a": "5 - 15 seconds, pour oil. ..."}
+    {"task": "dvc", ..., "tgt": [[5, 15], [18, 30]], "g": ["pour oil", "add onion"], "a": "5 - 15 seconds, pour oil."}
 """
 
 import re
@@ -47,7 +47,7 @@ class ETBench(Benchmark):
         return read_samples(path, answers=False)
 
     def questions(self, truth: Sequence[Sample], wording: str) -> list[dict]:
-        """The annotation's ``q`` with the times of ``src``. ``generate``: decoding options of this record alone."""
+        """The annotation's ``q`` with the times of ``src``. ``generate``: decoding options for this record alone."""
         generate = worded(GENERATE, wording)
         lines = []
         for sample in truth:
@@ -83,7 +83,9 @@ class ETBench(Benchmark):
         known = {sample.id: sample for sample in truth}
         for sample in samples:
             if sample.id not in known:
-                raise BenchmarkError(f"{path}: the annotations have no sample {sample.id}; are they of another version?")
+                raise BenchmarkError(
+                    f"{path}: the annotations have no sample {sample.id}; are they of another version?"
+                )
             true = known[sample.id]
             if (sample.video, sample.spans, sample.choice) != (true.video, true.spans, true.choice):
                 raise BenchmarkError(f"{path}: {sample.id} has another video, tgt or p than in the annotations")
@@ -91,11 +93,14 @@ class ETBench(Benchmark):
         return Predictions(samples, [sample for sample in truth if sample.id not in answered])
 
     def score(self, truth: Sequence[Sample] | None, predictions: Predictions, options: Options) -> Scores:
-        """``published`` by variant: ``grounding``, ``referring`` and ``dense.PUBLISHED``; sources rounded to 5 digits are
-        among the details. ``corrected``: see ``corrected`` and ``dense.CORRECTED`` for every difference; the variant
-        makes none. Captions, corrected: F1 counts an IoU that is the threshold on paper; a step keeps its own caption;
-        a video that comes twice counts twice; an unparsed sample scores 0 in every number; likeness to a random string
-        is 0."""
+        """``published``: by the script that the variant names (``grounding``, ``referring``, ``dense``); the numbers as
+        it rounds them are among the details.
+
+        ``corrected``, the same for every variant: the differences in ten tasks stand in ``corrected``. In dvc and slc a
+        step keeps its own caption (``parsing.read_steps``), spans are cut to the video, an IoU that is the threshold on
+        paper counts, a video that comes twice counts twice, an unparsed or missing sample scores 0 in every number,
+        and a step that matches nothing has similarity 0 instead of its likeness to random letters.
+        """
         return scoring.score(predictions.samples, predictions.missing, options)
 
 

@@ -26,26 +26,19 @@ from all_benchmark_eval.choices import (
     tally,
 )
 from all_benchmark_eval.moments import seconds
+from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
 
 GROUPS = ("duration_group", "question_category")
 NUM_OPTIONS = 5
-# D2VLM published none for this benchmark: its wording for MVBench's kind of question.
-_DISTIME = {
-    "text": (
-        "Question: {question}\nOptions:\n{options}\nAnswer with the option\u2019s letter from the given choices directly."
-    ),
-    "option": "{letter}. {option}",
-}
 WORDINGS = {
-    "distime": _DISTIME,
-    "d2vlm": {
+    "distime": {
         "text": (
-            "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "
-            "objects and the action and pose of persons. Based on your observations, select the best option that "
-            "accurately addresses the question.\nQuestion: {question}\nOptions:\n{options}\nBest Option: ("
+            "Question: {question}\nOptions:\n{options}\n"
+            "Answer with the option\u2019s letter from the given choices directly."
         ),
-        "option": "({letter}) {option}.",
+        "option": "{letter}. {option}",
     },
+    "d2vlm": MVBENCH_WORDINGS["d2vlm"],  # none is published for this benchmark
     "plain": {
         "text": "{question}\n{options}\nAnswer with the letter of the right option.",
         "option": "{letter}. {option}",

@@ -40,7 +40,8 @@ WORDINGS = {
         "option": "({letter}) {option}.",
     },
     "distime": {
-        "text": _CAREFULLY.format(comma=",") + "\nQuestion: {question}\nOptions:\n{options}\nOnly give the best option.",
+        "text": _CAREFULLY.format(comma=",")
+        + "\nQuestion: {question}\nOptions:\n{options}\nOnly give the best option.",
         "option": "({letter}) {option}",
     },
     "plain": {
@@ -114,16 +115,17 @@ class MVBench(Benchmark):
                 raise BenchmarkError(f"{path}: the annotations have no question {name!r} ({row.task})")
             if letter_of(row.true) != truth[name].answer:
                 raise BenchmarkError(
-                    f"{path}: {name!r} has {row.true!r:.60} as right answer, the annotations {_shown(truth[name])!r:.60}; "
-                    "rows without 'id' must be the first ones of their task, in order"
+                    f"{path}: {name!r} has {row.true!r:.60} as right answer, not {_shown(truth[name])!r:.60} as in the "
+                    "annotations; rows without 'id' must be the first ones of their task, in order"
                 )
         return Predictions(list(rows.values()), [(name, task) for name, task in known.items() if name not in rows])
 
     def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
-        """``published``: the letter rule of the variant's script over the questions in the file; empty answers are right.
+        """``published``: the letter rule of the variant's script, over the questions in the file; an empty answer is
+        right.
 
-        ``corrected``: the option that the answer's text chooses (``choices.read_choice``), an unclear or empty answer is
-        wrong, and so is a question of the annotations without an answer.
+        ``corrected``: the option that the answer's text chooses (``choices.read_choice``); an unclear, empty or missing
+        answer is wrong.
         """
         published = options.protocol == "published"
         marks = [_mark(row, truth, options) for row in predictions.rows]

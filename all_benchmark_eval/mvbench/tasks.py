@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """``timed``: only the stretch from ``start`` to ``end`` is asked about. ``frames``: stored as frames, 3 a second."""
+    """``timed``: only what lies from ``start`` to ``end`` is asked about. ``frames``: videos are folders of frames."""
 
     title: str
     folder: str

@@ -42,7 +42,7 @@ WORDINGS = {"d2vlm": _LETTER_ONLY, "distime": _LETTER_ONLY, "plain": _LETTER_ONL
 
 @dataclass(frozen=True)
 class Item:
-    """One question; ``options`` as they are shown, with their letters. ``text`` is the answer, None if it is no text."""
+    """One question, its options with their letters. ``text`` is the answer, None if it is no text."""
 
     question: Question
     row: dict
@@ -171,7 +171,9 @@ def _as_printed(found: Mapping) -> dict:
 
 def _notes(predictions: Predictions) -> list[str]:
     """Where the published script would stop, and what it does not see."""
-    groups = {tuple(item.row[key] for key in ("video_id", "duration", "domain", "sub_category")) for item in predictions.items}
+    groups = {
+        tuple(item.row[key] for key in ("video_id", "duration", "domain", "sub_category")) for item in predictions.items
+    }
     videos = Counter(duration for _, duration, *_ in groups)
     notes = [
         f"{videos[d]} {d} videos; the published script stops unless there are {VIDEOS}"
@@ -187,7 +189,9 @@ def _items(path: Path, answers: bool) -> Iterable[Item]:
     for where, row in read_rows(path, (*_KEYS, "a") if answers else _KEYS):
         name = str(row["question_id"])
         if row["duration"] not in DURATIONS:
-            raise BenchmarkError(f"{where}: {name!r}: duration {row['duration']!r:.40} is none of {', '.join(DURATIONS)}")
+            raise BenchmarkError(
+                f"{where}: {name!r}: duration {row['duration']!r:.40} is none of {', '.join(DURATIONS)}"
+            )
         if row["answer"] not in ("A", "B", "C", "D"):
             raise BenchmarkError(f"{where}: {name!r}: answer {row['answer']!r:.40} is not A, B, C or D")
         options = row.get("options", [])

@@ -93,7 +93,9 @@ def test_longvideobench(frames, group, key, value):
 
 VIDEOMME = EXPECTED.get("videomme", {})
 VIDEOMME_CASES = [
-    (table, path, value) for table in ("unrounded", "printed_pct_1dp") for path, value in leaves(VIDEOMME.get(table, {}))
+    (table, path, value)
+    for table in ("unrounded", "printed_pct_1dp")
+    for path, value in leaves(VIDEOMME.get(table, {}))
 ]
 VIDEOMME_CASES += [("counts", (name,), VIDEOMME[name]) for name in ("n_questions", "unanswered") if name in VIDEOMME]
 

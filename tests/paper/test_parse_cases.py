@@ -36,7 +36,9 @@ PARSE = {
 ALL = read_json(FILE)
 CASES = [pytest.param(kind, case, id=f"{kind}-{n}") for kind in PARSE for n, case in enumerate(ALL.get(kind, []))]
 RIGHT = [
-    pytest.param(lambda text, true, variant=variant: mvbench_right(text, true, variant), case, case[variant], id=f"{variant}-{n}")
+    pytest.param(
+        lambda text, true, variant=variant: mvbench_right(text, true, variant), case, case[variant], id=f"{variant}-{n}"
+    )
     for variant in ("distime", "d2vlm")
     for n, case in enumerate(ALL.get("mvbench_check", []))
 ]

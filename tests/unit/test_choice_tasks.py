@@ -1,4 +1,4 @@
-"""E.T. Bench, MVBench, LongVideoBench, Video-MME: files in and out, bad files, and what the corrected protocol gives."""
+"""E.T. Bench, MVBench, LongVideoBench, Video-MME: files in and out, bad files, and the corrected protocol."""
 
 import gzip
 import json
