@@ -17,7 +17,7 @@ from pycocoevalcap.bleu import bleu_scorer
 from pycocoevalcap.cider.cider_scorer import precook
 from pycocoevalcap.rouge.rouge import Rouge
 
-from all_benchmark_eval.java import TIMEOUT_S, Meteor, ptb_tokenize
+from all_benchmark_eval.java import TIMEOUT_S, Meteor, meteor_scores, ptb_tokenize
 
 Pair = tuple[str, str]  # (hypothesis, reference), tokenized
 Group = Sequence[Pair]
@@ -61,16 +61,13 @@ def close_meteor() -> None:
 
 def meteor(groups: Sequence[Group]) -> Floats:
     """METEOR 1.5 of each group as one corpus (not the mean of its pairs) -> [G]."""
-    process = start_meteor()
-    stats = process.stats(list(chain.from_iterable(groups)))  # [N, 23]
-    scores = process.scores(_group_sums(stats, _owners(groups), len(groups)))
-    return np.where([len(group) > 0 for group in groups], scores, 0.0)
+    stats = start_meteor().stats(list(chain.from_iterable(groups)))  # [N, 23]
+    return meteor_scores(_group_sums(stats, _owners(groups), len(groups)))
 
 
 def meteor_pairs(pairs: Group) -> Floats:
     """METEOR 1.5 of each pair -> [N]."""
-    process = start_meteor()
-    return process.scores(process.stats(pairs))
+    return meteor_scores(start_meteor().stats(pairs))
 
 
 def cider(groups: Sequence[Group]) -> Floats:

@@ -29,8 +29,6 @@ from all_benchmark_eval.java import JavaError, find_java
 from all_benchmark_eval.moments import SLACK, State, order_and_clip, read_span
 from all_benchmark_eval.parsing import read_steps
 
-# Named as left out, in the order of their tables.
-METEOR_MEASURES = ("METEOR", "SODA_c")
 _WRITTEN = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s\s*-\s*(\d+(?:\.\d+)?)\s*s\s*\]")  # a span in an answer's neutral text
 
 
@@ -232,7 +230,7 @@ def _where(keep: NDArray[np.bool_], pairs: Sequence[captions.Pair], score: Calla
 def clip_events(truth: DenseTruth, answers: DenseAnswers) -> tuple[DenseAnswers, int]:
     """The answers with every span ordered and cut to its video, and how many spans that cut.
 
-    A video ends with its last true event where that lies behind the noted duration, or none is noted.
+    A video ends with its last true event where that lies behind the noted duration; nothing is cut where none is noted.
     """
     last = np.array([max(end for _, end in spans) for spans in truth.spans])
     sizes = [len(video) for video in answers.spans]

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ from all_benchmark_eval.benchmark import BenchmarkError
 TIMEOUT_S = 300.0  # without a line from a Java program; METEOR needs 7 to 20 s of it to start
 STATS = 23  # numbers that METEOR keeps of a pair
 _CHUNKS, _HYPOTHESIS, _REFERENCE = 20, slice(0, 22, 21), slice(1, 23, 21)  # runs of matched words; words and matched
-_BATCH = 2000  # lines sent before their replies are read
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR 1.5's parameters for English
+_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of exact, stem, synonym and paraphrase matches
+LONGEST = 2000  # words of a text that METEOR sees: its aligner needs 2 GiB for 10,000, and minutes for two of 1000
+_BATCH = 200  # replies that the timeout is for
 # What a Java reader takes for the end of a line, and other control characters, which the tokenizer would drop or keep
 # depending on its version; the published code replaces only "\n", so that its tokenizer loses step at the others.
 _BREAKS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
@@ -121,23 +125,16 @@ class Meteor:
         METEOR says 1 chunk for it, which is 0 here so that statistics can be summed.
         """
         new = list(dict.fromkeys(pair for pair in pairs if pair not in self._stats))
+        long = sum(text.count(" ") >= LONGEST for pair in new for text in pair)
+        if long:
+            warnings.warn(f"METEOR: {long} texts are longer than {LONGEST} words and are cut", stacklevel=2)
         lines = (f"SCORE ||| {_field(reference)} ||| {_field(hypothesis)}" for hypothesis, reference in new)
         for pair, reply in zip(new, self._ask(lines, len(new)), strict=True):
-            numbers = self._numbers(reply, STATS, pair)
+            numbers = self._numbers(reply, pair)
             if numbers[_CHUNKS] == 1 and np.ptp(numbers[_HYPOTHESIS]) == 0 == np.ptp(numbers[_REFERENCE]):
                 numbers[_CHUNKS] = 0
             self._stats[pair] = numbers
         return np.array([self._stats[pair] for pair in pairs]).reshape(-1, STATS)
-
-    def scores(self, stats: np.ndarray) -> np.ndarray:
-        """METEOR in [0, 1] of each row of statistics [N, 23] -> [N]."""
-        if not len(stats):
-            return np.zeros(0)
-        rows, back = np.unique(stats, axis=0, return_inverse=True)
-        line = "EVAL ||| " + " ||| ".join(" ".join(map(repr, row)) for row in rows.tolist())
-        replies = self._ask([line], len(rows) + 1)  # one score a row, then that of all rows together
-        scores = [self._numbers(reply, 1, "EVAL")[0] for reply in replies[:-1]]
-        return np.array(scores)[back.reshape(-1)]
 
     def _ask(self, lines: Iterable[str], replies: int) -> list[bytes]:
         """Send lines, read this many replies. A thread sends, as METEOR stops reading while its replies wait."""
@@ -178,15 +175,35 @@ class Meteor:
             raise JavaError(f"METEOR gave no answer for {self.timeout_s:g} s and was stopped; {said}")
         raise JavaError(f"METEOR ended early (it needs 2 GiB of memory): {said}")
 
-    def _numbers(self, reply: bytes, count: int, asked: object) -> np.ndarray:
+    def _numbers(self, reply: bytes, pair: tuple[str, str]) -> np.ndarray:
         try:
             numbers = np.array(reply.split(), dtype=np.float64)
         except ValueError:
             numbers = np.zeros(0)
-        if len(numbers) != count:
+        if len(numbers) != STATS:
             self.close()
-            raise JavaError(f"METEOR answered {reply[:200].decode(errors='replace').strip()!r} to {asked!r}")
+            raise JavaError(f"METEOR answered {reply[:200].decode(errors='replace').strip()!r} to {str(pair)[:200]}")
         return numbers
+
+
+def meteor_scores(stats: np.ndarray) -> np.ndarray:
+    """METEOR in [0, 1] of rows of statistics [N, 23], or of their sums -> [N].
+
+    The formula of the program itself (Denkowski and Lavie, "Meteor Universal", 2014; equal to 1e-15), applied here
+    because sending the numbers back takes the program as long as counting them. A row: words of hypothesis and
+    reference, function words of both; for each kind of match the content words matched in both, then the function
+    words; chunks; words matched in both.
+    """
+    matched = np.einsum("nkc,k->nc", stats[:, 4:20].reshape(-1, 4, 4), _WEIGHTS)  # content, content, function, function
+    function = stats[:, 2:4]
+    length = _DELTA * (stats[:, 0:2] - function) + (1 - _DELTA) * function  # [N, 2]: hypothesis, reference
+    weighted = _DELTA * matched[:, 0:2] + (1 - _DELTA) * matched[:, 2:4]
+    precision, recall = np.divide(weighted, length, out=np.zeros_like(length), where=length > 0).T
+    mean = _ALPHA * precision + (1 - _ALPHA) * recall
+    f_mean = np.divide(precision * recall, mean, out=np.zeros_like(mean), where=mean > 0)
+    words = (stats[:, 21] + stats[:, 22]) / 2
+    fragments = np.divide(stats[:, _CHUNKS], words, out=np.zeros_like(words), where=words > 0)
+    return f_mean * (1 - _GAMMA * fragments**_BETA)
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -212,9 +229,12 @@ def _one_line(text: str) -> str:
 
 def _field(text: str) -> str:
     """A text as one field of a METEOR line; "|||" separates fields."""
-    return _one_line(text).replace("|||", "").replace("  ", " ")
+    text = _one_line(text).replace("|||", "").replace("  ", " ")
+    return " ".join(text.split(" ")[:LONGEST])
 
 
 def _tail(output: bytes) -> str:
+    """The line that says what went wrong: Java's stack traces begin with it."""
     lines = output.decode(errors="replace").strip().splitlines()
-    return f"it said {lines[-1]!r}" if lines else "it said nothing"
+    told = next((line for line in lines if "Exception" in line or "Error" in line), lines[-1] if lines else "")
+    return f"it said {told!r}" if told else "it said nothing"

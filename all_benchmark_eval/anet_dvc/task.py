@@ -15,7 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Options, Scores, read_json, read_lines, read_text
+from all_benchmark_eval.benchmark import (
+    WITHOUT_BREAK,
+    Benchmark,
+    BenchmarkError,
+    Layout,
+    Options,
+    Scores,
+    read_json,
+    read_lines,
+    read_text,
+)
 from all_benchmark_eval.dense import THRESHOLDS, harmonic
 from all_benchmark_eval.dense_scores import (
     DenseAnswers,
@@ -61,6 +71,9 @@ class ActivityNetDense(Benchmark):
 
     name = "anet_dvc"
     title = "ActivityNet Captions dense captioning"
+    layout = Layout(("val_2.json",), folder="anet")
+    settings = WITHOUT_BREAK
+    headline = ("SODA_c", "CIDEr", "METEOR", "F1")
     variants = ("seconds", "percent")
 
     def load(self, path: Path) -> DenseTruth:
@@ -135,6 +148,7 @@ class ActivityNetDense(Benchmark):
             words.add([text for side in (predictions.captions, truth.captions) for video in side for text in video])
             predicted = words.events(predictions.spans, predictions.captions)
             measures = corrected_measures(words, predicted, words.events(truth.spans, truth.captions))
+            notes.append("BLEU is a corpus score: not part of the corrected protocol")
         if not measures:
             return Scores(dict.fromkeys(METRICS), "percent", counts, notes=[*notes, "no video to score"])
         flat = mean_over_thresholds(measures)
@@ -199,12 +213,19 @@ def _merge(spans: list[list[float]], texts: list[str]) -> tuple[list[list[float]
     kept_texts: list[str] = []
     for span, text in zip(spans, texts, strict=True):
         touches = bool(kept_spans) and -1 <= span[0] - kept_spans[-1][1] <= 1
-        if touches and difflib.SequenceMatcher(None, kept_texts[-1], text).ratio() > SAME_SENTENCE:
+        if touches and _same(kept_texts[-1], text):
             kept_spans[-1] = [kept_spans[-1][0], span[1]]
         else:
             kept_spans.append(span)
             kept_texts.append(text)
     return kept_spans, kept_texts
+
+
+def _same(first: str, second: str) -> bool:
+    """Whether difflib's ratio says so; its cheap upper bounds come first, as it takes minutes for very long texts."""
+    matcher = difflib.SequenceMatcher(None, first, second)
+    bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
+    return first == second or all(ratio() > SAME_SENTENCE for ratio in bounds)
 
 
 def _ascii(text: str) -> str:

@@ -7,6 +7,7 @@ from ``captions``; files are not known here.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from all_benchmark_eval.parsing import (
 from all_benchmark_eval.sentences import SentenceModel
 
 MAX_STEPS = 1000  # of one video, as published
+RANDOM_STRINGS = 500  # different ones: enough for a mean, and few enough to embed
 MEASURES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SentSim")
 
 Floats = NDArray[np.float64]
@@ -123,8 +125,9 @@ class Dense:
     """Scores of several sources. ``words`` has tokenized the texts of all of them."""
 
     def __init__(self, words: Words, model: SentenceModel, rules: Rules, seed: int):
-        self.words, self.model, self.rules, self.seed = words, model, rules, seed
-        self._random: set[str] = set()  # strings drawn so far
+        self.words, self.model, self.rules = words, model, rules
+        self._random = captions.random_letters(RANDOM_STRINGS, seed)
+        self._next = cycle(self._random)
 
     def score(self, source: Source) -> Outcome:
         """F1 over all samples; caption scores over the parsed videos, or all samples (``Rules.scaled``)."""
@@ -184,16 +187,14 @@ class Dense:
         """The pairs of each threshold and video: every (prediction, truth) with IoU >= t, else a random string."""
         reached = [over.iou >= t - self.rules.slack for t in THRESHOLDS]
         lonely = [~(over.best_predicted >= t - self.rules.slack) for t in THRESHOLDS]
-        drawn = captions.random_letters(int(np.sum(lonely)), self.seed + len(self._random))
-        self._random.update(drawn)
-        fillers, owner, groups = iter(drawn), predicted.owner, []
+        owner, groups = predicted.owner, []
         for pairs, alone in zip(reached, lonely, strict=True):
             of_video: list[list[Pair]] = [[] for _ in predicted.sizes]
             for k in np.flatnonzero(pairs):
                 p, t = over.predicted[k], over.true[k]
                 of_video[owner[p]].append((predicted.captions[p], true.captions[t]))
             for p in np.flatnonzero(alone):
-                of_video[owner[p]].append((predicted.captions[p], next(fillers)))
+                of_video[owner[p]].append((predicted.captions[p], next(self._next)))
             groups += of_video
         return groups
 
@@ -204,7 +205,7 @@ class Dense:
             return np.zeros(len(groups))
         values = self.model.similarity(*zip(*flat, strict=True)).astype(np.float64)
         if self.rules.scaled:
-            values[[true in self._random for _, true in flat]] = 0.0
+            values[np.isin([true for _, true in flat], self._random)] = 0.0
         sizes = [len(group) for group in groups]
         sums = np.bincount(np.repeat(np.arange(len(groups)), sizes), weights=values, minlength=len(groups))
         return sums / np.maximum(sizes, 1)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Options, Scores, worded
+from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, worded
 from all_benchmark_eval.etbench import scoring
 from all_benchmark_eval.etbench.samples import REFERRING, Sample, read_samples
 
@@ -39,6 +39,8 @@ class ETBench(Benchmark):
 
     name = "etbench"
     title = "E.T. Bench"
+    layout = Layout(("etbench_vid_v1.0.json", "etbench_txt_v1.0.json"))
+    headline = ("Acc_ref", "F1_gnd", "F1_cap", "Sim_cap", "Rec_com")
     variants = ("etchat", "etchat_strict", "d2vlm", "d2vlm_looser")
     own_truth = True
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from all_benchmark_eval import captions
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Options, Scores, read_json
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, BenchmarkError, Layout, Options, Scores, read_json
 from all_benchmark_eval.dense import THRESHOLDS, Events, Floats, harmonic
 from all_benchmark_eval.dense_scores import (
     DenseAnswers,
@@ -58,6 +58,9 @@ class YouCook2(Benchmark):
 
     name = "youcook2"
     title = "YouCook2 dense captioning"
+    layout = Layout(("youcookii_annotations_trainval.json", "val.json"))
+    settings = WITHOUT_BREAK
+    headline = ("SODA_c", "CIDEr", "METEOR", "F1")
 
     def load(self, path: Path) -> DenseTruth:
         """Either form of the annotations. A video's id is its file name."""
