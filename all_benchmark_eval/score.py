@@ -9,7 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,12 @@ def convert(task: Benchmark, answers: Path, truth: Any, wording: str | None, off
         raise BenchmarkError(
             f"--annotations: {answers} is output of videollm.infer, which has no ground truth: give it"
         )
-    data = task.from_answers(truth, read_answers(answers), wording)
+    write_predictions(task, truth, read_answers(answers), wording, official)
+
+
+def write_predictions(task: Benchmark, truth: Any, answers: Mapping[str, dict], wording: str, official: Path) -> None:
+    """Write answers by id as a prediction file in the benchmark's own form."""
+    data = task.from_answers(truth, answers, wording)
     write_text(official, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
 
 

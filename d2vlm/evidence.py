@@ -60,6 +60,10 @@ class EvidenceHead(TemporalHead):
     """Similarity of the query state with every frame's state (spec D2VLM §1.4-1.6, 3, 4.5, 5)."""
 
     Options = EvidenceOptions
+    published = {  # noqa: RUF012 - as the base class declares it
+        "model": {"head": {"compatibility": "published"}},
+        "data": {"raw_spans": True},
+    }
     span_tokens = (EVIDENCE,)
     extra_tokens = (EVIDENCE_END,)
 

@@ -47,6 +47,7 @@ class Severity:
     stretch: tuple[float, float] = (1.5, 4.0)  # how many times longer, or shorter, it becomes
     iou: tuple[float, float] = (0.0, 0.5)  # tIoU with the true span; the upper end holds for a swap, too
     events: float = 0.5  # share of an answer's events that are moved, at least one
+    step_s: float = 0.01  # times are multiples of it; where all true ones are, others would give a wrong answer away
 
     def __post_init__(self):
         for name, low, high in (("shift", 0, 1e6), ("stretch", 1, 1e6), ("iou", 0, 1)):
@@ -57,6 +58,12 @@ class Severity:
             raise ConfigError("severity.iou: a tIoU of 1 is the true span; lower the upper end, for example to 0.7")
         if not 0 < self.events <= 1:
             raise ConfigError(f"severity.events: {self.events} is not a share in (0, 1]")
+        if not 0 < self.step_s < float("inf"):
+            raise ConfigError(f"severity.step_s: {self.step_s}, but it must be a number of seconds above 0")
+
+    def snapped(self, time_s: float) -> float:
+        """The nearest multiple of ``step_s``."""
+        return round(round(time_s / self.step_s) * self.step_s, 6)
 
 
 @dataclass
@@ -200,7 +207,7 @@ def _try(scene: Scene, draw: Callable[[], Span], truths: Iterable[Span]) -> Span
     """The first of some drawn spans that lies in the video and is as far from the true ones as it should be."""
     low, high = scene.severity.iou
     for _ in range(TRIES):
-        start, end = (round(time, 2) for time in draw())
+        start, end = map(scene.severity.snapped, draw())
         overlap = max((tiou((start, end), true) for true in truths), default=0.0)
         if 0 <= start < end <= scene.end_s and low <= overlap <= high:
             return start, end

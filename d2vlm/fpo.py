@@ -114,8 +114,7 @@ class FPO(Objective):
     def sums(self, model: VideoLLM, batch: dict, reading: Reading) -> tuple[Sums, Sums]:
         """``fpo``, and ``lm`` and the head's terms of the chosen answers; the factors, margin and accuracy."""
         token, factors = self.factors(model, batch, reading)
-        chosen, rejected = factors[batch["pair_chosen"]], factors[batch["pair_rejected"]]  # [P, 2]
-        margin = self.options.beta * (self._gap(factors, batch) - self._reference_gap(batch, reading))  # [P]
+        chosen, rejected, margin = self.pairs(factors, batch, reading)
         spans = chosen_spans(batch, reading.spans)
         losses = model.head.loss(reading.queries[batch["chosen_refs"]], spans, reading.frames)
         losses["lm"] = (token * batch["label_weight"]).sum()
@@ -123,6 +122,12 @@ class FPO(Objective):
         losses["fpo"] = -logsigmoid(margin).sum()
         logged = (*chosen.sum(0), *rejected.sum(0), margin.sum(), (margin > 0).float().sum())
         return losses, {name: value.detach() for name, value in zip(self.logged, logged, strict=True)}
+
+    def pairs(self, factors: Tensor, batch: dict, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+        """Factors [P, 2] of the chosen and of the rejected answer of every pair, and their margin [P]."""
+        chosen, rejected = factors[batch["pair_chosen"]], factors[batch["pair_rejected"]]  # [P, 2]
+        margin = self.options.beta * (self._gap(factors, batch) - self._reference_gap(batch, reading))  # [P]
+        return chosen, rejected, margin
 
     def factors(self, model: VideoLLM, batch: dict, reading: Reading) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every label [M], and log-probability of every answer's times and words [S, 2]."""

@@ -167,9 +167,14 @@ def _own(scene: Scene, answers: list[Wording], options: OwnOptions, rng: random.
     """
     answers = sorted(answers, key=lambda answer: answer.key)
     rng.shuffle(answers)
-    inside = [a.with_spans([tuple(min(max(t, 0.0), scene.end_s) for t in span) for span in a.spans]) for a in answers]
+    inside = [a.with_spans([tuple(_inside(scene, t) for t in span) for span in a.spans]) for a in answers]
     judged = ((verdict(scene.answer, answer, options), answer) for answer in inside)
     return [(factor, answer) for factor, answer in judged if factor is not None]
+
+
+def _inside(scene: Scene, time_s: float) -> float:
+    """A model's time within the video, and as fine as the other times are."""
+    return min(max(scene.severity.snapped(time_s), 0.0), scene.end_s)
 
 
 def _fresh(candidates: Iterable[tuple[str, Wording | None]], said: set[tuple], most: int) -> list[tuple[str, Wording]]:

@@ -101,6 +101,7 @@ def our_config(official: dict, where: str) -> VideoLLMConfig:
         visual_tokens={"token": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>", "after": "\n"},
         preprocess={"kind": "internvl", "size": size},
         sampler={"rule": "segments", "num_frames": NUM_FRAMES, "pick": "midpoint", "min_duration_s": 1.0},
+        max_tiles=official.get("max_dynamic_patch", 1) if official.get("dynamic_image_size") else 1,
         context_length=min(MAX_LENGTH, field(text, "max_position_embeddings", f"{where}: llm_config")),
     )
 
@@ -180,5 +181,5 @@ def official_config(config: VideoLLMConfig, where: str) -> dict:
         "dynamic_image_size": True,
         "use_thumbnail": True,
         "min_dynamic_patch": 1,
-        "max_dynamic_patch": 6,
+        "max_dynamic_patch": config.max_tiles,
     }

@@ -31,8 +31,9 @@ class TimeOptions:
     dfl_weight: float = 1.0  # weight of the distribution focal loss
     diou_weight: float = 1.0  # weight of the DIoU loss
     dfl_average: Literal["published", "mean"] = "published"  # sum over a sample's ends / R, or mean over all ends
-    gaussians_bf16: bool = False  # round the gaussians as the published code does, bit for bit
     compatibility: Literal["default", "published"] = "default"  # preset of the flags below
+    gaussians_bf16: bool | None = None  # round the gaussians of the encoder as published, bit for bit
+    expectation_bf16: bool | None = None  # round expected times as published: a grid of up to 1/8 bin
     target_clamp: Literal["video", "last_second"] | None = None  # true times end at duration, or 1 s before (published)
     order_for_diou: bool | None = None  # order predicted ends before the DIoU; published: signed lengths
 
@@ -47,6 +48,8 @@ class TimeOptions:
             self.target_clamp = "last_second" if published else "video"
         if self.order_for_diou is None:
             self.order_for_diou = not published
+        self.gaussians_bf16 = published if self.gaussians_bf16 is None else self.gaussians_bf16
+        self.expectation_bf16 = published if self.expectation_bf16 is None else self.expectation_bf16
 
 
 class TimeMLP(nn.Module):
@@ -70,6 +73,11 @@ class TimeHead(TemporalHead):
     """Time as a distribution over bins (spec DISTIME §3, 5, 7)."""
 
     Options = TimeOptions
+    published = {  # noqa: RUF012 - as the base class declares it
+        "model": {"head": {"compatibility": "published"}},
+        "data": {"raw_spans": True, "unseen_id": 0, "sampler": {"spare_last": True}},
+        "generate": {"encode_spans": False},
+    }
     span_tokens = (STAMP,)
     extra_tokens = (FRAME_TIME,)
 
@@ -143,7 +151,7 @@ class TimeHead(TemporalHead):
     def predict(self, queries: Tensor, owner: Tensor, frames: FrameBatch) -> Prediction:
         """Expected start and end; the score is the mean height of the two distributions' highest bins."""
         p = self._logits(queries).softmax(-1)  # [N, 2, K]
-        bins = self._expected(p)
+        bins = self._expected(p).float()
         duration = frames.duration_s[owner].unsqueeze(-1)  # [N, 1]
         seconds = torch.minimum(self._seconds(bins, duration).clamp(min=0), duration).sort(-1).values
         return Prediction(seconds, p.amax(-1).mean(-1), bins)
@@ -153,11 +161,13 @@ class TimeHead(TemporalHead):
         return self.time_gen(queries).float().unflatten(-1, (2, -1))
 
     def _expected(self, p: Tensor) -> Tensor:
-        """Expectation in bins. [N, 2, K] -> [N, 2]."""
-        return (p * torch.arange(p.shape[-1], device=p.device)).sum(-1)
+        """Expectation in bins. [N, 2, K] -> [N, 2]; bfloat16 with ``expectation_bf16``."""
+        dtype = torch.bfloat16 if self.options.expectation_bf16 else p.dtype
+        return (p.to(dtype).float() * torch.arange(p.shape[-1], device=p.device)).sum(-1).to(dtype)
 
     def _seconds(self, bins: Tensor, duration_s: Tensor) -> Tensor:
-        return bins / self.options.reg_max * duration_s
+        """Bins of videos of ``duration_s`` as seconds, in the precision of the bins."""
+        return bins / self.options.reg_max * duration_s.to(bins.dtype)
 
     def counts(self, refs: SpanRefs) -> dict[str, Tensor]:
         """Samples for ``diou`` and the published ``dfl``; span ends for ``dfl_average: mean``."""

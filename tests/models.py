@@ -169,7 +169,7 @@ class NoiseReader:
 
     fixed = True
 
-    def video(self, name, rng):
+    def video(self, name, rng, view=None):
         if name not in LENGTHS:
             raise VideoError(f"{name}: is not a video; fetch it again")
         count = LENGTHS[name]
@@ -196,7 +196,7 @@ def make_batch(bundle: Bundle, names, *, left: bool = False, pack: bool = False,
 
 def for_model(batch: dict) -> dict:
     """A batch without what only the trainer reads."""
-    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned")}
+    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned", "padded")}
 
 
 def gradients(model: VideoLLM) -> dict[str, torch.Tensor]:

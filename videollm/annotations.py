@@ -14,16 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from videollm.asking import KEYS, Asking, AskingError, asking_json, parse_asking
 from videollm.preference_layout import LayoutError, from_classes
 from videollm.structures import SpanMark, Turn, VisualMark
 
+SLACK_S = 0.5  # annotations round their times, and containers disagree on where a video ends
 SHOWN = 20  # bad or mended lines that a message names before it only counts
 SPAN_MARKS = ("<span>", "<evi>", "<TIME_STAMP>")  # ours first: the one we write
 VISUAL_MARKS = ("<video>", "<image>")
 EVIDENCE_END = "</evi>"
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
-OWN_KEYS = ("id", "video", "image", "duration", "task", "source", "conversations", "src", "tgt", "rejected")
+OWN_KEYS = ("id", "video", "image", "duration", "task", "source", "conversations", "src", "tgt", "rejected", *KEYS)
 REJECTED_KEYS = ("factor", "value", "tgt", "text_only")
 
 _SPAN = re.compile("|".join(SPAN_MARKS))
@@ -90,6 +92,8 @@ class Record:
     path: str
     odd: tuple[str, ...] = field(default=(), compare=False)  # what was mended, or read as text
     rejected: tuple[RejectedAnswer, ...] = ()  # worse answers than the last turn; none: no preference record
+    asking: Asking = field(default_factory=Asking)
+    max_tiles: int | None = None  # of an image; None: as the reader has it
 
     @property
     def where(self) -> str:
@@ -146,7 +150,7 @@ def parse_record(item: dict, line: int, path: str | os.PathLike, *, raw_spans: b
         raise AnnotationError([not_an_object(path, line, item)])
     try:
         return _parse(item, line, path, raw_spans)
-    except (_Bad, LayoutError) as bad:
+    except (_Bad, LayoutError, AskingError) as bad:
         raise AnnotationError([f"{place(path, line)}: {bad}"]) from None
 
 
@@ -185,6 +189,7 @@ def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> R
         line=line,
         path=str(path),
         rejected=_rejected(item, turns, spans_s, spans),
+        asking=parse_asking(item, duration),
         odd=tuple(dict.fromkeys(odd)),
     )
 
@@ -445,7 +450,8 @@ def neutral_json(record: Record) -> dict:
         "conversations": turns,
         "rejected": [_rejected_json(answer) for answer in record.rejected],
     }
-    return {key: value for key, value in own.items() if value not in (None, "", [])} | record.extra
+    kept = {key: value for key, value in own.items() if value not in (None, "", [])}
+    return kept | asking_json(record.asking) | record.extra
 
 
 def _rejected_json(answer: RejectedAnswer) -> dict:

@@ -107,6 +107,8 @@ def lay_data(config: VideoLLMConfig, settings: Settings) -> None:
         config.preprocess = to_dict(replace(data.preprocess, random_crop=False))
     if data.max_length is not None:
         config.context_length = data.max_length
+    if data.max_tiles is not None:
+        config.max_tiles = data.max_tiles
 
 
 def from_parts(settings: Settings) -> Bundle:

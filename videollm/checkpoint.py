@@ -59,6 +59,7 @@ class Bundle:
     def reader(self, videos: str | Path, sampler: Sampler | None = None, **options) -> VisualReader:
         """Frames as this model sees them, below the folder ``videos``."""
         sampler = sampler or build(Sampler, self.config.sampler, "sampler")
+        options = {"max_tiles": self.config.max_tiles} | options
         return VisualReader(Path(videos), sampler, build(Preprocess, self.config.preprocess, "preprocess"), **options)
 
     def collator(

@@ -37,11 +37,14 @@ class Collator:
 
     The batch: ``input_ids``, ``position_ids``, ``segment_ids`` (-1 padding, 0 prefix, 1.. segments), ``block_ids``
     (all [B, L]); ``prefix_columns`` (int); ``label_index``, ``label_ids``, ``label_weight`` [M] (``label_index`` is
-    the place whose state predicts the label); ``visual_index`` [V * k]; ``pixel_values`` [V, C, S, S] or
-    ``features`` [V, P, Dv]; ``frame_row``, ``frame_col`` [V] (column -1 for image tiles); ``times_s``,
+    the place whose state predicts the label); ``visual_index`` [V * k]; ``pixel_values`` [U, C, S, S],
+    ``features`` [U', P, Dv], or both, each frame of each visual once; unless those are the frames of the batch in order,
+    ``frame_source`` [V], which of them (pixels first) each is; ``frame_row``, ``frame_col`` [V] (column -1 for image
+    tiles); ``times_s``,
     ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``; ``keep_prefix`` (no answered
     span stands in a prefix); and for a connector that reads the
-    question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and ``bad`` are lists of strings. With ``rank`` also
+    question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and ``bad`` are lists of strings; ``padded`` holds the
+    numbers of padded and of all places. With ``rank`` also
     ``pair_chosen``, ``pair_rejected`` [P] (samples), ``label_sample`` [M] (``num_samples`` in a prefix, which answers
     share), ``answer_refs`` and ``chosen_refs`` (indices into ``span_refs``).
     """
@@ -67,6 +70,7 @@ class Collator:
         prefix = max(1, *(r.prefix for r in rows)) if self.split_prefix else 0
         rest = max((len(r.ids) - (r.prefix if self.split_prefix else 0) for r in rows), default=1)
         length = prefix + rest
+        batch["padded"] = (len(rows) * length - sum(len(r.ids) for r in rows), len(rows) * length)
         places = [self._columns(r, prefix, length) for r in rows]
         batch |= self._tokens(rows, places, prefix, length)
         batch |= self._labels(rows, places, length)
@@ -194,16 +198,17 @@ class Collator:
         batch = {"times_s": times, "frame_mask": mask, "visual_index": flat(index, torch.long)}
         batch["duration_s"] = torch.tensor([float(i.duration_s) for i in items])
         batch |= {"frame_row": flat(row_of, torch.long), "frame_col": flat(column, torch.long)}
+        # Items of one visual hold the same tensor: it is in the batch, and goes through the tower, once.
+        starts: dict[int, int] = {}
         for name, field in (("pixel_values", "pixels"), ("features", "features")):
-            tensors = [getattr(i, field) for i in items if getattr(i, field) is not None]
+            tensors = {id(t): t for t in (getattr(i, field) for i in items) if t is not None}
             if tensors:
-                batch[name] = torch.cat(tensors)
-        if "pixel_values" in batch and "features" in batch:
-            raise ConfigError(
-                f"data.features: one batch holds stored features and pixels (first id {items[0].ids[0]}), as with "
-                "images among the videos; leave data.features out"
-            )
-        return batch
+                before = sum(len(batch[n]) for n in ("pixel_values", "features") if n in batch)
+                starts |= zip(tensors, before + np.cumsum([0, *map(len, tensors.values())]), strict=False)
+                batch[name] = torch.cat(list(tensors.values()))
+        visuals = [i.features if i.pixels is None else i.pixels for i in items]
+        source = flat([starts[id(t)] + np.arange(len(t)) for t in visuals if t is not None], torch.long)
+        return batch if source.equal(torch.arange(len(source))) else batch | {"frame_source": source}
 
     def _questions(self, items: Sequence[Item]) -> dict:
         texts = [item.question for item in items]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
+from transformers.masking_utils import create_bidirectional_mask
 
 from videollm.config import ConfigError, build
 from videollm.registry import new_registry
@@ -200,32 +201,35 @@ class QFormerConnector(Connector):
         Raises:
             ValueError: no text, text and mask or text and frames that do not fit, or a text too long for the Q-Former.
         """
-        query_ids, query_mask = self.text_of_frames(len(features), query_ids, query_mask, owner)
+        owner = self.check_text(features, query_ids, query_mask, owner)
         features = features.to(self.query_tokens.dtype)
         if not len(features):  # a batch of text only; transformers' attention cannot reshape nothing
             return features.new_zeros(0, 1, self.token_proj[1].out_features)
-        states = self.question_states(features, query_ids, query_mask)  # [V, Q, h]
+        states = self.question_states(features, query_ids, query_mask, owner)  # [V, Q, h]
         queries = self.state_proj(states)  # [V, Q, Dv]
         # The scale is 1 / sqrt(Dv), and the values are the raw features.
         seen = F.scaled_dot_product_attention(self.attend_query(queries), self.attend_key(features), features)
         return self.token_proj((seen + queries).mean(1, keepdim=True))  # [V, 1, D]
 
-    def question_states(self, features: Tensor, query_ids: Tensor, query_mask: Tensor) -> Tensor:
-        """Z: the Q-Former's states of the query tokens. [V, P, Dv], [V, Lq], [V, Lq] -> [V, Q, h]."""
-        queries = self.query_tokens.expand(len(features), -1, -1)
-        visible = query_mask.new_ones(queries.shape[:2])
-        output = self.qformer(
-            input_ids=query_ids,
-            attention_mask=torch.cat([visible, query_mask], dim=1),  # [V, Q + Lq]
-            query_embeds=queries,
-            encoder_hidden_states=self.cross_norm(features),
+    def question_states(self, features: Tensor, query_ids: Tensor, query_mask: Tensor, owner: Tensor) -> Tensor:
+        """Z: the Q-Former's states of the query tokens. [V, P, Dv], [B, Lq], [B, Lq], [V] -> [V, Q, h].
+
+        The model's own ``forward``, but for the embeddings, which are made once a question and not once a frame.
+        """
+        embed, queries = self.qformer.embeddings, self.query_tokens.expand(len(query_ids), -1, -1)  # [B, Q, h]
+        words = embed.word_embeddings(query_ids) + embed.position_embeddings(embed.position_ids[:, : query_ids.shape[1]])
+        embeds = embed.dropout(embed.layernorm(torch.cat([queries, words], 1))[owner])  # [V, Q + Lq, h]
+        mask = torch.cat([query_mask.new_ones(queries.shape[:2]), query_mask], 1)[owner]  # [V, Q + Lq]
+        mask = create_bidirectional_mask(config=self.qformer.config, inputs_embeds=embeds, attention_mask=mask)
+        output = self.qformer.encoder(
+            embeds, attention_mask=mask, encoder_hidden_states=self.cross_norm(features), query_length=queries.shape[1]
         )
         return output.last_hidden_state[:, : queries.shape[1]]
 
-    def text_of_frames(
-        self, num_frames: int, query_ids: Tensor | None, query_mask: Tensor | None, owner: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The question's ids and mask, one row a frame: [V, Lq] each."""
+    def check_text(
+        self, features: Tensor, query_ids: Tensor | None, query_mask: Tensor | None, owner: Tensor | None
+    ) -> Tensor:
+        """``owner``, or without one as many rows as frames. [V]."""
         if query_ids is None or query_mask is None:
             raise ValueError("the qformer connector reads the question: pass query_ids and query_mask, [B, Lq] each")
         longest = self.qformer.config.max_position_embeddings
@@ -235,7 +239,7 @@ class QFormerConnector(Connector):
                 f"Lq <= {longest}; truncate the question (E.T. Chat: to 256 tokens, from the left)"
             )
         rows = len(query_ids) if owner is None else len(owner)
-        if rows != num_frames:
+        if rows != len(features):
             name = "query_ids" if owner is None else "owner"
-            raise ValueError(f"{name} has {rows} rows for {num_frames} frames; pass owner [V], the row of each frame")
-        return (query_ids, query_mask) if owner is None else (query_ids[owner], query_mask[owner])
+            raise ValueError(f"{name} has {rows} rows for {len(features)} frames; pass owner [V], the row of each frame")
+        return torch.arange(rows, device=features.device) if owner is None else owner

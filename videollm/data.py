@@ -69,7 +69,8 @@ def _read(path: str | os.PathLike) -> tuple[list[tuple[int, Any]], list[str]]:
     if suffix == ".json" and rows:
         value = rows[0][1]
         if not isinstance(value, list):
-            return [], [f"{path}: holds {kind_of(value)} (file) - write a list of records, or name it .jsonl"]
+            remedy = "write a list of records, or name it .jsonl (a list of data sets is for data.train)"
+            return [], [f"{path}: holds {kind_of(value)} (file) - {remedy}"]
         rows = list(enumerate(value, start=1))
     if not rows and not problems:
         problems = [f"{path}: holds no record (file) - check how it was written"]
@@ -199,8 +200,11 @@ class Report:
 def validate(paths: Paths, videos_root: str | os.PathLike | None = None) -> Report:
     """Check annotation files, and with ``videos_root`` that each video and image is a file below it. Never raises
     for what the files hold: it is all in the report."""
-    records, problems = _load(paths)
-    counts, spans, missing = Counter(), Counter(), {}
+    return _report(*_load(paths), videos_root)
+
+
+def _report(records: Sequence[Record], problems: Sequence[str], videos_root: str | os.PathLike | None = None) -> Report:
+    counts, spans, missing, problems = Counter(), Counter(), {}, list(problems)
     if videos_root is not None and not Path(videos_root).is_dir():
         problems.append(f"{videos_root}: not a folder (videos) - give the folder that the paths are relative to")
         videos_root = None
@@ -209,7 +213,8 @@ def validate(paths: Paths, videos_root: str | os.PathLike | None = None) -> Repo
         spans[record.task, record.source] += len(record.spans_s)
         for name in record.images + (record.video,) * (record.video is not None):
             if videos_root is not None and name not in missing:
-                there = (Path(videos_root) / name).is_file()
+                place = Path(videos_root) / name
+                there = place.is_dir() if record.asking.view.frames else place.is_file()
                 missing[name] = None if there else f"{record.where}: no file {name} (video) - add it to {videos_root}"
     by_file = itertools.groupby(records, key=lambda record: record.path)
     return Report(
@@ -229,11 +234,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m videollm.data", description="Annotation files.")
     check = parser.add_subparsers(dest="command", required=True).add_parser("check", help="check annotation files")
     check.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=".json or .jsonl, also .gz")
-    check.add_argument("--videos", metavar="FOLDER", help="folder that video paths are relative to")
+    check.add_argument("--videos", metavar="FOLDER", help="folder that video paths are relative to; opens every video")
+    check.add_argument("--decode", action="store_true", help="decode frames all over each video, too")
+    check.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that look")
+    check.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
+    check.add_argument("--output", type=Path, metavar="CLEAN.jsonl", help="write the records that are good")
     options = parser.parse_args(arguments)
-    report = validate(options.annotations, options.videos)
+    if options.workers < 1 or (options.output and options.output.suffix != ".jsonl"):
+        check.error("--workers must be at least 1, and the name of --output end in .jsonl")
+    records, problems = _load(options.annotations)
+    report, visuals = _report(records, problems), None
     print(report)
-    return 0 if report.ok else 1
+    if options.videos and not Path(options.videos).is_dir():
+        check.error(f"--videos: {options.videos} is not a folder; give the one that the paths are relative to")
+    if options.videos:
+        from videollm.video_check import check_visuals  # opens videos, which loading annotations must not need
+
+        visuals = check_visuals(
+            records, options.videos, decode=options.decode, workers=options.workers, timeout_s=options.timeout
+        )
+        print(visuals)
+    if options.output:
+        from videollm.video_check import write_clean
+
+        try:
+            kept = write_clean(options.output, records, problems, visuals)
+        except OSError as error:
+            check.error(f"--output: cannot write {options.output} ({error.strerror}); choose another file")
+        print(f"{options.output}: {kept} of {len(records)} good lines; what is left out: {options.output}.report.json")
+    return 0 if report.ok and (visuals is None or visuals.ok) else 1
 
 
 if __name__ == "__main__":

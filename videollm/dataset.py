@@ -8,24 +8,30 @@ network.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from videollm.annotations import Record
+from videollm.annotations import SLACK_S, Record
+from videollm.asking import WHOLE, View
 from videollm.config import ConfigError
+from videollm.decoders import video_error
+from videollm.frame_folder import read_frame_folder
+from videollm.isolate import Isolated, Stopped
 from videollm.prompt import Prompt, PromptEncoder
 from videollm.structures import SpanMark
-from videollm.transforms import Preprocess, tile
+from videollm.transforms import Preprocess, through_jpeg, tile
 from videollm.video import Frames, Sampler, VideoError, read_image, read_video, safe_join
 
+if TYPE_CHECKING:
+    from videollm.frames import FrameStore
+
 KEPT = 5000  # items; more would cost memory that matters
-SLACK_S = 0.5  # annotations round their times, and containers disagree on where a video ends
 
 
 @dataclass
@@ -46,6 +52,7 @@ class Item:
     question: str = ""
     ids: list[str] = field(default_factory=list)
     thinned: int = 0  # frames dropped to fit the context
+    kept: np.ndarray | None = None  # the frames left by that; None: all
     bad: str | None = None
 
     @property
@@ -67,51 +74,94 @@ class VisualReader:
     backend: str = "pyav"
     max_tiles: int = 1
     stored: Callable[[str], tuple[Tensor, np.ndarray, float] | None] | None = None
+    frames: "FrameStore | None" = None  # decoded frames to read instead of video files
+    timeout_s: float | None = None  # that decoding a video may take in a data worker
     last: tuple | None = field(default=None, repr=False)  # the newest video, where its frames are fixed
+    child: Isolated | None = field(default=None, repr=False)  # decodes for this worker
 
     @property
     def fixed(self) -> bool:
         """Whether a video always gives the same frames."""
         return self.sampler.pick != "random" and not self.preprocess.random_crop
 
-    def video(self, name: str, rng: random.Random | None) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
-        """(pixels or None, features or None, times_s, duration_s) of a video.
+    def video(
+        self, name: str, rng: random.Random | None, view: View = WHOLE
+    ) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
+        """(pixels or None, features or None, times_s, duration_s) of a video; ``times_s`` are those of the whole.
 
         Questions about one video mostly stand together, so the newest one is kept, unless its frames are drawn.
         """
-        key = (name, self.stored)
-        if self.last is not None and self.last[0] == key:
-            return self.last[1]
-        found = self._video(name, rng)
-        if self.fixed:
+        key = (name, view, self.stored)
+        if self.last is None or self.last[0] != key:
+            try:
+                found = self._video(name, rng, view)
+            except VideoError as error:
+                found = error
             self.last = (key, found)
+        found = self.last[1]
+        if not self.fixed or view.jpeg:
+            self.last = None
+        if isinstance(found, VideoError):
+            raise found
         return found
 
-    def _video(self, name: str, rng: random.Random | None) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
-        found = self.stored(name) if self.stored else None
+    def _video(
+        self, name: str, rng: random.Random | None, view: View
+    ) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
+        found = self.stored(name) if self.stored and view == WHOLE else None
         if found is not None:
             return None, *found
-        frames: Frames = read_video(
-            safe_join(self.root, name),
-            self.sampler,
-            resize=self.preprocess.while_decoding(rng),
-            backend=self.backend,
-            rng=rng,
-        )
+        frames = self.frames(name) if self.frames is not None and view == WHOLE else None
+        if frames is None:
+            frames = self._in_time(name, rng, view)
+        elif not self.frames.resized:
+            resize = self.preprocess.while_decoding(rng)
+            frames.pixels = torch.from_numpy(np.stack([resize(frame) for frame in frames.pixels.numpy()]))
         return self.preprocess(frames.pixels), None, frames.times_s, frames.duration_s
 
-    def images(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """Pixels of all images' tiles, and the number of tiles of each."""
-        limit = max(1, self.max_tiles // len(names))
-        tiles = [self._tiles(read_image(safe_join(self.root, name)), limit) for name in names]
+    def _in_time(self, name: str, rng: random.Random | None, view: View) -> Frames:
+        """``decode``; in a data worker by a child of it, so that a decoder that hangs or crashes is one bad video."""
+        if self.timeout_s is None or get_worker_info() is None:
+            return self.decode(name, rng, view)
+        if self.child is None:
+            self.child = Isolated(self._decode_arrays, self.timeout_s)
+        try:
+            frames = self.child(name, rng, view)
+        except Stopped as error:
+            problem = f"its decoder {error}"
+            raise video_error(name, problem, "re-encode it, or raise data.decode_timeout_s if it is long") from None
+        return replace(frames, pixels=torch.from_numpy(frames.pixels))
+
+    def _decode_arrays(self, name: str, rng: random.Random | None, view: View) -> Frames:
+        frames = self.decode(name, rng, view)
+        return replace(frames, pixels=frames.pixels.numpy())
+
+    def decode(self, name: str, rng: random.Random | None, view: View) -> Frames:
+        """The frames of a video file or folder, after the first stage of the preprocessing."""
+        path, resize = safe_join(self.root, name), self.preprocess.while_decoding(rng, view.jpeg)
+        options = {"resize": resize, "rng": rng, "window_s": view.bound_s}
+        if view.frames:
+            return read_frame_folder(path, view.frames, self.sampler, **options)
+        return read_video(path, self.sampler, backend=self.backend, **options)
+
+    def images(
+        self, names: Sequence[str], jpeg: random.Random | None = None, max_tiles: int | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """Pixels of all images' tiles, and the number of tiles of each; ``jpeg`` draws every tile's quality."""
+        limit = max(1, (max_tiles or self.max_tiles) // len(names))
+        tiles = [self._tiles(read_image(safe_join(self.root, name)), limit, jpeg) for name in names]
         return torch.cat(tiles), [len(t) for t in tiles]
 
-    def _tiles(self, image: Frames, limit: int) -> Tensor:
+    def _tiles(self, image: Frames, limit: int, jpeg: random.Random | None) -> Tensor:
         """One image as tiles [T, C, S, S]; one tile is the whole image."""
         pixels = image.pixels[0].numpy()
-        if limit > 1:
-            return self.preprocess(tile(pixels, limit, self.preprocess.size))
-        return self.preprocess(torch.as_tensor(self.preprocess.while_decoding()(pixels))[None])
+        if limit == 1:
+            resize = self.preprocess.while_decoding(jpeg, jpeg=jpeg is not None)
+            return self.preprocess(torch.as_tensor(np.array(resize(pixels)))[None])
+        tiles = tile(pixels, limit, self.preprocess.size)
+        if jpeg is not None:
+            tiles = torch.from_numpy(np.stack([through_jpeg(t, jpeg) for t in tiles.numpy()]))
+        return self.preprocess(tiles)
 
 
 class VideoDataset(Dataset):
@@ -177,6 +227,11 @@ class VideoDataset(Dataset):
             self.kept[key] = (item.prompts, item.spans_s)
         return item
 
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """The items of a batch, for torch's loader: those of one video are made one after another, to read it once."""
+        found = {index: self[index] for index in sorted(indices, key=lambda i: self.records[self.groups[i][0]].video or "")}
+        return [found[index] for index in indices]
+
     def _draw(self, record: Record, index: int) -> tuple[int, ...]:
         """Which of the record's rejected answers stand beside its own in this epoch."""
         if self.rejected != "one":
@@ -186,17 +241,19 @@ class VideoDataset(Dataset):
     def _read(self, record: Record, rng: random.Random) -> Item:
         """The visual part of an item."""
         if record.video is not None:
-            pixels, features, times_s, duration_s = self.reader.video(record.video, rng)
+            pixels, features, times_s, duration_s = self.reader.video(record.video, rng, record.asking.view)
             return Item(pixels=pixels, features=features, times_s=np.asarray(times_s), duration_s=float(duration_s))
         if record.images:
-            pixels, tiles = self.reader.images(record.images)
+            how = {"jpeg": rng} if record.asking.view.jpeg else {}
+            how |= {"max_tiles": record.max_tiles} if record.max_tiles else {}
+            pixels, tiles = self.reader.images(record.images, **how)
             return Item(pixels=pixels, tiles=tiles)
         return Item()
 
     def _encode(self, item: Item, records: Sequence[Record]) -> None:
         """Tokenise every conversation about the item's visual, thinning the frames until all of them fit."""
         conversations = [self._conversation(r, item.duration_s) for r in records]
-        item.spans_s = [np.asarray(spans, np.float64).reshape(-1, 2) for _, spans in conversations]
+        item.spans_s = [np.asarray(spans, np.float64).reshape(-1, 2) for _, spans, _ in conversations]
         item.prompts = self._prompts(item, conversations)
         if item.longest > self.max_length and records[0].video is not None:
             self._thin(item, conversations)
@@ -211,15 +268,17 @@ class VideoDataset(Dataset):
             )
 
     def _prompts(
-        self, item: Item, conversations: Sequence[tuple[list, list]], frames: int | None = None
+        self, item: Item, conversations: Sequence[tuple[list, list, str | None]], frames: int | None = None
     ) -> list[Prompt]:
         """The conversations tokenised, with ``frames`` frames of the video (all, unless given)."""
         video = [("video", len(item.times_s) if frames is None else frames)]
         visuals = [("image", n) for n in item.tiles] or video
-        return [self.encoder.encode(turns, spans, visuals, item.duration_s) for turns, spans in conversations]
+        return [
+            self.encoder.encode(turns, spans, visuals, item.duration_s, after) for turns, spans, after in conversations
+        ]
 
-    def _conversation(self, record: Record, duration_s: float) -> tuple[list, list]:
-        """Turns and spans to encode: all of them, or those before the answer that is to be generated.
+    def _conversation(self, record: Record, duration_s: float) -> tuple[list, list, str | None]:
+        """Turns and spans to encode, and the text behind the video: all, or what stands before the answer to generate.
 
         Raises:
             VideoError: a span wholly behind the end of the video as it was decoded.
@@ -236,15 +295,15 @@ class VideoDataset(Dataset):
                     "(src or tgt); correct it, or fetch the video again if it should be longer"
                 )
         spans = [(min(s, limit), min(e, limit)) for s, e in record.spans_s]
-        return turns, spans
+        return turns, spans, record.asking.after_video
 
-    def _thin(self, item: Item, conversations: Sequence[tuple[list, list]]) -> None:
+    def _thin(self, item: Item, conversations: Sequence[tuple[list, list, str | None]]) -> None:
         """Drop frames uniformly so that the longest prompt fits ``max_length``."""
         count = len(item.times_s)
         one, three = (max(map(len, self._prompts(item, conversations, frames))) for frames in (1, 3))
         keep = max(1, min(count - 1, (self.max_length - one) // ((three - one) // 2) + 1))
         index = np.linspace(0, count - 1, keep).round().astype(int)
-        item.thinned = count - keep
+        item.thinned, item.kept = count - keep, index
         item.times_s = item.times_s[index]
         item.pixels = item.pixels[index] if item.pixels is not None else None
         item.features = item.features[index] if item.features is not None else None
@@ -265,8 +324,9 @@ def share_prompt(prompts: Sequence[Prompt], text_only: bool) -> None:
 
 
 def pack_by_video(records: Sequence[Record], most: int) -> list[list[int]]:
-    """Indices of records that ask about the same video, in groups of at most ``most``, in order of first appearance."""
-    groups: dict[str, list[int]] = {}
+    """Indices of records that ask about the same view of a video, in groups of at most ``most``, in order of first
+    appearance."""
+    groups: dict[tuple[str, View], list[int]] = {}
     for i, record in enumerate(records):
-        groups.setdefault(record.video or f"record {i}", []).append(i)
+        groups.setdefault((record.video or f"record {i}", record.asking.view), []).append(i)
     return [g[k : k + most] for g in groups.values() for k in range(0, len(g), most)]

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-HEAD_START_S = 3.0  # for rank 0; launchers look every 0.1 s (torchrun) to 1 s (deepspeed)
+HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see that
 
 
 def tell(error: Exception) -> int:

@@ -24,19 +24,23 @@ from videollm.video import VideoError, safe_join
 from videollm.vision import encode_frames
 
 CHUNK = 64  # frames that go through the tower at a time
-EDGE = 1 << 16  # bytes at each end of a file that, with its size, stand for its content
+BLOCKS, BLOCK = 16, 1 << 16  # evenly spread bytes of a file that, with its size, stand for its content
 
 
 class FeatureStore:
     """Maps a relative video path to its stored features; call it, or ``fill`` it first.
 
+    ``hits``, ``misses`` and ``bytes`` count what ``fill`` found, computed, and what all of it takes on disk.
+
     Raises:
-        ConfigError: the sampler draws frames at random, so there is no one set of features to store.
+        ConfigError: the sampler or a crop draws at random, so there is no one set of features to store.
     """
 
     def __init__(self, folder: str | Path, reader: VisualReader, tower: nn.Module):
+        if reader.sampler.pick == "random":
+            raise ConfigError("data.features: data.sampler.pick=random draws other frames each time; set midpoint")
         if not reader.fixed:
-            raise ConfigError("data.features: needs fixed frames; set data.sampler.pick=midpoint and no random crop")
+            raise ConfigError("data.features: data.preprocess.random_crop changes the frames each time; set false")
         self.folder, self.reader = Path(folder), reader
         digest = hashlib.sha256()
         for name, tensor in sorted(tower.state_dict().items()):
@@ -45,7 +49,7 @@ class FeatureStore:
         settings = [tower.config.to_dict(), to_dict(reader.sampler), to_dict(reader.preprocess)]
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         self.key = digest.hexdigest()
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.bytes = 0
 
     def path(self, name: str) -> Path:
         """Where the features of video ``name`` are kept."""
@@ -54,9 +58,11 @@ class FeatureStore:
         try:
             with open(file, "rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
-                digest.update(f"{size}".encode() + stream.read(EDGE))
-                stream.seek(max(0, size - EDGE))
-                digest.update(stream.read(EDGE))
+                digest.update(f"{size}".encode())
+                places = {max(0, size - BLOCK) * k // (BLOCKS - 1) for k in range(BLOCKS)}
+                for place in sorted(places):
+                    stream.seek(place)
+                    digest.update(stream.read(BLOCK))
         except OSError as error:
             raise VideoError(f"{file}: {error.strerror}; check the path and the folder of the videos") from None
         return self.folder / f"{digest.hexdigest()[:40]}.safetensors"
@@ -87,6 +93,7 @@ class FeatureStore:
                 path = self.path(name)
                 if self(name) is not None:
                     self.hits += 1
+                    self.bytes += path.stat().st_size
                     continue
                 pixels, _, times_s, duration_s = self.reader.video(name, None)
             except VideoError:
@@ -97,3 +104,4 @@ class FeatureStore:
             fresh = path.with_suffix(f".tmp{os.getpid()}")
             save_file(tensors, fresh, metadata={"duration_s": repr(float(duration_s))})
             os.replace(fresh, path)
+            self.bytes += path.stat().st_size

@@ -15,7 +15,7 @@ from videollm.config import ConfigError
 from videollm.heads import TemporalHead
 from videollm.loss import logits_of
 from videollm.passes import LayerTap, VideoLLMOutput
-from videollm.structures import Answer, FrameBatch, Prediction
+from videollm.structures import Answer, FrameBatch, Prediction, Role
 
 
 @dataclass
@@ -28,6 +28,7 @@ class GenerateOptions:
     top_p: float = 1.0
     seed: int = 0  # of sampling
     repetition_penalty: float = 1.0  # of words in prompt and answer; never of span tokens: an answer may hold many
+    encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -93,8 +94,9 @@ class SpanGeneration:
         tokens = self.frame_tokens(batch)
         frames = self.frame_batch(batch, tokens)
         refs = self.refs(batch)
+        refs = refs if options.encode_spans else refs.select(refs.role == Role.FRAME)
         embeds = self.embed(batch, tokens)
-        if self.head.inject_layer is not None and len(batch["late_refs"]):
+        if self.head.inject_layer is not None and options.encode_spans and len(batch["late_refs"]):
             embeds = self.embed_refs(embeds, refs.select(batch["early_refs"]), frames)
             self._frame_states(batch, embeds, frames)
             embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
@@ -154,7 +156,9 @@ class SpanGeneration:
         parts = [Prediction(p.seconds[row, None], p.score[row, None], p.raw[row, None]) for p in found]
         prediction = Prediction.cat(parts) if parts else None
         duration_s = float(batch["duration_s"][row])
-        return self.head.read(ids, prediction, tokenizer, duration_s), "stop" if stopped else "length"
+        answer = self.head.read(ids, prediction, tokenizer, duration_s)
+        answer.tokens = len(ids) + stopped
+        return answer, "stop" if stopped else "length"
 
     # ---- hooks of transformers' loop -------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class TemporalHead(nn.Module):
     """
 
     Options: ClassVar[type] = HeadOptions
+    published: ClassVar[dict] = {}  # config values under which all is as in the published system (compatibility.py)
     span_tokens: ClassVar[tuple[str, ...]] = ()  # empty: times are written as text
     extra_tokens: ClassVar[tuple[str, ...]] = ()
     query_layer: int = -1

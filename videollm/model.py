@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 import videollm.text_head  # noqa: F401 - registers the head "text"
 from videollm.connectors import build_connector
@@ -21,7 +22,7 @@ from videollm.lora import add_lora
 from videollm.objectives import Objective, ObjectiveOptions, Reading, Supervised
 from videollm.passes import LayerTap, VideoLLMOutput, scatter
 from videollm.structures import FrameBatch, SpanRefs
-from videollm.vision import build_tower
+from videollm.vision import CHUNK, build_tower, encode_frames
 
 
 class VideoLLMConfig(PretrainedConfig):
@@ -48,6 +49,7 @@ class VideoLLMConfig(PretrainedConfig):
         preprocess=None,
         sampler=None,
         context_length=4096,
+        max_tiles=1,
         lora=None,
         headless=False,
         **kwargs,
@@ -60,6 +62,7 @@ class VideoLLMConfig(PretrainedConfig):
         self.template, self.visual_tokens, self.token_ids = template, visual_tokens or {}, token_ids or {}
         self.bidirectional_frames = bidirectional_frames
         self.preprocess, self.sampler, self.context_length = preprocess or {}, sampler or {}, context_length
+        self.max_tiles = max_tiles  # of an image
         self.lora, self.headless = lora, headless
         super().__init__(**kwargs)
 
@@ -128,19 +131,34 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
 
         The stand-in keeps every module on the graph of every rank; its tokens are used nowhere.
         """
-        features = batch.get("features")
+        features, pixels = batch.get("features"), batch.get("pixel_values")
         owner = batch["frame_row"]
-        if features is None:
-            pixels = batch.get("pixel_values")
-            if pixels is None:
-                shape = tower_shape(self.vision_tower)
-                pixels, owner = torch.zeros(1, *shape, device=owner.device, dtype=self.dtype), owner.new_zeros(1)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_tower):
-                features = self.vision_tower(pixels.to(self.dtype))
+        if pixels is None and (features is None or is_deepspeed_zero3_enabled()):
+            # Under ZeRO-3 a rank waits for the others in every module, so all run the tower, though some have features.
+            shape = tower_shape(self.vision_tower)
+            blank = torch.zeros(1, *shape, device=owner.device, dtype=self.dtype)
+            if features is None:
+                pixels, owner = blank, owner.new_zeros(1)
+            else:
+                with torch.no_grad():
+                    self.vision_tower(blank)
+        if pixels is not None:
+            fresh = self.encode_frames(pixels)
+            features = fresh if features is None else torch.cat([fresh, features.to(fresh.dtype)])
         features = features.to(self.dtype)
+        source = batch.get("frame_source", slice(None))
         if not self.connector.reads_question:
-            return self.connector(features)
-        return self.connector(features, query_ids=batch["question_ids"], query_mask=batch["question_mask"], owner=owner)
+            return self.connector(features)[source]
+        question = {"query_ids": batch["question_ids"], "query_mask": batch["question_mask"]}
+        return self.connector(features[source], **question, owner=owner)
+
+    def encode_frames(self, pixels: Tensor) -> Tensor:
+        """The tower's features; a frozen tower keeps no graph and has few frames at a time. [U, ...] -> [U, P, Dv]."""
+        if not self.frozen_tower:
+            return self.vision_tower(pixels.to(self.dtype))
+        # Under ZeRO-3 ranks wait for each other in every call of a module, so all make one.
+        chunk = len(pixels) if is_deepspeed_zero3_enabled() else CHUNK
+        return encode_frames(self.vision_tower, pixels.to(self.dtype), chunk)
 
     def frame_batch(self, batch: dict, tokens: Tensor) -> FrameBatch:
         """Times and connector outputs of the frames, as a head sees them."""
@@ -241,11 +259,14 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         checkpointing = self.training and self.decoder.layers[0].gradient_checkpointing
         again = checkpointing or not batch["keep_prefix"]
         cache = None if again else DynamicCache()
-        wanted = {head.inject_layer} if again else layers | {head.inject_layer}
+        # Without checkpointing both passes run all layers for every batch, forward and back: under ZeRO-3 ranks wait for
+        # each other's layers.
+        wanted = {head.inject_layer} if checkpointing else layers | {head.inject_layer}
         prefix = self.run(batch, embeds, slice(0, cut), wanted, cache)
         frames.states[head.inject_layer] = self.states_of_frames(batch, prefix[head.inject_layer])
         embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
         if again:
+            embeds = embeds if checkpointing else embeds + 0.0 * prefix[-1].sum()
             return self.run(batch, embeds, slice(0, length), layers)
         text = self.run(batch, embeds, slice(cut, length), layers, cache)
         return {layer: torch.cat([prefix[layer], text[layer]], 1) for layer in layers}

@@ -104,6 +104,7 @@ class PromptEncoder:
         spans_s: Sequence[Sequence[float]],
         visuals: Sequence[tuple[str, int]],
         duration_s: float,
+        after_video: str | None = None,
     ) -> Prompt:
         """Encode a conversation; one that ends in a user turn is left open for generation.
 
@@ -112,6 +113,7 @@ class PromptEncoder:
             spans_s: [start, end] in seconds for every span mark.
             visuals: ``("video" | "image", number of frames or tiles)`` for every visual mark.
             duration_s: of the video; 0 where there is none.
+            after_video: text behind a video, in place of the layout's own.
         """
         parts: list[tuple[Part, bool]] = []
         composed = self.head.compose(turns, spans_s, duration_s)
@@ -119,15 +121,17 @@ class PromptEncoder:
         if template.system and composed[0].role != "system":
             composed = [Turn("system", (template.system_message,)), *composed]
         for i, turn in enumerate(composed):
-            parts += self._turn(turn, last=i == len(composed) - 1, visuals=visuals)
+            parts += self._turn(turn, i == len(composed) - 1, visuals, after_video)
         if composed[-1].role == "user":
             parts += self._template(template.assistant)
         return self._assemble(parts)
 
-    def _turn(self, turn: Turn, last: bool, visuals: Sequence[tuple[str, int]]) -> list[tuple[Part, bool]]:
+    def _turn(
+        self, turn: Turn, last: bool, visuals: Sequence[tuple[str, int]], after_video: str | None
+    ) -> list[tuple[Part, bool]]:
         """Parts of one turn with what the template puts around it; True where supervised."""
         template = self.template
-        inner = [p for part in turn.parts for p in self._visual(part, visuals)]
+        inner = [p for part in turn.parts for p in self._visual(part, visuals, after_video)]
         if turn.parts and isinstance(turn.parts[-1], VisualMark):
             inner.pop()  # nothing follows that the text behind a visual would part from it
         if turn.role == "assistant":
@@ -147,13 +151,14 @@ class PromptEncoder:
             place = match.end()
         return [*parts, (text[place:], False)]
 
-    def _visual(self, part: Part, visuals: Sequence[tuple[str, int]]) -> list[Part]:
+    def _visual(self, part: Part, visuals: Sequence[tuple[str, int]], after_video: str | None) -> list[Part]:
         """A visual mark as its frames; any other part as it is."""
         if not isinstance(part, VisualMark):
             return [part]
         kind, count = visuals[part.visual]
-        frames = self.head.layout(count) if kind == "video" else [FrameSlot(i) for i in range(count)]
-        return [*frames, self.visual.after]
+        if kind == "image":
+            return [*(FrameSlot(i) for i in range(count)), self.visual.after]
+        return [*self.head.layout(count), self.visual.after if after_video is None else after_video]
 
     def _assemble(self, parts: list[tuple[Part, bool]]) -> Prompt:
         """Tokenise. Adjacent literal text of the same supervision is one string, as byte-pair merges demand."""

@@ -1,5 +1,6 @@
 """The quickstart: moving shapes from mp4 files to a scored, pictured comparison of three heads, on a laptop's CPU.
 
+The evidence head's model then goes on in two ways, with preferences and, for comparison, as before.
 ``bash scripts/quickstart.sh`` calls this. Every step is a command that a user could type (they are printed); this
 file only orders them, times them, and turns their outputs into ``report.json``, ``report.html`` and pictures.
 Nothing here is needed to train or evaluate anything else.
@@ -25,12 +26,21 @@ from rich.table import Table
 from all_benchmark_eval.moving_shapes import task
 from videollm import plots
 from videollm.infer import commit
+from videollm.synthetic import COLORS, MOTIONS, SHAPES
 from videollm.transforms import Preprocess
 from videollm.video import Sampler, read_video
 
 HEADS = ("d2vlm", "distime", "text")
 SPLITS = ("test", "unseen")  # clips never trained on; `unseen` asks about kinds of event never trained on
 SHOWN = 12  # timelines in the picture
+FURTHER = {"d2vlm_sft_more": "d2vlm + SFT", "d2vlm_fpo": "d2vlm + FPO"}  # how d2vlm's model goes on, as it is shown
+PAIR_CLIPS = 400  # training clips whose questions the model goes on with
+# Rejected answers that only what they say gives away: words that the model knows, times as fine as the true ones, no
+# second span behind an "and" that no right answer has.
+PAIRS = (
+    f"attributes={json.dumps([list(COLORS), list(SHAPES), list(MOTIONS.values())])}",
+    "severity.step_s=0.25", "mix.repeated=0", "mix.spurious=0",
+)  # fmt: skip
 CONSOLE = Console()
 
 
@@ -120,62 +130,115 @@ def prepare_stages(args: argparse.Namespace) -> list[Stage]:
     ]
 
 
-def overrides(args: argparse.Namespace, head: str) -> list[str]:
-    """Where this run's files are, for ``configs/tiny/HEAD.yaml``."""
+def overrides(args: argparse.Namespace, run: str) -> list[str]:
+    """Where this run's files are, for its config."""
     out = args.output
-    values = {
+    parts = {
         "model.vision_weights": out / "tower",
         "model.tokenizer": out / "tokenizer",
         "model.word_vectors": out / "tower/attributes.safetensors",
         "model.feature_mean": out / "tower/feature_mean.safetensors",
-        "data.train": f"[{out / 'data/train.jsonl'}]",
-        "data.validation": f"[{out / 'data/val.jsonl'}]",
+    }
+    annotations = out / ("pairs" if run in FURTHER else "data")
+    values = ({"model.checkpoint": out / "d2vlm/final"} if run in FURTHER else parts) | {
+        "data.train": f"[{annotations / 'train.jsonl'}]",
+        "data.validation": f"[{annotations / 'val.jsonl'}]",
         "data.videos": out / "data/videos",
         "data.features": out / "features",
-        "train.output": out / head,
+        "train.output": out / run,
         "train.seed": args.seed,
     }
+    if run == "d2vlm_sft_more":
+        values["train.objective"] = "{name: supervised}"
     if args.steps:
         values["train.steps"] = args.steps
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def train_stage(args: argparse.Namespace, head: str) -> Stage:
-    """Train one head with DeepSpeed; what an earlier quickstart left of it is removed."""
-    shutil.rmtree(args.output / head, ignore_errors=True)
-    command = ["videollm.train", "--config", str(args.configs / f"{head}.yaml"), *overrides(args, head)]
-    return Stage(f"train {head}", [*launcher(args.processes), *command], args.output / f"logs/train_{head}.txt")
+def train_stage(args: argparse.Namespace, run: str) -> Stage:
+    """Train one head, or go on with one, with DeepSpeed; what an earlier quickstart left of it is removed."""
+    shutil.rmtree(args.output / run, ignore_errors=True)
+    config = args.configs / f"{'d2vlm_fpo' if run in FURTHER else run}.yaml"
+    command = ["videollm.train", "--config", str(config), *overrides(args, run)]
+    return Stage(f"train {run}", [*launcher(args.processes), *command], args.output / f"logs/train_{run}.txt")
 
 
-def infer_stage(args: argparse.Namespace, head: str, split: str) -> Stage:
+def infer_stage(args: argparse.Namespace, run: str, split: str) -> Stage:
     """Answer the questions of one split."""
     out = args.output
-    answers = out / head / f"{split}.jsonl"
-    command = ["videollm.infer", "--model", str(out / head / "final")]
-    command += ["--videos", str(out / "data/videos"), "--output", str(answers)]
-    command += ["--annotations", str(out / f"data/{split}.jsonl"), "--batch-size", "64", "generate.max_new_tokens=48"]
-    return Stage(f"answer {split} {head}", [*launcher(args.processes), *command], out / f"logs/{split}_{head}.txt")
+    return answer_stage(args, run, f"{split} {run}", [out / f"data/{split}.jsonl"], out / run / f"{split}.jsonl")
+
+
+def answer_stage(
+    args: argparse.Namespace, run: str, name: str, annotations: Sequence[Path], answers: Path, *more: str
+) -> Stage:
+    """Answer questions with the model of one run."""
+    command = ["videollm.infer", "--model", str(args.output / run / "final")]
+    command += ["--videos", str(args.output / "data/videos"), "--output", str(answers)]
+    command += ["--annotations", *map(str, annotations), "--batch-size", "64", "generate.max_new_tokens=48", *more]
+    log = args.output / f"logs/{name.replace(' ', '_')}.txt"
+    return Stage(f"answer {name}", [*launcher(args.processes), *command], log)
+
+
+# ---- preferences ---------------------------------------------------------------------------------------------------
+
+
+def own_answers_stage(args: argparse.Namespace) -> Stage:
+    """Let the evidence head's model answer, by sampling, what pairs are made for: its own mistakes are among them."""
+    pairs = args.output / "pairs"
+    shutil.rmtree(pairs, ignore_errors=True)
+    pairs.mkdir()
+    lines = (args.output / "data/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    clips = list(dict.fromkeys(json.loads(line)["video"] for line in lines))[:PAIR_CLIPS]
+    kept = [line for line in lines if json.loads(line)["video"] in clips]
+    (pairs / "questions.jsonl").write_text("".join(kept), encoding="utf-8")
+    sampled = ("generate.do_sample=true", f"generate.seed={args.seed}")
+    asked = (pairs / "questions.jsonl", args.output / "data/val.jsonl")
+    return answer_stage(args, "d2vlm", "own d2vlm", asked, pairs / "own.jsonl", *sampled)
+
+
+def pair_stages(args: argparse.Namespace) -> list[Stage]:
+    """Make pairs to train on, and pairs of validation clips to rank."""
+    out, stages = args.output, []
+    for annotations, split in ((out / "pairs/questions.jsonl", "train"), (out / "data/val.jsonl", "val")):
+        command = [sys.executable, "-u", "-m", "d2vlm.preference", "--annotations", str(annotations)]
+        command += ["--answers", str(out / "pairs/own.jsonl"), "--output", str(out / f"pairs/{split}.jsonl")]
+        command += [f"seed={args.seed}", *PAIRS]
+        stages.append(Stage(f"make {split} pairs", command, out / f"logs/pairs_{split}.txt"))
+    return stages
+
+
+def rank_stage(args: argparse.Namespace) -> Stage:
+    """Rank the held-out pairs with the supervised model and with both that went on from it."""
+    out = args.output
+    models = [str(out / run / "final") for run in ("d2vlm", *FURTHER)]
+    command = [sys.executable, "-u", "-m", "d2vlm.rank", "--model", *models, "--videos", str(out / "data/videos")]
+    command += ["--annotations", str(out / "pairs/val.jsonl"), "--output", str(out / "pairs/ranks.json")]
+    return Stage("rank held-out pairs", command, out / "logs/rank.txt")
 
 
 # ---- report --------------------------------------------------------------------------------------------------------
 
 
 def score_all(args: argparse.Namespace) -> dict:
-    """Scores of every head on every split, and what guessing and a perfect model would earn."""
-    data, report = args.output / "data", {"heads": {}, "unseen_kinds": {}}
-    train = task.load(data / "train.jsonl")
-    for split in SPLITS:
-        items = task.load(data / f"{split}.jsonl")
-        for head in HEADS:
-            scores = task.score(items, predictions(args, head, split, items))
-            scores.pop("per_sample")
-            report["heads" if split == "test" else "unseen_kinds"][head] = scores
-        if split == "test":
-            report["baselines"] = task.baselines(items, train, args.seed)
-            report["oracle"] = task.oracle(items)
+    """Scores of every head on every split and of the models that went on, and what guessing and perfection earn."""
+    data, train = args.output / "data", task.load(args.output / "data/train.jsonl")
+    items = {split: task.load(data / f"{split}.jsonl") for split in SPLITS}
+
+    def scores(run: str, split: str) -> dict:
+        found = task.score(items[split], predictions(args, run, split, items[split]))
+        return {key: value for key, value in found.items() if key != "per_sample"}
+
+    report = {"heads": {head: scores(head, "test") for head in HEADS}}
+    report["unseen_kinds"] = {head: scores(head, "unseen") for head in HEADS}
+    report["further"] = {run: scores(run, "test") for run in FURTHER}
+    report["baselines"] = task.baselines(items["test"], train, args.seed)
+    report["oracle"] = task.oracle(items["test"])
     best = max(b["mIoU"] for b in report["baselines"].values())
-    for scores in report["heads"].values():
-        scores["skill"] = (scores["mIoU"] - best) / (report["oracle"]["mIoU"] - best)
+    for found in (*report["heads"].values(), *report["further"].values()):
+        found["skill"] = (found["mIoU"] - best) / (report["oracle"]["mIoU"] - best)
+    ranks = json.loads((args.output / "pairs/ranks.json").read_text(encoding="utf-8"))["models"]
+    report["pairs"] = {run: ranks[str(args.output / run / "final")] for run in ("d2vlm", *FURTHER)}
     return report
 
 
@@ -206,9 +269,23 @@ def table_rows(report: dict) -> tuple[list[str], list[list]]:
         more = [scores.get(k) for k in ("dense_F1", "dense_caption_F1", "mc_accuracy", "skill")]
         return [name, scores["mIoU"], *recalls, *more, kinds["mIoU"] if kinds else None]
 
-    rows = [row(head, scores, report["unseen_kinds"][head]) for head, scores in report["heads"].items()]
+    heads = {head: row(head, scores, report["unseen_kinds"][head]) for head, scores in report["heads"].items()}
+    further = [row(FURTHER[run], scores) for run, scores in report["further"].items()]
+    rows = [heads.pop("d2vlm"), *further, *heads.values()]
     rows += [row(name.replace("_", " "), scores) for name, scores in report["baselines"].items()]
     return columns, [*rows, row("oracle (32 frames)", report["oracle"])]
+
+
+def pair_rows(report: dict) -> tuple[list[str], list[list]]:
+    """How the held-out pairs are ranked before and after: all, then by what is wrong with the rejected answer."""
+    ranks = {"d2vlm": report["pairs"]["d2vlm"], **{FURTHER[run]: report["pairs"][run] for run in FURTHER}}
+    columns = ["rejected for", "pairs", *(f"{run} {what}" for what in ("accuracy", "margin") for run in ranks)]
+    factors = ranks["d2vlm"]["by_factor"]
+    rows = [["anything", ranks["d2vlm"]["pairs"], *(of[k] for k in ("accuracy", "margin") for of in ranks.values())]]
+    for factor in sorted(factors, key=lambda name: factors[name]["accuracy"]):
+        found = [of["by_factor"][factor] for of in ranks.values()]
+        rows.append([factor, found[0]["pairs"], *(of[k] for k in ("accuracy", "margin") for of in found)])
+    return columns, rows
 
 
 def draw(args: argparse.Namespace, report: dict) -> None:
@@ -258,6 +335,7 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     costs = [[name, round(wall[name], 1), round(cpu[name], 1)] for name in wall]
     sections = [
         {"heading": "Scores", "columns": columns, "rows": rows, "text": EXPLANATION},
+        dict(zip(("columns", "rows"), pair_rows(report), strict=True)) | {"heading": "Preferences", "text": PREFERENCES},
         {"heading": "Answers on unseen clips", "image": out / "timelines.png"},
         {"heading": "Losses", "image": out / "losses.png"},
         {"heading": "Cost", "columns": ["step", "wall s", "CPU s"], "rows": costs},
@@ -271,6 +349,9 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     for row in rows:
         table.add_row(*(f"{c:.3f}" if isinstance(c, float) else "" if c is None else str(c) for c in row))
     CONSOLE.print(table)
+    for run, ranks in report["pairs"].items():
+        told = f"ranks {ranks['accuracy']:.3f} of {ranks['pairs']} held-out pairs right, margin {ranks['margin']:.2f}"
+        CONSOLE.print(f"{FURTHER.get(run, run)}: {told}", highlight=False)
     CONSOLE.print(
         f"{wall['total']:.0f} s wall, {cpu['total']:.0f} s CPU; report: {out / 'report.html'}", highlight=False
     )
@@ -281,7 +362,13 @@ EXPLANATION = (
     "colour, shape and motion; then each head was trained with DeepSpeed and answered by free greedy generation.\n\n"
     "random event: the true span of a random event of the clip, whatever was asked; the strongest guess. "
     "skill = (mIoU - best guess) / (oracle - best guess). oracle: the best span made of whole frames. new kinds: "
-    "questions about events that combine colour, shape and motion as no training clip does."
+    "questions about events that combine colour, shape and motion as no training clip does. d2vlm + FPO: d2vlm's model "
+    "after further steps with pairs of right and wrong answers; d2vlm + SFT: after as many with the right ones alone."
+)
+PREFERENCES = (
+    "Pairs of a right and a wrong answer to the same question, of clips never trained on. accuracy: share that the model "
+    "finds the right one more probable in; margin: by how much, 0.1 x the difference of the log-probabilities. own-...: "
+    "the model's own wrong answers before it went on."
 )
 
 
@@ -313,7 +400,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_stages(stages, 1)
     for group in (
         [train_stage(args, head) for head in HEADS],
-        [infer_stage(args, head, split) for head in HEADS for split in SPLITS],
+        [own_answers_stage(args), *(infer_stage(args, head, split) for head in HEADS for split in SPLITS)],
+        pair_stages(args),
+        [train_stage(args, run) for run in FURTHER],
+        [rank_stage(args), *(infer_stage(args, run, "test") for run in FURTHER)],
     ):
         run_stages(group, slots)
         stages += group

@@ -60,9 +60,11 @@ class ModelSettings:
 class DataSettings:
     """Annotations and how their videos are read."""
 
-    train: list[str] = field(default_factory=list)  # annotation files
+    train: list[str] = field(default_factory=list)  # annotation files, or InternVL's lists of data sets (meta json)
     validation: list[str] = field(default_factory=list)  # annotation files, answered by free generation
     videos: str = "."  # root of all relative video and image paths
+    duration_s: tuple[float, ...] | None = None  # [shortest, longest] of training videos; published D2VLM: [5, 350]
+    max_answer_words: int | None = None  # training answers with more are left out; published D2VLM: 200
     sampler: Sampler | None = None  # frame sampling; a checkpoint keeps its own
     preprocess: Preprocess | None = None
     backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
@@ -71,14 +73,19 @@ class DataSettings:
     pack: bool = False  # all questions of a video behind one prefix (not for connectors that read the question)
     max_questions: int = 16  # of one packed row
     max_length: int | None = None  # tokens of one conversation; frames are dropped uniformly to fit
-    max_tiles: int = 1  # of an image
+    max_tiles: int | None = None  # of an image; a checkpoint keeps its own, else 1
     workers: int = 0  # processes that read videos
     max_bad_fraction: float = 0.0  # share of unreadable videos that is tolerated; they are skipped and named
+    decode_timeout_s: float | None = 300.0  # a video that takes longer in a worker process is unreadable; null: no limit
+    frames: str | None = None  # store of decoded frames to read instead of videos (videollm.frames)
     features: str | None = None  # folder for the frozen tower's features, computed once
 
     def __post_init__(self):
         at_least("data", self, 1, "max_questions", "max_length", "max_tiles")
-        at_least("data", self, 0, "workers", "max_bad_fraction")
+        at_least("data", self, 1, "max_answer_words")
+        at_least("data", self, 0, "workers", "max_bad_fraction", "decode_timeout_s")
+        if self.duration_s is not None and not (len(self.duration_s) == 2 and 0 <= self.duration_s[0] <= self.duration_s[1]):
+            raise ConfigError(f"data.duration_s: {list(self.duration_s)} is not [shortest, longest] in seconds")
         if self.max_bad_fraction > 1:
             raise ConfigError(f"data.max_bad_fraction: {self.max_bad_fraction} is no share; give 0 to 1")
 
@@ -120,14 +127,19 @@ class TrainSettings:
     epochs: float = 1.0  # passes over the data
     batch_size: int = 1
     accumulation: int = 1
+    global_batch: int | None = None  # items of one step over all processes; sets ``accumulation``
+    group_by_length: bool = False  # batches of similar length: less padding, ranks wait less for each other
+    max_tokens_per_batch: int | None = None  # of one process, padding included; in place of ``batch_size``
     lr: float = 2e-5
     weight_decay: float = 0.0
+    decay_all: bool = False  # published DisTime: weight decay on biases and norms too
     betas: tuple[float, ...] = (0.9, 0.999)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     min_lr_ratio: float = 0.0  # of the cosine's end
     warmup: float = 0.03  # steps if 1 or more, else share of all steps
     clip: float = 1.0  # gradient norm
     seed: int = 42
+    deterministic: bool = False  # the same numbers on a GPU in every run, at some cost in speed
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     deepspeed: str | None = None  # DeepSpeed JSON file
@@ -138,7 +150,7 @@ class TrainSettings:
     log_every: int = 10  # steps
     save_every: int | None = None  # steps; by default once, at the end
     keep: int = 2  # checkpoints
-    resume: bool = False  # go on from the last checkpoint in ``output``
+    resume: bool | Literal["auto"] = False  # go on from the last good checkpoint in ``output``; auto: if there is one
     validate_every: int | None = None  # steps; None: no validation
     validation_size: int = 200  # at most so many records of data.validation
     metric: str = "all_benchmark_eval.spans:grounding_scores"  # (predicted spans, true spans) -> {name: value}
@@ -150,6 +162,17 @@ class TrainSettings:
             if part not in PARTS:
                 raise ConfigError(f"train.parts.{part}: no such part; parts are {', '.join(PARTS)}")
         at_least("train", self, 1, "steps", "batch_size", "accumulation", "log_every", "save_every", "keep")
+        at_least("train", self, 1, "global_batch")
+        if self.global_batch is not None and self.accumulation != 1:
+            raise ConfigError("train.accumulation: follows from train.global_batch; give one of the two")
+        at_least("train", self, 1, "max_tokens_per_batch")
+        if self.max_tokens_per_batch is not None and (self.batch_size, self.global_batch) != (1, None):
+            raise ConfigError(
+                "train.max_tokens_per_batch: decides how many items a batch holds; leave train.batch_size and "
+                "train.global_batch out (or set them to 1 and null)"
+            )
+        if self.max_tokens_per_batch is not None and self.group_by_length:
+            raise ConfigError("train.max_tokens_per_batch: groups by length itself; set train.group_by_length=false")
         at_least("train", self, 1, "validate_every", "validation_size")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"train.betas: {list(self.betas)} is not two numbers in [0, 1)")

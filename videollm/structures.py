@@ -169,3 +169,4 @@ class Answer:
     spans: list[list[float]] = field(default_factory=list)  # [[start_s, end_s], ...] of the answer
     evidence_spans: list[list[float]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)  # one a span of the answer
+    tokens: int = 0  # that were generated, the stop token among them

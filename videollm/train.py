@@ -1,45 +1,49 @@
 """The training entry point: ``python -m videollm.train --config FILE [key=value ...]``.
 
 Runs as one process, under ``torchrun --nproc_per_node N`` or under the ``deepspeed`` launcher, on CPU or GPU, from
-the same config. Writes ``output/`` : ``config.yaml`` (resolved), ``log.jsonl``, ``checkpoint-N/`` (resumable),
-``best/`` (by validation) and ``final/`` (for ``videollm.infer``).
+the same config. Writes ``output/`` : ``config.yaml`` (resolved), ``starts.jsonl``, ``log.jsonl``, ``checkpoint-N/``
+(resumable), ``best/`` (by validation) and ``final/`` (for ``videollm.infer``).
 """
 
 import argparse
 import importlib.util
 import itertools
-import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import yaml
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
-from transformers import TrainingArguments
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainingArguments, set_seed
 
+from videollm import filters
 from videollm.annotations import AnnotationError, Record
+from videollm.answering import answer_records
 from videollm.assemble import assemble, part_of, set_trainable
-from videollm.checkpoint import Bundle, CheckpointError
-from videollm.config import ConfigError, build, override, read_yaml, to_dict
+from videollm.checkpoint import Bundle, CheckpointError, read_config
+from videollm.compatibility import lay_preset
+from videollm.config import ConfigError, build, override, read_yaml
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.errors import tell
 from videollm.features import FeatureStore
-from videollm.infer import answer_records, room_for_question
+from videollm.frames import open_store
 from videollm.lora import merge_lora
+from videollm.mixture import below, load_training
 from videollm.objectives import build_objective
-from videollm.settings import Settings
+from videollm.preemption import EXIT_STATUS, Preempted, StopOnSignal, lost_peer
+from videollm.preflight import check_items, check_start, prepare_process
+from videollm.questions import room_for_question
+from videollm.runfolder import open_run
+from videollm.saving import SaveError
+from videollm.settings import Settings, TrainSettings
 from videollm.structures import SpanMark
-from videollm.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer
+from videollm.trainer import BadVideosError, FreshFrames, JsonLog, OutOfMemory, VideoTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +52,20 @@ def train(settings: Settings) -> Path:
     """Run the training that ``settings`` describe; returns the folder of the final model.
 
     Raises:
-        ConfigError, AnnotationError, CheckpointError, BadVideosError: one message that names key, line or file.
+        ConfigError, AnnotationError, CheckpointError, BadVideosError, OutOfMemory, SaveError: one message that names
+            key, line or file.
+        Preempted: told to stop by SIGTERM; the state is saved.
     """
-    output = Path(settings.train.output)
     check_reporting(settings.train.report_to)
-    resume = last_checkpoint(settings)
-    prepare_launch(settings)
+    checkpoint = check_start(settings)
+    prepare_process(settings)
     data = settings.data
-    records = load_records(data.train, raw_spans=data.raw_spans) if data.train else []
-    if not records:
-        raise ConfigError("data.train: no annotation file given, or all of them are empty")
     if not Path(settings.data.videos).is_dir():
         raise ConfigError(f"data.videos: {settings.data.videos} is not a folder; give the one the paths are below")
+    if not data.train:
+        raise ConfigError("data.train: no annotation file given")
+    records, root = load_training(data.train, data.videos, raw_spans=data.raw_spans)
+    records, left_out = filters.wanted(records, data)
     objective = build_objective(settings.train.objective)
     objective.check(records, settings)
     bundle = assemble(settings)
@@ -67,15 +73,16 @@ def train(settings: Settings) -> Path:
     arguments = training_arguments(settings)  # starts the process group
     objective.prepare(bundle, settings)
     bundle.model.objective = objective
-    if arguments.process_index == 0:
-        write_config(output, settings)
+    rank, world = arguments.process_index, arguments.world_size
+    open_run(settings, checkpoint.facts.step if checkpoint else 0, world, rank)
+    if rank == 0:
         print_trainable(bundle)
-    reader = make_reader(bundle, settings, arguments, records)
+        tell_left_out(left_out, Path(settings.train.output))
+    reader = make_reader(bundle, settings, arguments, records, root)
     dataset = make_dataset(bundle, settings, reader, records)
-    if len(dataset) < arguments.world_size:
-        raise ConfigError(
-            f"data.train: {len(dataset)} items for {arguments.world_size} processes; start at most that many"
-        )
+    if len(dataset) < world:
+        raise ConfigError(f"data.train: {len(dataset)} items for {world} processes; start at most that many")
+    check_items(checkpoint, len(dataset))
     validate = make_validation(bundle, settings, reader, arguments)
     trainer = VideoTrainer(
         bundle,
@@ -92,8 +99,21 @@ def train(settings: Settings) -> Path:
         ),
         callbacks=[FreshFrames(), JsonLog()],
     )
-    trainer.train(resume_from_checkpoint=resume)
-    return save_final(trainer, settings)
+    if rank:
+        set_seed(settings.train.seed + rank)  # of dropout; the order of the data follows train.seed on all ranks
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        if stop.stopped:
+            raise Preempted(f"told to stop: saved checkpoint-{trainer.state.global_step}, go on with train.resume=true")
+        return save_final(trainer, settings)
+
+
+def tell_left_out(left_out: Sequence[dict], output: Path) -> None:
+    """Count the records that the filters of ``data`` leave out, and name them in the output folder."""
+    if left_out:
+        filters.write(left_out, output)
+        logger.warning("%d records left out (%s): %s", len(left_out), filters.told(left_out), output / filters.FILE)
 
 
 def check_reporting(names: Sequence[str]) -> None:
@@ -103,59 +123,18 @@ def check_reporting(names: Sequence[str]) -> None:
             raise ConfigError(f"train.report_to: {name} is not installed; pip install {name}, or leave it out")
 
 
-def write_config(output: Path, settings: Settings) -> None:
-    """Make the output folder with ``config.yaml``; ConfigError where it cannot be written."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(yaml.safe_dump(to_dict(settings), sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"train.output: cannot write to {output} ({error}); choose another folder") from None
-
-
-def check_deepspeed(path: str) -> None:
-    """ConfigError if the DeepSpeed file is missing, not JSON, or would replace what the config sets by part."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError:
-        raise ConfigError(f"train.deepspeed: no file {path}") from None
-    except ValueError as error:
-        raise ConfigError(f"train.deepspeed: {path} is not JSON ({error})") from None
-    for key in ("optimizer", "scheduler"):
-        if not isinstance(found, dict) or key in found:
-            raise ConfigError(
-                f"train.deepspeed: {path} must be a mapping without {key!r}: train.lr, train.parts and "
-                "train.schedule decide on that"
-            )
-
-
-def prepare_launch(settings: Settings) -> None:
-    """What has to hold before torch, DeepSpeed or a process group start."""
-    torch.set_num_threads(
-        int(os.environ.get("OMP_NUM_THREADS", 1)) if not torch.cuda.is_available() else torch.get_num_threads()
-    )
-    if torch.cuda.device_count() > 1 and "RANK" not in os.environ:
+def accumulation(train: TrainSettings) -> int:
+    """Batches of one optimisation step on each process; ConfigError where ``train.global_batch`` cannot be split so."""
+    if train.global_batch is None:
+        return train.accumulation
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    steps, rest = divmod(train.global_batch, train.batch_size * world)
+    if rest or not steps:
         raise ConfigError(
-            f"this one process sees {torch.cuda.device_count()} GPUs: start with scripts/train.sh (or torchrun), which "
-            "runs a process a GPU, or choose one with CUDA_VISIBLE_DEVICES"
+            f"train.global_batch: {train.global_batch} items cannot be split over {world} processes with "
+            f"train.batch_size={train.batch_size}; start a number of processes that divides it, or change either"
         )
-    if not settings.train.deepspeed:
-        return
-    check_deepspeed(settings.train.deepspeed)
-    if "RANK" not in os.environ:  # started as plain python: DeepSpeed would look for MPI
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(free_port()))
-    if not torch.cuda.is_available():
-        import deepspeed
-
-        # DeepSpeed would compile a shared-memory communication op with g++ at the first run; gloo does without.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def free_port() -> int:
-    """A port of the loopback address that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    return steps
 
 
 def training_arguments(settings: Settings) -> TrainingArguments:
@@ -169,7 +148,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         max_steps=t.steps or -1,
         num_train_epochs=t.epochs,
         per_device_train_batch_size=t.batch_size,
-        gradient_accumulation_steps=t.accumulation,
+        gradient_accumulation_steps=accumulation(t),
         learning_rate=t.lr,
         adam_beta1=t.betas[0],
         adam_beta2=t.betas[1],
@@ -180,11 +159,11 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         bf16=t.precision == "bf16",
         deepspeed=t.deepspeed,
         seed=t.seed,
+        data_seed=t.seed,
         logging_steps=min(t.log_every, t.steps or t.log_every),  # a short run logs its losses too
         logging_nan_inf_filter=False,
         save_strategy="steps" if t.save_every else "no",
         save_steps=t.save_every or 500,
-        save_total_limit=t.keep,
         eval_strategy="steps" if t.validate_every else "no",
         eval_steps=t.validate_every,
         report_to=t.report_to or "none",
@@ -198,18 +177,26 @@ def training_arguments(settings: Settings) -> TrainingArguments:
 
 
 def make_reader(
-    bundle: Bundle, settings: Settings, arguments: TrainingArguments, records: Sequence[Record]
+    bundle: Bundle, settings: Settings, arguments: TrainingArguments, records: Sequence[Record], root: Path
 ) -> VisualReader:
-    """Frames for training; with ``data.features``, the frozen tower's features are made first."""
+    """Frames for training, from below ``root``; with ``data.features``, the frozen tower's features are made first."""
     data = settings.data
-    reader = bundle.reader(data.videos, data.sampler, backend=data.backend, max_tiles=data.max_tiles)
+    reader = bundle.reader(root, data.sampler, backend=data.backend)
     if data.preprocess is not None:
         reader.preprocess = data.preprocess
+    reader.timeout_s = data.decode_timeout_s
+    if data.frames:
+        open_store(data.frames, reader, records)
     if not data.features:
         return reader
     if not bundle.model.frozen_tower:
         raise ConfigError(
             "data.features: the vision tower is trained (train.parts.vision_tower), so nothing can be kept"
+        )
+    if changed := [r for r in records if r.asking.view.jpeg]:
+        raise ConfigError(
+            f"data.features: {changed[0].where} is of a data set with data_augment, which changes its frames each "
+            "time; set that to false, or leave data.features out"
         )
     store = FeatureStore(data.features, reader, bundle.model.vision_tower)
     fill_store(store, records, bundle, arguments)
@@ -224,8 +211,13 @@ def fill_store(store: FeatureStore, records: Sequence[Record], bundle: Bundle, a
         store.fill([r.video for r in records if r.video], tower, arguments.process_index, arguments.world_size)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"data.features: cannot write to {store.folder} ({error}); choose another folder") from None
+    found = torch.tensor([store.hits, store.misses, store.bytes], dtype=torch.float64, device=arguments.device)
     if dist.is_initialized():
-        dist.barrier()
+        dist.all_reduce(found)  # also waits until every rank's share is there
+    hits, misses, size = found.tolist()
+    if arguments.process_index == 0:
+        share = hits / max(1, hits + misses)
+        print(f"{store.folder}: features of {hits + misses:.0f} videos, {size / 2**20:.1f} MiB, hit rate {share:.0%}")
 
 
 def make_dataset(bundle: Bundle, settings: Settings, reader: VisualReader, records: Sequence[Record]) -> VideoDataset:
@@ -251,12 +243,8 @@ def make_validation(
         return None
     if not settings.data.validation:
         raise ConfigError("data.validation: train.validate_every needs annotation files to validate on")
-    if is_deepspeed_zero3_enabled() and arguments.world_size > 1:
-        raise ConfigError(
-            "train.validate_every: not possible under ZeRO-3, whose ranks would wait for each other's span tokens; set "
-            "it to null and answer with videollm.infer afterwards, or use ZeRO-2"
-        )
-    known, objective = load_records(settings.data.validation), bundle.model.objective
+    known = below(load_records(settings.data.validation), Path(settings.data.videos), reader.root)
+    objective = bundle.model.objective
     pairs = [r for r in known if objective.rejected and r.rejected][: settings.train.validation_size]
     truths = {r.id: (r, spans) for r in known if (spans := answer_spans(r))}
     truths = dict(itertools.islice(truths.items(), settings.train.validation_size))
@@ -264,7 +252,8 @@ def make_validation(
         raise ConfigError("data.validation: no record has an answer with a span; give some, or no train.validate_every")
     records, world = [record for record, _ in truths.values()], arguments.world_size
     mine = records[arguments.process_index :: world]
-    plain = bundle.reader(settings.data.videos, backend=settings.data.backend)
+    plain = bundle.reader(reader.root, backend=settings.data.backend)
+    plain.frames = reader.frames if plain.sampler == reader.sampler else None
     if reader.stored is not None and plain.sampler == reader.sampler:
         fill_store(reader.stored, records, bundle, arguments)
         plain.stored = reader.stored
@@ -339,38 +328,35 @@ def print_trainable(bundle: Bundle) -> None:
     Console(width=80).print(table)
 
 
-def last_checkpoint(settings: Settings) -> str | None:
-    """Where to go on; ConfigError if ``train.resume`` finds nothing, or if a new run would mix with an old one."""
-    output = Path(settings.train.output)
-    last = get_last_checkpoint(str(output)) if output.is_dir() else None
-    if settings.train.resume and last is None:
-        raise ConfigError(f"train.resume: {output} holds no checkpoint-N folder; set train.resume=false to start anew")
-    if not settings.train.resume and (last or (output / "log.jsonl").exists()):
-        raise ConfigError(
-            f"train.output: {output} holds an earlier run; set train.resume=true to go on with it, choose another "
-            "folder, or delete it"
-        )
-    return last if settings.train.resume else None
-
-
 def save_final(trainer: VideoTrainer, settings: Settings) -> Path:
     """Write ``output/final``, with adapters folded in if asked."""
     final = Path(settings.train.output) / "final"
     if trainer.bundle.config.lora and settings.train.merge_lora:
-        if trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise ConfigError("train.merge_lora: not possible under ZeRO-3; set it to false, merge afterwards")
         merge_lora(trainer.bundle.model)
-        if trainer.args.process_index == 0:
-            trainer.bundle.save(final)
+        with trainer.writing(final.name) as folder:
+            if trainer.args.process_index == 0:
+                trainer.bundle.save(folder)
     else:
         trainer.save_model(str(final))
-    if dist.is_initialized():
-        dist.barrier()
     return final
 
 
+def read_settings(values: dict) -> Settings:
+    """The settings of a config, with the preset that its ``compatibility`` names laid under it.
+
+    Raises:
+        ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
+    """
+    model = values.get("model") if isinstance(values.get("model"), dict) else {}
+    head = (model.get("head") or {}).get("name")
+    if head is None and model.get("checkpoint") and "compatibility" in values:
+        head = read_config(Path(model["checkpoint"])).head.get("name")
+    return build(Settings, lay_preset(values, head))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; a user's error is one line and exit status 2."""
+    """Run the command; a user's error is one line and exit status 2, a stop by SIGTERM status 75."""
+    rank = int(os.environ.get("RANK", 0))
     parser = argparse.ArgumentParser(
         prog="videollm.train", description="Train a temporally grounded video-language model."
     )
@@ -379,14 +365,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.steps=100 data.videos=DIR ...")
     args = parser.parse_intermixed_args(argv)
     try:
-        final = train(build(Settings, override(read_yaml(args.config), args.overrides)))
-    except (AnnotationError, BadVideosError, CheckpointError, ConfigError) as error:
+        final = train(read_settings(override(read_yaml(args.config), args.overrides)))
+    except (AnnotationError, BadVideosError, CheckpointError, ConfigError, OutOfMemory, SaveError) as error:
         return tell(error)
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"final model: {final}")
+    except Preempted as reason:
+        status, message = EXIT_STATUS, str(reason)
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        print(f"rank {rank}: ends because another process has ended", file=sys.stderr)
+        return 1
+    else:
+        status, message = 0, f"final model: {final}"
+    if rank == 0:
+        print(message, flush=True)
     if dist.is_initialized():
         dist.destroy_process_group()
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -5,26 +5,39 @@ term is logged; videos that could not be read are counted, named and limited; va
 generation, because teacher forcing shows a head the true frames.
 """
 
+import errno
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_parameter_names
 
+from videollm import saving
 from videollm.assemble import part_of
 from videollm.checkpoint import Bundle
 from videollm.config import ConfigError
+from videollm.grouping import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
+from videollm.saving import Facts, SaveError
 from videollm.settings import Settings
 
-NOT_FOR_THE_MODEL = ("bad", "ids", "thinned")
+NOT_FOR_THE_MODEL = ("bad", "ids", "thinned", "padded")
+# What transformers does not save: counts of the run, and the sums behind the next log entry.
+PROGRESS = ("skipped", "first_bad", "padded", "term_sums", "term_steps", "_tr_loss", "_globalstep_last_logged")
 
 
 class BadVideosError(RuntimeError):
     """More videos could not be read than the config tolerates."""
+
+
+class OutOfMemory(RuntimeError):
+    """A step did not fit into memory; the message names its batches and their largest sample."""
 
 
 class VideoTrainer(Trainer):
@@ -42,6 +55,9 @@ class VideoTrainer(Trainer):
         self.term_steps = 0
         self.skipped = torch.zeros(2)  # unreadable and thinned items so far, over all ranks
         self.first_bad = ""  # of this rank
+        self.padded = torch.zeros(2)  # padded and all places since the last log, of this rank
+        self.step_batches: list[tuple[list[str], dict]] = []  # ids and tensors of the batches of the step that runs
+        self.writes_checkpoint = False
         super().__init__(model=bundle.model, processing_class=bundle.tokenizer, **kwargs)
 
     # ---- loss ------------------------------------------------------------------------------------------------------
@@ -51,9 +67,12 @@ class VideoTrainer(Trainer):
         if not batch_samples:
             return None
         total: dict[str, torch.Tensor] = {}
+        self.step_batches = []
         for batch in batch_samples:
-            bad, _, thinned = (batch.pop(name) for name in NOT_FOR_THE_MODEL)
+            bad, ids, thinned, padded = (batch.pop(name) for name in NOT_FOR_THE_MODEL)
             self._note_bad(bad)
+            self.step_batches.append((ids, batch))
+            self.padded += torch.tensor(padded)
             counts = self.bundle.model.counts(batch) | {
                 "bad": torch.tensor(float(len(bad))),
                 "thinned": torch.tensor(float(thinned)),
@@ -86,11 +105,13 @@ class VideoTrainer(Trainer):
         if "loss" in logs and self.term_sums:
             names = sorted(self.term_sums)
             values = torch.stack([self.term_sums[n].float() for n in names])
+            values = torch.cat([values, self.padded.to(values.device)])
             if dist.is_initialized():
                 dist.all_reduce(values)
-            logs = logs | dict(zip(names, (values / max(1, self.term_steps)).tolist(), strict=True))
-            logs |= {"bad_videos": bad, "thinned_videos": thinned}
-            self.term_sums, self.term_steps = {}, 0
+            *terms, padded, places = values.tolist()
+            logs = logs | {name: term / max(1, self.term_steps) for name, term in zip(names, terms, strict=True)}
+            logs |= {"bad_videos": bad, "thinned_videos": thinned, "padding_share": padded / max(1.0, places)}
+            self.term_sums, self.term_steps, self.padded = {}, 0, torch.zeros(2)
         super().log(logs, *args, **kwargs)
 
     # ---- bad videos ------------------------------------------------------------------------------------------------
@@ -113,10 +134,89 @@ class VideoTrainer(Trainer):
                 f"{Path(self.args.output_dir) / 'skipped.jsonl'}: mend or remove them, or raise the fraction"
             )
 
+    # ---- the run ---------------------------------------------------------------------------------------------------
+
+    def train(self, *args, **kwargs):
+        """transformers' loop; OutOfMemory where a step does not fit."""
+        try:
+            return super().train(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            raise unsaved(error.filename or self.args.output_dir, error) from None
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            where = self._describe_step() if self.bundle.model.training else "in validation"
+            rank = f" on rank {self.args.process_index}" if self.args.world_size > 1 else ""
+            raise OutOfMemory(
+                f"out of memory in step {self.state.global_step + 1}{rank}, {where}; lower train.batch_size (and raise "
+                "train.accumulation), data.max_length or the frames of data.sampler, or set "
+                f"train.gradient_checkpointing=true ({str(error).splitlines()[0]})"
+            ) from None
+
+    def _describe_step(self) -> str:
+        """The batches of the step that runs, and the largest sample among them."""
+        shapes, largest = [], (0, 0, "none")
+        for ids, batch in self.step_batches:
+            segments = batch["segment_ids"].cpu()
+            frames = torch.bincount(batch["frame_row"].cpu(), minlength=len(segments))
+            shapes.append(f"{segments.shape[0]} rows x {segments.shape[1]} tokens with {int(frames.sum())} frames")
+            questions = segments.amax(1)  # of each row; more than one behind a shared prefix
+            first = (questions.cumsum(0) - questions) if int(questions.sum()) == len(ids) else range(len(ids))
+            for row, at in enumerate(map(int, first)):
+                size = (int((segments[row] >= 0).sum()), int(frames[row]), ids[at])
+                largest = max(largest, size)
+        return (
+            f"in batches of {'; '.join(shapes)}; the largest sample is {largest[2]} with {largest[0]} tokens and "
+            f"{largest[1]} frames"
+        )
+
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        """Intervals are those of this run; transformers would keep those of the checkpoint."""
+        place = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return place
+
+    def _run_epoch(self, *, epoch, epochs_trained, resume_from_checkpoint, **rest):
+        """One pass; none behind the last step, where transformers would still make one."""
+        if resume_from_checkpoint is not None and epoch == epochs_trained:
+            self._go_on_from(Path(resume_from_checkpoint))
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(
+                epoch=epoch, epochs_trained=epochs_trained, resume_from_checkpoint=resume_from_checkpoint, **rest
+            )
+
+    # ---- order -----------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Items in random order, or in one that puts similar lengths together (``train.group_by_length``)."""
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if not self.settings.train.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        size, ranks = self.settings.train.batch_size, self.args.world_size
+        return LengthGroupedSampler(dataset, item_lengths(dataset), size, ranks, self.settings.train.seed)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """transformers' own, or batches that fill a budget of tokens (``train.max_tokens_per_batch``)."""
+        budget, dataset = self.settings.train.max_tokens_per_batch, self.train_dataset
+        if budget is None:
+            return super().get_train_dataloader()
+        sizes, ranks = item_sizes(dataset, "train.max_tokens_per_batch"), self.args.world_size
+        aligned = self.data_collator.split_prefix
+        loader = DataLoader(
+            dataset,
+            batch_sampler=TokenBudgetBatches(dataset, sizes, budget, ranks, self.settings.train.seed, aligned),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
     # ---- optimiser -------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, *args, **kwargs):
-        """AdamW with a learning rate and weight decay by part; none on biases and norms."""
+        """AdamW with a learning rate and weight decay by part; see ``parameter_groups``."""
         if self.optimizer is None:
             groups = parameter_groups(self.bundle.model, self.settings)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.bundle.model)
@@ -143,16 +243,94 @@ class VideoTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    @contextmanager
+    def writing(self, name: str, facts: Facts | None = None):
+        """The folder to write ``name`` of the output into, on every rank; it is put in place once all have.
+
+        Raises:
+            SaveError: it could not be written; what was there is as it was.
+        """
+        output, first = Path(self.args.output_dir), self.args.process_index == 0
+        try:
+            if first:
+                saving.start(output, name)
+            self.accelerator.wait_for_everyone()
+            yield saving.staged(output, name)
+            self.accelerator.wait_for_everyone()
+            if first:
+                saving.publish(output, name, facts)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise  # torch.save reports a full disk so
+            raise unsaved(f"{name} into {output}", error) from None
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model into a folder of the output, all of it or nothing."""
+        if _internal_call:  # a part of a checkpoint, which is put in place as a whole
+            super().save_model(output_dir, _internal_call=True)
+            return
+        with self.writing(Path(output_dir).name) as folder:
+            super().save_model(str(folder), _internal_call=True)
+
+    def _save(self, output_dir: str, state_dict: dict | None = None) -> None:
         """One folder that ``checkpoint.load`` takes."""
-        self.bundle.save(output_dir or self.args.output_dir, state_dict)
-        torch.save(self.args, Path(output_dir or self.args.output_dir) / "training_args.bin")
+        if self.args.should_save:
+            self.bundle.save(output_dir, state_dict)
+            torch.save(self.args, Path(output_dir) / "training_args.bin")
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Everything that exact resuming needs, all of it or nothing; only the last few are kept."""
+        step, rank = self.state.global_step, self.args.process_index
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        stage = plugin.zero_stage if self.is_deepspeed_enabled else None
+        facts = Facts(step, self.args.world_size, stage, len(self.train_dataset))
+        self.writes_checkpoint = True
+        with self.writing(f"checkpoint-{step}", facts) as folder:
+            super()._save_checkpoint(model, trial)
+            progress = {name: getattr(self, name) for name in PROGRESS}
+            torch.save(progress, folder / f"progress_{rank}.pt")
+        self.writes_checkpoint = False
+        if rank == 0:
+            saving.keep_last(Path(self.args.output_dir), self.settings.train.keep, step)
+
+    def _get_output_dir(self, trial) -> str:
+        """Where transformers writes a checkpoint."""
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / saving.STAGING) if self.writes_checkpoint else folder
+
+    def _go_on_from(self, checkpoint: Path) -> None:
+        """Take up what was counted and summed since the last log, so that the next entry is the unbroken run's."""
+        progress = torch.load(checkpoint / f"progress_{self.args.process_index}.pt", "cpu", weights_only=True)
+        for name in PROGRESS:
+            setattr(self, name, progress[name])
+        device = self.args.device
+        self._tr_loss = self._tr_loss.to(device)
+        self.term_sums = {name: value.to(device) for name, value in self.term_sums.items()}
+
+
+def unsaved(what: str, error: Exception) -> SaveError:
+    """The error that something could not be written."""
+    reason = " ".join(str(error).split())[:200]
+    return SaveError(
+        f"train.output: cannot write {what} ({reason}); what was saved before is whole: make room, then go on with "
+        "train.resume=true"
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def parameter_groups(model: nn.Module, settings: Settings) -> list[dict]:
-    """Trainable parameters by part and decay. Groups keep the model's order, as resuming needs."""
+    """Trainable parameters by part and decay: none on biases and norms, but with ``train.decay_all``.
+
+    Groups keep the model's order, as resuming needs.
+    """
     train = settings.train
-    decayed = set(get_parameter_names(model, [nn.LayerNorm], [r"bias", r"norm"]))
+    spared = ([], []) if train.decay_all else ([nn.LayerNorm], [r"bias", r"norm"])
+    decayed = set(get_parameter_names(model, *spared))
     groups: dict[tuple[str, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -171,7 +349,13 @@ class FreshFrames(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         """Frames drawn at random are drawn anew."""
-        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+        epoch, part = int(state.epoch or 0), train_dataloader
+        train_dataloader.dataset.set_epoch(epoch)
+        # accelerate does not reach the sampler of several processes where batches are skipped, as in resuming.
+        while part is not None:
+            if part is not train_dataloader and hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+            part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
 
 
 class JsonLog(TrainerCallback):

@@ -4,6 +4,7 @@ CLIP-style frames are resized by torch in float, InternVL-style ones by PIL to u
 levels, so each tower gets the resizing it was trained with. Knows nothing of files, times or models.
 """
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ NORMALISATION = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "plain": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+JPEG_QUALITY = (75, 100)  # of ``data_augment``, both ends drawn
 CROP_AREA = (0.8, 1.0)  # share of the largest square that a random crop keeps
 
 
@@ -59,12 +61,16 @@ class Preprocess:
         """Channels of the result: 3, or 6 with ``frame_difference``."""
         return 6 if self.frame_difference else 3
 
-    def while_decoding(self, rng: Random | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    def while_decoding(self, rng: Random | None = None, jpeg: bool = False) -> Callable[[np.ndarray], np.ndarray]:
         """The first stage, for ``read_video(resize=...)``: RGB uint8 [H, W, 3] -> [S, S, 3].
 
         uint8 for ``internvl`` and ``plain``; float32 in 0..1 for ``clip``. With ``random_crop`` and an ``rng``, one
-        crop is drawn here and holds for all frames; without ``rng`` (evaluation) the centre is used.
+        crop is drawn here and holds for all frames; without ``rng`` (evaluation) the centre is used. ``jpeg`` puts
+        every frame through JPEG of a quality drawn from ``rng`` first (DISTIME.md §4).
         """
+        if jpeg:
+            resize = self.while_decoding(rng)
+            return lambda frame: resize(through_jpeg(frame, rng))
         if self.kind != "clip":
             return self._resize_pil
         if not (self.random_crop and rng is not None):
@@ -106,6 +112,13 @@ class Preprocess:
         top, left = ((edge - self.size) // 2 for edge in target)
         x = x[0, :, top : top + self.size, left : left + self.size]
         return x.permute(1, 2, 0).numpy()  # [S, S, 3]
+
+
+def through_jpeg(frame: np.ndarray, rng: Random) -> np.ndarray:
+    """RGB uint8 [H, W, 3] as JPEG of a quality drawn from ``JPEG_QUALITY`` leaves it."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=rng.randint(*JPEG_QUALITY))
+    return np.asarray(Image.open(buffer))
 
 
 def _crop_square(frame: np.ndarray, share: float, down: float, right: float) -> np.ndarray:

@@ -73,6 +73,12 @@ def interval_middle_indices(length: int, count: int) -> np.ndarray:
     return _repeat_last((edges[:-1] + edges[1:] - 1) // 2, count)  # [count]
 
 
+def interval_any_indices(length: int, count: int, choice: Callable[[Sequence[int]], int]) -> np.ndarray:
+    """One frame, drawn by ``choice``, of each of ``count`` equal intervals; of a video with fewer frames each one."""
+    edges = _interval_edges(length, count).tolist()
+    return np.array([choice(range(a, b)) for a, b in zip(edges, edges[1:], strict=False)], np.int64)  # [<= count]
+
+
 def interval_random_indices(
     length: int,
     count: int,
@@ -98,7 +104,8 @@ class Sampler:
 
     rule ``fps`` (D2VLM.md §2.4): every ``avg_fps / fps``-th frame, rounded half to even; where that gives more than
     ``max_frames``, they are thinned uniformly, first and last kept. rule ``segments`` (DISTIME.md §3): ``num_frames``
-    frames by ``pick``: ``midpoint`` (evaluation), ``middle`` (LongVideoBench) or ``random`` (training, as published).
+    frames by ``pick``: ``midpoint`` (evaluation), ``middle`` (LongVideoBench) or ``random`` (training; with
+    ``spare_last`` as published: the last frame of a segment is never drawn, and that of a short video is repeated).
     Videos under ``min_duration_s`` are refused (DisTime: 1 s).
     """
 
@@ -108,6 +115,7 @@ class Sampler:
     pick: str = "midpoint"
     max_frames: int | None = None
     min_duration_s: float = 0.0
+    spare_last: bool = False
 
     def __post_init__(self):
         checks = {
@@ -153,6 +161,8 @@ class Sampler:
             return first + interval_middle_indices(length, self.num_frames)
         if rng is None:
             raise ValueError("Sampler.pick = 'random' draws frames: pass a random.Random as rng")
+        if not self.spare_last:
+            return first + interval_any_indices(length, self.num_frames, rng.choice)
         return first + interval_random_indices(
             length, self.num_frames, rng.choice, lambda count: rng.sample(range(count), count)
         )

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from all_benchmark_eval.benchmark import (
+    WITHOUT_BREAK,
     Benchmark,
     BenchmarkError,
+    Layout,
     Options,
     Scores,
     read_json,
@@ -52,6 +54,8 @@ class ActivityNet(Benchmark):
 
     name = "anet"
     title = "ActivityNet Captions moment retrieval"
+    layout = Layout(("val_2.json",))
+    settings = WITHOUT_BREAK
 
     def load(self, path: Path) -> Moments:
         """ActivityNet Captions' own json (val_1, val_2). A sentence's id is ``<video>-<i>``."""

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from all_benchmark_eval.benchmark import (
+    WITHOUT_BREAK,
     Benchmark,
     BenchmarkError,
+    Layout,
     Options,
     Scores,
     read_json,
@@ -69,6 +71,8 @@ class Charades(Benchmark):
 
     name = "charades"
     title = "Charades-STA"
+    layout = Layout(("charades_sta_test.txt", "charades_sta_test.json"))
+    settings = WITHOUT_BREAK
     variants = ("distime", "d2vlm", "timechat", "timechat_sample")
 
     def load(self, path: Path) -> Moments:

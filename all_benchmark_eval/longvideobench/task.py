@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Options, Scores, worded
+from all_benchmark_eval.benchmark import SETTINGS, Benchmark, BenchmarkError, Layout, Options, Scores, Setting, worded
 from all_benchmark_eval.choices import (
     Mark,
     Question,
@@ -68,6 +68,9 @@ class LongVideoBench(Benchmark):
 
     name = "longvideobench"
     title = "LongVideoBench"
+    layout = Layout(("lvb_val.json",))
+    settings = SETTINGS | {"distime": Setting({"rule": "segments", "num_frames": 32, "pick": "middle"})}
+    headline = ("accuracy",)
     own_truth = True
 
     def load(self, path: Path) -> dict[str, Question]:

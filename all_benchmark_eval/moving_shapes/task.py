@@ -1,7 +1,7 @@
 """Moving shapes: grounding, dense captions and grounded multiple choice on synthetic clips (``videollm.synthetic``).
 
-Every benchmark here has this form: ``load``, ``to_record``, ``to_prediction``, ``score``, in the order of their use.
-It must not know which model or head wrote an answer. An annotation line, and the prediction made from its answer::
+The functions ``load``, ``to_record``, ``to_prediction``, ``score``, in the order of their use, and as every benchmark
+``TASK``. It must not know which model or head wrote an answer. An annotation line, and the prediction made from it::
 
     {"id": "test-00003-dense", "video": "test/00003.mp4", "duration": 31.5, "task": "dense_caption",
      "source": "moving_shapes",
@@ -14,14 +14,17 @@ It must not know which model or head wrote an answer. An annotation line, and th
 """
 
 import argparse
+import contextlib
 import json
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, Setting, read_json
 from all_benchmark_eval.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou_matrix
 
 TASKS = ("grounding", "dense_caption", "grounded_mc")
@@ -262,6 +265,62 @@ def _random_event(items: list[dict]) -> dict:
     return {"mIoU": _mean([s["mIoU"] for s in scores]), "R@1": recalls}
 
 
+class MovingShapes(Benchmark):
+    """The functions above as a benchmark; one wording, one protocol, the model's own frames."""
+
+    name = "moving_shapes"
+    title = "Moving shapes"
+    layout = Layout(("test.jsonl",))
+    settings = dict.fromkeys(("d2vlm", "distime", "plain"), Setting())
+
+    def load(self, path: Path) -> list[dict]:
+        with _as_benchmark_error():
+            return load(path)
+
+    def questions(self, truth: list[dict], wording: str) -> list[dict]:
+        """As the clips' own annotations ask them, whatever the wording."""
+        return [to_record(item) for item in truth]
+
+    def from_answers(self, truth: list[dict], answers: Mapping[str, dict], wording: str) -> list[dict]:
+        """One prediction (see above) a question."""
+        with _as_benchmark_error():
+            return [to_prediction(item, answers.get(item["id"])) for item in truth]
+
+    def read(self, path: Path, truth: list[dict]) -> list[dict]:
+        rows, keys = read_json(path), to_prediction(truth[0], None).keys()
+        for place, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
+            if not isinstance(row, dict) or not keys <= row.keys():
+                raise BenchmarkError(f"{path}: item {place}: not a prediction with {', '.join(keys)}")
+        return rows
+
+    def score(self, truth: list[dict], predictions: list[dict], options: Options) -> Scores:
+        """The metrics of :func:`score`, as fractions. There is no published script: both protocols are the same."""
+        with _as_benchmark_error():
+            found = score(truth, predictions)
+        recalls = {f"R@1, IoU {threshold}": value for threshold, value in found.pop("R@1").items()}
+        by_task, ious = found.pop("counts"), found.pop("per_sample")
+        counts = {kind: sum(c[kind] for c in by_task.values()) for kind in ("scored", "unparsed", "missing")}
+        return Scores(
+            metrics={"mIoU": found.pop("mIoU")} | recalls | found,
+            unit="fraction",
+            counts={"samples": len(truth)} | counts | {"clipped": 0},
+            per_sample={"mIoU": ious},
+            denominator="all samples of a metric's task",
+            details={"counts": by_task},
+        )
+
+
+@contextlib.contextmanager
+def _as_benchmark_error() -> Iterator[None]:
+    """What the functions above say of bad input, as the commands expect it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BenchmarkError(f"{error.filename}: no such file") from None
+    except ValueError as error:
+        raise BenchmarkError(str(error)) from None
+
+
 def _table(scores: dict) -> Table:
     table = Table(title="moving shapes", title_justify="left")
     table.add_column("metric")
@@ -294,6 +353,8 @@ def main(arguments: list[str] | None = None) -> None:
     args.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     Console().print(_table(scores))
 
+
+TASK = MovingShapes()
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Options, Scores, worded
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, BenchmarkError, Layout, Options, Scores, worded
 from all_benchmark_eval.choices import (
     Mark,
     Question,
@@ -74,6 +74,9 @@ class MVBench(Benchmark):
 
     name = "mvbench"
     title = "MVBench"
+    layout = Layout(("json",))
+    settings = WITHOUT_BREAK
+    headline = ("Avg",)
     variants = ("distime", "d2vlm")
     own_truth = True
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from all_benchmark_eval.benchmark import (
     Benchmark,
     BenchmarkError,
+    Layout,
     Options,
     Scores,
     read_json,
@@ -118,6 +119,7 @@ class NextGQA(Benchmark):
 
     name = "nextgqa"
     title = "NExT-GQA"
+    layout = Layout(("gsub_test.json",))
 
     def load(self, path: Path) -> Grounded:
         """From gsub_*.json or *.csv; the other one is looked for beside it (gsub_test.json and test.csv)."""
@@ -152,6 +154,8 @@ class NextGQA(Benchmark):
             span = _found(located.get(f"{WHERE}-{q.qid}"))
             lines.append(line | ({} if span is None else {"bound": span}))
         return lines
+
+    later_questions = choice_questions
 
     def from_answers(self, truth: Grounded, answers: Mapping[str, dict], wording: str) -> list[dict]:
         """From the answers of *both* stages (one file after the other), by question: see the form above."""

@@ -12,7 +12,7 @@ needs a file. Either is scored under either variant.
 from collections.abc import Mapping
 from pathlib import Path
 
-from all_benchmark_eval.benchmark import Benchmark, Options, Scores, scored_spans, worded
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Layout, Options, Scores, scored_spans, worded
 from all_benchmark_eval.moments import moment_questions
 from all_benchmark_eval.qvhighlights.files import NO_WINDOW, PREFIX, Queries, Submission, read_submission, read_truth
 from all_benchmark_eval.qvhighlights.metrics import VARIANTS
@@ -37,6 +37,8 @@ class QVHighlights(Benchmark):
 
     name = "qvhighlights"
     title = "QVHighlights"
+    layout = Layout(("highlight_val_release.jsonl",))
+    settings = WITHOUT_BREAK
     variants = tuple(VARIANTS)
     own_truth = True
 

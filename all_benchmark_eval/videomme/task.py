@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Options, Scores, worded
+from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, worded
 from all_benchmark_eval.choices import (
     Mark,
     Question,
@@ -62,6 +62,8 @@ class VideoMME(Benchmark):
 
     name = "videomme"
     title = "Video-MME"
+    layout = Layout(("videomme.json",))
+    headline = ("accuracy", "short", "medium", "long")
     variants = ("d2vlm",)
     own_truth = True
 

@@ -58,7 +58,7 @@ class YouCook2(Benchmark):
 
     name = "youcook2"
     title = "YouCook2 dense captioning"
-    layout = Layout(("youcookii_annotations_trainval.json", "val.json"))
+    layout = Layout(("val.caption_coco_format.json", "youcookii_annotations_trainval.json"))
     settings = WITHOUT_BREAK
     headline = ("SODA_c", "CIDEr", "METEOR", "F1")
 

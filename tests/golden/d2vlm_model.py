@@ -79,7 +79,7 @@ class GoldenReader:
     def __init__(self, bundle: Bundle, frames: dict[str, Tensor]):
         self.preprocess, self.frames = build(Preprocess, bundle.config.preprocess, "preprocess"), frames
 
-    def video(self, name: str, rng):
+    def video(self, name: str, rng, view=None):
         """As ``VisualReader.video``; ``name`` is the key."""
         frames = self.frames[f"frames_u8.{name}"]
         return self.preprocess(frames), None, np.arange(len(frames)) * 1.0, float(len(frames))
@@ -93,7 +93,7 @@ def golden_batch(
     dataset = VideoDataset(records, GoldenReader(bundle, frames), bundle.encoder(), max_length=4096, answers=not left)
     batch = bundle.collator(left=left)([dataset[k] for k in range(len(records))])
     assert not batch["bad"]
-    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned")}
+    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned", "padded")}
 
 
 def names(prefix: str, documented: Iterable[str]) -> list[str]:

@@ -125,6 +125,7 @@ def test_a_batch_of_cases_gives_each_the_answer_it_has_alone(folder, llm, bundle
 
 
 BF16 = ROOT / "bf16_model.json"
+BF16_TIMES = {"gaussians_bf16": True, "expectation_bf16": True}
 WHOLE = json.loads(BF16.read_text())["results"] if BF16.is_file() else {}
 
 
@@ -134,7 +135,7 @@ def test_the_whole_model_in_bf16_generates_near_the_published_one(folder, llm, g
     if case is None:
         pytest.skip(f"bf16_model.json has no {llm}/{name}")
     info = read(folder / "generate" / llm / name.removeprefix("generate_"))
-    bundle = golden_bundle(folder, llm, tmp_path, dtype=torch.bfloat16, head={"gaussians_bf16": True})
+    bundle = golden_bundle(folder, llm, tmp_path, dtype=torch.bfloat16, head=BF16_TIMES)
     schedule = {s: bundle.tokenizer.convert_tokens_to_ids(token) for s, token in case["forced_schedule"].items()}
     batch = golden_question(bundle, folder, info)
     ids, state, _ = generated(bundle, batch, schedule, info["eos_token_id"], len(case["generated_ids"]))

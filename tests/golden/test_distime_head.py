@@ -43,7 +43,8 @@ def make_head(folder: Path, llm: str, **options):
     own = {k: v for k, v in weights.items() if k.startswith(("time_gen.", "time_enc."))}
     settings = {"reg_max": config["dec_reg"], "sigma": config["enc_sigma"], "num_layers": config["layer_num"]}
     width = config["llm_config"]["hidden_size"]
-    head = build_head({"name": "distime", "compatibility": "published", **settings, **options}, width)
+    fp32 = {"gaussians_bf16": False, "expectation_bf16": False}  # as the golden numbers were made
+    head = build_head({"name": "distime", "compatibility": "published", **fp32, **settings, **options}, width)
     head.load_state_dict(own, strict=True)
     return head.eval(), config["token_ids"]
 

@@ -92,7 +92,7 @@ def test_unmerged_names_fold_into_the_merged_ones(golden_dir, size, published):
 
 def test_the_recipe_trains_as_many_parameters_as_published(golden_dir, repository, size):
     model, _ = built(size)
-    train = build(Settings, read_yaml(repository / "configs/distime/internvl2_5_1b_lora.yaml")).train
+    train = build(Settings, read_yaml(repository / f"configs/distime/internvl2_5_{size.lower()}_lora.yaml")).train
     with torch.device("meta"):
         add_lora(model.language_model, to_dict(train.lora))
     set_trainable(model, train)

@@ -154,6 +154,7 @@ def test_the_model_goes_back_to_the_official_weights_bit_for_bit(folder, llm, bu
 
 
 BF16 = ROOT / "bf16_model.json"
+BF16_TIMES = {"gaussians_bf16": True, "expectation_bf16": True}
 WHOLE = [case.split("/")[1] for case in (json.loads(BF16.read_text())["results"] if BF16.is_file() else [])]
 
 
@@ -164,13 +165,13 @@ def test_the_whole_model_in_bf16_is_near_the_published_one(folder, llm, sample, 
     case = read(folder / "bf16_model")["results"].get(f"{llm}/{sample}")
     if case is None:
         pytest.skip(f"bf16_model.json has no {llm}/{sample}")
-    bundle = golden_bundle(folder, llm, tmp_path, dtype=torch.bfloat16, head={"gaussians_bf16": True})
+    bundle = golden_bundle(folder, llm, tmp_path, dtype=torch.bfloat16, head=BF16_TIMES)
     batch, head = golden_batch(bundle, folder, [sample]), bundle.model.head
     found, published = losses_of(bundle, batch), case["losses"]
     assert found["lm"] == pytest.approx(published["loss_text"], rel=0.01)
     assert found["dfl"] == pytest.approx(published["loss_time_dfl"], rel=0.05)
     reading = bundle.model.read(batch)
     assert reading.states.dtype == torch.bfloat16
-    bins = head._expected(head._logits(reading.queries).softmax(-1)) / head.options.reg_max
+    bins = head._expected(head._logits(reading.queries).softmax(-1)).float() / head.options.reg_max
     seconds = torch.tensor(case["pred_seconds"] or []).reshape(-1, 2)
     torch.testing.assert_close(bins, seconds / batch["duration_s"], atol=0.05, rtol=0)

@@ -189,9 +189,14 @@ def test_unreadable_items_are_named_and_leave_a_usable_batch(bundle):
     assert alone["input_ids"].shape[0] == 1
 
 
-def test_stored_features_and_pixels_do_not_mix(bundle):
-    dataset = make_dataset(bundle, ["two_spans", "asked"])
-    items = [dataset[0], dataset[1]]
-    items[0].features, items[0].pixels = torch.zeros(4, 4, 32), None
-    with pytest.raises(ValueError, match="features"):
-        bundle.collator()(items)
+def test_stored_features_stand_beside_pixels_in_one_batch(bundle):
+    dataset = make_dataset(bundle, ["image", "two_spans", "text", "asked"])
+    items = [dataset[i] for i in range(4)]
+    collate, model = bundle.collator(), bundle.model
+    with torch.no_grad():
+        alone = model.frame_tokens(collate(items))
+        for i in (1, 3):
+            items[i].features, items[i].pixels = model.vision_tower(items[i].pixels), None
+        batch = collate(items)
+        assert len(batch["features"]) == 10 and len(batch["pixel_values"]) == 2
+        torch.testing.assert_close(model.frame_tokens(batch), alone)

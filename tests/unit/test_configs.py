@@ -12,11 +12,12 @@ import pytest
 
 from d2vlm.evidence import EvidenceOptions
 from distime.time_head import TimeOptions
-from videollm.config import build, read_yaml
+from videollm.config import ConfigError, build, read_yaml
 from videollm.heads import head_class
 from videollm.settings import PARTS, PartSettings, Settings
 from videollm.templates import TEMPLATES
 from videollm.text_head import TextOptions
+from videollm.train import accumulation
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -25,6 +26,7 @@ PUBLISHED = (
     "configs/d2vlm/fpo_etchat_phi3.yaml",
     "configs/d2vlm/fpo_mcqa_etchat_phi3.yaml",
     "configs/distime/internvl2_5_1b_lora.yaml",
+    "configs/distime/internvl2_5_8b_lora.yaml",
 )
 HEAD_OPTIONS = {"d2vlm": EvidenceOptions, "distime": TimeOptions, "text": TextOptions}
 
@@ -73,7 +75,7 @@ def test_a_published_systems_expected_parameters_add_up(path):
     from videollm.model import VideoLLM, VideoLLMConfig
 
     settings = build(Settings, read_yaml(ROOT / path))
-    config = VideoLLMConfig(head=settings.model.head, **REAL_SIZES[settings.model.head["name"]])
+    config = VideoLLMConfig(head=settings.model.head, **REAL_SIZES.get(path, REAL_SIZES[settings.model.head["name"]]))
     with torch.device("meta"):
         model = VideoLLM(config)
         add_lora(model.language_model, dataclasses.asdict(settings.train.lora))
@@ -82,6 +84,8 @@ def test_a_published_systems_expected_parameters_add_up(path):
     for key, parameter in model.named_parameters():
         trained[part_of(key)] = trained.get(part_of(key), 0) + parameter.numel() * parameter.requires_grad
     comment = (ROOT / path).read_text(encoding="utf-8").partition("Trained:")[2].partition("of ")[0]
+    total = re.search(r"of ([\d,]+) parameters", (ROOT / path).read_text(encoding="utf-8"))[1]
+    assert int(total.replace(",", "")) == sum(p.numel() for p in model.parameters())
     told = re.findall(r"(\w+) ([\d,]+)", comment)
     expected = {part.lower(): int(number.replace(",", "")) for part, number in told}
     assert {part: count for part, count in trained.items() if count} == expected
@@ -110,6 +114,13 @@ REAL_SIZES = {
         },
         "token_ids": {"<TIME_STAMP>": 151674, "<FRAME_TIME_REF>": 151675},
     },
+}  # fmt: skip
+REAL_SIZES["configs/distime/internvl2_5_8b_lora.yaml"] = REAL_SIZES["distime"] | {
+    "text_config": {
+        "model_type": "llama", "vocab_size": 92555, "hidden_size": 4096, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "tie_word_embeddings": False,
+    },
+    "token_ids": {"<TIME_STAMP>": 92553, "<FRAME_TIME_REF>": 92554},
 }  # fmt: skip
 
 
@@ -218,6 +229,28 @@ def test_each_stage_of_d2vlm_is_its_config_with_values_laid_over(script, stage):
     assert status == 0 and called.endswith(f"--config {config} train.deepspeed={zero2} train.steps=3")
     assert "--nproc_per_node 2" in called
     assert script(f"d2vlm/train_{stage}.sh", "--help")[0] == 0 and script(f"d2vlm/train_{stage}.sh", "--x")[0] == 2
+
+
+@pytest.mark.parametrize("size", ["1b", "8b"])
+def test_each_size_of_distime_is_its_config_with_values_laid_over(script, size):
+    config, zero2 = f"{ROOT}/configs/distime/internvl2_5_{size}_lora.yaml", f"{ROOT}/configs/deepspeed/zero2.json"
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "GPUS": "8"}
+    name = f"distime/train_internvl2_5_{size}.sh"
+    status, called, _ = script(name, "train.steps=3", visible=8, **nodes)
+    assert status == 0 and called.endswith(f"--config {config} train.deepspeed={zero2} train.steps=3")
+    assert "--nnodes 2 --nproc_per_node 8 --node_rank 1 --master_addr node0" in called
+    assert script(name, "--help")[0] == 0 and script(name, "--x")[0] == 2
+
+
+@pytest.mark.parametrize("size", ["1b", "8b"])
+def test_distime_sees_128_items_a_step_however_it_is_launched(size, monkeypatch):
+    train = build(Settings, read_yaml(ROOT / f"configs/distime/internvl2_5_{size}_lora.yaml")).train
+    for world in (1, 4, 8, 16, 128):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        assert accumulation(train) * world * train.batch_size == 128
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    with pytest.raises(ConfigError, match=r"train\.global_batch: 128 items cannot be split over 6 processes"):
+        accumulation(train)
 
 
 @pytest.mark.parametrize("name, arguments", [("train.sh", []), ("infer.sh", ["m", "a.jsonl"])])

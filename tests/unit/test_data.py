@@ -6,11 +6,14 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
 
-from videollm.data import AnnotationError, load_records, read_annotations, validate
+from tests.models import clip_lines, clips, turns, write_lines
+from videollm import video_check
+from videollm.data import AnnotationError, load_records, main, read_annotations, validate
 from videollm.structures import SpanMark, VisualMark
 
 
@@ -142,12 +145,77 @@ def test_check_command_prints_the_report_and_its_status_tells(tmp_path, reposito
         command = [sys.executable, "-m", "videollm.data", "check", "--annotations", path, "--videos", tmp_path]
         return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=100)
 
-    (tmp_path / "v.mp4").touch()
-    good = check(item("q", "a", task="qa"))
+    (tmp_path / "v.mp4").write_bytes((clips() / "clip0.mp4").read_bytes())
+    good = check(item("q", "a", task="qa", duration=4))
     assert (good.returncode, good.stderr) == (0, "")
+    assert "source (none): 1 files, 0 missing, 0 unreadable" in good.stdout
     assert "task qa, source (none): 1 records, 0 spans" in good.stdout and "no bad line" in good.stdout
-    bad = check(item("q", "a"), item("q", ""))
+    bad = check(item("q", "a", duration=4), item("q", ""))
     assert bad.returncode == 1 and "a.jsonl:2: empty answer (conversations[1])" in bad.stdout
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_check_opens_every_video_and_writes_what_is_good(tmp_path, capsys, monkeypatch, decode):
+    videos, whole = tmp_path / "videos", (clips() / "clip0.mp4").read_bytes()
+    videos.mkdir()
+    (videos / "good.mp4").write_bytes(whole)
+    (videos / "empty.mp4").write_bytes(b"")
+    (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (videos / "hang.mp4").write_bytes(whole)
+
+    def hang(path, *args, **options):
+        return time.sleep(60) if path.name == "hang.mp4" else read(path, *args, **options)
+
+    name = "read_video" if decode else "probe"
+    read = getattr(video_check, name)
+    monkeypatch.setattr(video_check, name, hang)
+    said = {"conversations": turns("<video>\nwhen?", "in <span>"), "tgt": [0, 1]}
+    lines = [
+        {"id": "g", "video": "good.mp4", "duration": 4, "source": "s", **said},
+        {"id": "long", "video": "good.mp4", "duration": 9, "source": "s", **said},
+        {"id": "late", "video": "good.mp4", **said, "tgt": [5, 6]},
+        {"id": "e", "video": "empty.mp4", "source": "s", **said},
+        {"id": "c", "video": "cut.mp4", **said},
+        {"id": "h", "video": "hang.mp4", **said},
+        {"id": "m", "video": "gone.mp4", **said},
+        {"id": "m2", "video": "gone.mp4", **said},
+        {"id": "g", "video": "good.mp4", **said},
+        {"id": "t", "conversations": turns("hi", "hello")},
+        '{"id": ',
+    ]
+    given = ["--annotations", write_lines(tmp_path / "a.jsonl", lines), "--videos", str(videos)]
+    given += ["--workers", "2", "--timeout", "1", "--output", str(tmp_path / "clean.jsonl"), *["--decode"] * decode]
+    assert main(["check", *given]) == 1
+    said_all = capsys.readouterr().out
+    for words in (
+        "5 videos and images looked at",
+        "source s: 2 files, 0 missing, 1 unreadable, 0 damaged, 1 mismatched, 0 outside",
+        "source (none): 4 files, 1 missing, 2 unreadable, 0 damaged, 0 mismatched, 1 outside",
+        "a.jsonl:4: ", "zero bytes", "its decoder took more than 1 s", "a.jsonl:7: no file gone.mp4",
+        "a.jsonl:2: duration is 9 s, good.mp4 has 4.00 s", "a.jsonl:3: span [5, 6] begins behind the end of good.mp4",
+        "clean.jsonl: 3 of 10 good lines",
+    ):  # fmt: skip
+        assert words in said_all, words
+    kept = load_records(tmp_path / "clean.jsonl")
+    assert [record.id for record in kept] == ["g", "long", "t"]
+    report = json.loads((tmp_path / "clean.jsonl.report.json").read_text())
+    assert report["kept"] == 3 and report["records"] == 9 and len(report["left_out"]) == 6
+    assert report["unreadable"].keys() == {"empty.mp4", "cut.mp4", "hang.mp4"}
+    assert list(report["missing"]) == ["gone.mp4"]
+    assert [line.split(": ")[0].rpartition("/")[2] for line in report["bad_lines"]] == ["a.jsonl:11", "a.jsonl:9"]
+    capsys.readouterr()
+    assert main(["check", *given[:1], str(tmp_path / "clean.jsonl"), *given[2:4]]) == 1  # the wrong duration is left
+
+
+def test_a_clean_file_of_good_lines_holds_equal_records(tmp_path, capsys):
+    path = write_lines(tmp_path / "a.jsonl", clip_lines(4))
+    given = ["--annotations", path, "--videos", str(clips()), "--output", str(tmp_path / "clean.jsonl")]
+    assert main(["check", *given]) == 0
+    ours, theirs = load_records(tmp_path / "clean.jsonl"), load_records(path)
+    assert [(r.id, r.video, r.turns, r.spans_s) for r in ours] == [(r.id, r.video, r.turns, r.spans_s) for r in theirs]
+    with pytest.raises(SystemExit):
+        main(["check", "--annotations", path, "--videos", str(tmp_path / "none")])
+    assert "is not a folder" in capsys.readouterr().err
 
 
 # ---- published files -------------------------------------------------------------------------------------------------

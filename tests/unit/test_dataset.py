@@ -55,7 +55,7 @@ def test_the_last_frame_is_never_dropped(bundle):
     """A video without any frame would be asked about blindly."""
 
     class OneFrame(NoiseReader):
-        def video(self, name, rng):
+        def video(self, name, rng, view=None):
             pixels, features, times, duration = super().video(name, rng)
             return pixels[:1], features, times[:1], duration
 
@@ -96,7 +96,7 @@ def test_questions_of_one_video_are_packed_in_order_and_in_limits():
 def test_a_packed_item_reads_its_video_once(bundle):
     reader, calls = NoiseReader(), []
     read = reader.video
-    reader.video = lambda name, rng: calls.append(name) or read(name, rng)
+    reader.video = lambda name, rng, view: calls.append(name) or read(name, rng)
     lines = [record({**LONG, "id": f"q{i}"}) for i in range(3)]
     dataset = VideoDataset(lines, reader, bundle.encoder(), max_length=1024, pack=True)
     assert len(dataset) == 1 and len(dataset[0].prompts) == 3 and calls == ["b.mp4"]

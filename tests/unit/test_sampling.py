@@ -110,16 +110,25 @@ def test_indices_are_ordered_inside_the_window_and_repeatable(sampler, num_frame
     assert start - half_gap <= info.pts_s[indices[0]] or indices[0] == num_frames - 1
     assert info.pts_s[indices[-1]] <= end + half_gap
     if sampler.rule == "segments":
-        assert len(indices) == sampler.num_frames
+        shown = len(np.unique(indices))  # frames of a short video are not repeated where they are drawn
+        assert len(indices) == (shown if sampler.pick == "random" and shown < sampler.num_frames else sampler.num_frames)
     elif sampler.max_frames:
         assert 1 <= len(indices) <= sampler.max_frames
     np.testing.assert_array_equal(indices, sampler.indices(info, Random(seed), window))
 
 
-def test_random_pick_never_draws_the_last_frame_of_an_interval():
-    sampler, info = Sampler(rule="segments", num_frames=4, pick="random"), info_of(40, 10.0)
-    drawn = {i for seed in range(200) for i in sampler.indices(info, Random(seed)).tolist()}
-    assert drawn == set(range(40)) - {9, 19, 29, 39}
+@pytest.mark.parametrize("spare_last, never", [(False, set()), (True, {9, 19, 29, 39})])
+def test_random_pick_draws_every_frame_but_as_published_not_the_last_of_an_interval(spare_last, never):
+    sampler = Sampler(rule="segments", num_frames=4, pick="random", spare_last=spare_last)
+    draws = [sampler.indices(info_of(40, 10.0), Random(seed)).tolist() for seed in range(200)]
+    assert {i for drawn in draws for i in drawn} == set(range(40)) - never
+    assert all([i // 10 for i in drawn] == [0, 1, 2, 3] for drawn in draws)
+
+
+@pytest.mark.parametrize("spare_last, wanted", [(False, [0, 1, 2]), (True, [0, 1, 2, 2, 2])])
+def test_random_pick_shows_each_frame_of_a_short_video_once_but_as_published_its_last_again(spare_last, wanted):
+    sampler = Sampler(rule="segments", num_frames=5, pick="random", spare_last=spare_last)
+    assert sampler.indices(info_of(3, 1.0), Random(0)).tolist() == wanted
 
 
 def test_thinning_keeps_both_ends():

@@ -33,7 +33,7 @@ def test_counts_are_summed_over_the_accumulated_batches(tmp_path):
     trainer = make_trainer(tmp_path, [GOOD])
     model = trainer.bundle.model
     batches = [make_batch(trainer.bundle, [n]) for n in ("two_spans", "text")]
-    extra = {"bad": [], "ids": [], "thinned": 0}
+    extra = {"bad": [], "ids": [], "thinned": 0, "padded": (0, 1)}
     counts = trainer._get_num_items_in_batch([b | extra for b in batches], torch.device("cpu"))
     singles = [model.counts(b) for b in batches]
     assert counts == {k: sum(s[k] for s in singles) for k in singles[0]}
@@ -106,7 +106,7 @@ def test_frames_are_drawn_for_each_epoch(tmp_path):
     trainer = make_trainer(tmp_path, [GOOD, GOOD], epochs=3.0)
     seen, read = [], trainer.train_dataset.reader.video
     dataset = trainer.train_dataset
-    dataset.reader.video = lambda name, rng: seen.append(dataset.epoch) or read(name, rng)
+    dataset.reader.video = lambda name, rng, view: seen.append(dataset.epoch) or read(name, rng)
     trainer.train()
     assert seen == [0, 0, 1, 1, 2, 2]
 

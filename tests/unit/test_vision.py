@@ -256,7 +256,7 @@ def test_padding_of_the_question_is_not_read(qformer):
 
 def test_attention_of_the_compressor_follows_the_formula(qformer):
     features = torch.randn(2, 6, WIDTH)
-    u = qformer.state_proj(qformer.question_states(features, IDS, MASK))
+    u = qformer.state_proj(qformer.question_states(features, IDS, MASK, torch.arange(2)))
     a = (qformer.attend_query(u) @ qformer.attend_key(features).mT / WIDTH**0.5).softmax(-1)
     expected = qformer.token_proj((a @ features + u).mean(1, keepdim=True))
     torch.testing.assert_close(qformer(features, IDS, MASK), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,1 @@
+"""What to copy for the next benchmark."""

@@ -1,0 +1,145 @@
+"""What of the benchmarks' data is there: ``python -m all_benchmark_eval.check ROOT [--benchmarks a,b]``.
+
+For each: are the annotations there and readable, and of the videos that its questions name how many are present,
+missing, unreadable. Every file is read once, its first frame decoded. The expected layout is each task's ``layout``.
+No model.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from tqdm import tqdm
+
+from all_benchmark_eval.benchmark import (
+    Benchmark,
+    BenchmarkError,
+    data_folder,
+    find_annotations,
+    get,
+    names,
+    write_text,
+)
+from all_benchmark_eval.score import wide_console
+from videollm.annotations import AnnotationError, Record, parse_record
+from videollm.asking import View
+from videollm.errors import tell
+from videollm.frame_folder import open_folder
+from videollm.video import VideoError, probe, safe_join
+
+SHOWN = 3  # bad videos that are named on the terminal
+COLUMNS = ("benchmark", "annotations", "questions", "videos", "present", "missing", "unreadable")
+
+
+def check(task: Benchmark, root: Path) -> dict[str, Any]:
+    """``annotations`` ("present", "missing" or "unreadable") with ``path`` or ``problem``, ``questions``, and
+    ``videos``: {"named", "present", "missing": [paths], "unreadable": {path: why}}."""
+    folder = data_folder(task, root)
+    videos = folder / task.layout.videos
+    nothing = {"title": task.title, "questions": 0, "folder": str(videos), "videos": _sorted({})}
+    try:
+        path = find_annotations(task, folder)
+    except BenchmarkError as error:
+        return nothing | {"annotations": "missing", "problem": str(error)}
+    try:
+        lines = task.questions(task.load(path), "plain")
+        records = [parse_record(line, number, task.name) for number, line in enumerate(lines, start=1)]
+    except (BenchmarkError, AnnotationError) as error:
+        return nothing | {"annotations": "unreadable", "problem": str(error)}
+    return {
+        "title": task.title,
+        "annotations": "present",
+        "path": str(path),
+        "questions": len(records),
+        "folder": str(videos),
+        "videos": _videos(task.title, records, videos),
+    }
+
+
+def complete(found: dict[str, Any]) -> bool:
+    """Whether nothing is missing or unreadable."""
+    return found["annotations"] == "present" and found["videos"]["present"] == found["videos"]["named"]
+
+
+def _videos(title: str, records: Sequence[Record], root: Path) -> dict[str, Any]:
+    """What became of each video that the records name; files are read by several threads."""
+    named = {record.video: record.asking.view for record in records if record.video}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        problems = pool.map(lambda item: _problem(root, *item), named.items())
+        return _sorted(dict(zip(named, tqdm(problems, total=len(named), desc=title, unit="video"), strict=True)))
+
+
+def _problem(root: Path, name: str, view: View) -> str | None:
+    """None if the video can be read, "" if it is missing, else what is wrong with it."""
+    try:
+        path = safe_join(root, name)
+        if not path.exists():
+            return ""
+        if view.frames:
+            open_folder(path, view.frames)
+        else:
+            probe(path)
+    except VideoError as error:
+        return str(error)
+    return None
+
+
+def _sorted(problems: dict[str, str | None]) -> dict[str, Any]:
+    return {
+        "named": len(problems),
+        "present": sum(problem is None for problem in problems.values()),
+        "missing": [name for name, problem in problems.items() if problem == ""],
+        "unreadable": {name: problem for name, problem in problems.items() if problem},
+    }
+
+
+def show(found: dict[str, dict]) -> None:
+    """Print the table, and below it the first things that are wrong."""
+    table = Table(title="data", title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=True)
+    console = wide_console()
+    for name, entry in found.items():
+        videos = entry["videos"]
+        counts = (entry["questions"], videos["named"], videos["present"], *map(len, list(videos.values())[2:]))
+        table.add_row(name, entry["annotations"], *map(str, counts))
+    console.print(table)
+    for name, entry in found.items():
+        if "problem" in entry:
+            console.print(f"{name}: {entry['problem']}", markup=False)
+        bad = [f"missing: {entry['folder']}/{video}" for video in entry["videos"]["missing"]]
+        for kind in (bad, list(entry["videos"]["unreadable"].values())):
+            for line in kind[:SHOWN]:
+                console.print(f"{name}: {line}", markup=False)
+            if len(kind) > SHOWN:
+                console.print(f"{name}: ... and {len(kind) - SHOWN} more (--output lists them)", markup=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command: 0 if everything is there, 1 if not, 2 for a user's error."""
+    parser = argparse.ArgumentParser(prog="all_benchmark_eval.check", description="What of the data is there.")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the data root: a folder for each benchmark")
+    parser.add_argument("--benchmarks", metavar="A,B,...", help=f"default: all ({', '.join(names())})")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="every missing and unreadable video by name")
+    args = parser.parse_args(argv)
+    try:
+        if not args.root.is_dir():
+            raise BenchmarkError(f"{args.root}: not a folder; give the one with a folder for each benchmark")
+        tasks = [get(name) for name in (args.benchmarks.split(",") if args.benchmarks else names())]
+        found = {task.name: check(task, args.root) for task in tasks}
+        if args.output:
+            write_text(args.output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    except BenchmarkError as error:
+        return tell(error)
+    show(found)
+    return 0 if all(map(complete, found.values())) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

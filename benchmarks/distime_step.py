@@ -1,0 +1,236 @@
+"""What batches and stored features save with DisTime at InternVL2.5-1B's proportions: ratios, paired, in one process.
+
+Claims: a training step (LoRA, embeddings, output and head learn) costs no more per sample in a batch of 8 than alone,
+with the same losses; a step on stored tower features against one that runs the frozen tower; a batch of 16 answered
+against one answer at a time, in tokens a second after the prompt, and with it. Weights are random; widths are the
+real ones, depth and vocabulary are cut by ``--scale`` alike (8: 3 of 24 layers in the tower and in the language model).
+All kinds take turns, and a ratio is the median over the rounds. On a CPU the clock is the time of its cores.
+
+    python -m benchmarks.distime_step --json distime_step.json
+    python -m benchmarks.distime_step --device cuda --dtype bfloat16 --scale 1 --frames 16
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videollm.assemble import set_trainable
+from videollm.collate import Collator
+from videollm.dataset import Item
+from videollm.generate import GenerateOptions
+from videollm.lora import add_lora
+from videollm.model import VideoLLM, VideoLLMConfig
+from videollm.prompt import Prompt, Ref
+from videollm.settings import LoraSettings, PartSettings, TrainSettings
+from videollm.structures import Role
+
+STAMP, FRAME_TIME, CONTEXT = 10, 11, 12  # token ids; words begin behind them
+PER_FRAME, SIZE = 256, 448  # tokens and pixels of a frame
+BEFORE, QUESTION, ANSWER = 40, 40, 60  # words; of the answer some more or less
+LAYERS, VOCABULARY = 24, 151_676
+TRAINED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def make_model(args: argparse.Namespace) -> VideoLLM:
+    """InternVL2.5-1B with a time head, cut by ``args.scale``; what trains is what the recipe trains."""
+    layers, vocabulary = LAYERS // args.scale, VOCABULARY // args.scale
+    vision = {
+        "type": "internvl", "hidden_size": 1024, "num_hidden_layers": layers, "num_attention_heads": 16,
+        "intermediate_size": 4096, "image_size": [SIZE, SIZE], "patch_size": [14, 14], "attention_bias": True,
+    }  # fmt: skip
+    text = {
+        "model_type": "qwen2", "vocab_size": vocabulary, "hidden_size": 896, "num_hidden_layers": layers,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864, "tie_word_embeddings": False,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    config = VideoLLMConfig(
+        text_config=text, vision=vision, connector={"type": "mlp"}, head={"name": "distime"},
+        token_ids={"<TIME_STAMP>": STAMP, "<FRAME_TIME_REF>": FRAME_TIME}, attn_implementation="sdpa",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = VideoLLM(config)
+    model.head.reset_parameters()
+    lora = LoraSettings(dropout=0.0, targets=list(TRAINED))
+    add_lora(model.language_model, vars(lora))
+    learns = {"connector": PartSettings(train=False)}
+    learns |= {part: PartSettings(train=True) for part in ("embeddings", "lm_head")}
+    set_trainable(model, TrainSettings(lora=lora, parts=learns))
+    return model.to(args.device, getattr(torch, args.dtype)).train()
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+def make_item(args: argparse.Namespace, seed: int, answered: bool = True, frames: int | None = None) -> Item:
+    """One video of 30 s with a question, and (``answered``) an answer with two stamps; lengths differ by seed."""
+    rng, prompt, count = np.random.default_rng(seed), Prompt(), args.frames if frames is None else frames
+
+    def add(ids, supervised: bool = False) -> None:
+        prompt.ids += list(ids)
+        prompt.supervised += [supervised] * len(ids)
+
+    def words(length: int) -> list[int]:
+        return rng.integers(20, VOCABULARY // args.scale, length).tolist()
+
+    add(words(BEFORE))
+    for frame in range(count):
+        prompt.refs.append(Ref(len(prompt), Role.FRAME, frame=frame))
+        add([FRAME_TIME, 13, 14])
+        prompt.visual += range(len(prompt), len(prompt) + PER_FRAME)
+        add([CONTEXT] * PER_FRAME + [15])
+    prompt.prefix_length = len(prompt)
+    add(words(QUESTION))
+    if answered:
+        answer = words(ANSWER + int(rng.integers(-10, 11)))
+        for event, place in enumerate((5, 25)):
+            answer[place] = STAMP
+            prompt.refs.append(Ref(len(prompt) + place, Role.ANSWER, span=event, event=event))
+        add(answer, supervised=True)
+    prompt.block = [-1] * len(prompt)
+    times = np.linspace(0, 29, count)
+    features = torch.randn(count, 1024, 1024, generator=torch.Generator().manual_seed(seed))
+    spans = np.asarray([[1.0, 5.0], [7.5, 20.0]])
+    return Item([prompt], [spans], features=features, times_s=times, duration_s=30.0, ids=[str(seed)])
+
+
+def make_batch(args: argparse.Namespace, items: list[Item], left: bool = False) -> dict:
+    """The collator's batch, on the device."""
+    batch = Collator(pad_id=0, split_prefix=False, bidirectional=False, average="samples", left=left)(items)
+    dropped = ("bad", "ids", "thinned", "padded")
+    return {k: v.to(args.device) if isinstance(v, Tensor) else v for k, v in batch.items() if k not in dropped}
+
+
+# ---- claims ----------------------------------------------------------------------------------------------------------
+
+
+def seconds(step: Callable[[], object], device: str) -> float:
+    """What one step takes."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    start = clock()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def rounds(args: argparse.Namespace, kinds: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every kind in every round; one more round before them warms up."""
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for k in range(repeats + 1):
+        for name, step in kinds.items():
+            spent = seconds(step, args.device)
+            times[name] += [spent] * (k > 0)
+    return times
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """How many times faster, as the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def train_step(model: VideoLLM, batches: list[dict]) -> list[float]:
+    """One optimisation step's gradients over ``batches``; the loss of each."""
+    model.zero_grad(set_to_none=True)
+    losses = []
+    for batch in batches:
+        loss = model(**batch).loss
+        (loss / len(batches)).backward()
+        losses.append(loss.item())
+    return losses
+
+
+def batches(args: argparse.Namespace, model: VideoLLM) -> dict:
+    """``args.batch`` samples at once against one by one, in one optimisation step each; the losses are the same."""
+    items = [make_item(args, seed) for seed in range(args.batch)]
+    alone, together = [make_batch(args, [item]) for item in items], [make_batch(args, items)]
+    losses = [statistics.mean(train_step(model, kind)) for kind in (alone, together)]
+    kinds = {"alone": lambda: train_step(model, alone), "together": lambda: train_step(model, together)}
+    times = rounds(args, kinds, args.repeats)
+    return {"losses": losses, "seconds": times, "speedup": ratio(times["alone"], times["together"])}
+
+
+def stored(args: argparse.Namespace, model: VideoLLM) -> dict:
+    """A step that runs the frozen tower on its frames against one that has its features; the losses are the same."""
+    item = make_item(args, 0)
+    pixels = torch.randn(args.frames, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        features = model.vision_tower(pixels.to(args.device, model.dtype)).cpu()
+    found = make_batch(args, [item])
+    kept, run = found | {"features": features.to(args.device)}, found | {"pixel_values": pixels.to(args.device)}
+    del run["features"]
+    losses = [train_step(model, [batch])[0] for batch in (run, kept)]
+    kinds = {"tower": lambda: train_step(model, [run]), "stored": lambda: train_step(model, [kept])}
+    times = rounds(args, kinds, args.repeats)
+    return {"losses": losses, "seconds": times, "speedup": ratio(times["tower"], times["stored"])}
+
+
+def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
+    """``args.answers`` questions at once against one, ``args.tokens`` tokens each; tokens a second and their ratio."""
+    items = [make_item(args, seed, answered=False, frames=1) for seed in range(args.answers)]
+    one, many = (make_batch(args, some, left=True) for some in (items[:1], items))
+    model.eval()
+
+    def generate(batch: dict, tokens: int) -> Callable[[], object]:
+        options = GenerateOptions(max_new_tokens=tokens)
+        return lambda: model.generate_ids(batch, 0, 2, options)  # token 2 is as unlikely as any
+
+    with torch.no_grad():
+        kinds = {f"{name}, {n}": generate(b, n) for name, b in (("1", one), ("all", many)) for n in (1, args.tokens)}
+        times = rounds(args, kinds, args.repeats)
+    model.train()
+    whole = {name: times[f"{name}, {args.tokens}"] for name in ("1", "all")}
+    after = {name: [a - b for a, b in zip(whole[name], times[f"{name}, 1"], strict=True)] for name in whole}
+    size = {"1": 1, "all": args.answers}
+    speed = {name: size[name] * (args.tokens - 1) / statistics.median(after[name]) for name in whole}
+    return {
+        "prompt": one["input_ids"].shape[1], "tokens a second after the prompt": speed, "seconds": times,
+        "speedup after the prompt": ratio(after["1"], after["all"]) * args.answers,
+        "speedup with the prompt": ratio(whole["1"], whole["all"]) * args.answers,
+    }  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", type=int, default=8, choices=(1, 2, 3, 4, 6, 8, 12), help="cut depth and vocabulary")
+    parser.add_argument("--frames", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8, help="samples of a training step")
+    parser.add_argument("--answers", type=int, default=16, help="questions answered at once")
+    parser.add_argument("--tokens", type=int, default=48, help="of an answer")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
+    return parser.parse_args()
+
+
+@torch.enable_grad()
+def main() -> None:
+    """Measure and print."""
+    args = arguments()
+    model = make_model(args)
+    found = {"batches": batches(args, model), "stored": stored(args, model), "answers": answers(args, model)}
+    for name in ("batches", "stored"):
+        one, other = found[name]["losses"]
+        assert abs(one - other) < (1e-3 if args.dtype == "float32" else 0.05) * abs(one), (name, one, other)
+    told = found["answers"]
+    print(f"{LAYERS // args.scale} of {LAYERS} layers, {args.frames} frames, {args.device}, {args.dtype}")
+    print(f"batch {args.batch} against one by one: {found['batches']['speedup']:.2f}x a sample, same losses")
+    print(f"stored features against the tower: {found['stored']['speedup']:.2f}x a step, same losses")
+    print(
+        f"{args.answers} answers at once against one: {told['speedup after the prompt']:.1f}x the tokens a second after "
+        f"the prompt of {told['prompt']} tokens (target 5x), {told['speedup with the prompt']:.1f}x with it"
+    )
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as out:
+            json.dump(found | {"arguments": vars(args)}, out, indent=1)
+
+
+if __name__ == "__main__":
+    main()

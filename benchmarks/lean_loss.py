@@ -1,0 +1,146 @@
+"""What logits for supervised places only save: one step of the loss against full logits, in one process, in pairs.
+
+1,240 tokens of which 60 are supervised, a vocabulary of 150,000, float32. Both ways give the same loss and the same
+gradients, which is checked first. Time is that of the cores, and the ratio that of the medians of interleaved repetitions; memory is the peak
+beyond what is there before the step (states, weights and their gradients), each way in a process of its own.
+
+    python -m benchmarks.lean_loss --json lean_loss.json
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from videollm.loss import supervised_cross_entropy
+
+TARGET_TIME, TARGET_MEMORY = 4.0, 0.25
+
+
+class Output(nn.Module):
+    """A language model of nothing but its output layer, as the loss asks it."""
+
+    config = None
+
+    def __init__(self, width: int, vocabulary: int):
+        super().__init__()
+        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output layer."""
+        return self.lm_head
+
+
+def full_logits(model: Output, states: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+    """As the official code does: logits of all places, shifted against labels that are -100 where none is supervised."""
+    every = torch.full((len(states),), -100).index_copy(0, index + 1, labels)
+    logits = model.lm_head(states).float()
+    return cross_entropy(logits[:-1].contiguous(), every[1:], reduction="sum")
+
+
+def lean(model: Output, states: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+    """Ours."""
+    return supervised_cross_entropy(model, states, index, labels, torch.ones(len(index)))
+
+
+WAYS = {"full": full_logits, "lean": lean}
+
+
+def case(args: argparse.Namespace) -> tuple[Output, Tensor, Tensor, Tensor]:
+    """Model, states [L, D], supervised places [M] and their labels [M]."""
+    torch.manual_seed(0)
+    model = Output(args.width, args.vocabulary)
+    states = torch.randn(args.tokens, args.width, requires_grad=True)
+    index = torch.arange(args.tokens - args.supervised - 1, args.tokens - 1)
+    return model, states, index, torch.randint(args.vocabulary, (args.supervised,))
+
+
+def step(way: str, model: Output, states: Tensor, index: Tensor, labels: Tensor) -> tuple[float, float]:
+    """One forward and backward pass; (seconds, loss). Gradients stay in place, as an optimiser leaves them."""
+    model.zero_grad(set_to_none=False)
+    states.grad = None
+    start = time.process_time()
+    loss = WAYS[way](model, states, index, labels)
+    loss.backward()
+    return time.process_time() - start, loss.item()
+
+
+def peak_kib() -> int:
+    """The largest resident size this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def extra_memory(args: argparse.Namespace, way: str) -> float:
+    """MiB that a step needs beyond what is there, in a process of its own, since peaks are never forgotten."""
+    sizes = [f"--{name}={getattr(args, name)}" for name in ("tokens", "supervised", "vocabulary", "width")]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.lean_loss", "--memory", way, *sizes], check=True, capture_output=True)
+    return float(done.stdout)
+
+
+def measure_memory(args: argparse.Namespace) -> None:
+    """Print the MiB that one step of ``args.memory`` adds to the peak."""
+    model, *rest = case(args)
+    model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight).fill_(0.0)  # touched: the step only adds to it
+    before = peak_kib()
+    step(args.memory, model, *rest)
+    print((peak_kib() - before) / 1024)
+
+
+def assert_equal(args: argparse.Namespace) -> None:
+    """Both ways: the same loss, and the same gradients of states and weights."""
+    found = []
+    for way in WAYS:
+        model, states, index, labels = case(args)
+        _, loss = step(way, model, states, index, labels)
+        found.append((torch.tensor(loss), states.grad, model.lm_head.weight.grad))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=int, default=1240)
+    parser.add_argument("--supervised", type=int, default=60)
+    parser.add_argument("--vocabulary", type=int, default=150_000)
+    parser.add_argument("--width", type=int, default=896, help="of the hidden states (896: the 1B model)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
+    parser.add_argument("--memory", choices=list(WAYS), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Check, measure and print."""
+    args = arguments()
+    if args.memory:
+        return measure_memory(args)
+    memory = {way: extra_memory(args, way) for way in WAYS}  # first: a child starts with the peak of its parent
+    assert_equal(args)
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    model, *rest = case(args)
+    for repeat in range(args.repeats + 1):
+        for way in WAYS:
+            seconds, _ = step(way, model, *rest)
+            if repeat:  # the first touches fresh memory
+                times[way].append(seconds)
+    seconds = {way: statistics.median(of) for way, of in times.items()}
+    ratio, share = seconds["full"] / seconds["lean"], memory["lean"] / memory["full"]
+    print("same loss, same gradients")
+    for way in WAYS:
+        print(f"{way:5} {seconds[way]:.2f} s, {memory[way]:.0f} MiB beyond weights and their gradients")
+    print(f"lean is {ratio:.1f}x faster (target {TARGET_TIME:g}x) in {share:.2f} of the memory (target {TARGET_MEMORY})")
+    if args.json:
+        found = {"seconds": seconds, "extra_mib": memory, "speedup": ratio, "memory_share": share, **vars(args)}
+        with open(args.json, "w", encoding="utf-8") as out:
+            json.dump(found, out, indent=1)
+
+
+if __name__ == "__main__":
+    main()

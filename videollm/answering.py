@@ -1,0 +1,215 @@
+"""Batches of questions become lines of answers: every video through the tower once, batches that do not fit split.
+
+In: a bundle, records and a reader of their videos; out: one dict a question, as it is answered, and what it cost in
+``Speed``. The batches come from questions.py. Knows neither files of answers nor ranks.
+"""
+
+import gc
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from videollm.annotations import Record
+from videollm.assemble import template_stop
+from videollm.checkpoint import Bundle
+from videollm.dataset import Item, VisualReader
+from videollm.generate import GenerateOptions
+from videollm.questions import Asked, Batch, VideoGroups, plan, read_ahead
+from videollm.structures import Answer
+from videollm.vision import encode_frames
+
+CHUNK = 64  # frames that go through the tower at a time, halved where they do not fit
+
+
+@dataclass
+class Speed:
+    """What one process did: answers and errors, generated tokens, seconds in all and those it waited for videos."""
+
+    questions: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    wait_s: float = 0.0
+
+
+def answer_records(
+    bundle: Bundle,
+    records: Sequence[Record],
+    reader: VisualReader,
+    options: GenerateOptions,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: bool = False,
+    batches: Sequence[Batch] | None = None,
+    speed: Speed | None = None,
+) -> Iterator[dict]:
+    """Answer every record, or those of ``batches``; one whose video cannot be read gives a line with ``error``.
+
+    Questions about one video stand together, and so do those that are decoded alike: see ``questions.plan``. The model
+    keeps the mode and device it has. Each line: id, video, question, text, raw_text, spans, evidence_spans, scores,
+    duration (seconds), finish_reason, thinned (frames dropped to fit the context), error.
+    """
+    if batches is None:
+        batches = [batch for unit in plan(records, options, batch_size) for batch in unit]
+    answerer = Answerer(bundle)
+    groups = read_ahead(VideoGroups(bundle, records, reader, batches), workers, answerer.device.type == "cuda")
+    speed, ready = speed or Speed(), {}
+    waiting = list(reversed(batches))
+    start = time.perf_counter()
+    total = sum(len(alike) for _, alike in batches)
+    with tqdm(total=total, unit="question", disable=not progress, desc="answering") as bar:
+        for group in timed(groups, speed):
+            answerer.encode(group)
+            ready |= {item.ids[0]: item for item in group.items}
+            while waiting and all(record.id in ready for record in waiting[-1][1]):
+                own, alike = waiting.pop()
+                lines, tokens = answerer.answer(alike, [ready.pop(record.id) for record in alike], own)
+                speed.questions, speed.tokens = speed.questions + len(lines), speed.tokens + tokens
+                speed.seconds += time.perf_counter() - start
+                start = time.perf_counter()
+                bar.update(len(lines))
+                yield from lines
+
+
+def timed(groups: Iterable[Asked], speed: Speed) -> Iterator[Asked]:
+    """The groups; the time until each is there goes to ``speed.wait_s``."""
+    start = time.perf_counter()
+    for group in groups:
+        speed.wait_s += time.perf_counter() - start
+        yield group
+        start = time.perf_counter()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is torch's way of saying that a tensor found no room, on a GPU or a CPU."""
+    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+
+
+def free_memory() -> None:
+    """Give back what a failed attempt has left."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Answerer:
+    """Encodes videos and answers batches on the model's device; what does not fit is tried in smaller pieces."""
+
+    def __init__(self, bundle: Bundle):
+        self.bundle, self.chunk = bundle, CHUNK
+        self.collate, self.stop = bundle.collator(left=True), template_stop(bundle)
+        self.device = next(bundle.model.parameters()).device
+
+    def encode(self, group: Asked) -> None:
+        """The tower's features of a group, computed once, into all of its items."""
+        try:
+            shared = self.features(group.pixels) if group.features is None else group.features.to(self.device)
+            for item in group.items:
+                if item.pixels is not None:
+                    item.features, item.pixels = self.features(item.pixels), None
+                elif shared is not None and not item.bad:
+                    kept = None if item.kept is None else torch.as_tensor(item.kept, device=self.device)
+                    item.features = shared if kept is None else shared[kept]
+            return
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        free_memory()
+        for item in group.items:
+            item.bad = item.bad or "its frames do not fit into memory, one at a time; lower sampler.num_frames or fps"
+
+    def features(self, pixels: Tensor | None) -> Tensor | None:
+        """[F, C, S, S] -> [F, P, Dv]; raises out of memory only where one frame at a time does not fit."""
+        if pixels is None:
+            return None
+        model = self.bundle.model
+        while True:
+            try:
+                return encode_frames(model.vision_tower, pixels.to(self.device, model.dtype), self.chunk)
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.chunk == 1:
+                    raise
+            free_memory()
+            self.chunk //= 2
+
+    def answer(
+        self, records: Sequence[Record], items: Sequence[Item], options: GenerateOptions
+    ) -> tuple[list[dict], int]:
+        """The lines of one batch, and how many tokens were generated for them."""
+        pairs = list(zip(records, items, strict=True))
+        lines = [error_line(record, item.bad) for record, item in pairs if item.bad]
+        good = [(record, item) for record, item in pairs if not item.bad]
+        found, tokens = self._good(good, options) if good else ([], 0)
+        return lines + found, tokens
+
+    def _good(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[dict], int]:
+        """Answers of readable items; a batch that does not fit into memory is halved."""
+        try:
+            return self._together(pairs, options)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        free_memory()  # here the failed attempt's tensors are out of reach
+        if len(pairs) == 1:
+            ((record, item),) = pairs
+            size = f"{len(item.times_s)} frames and {item.longest} tokens"
+            remedy = "lower sampler.num_frames, sampler.fps or generate.max_new_tokens"
+            return [error_line(record, f"does not fit into memory with {size}; {remedy}")], 0
+        half = len(pairs) // 2
+        (first, a), (second, b) = self._good(pairs[:half], options), self._good(pairs[half:], options)
+        return first + second, a + b
+
+    def _together(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[dict], int]:
+        model, tokenizer = self.bundle.model, self.bundle.tokenizer
+        if options.do_sample:  # by what is asked, not by what was asked before: a resumed run draws the same
+            torch.manual_seed(seed_of([record.id for record, _ in pairs], options.seed))
+        batch = to_device(self.collate([item for _, item in pairs]), self.device)
+        answers = model.answer(batch, tokenizer, self.stop, options)
+        lines = [
+            answer_line(record, answer, reason, item.duration_s, item.thinned)
+            for (record, item), (answer, reason) in zip(pairs, answers, strict=True)
+        ]
+        return lines, sum(answer.tokens for answer, _ in answers)
+
+
+def seed_of(ids: Sequence[str], seed: int) -> int:
+    """The seed of a batch that answers the questions ``ids``."""
+    return int(hashlib.sha256(f"{seed} {' '.join(ids)}".encode()).hexdigest()[:15], 16)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The batch with its tensors on ``device``."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def answer_line(record: Record, answer: Answer, reason: str, duration_s: float, thinned: int) -> dict:
+    """One output line; times rounded to the millisecond."""
+    spans = [[round(s, 3), round(e, 3)] for s, e in answer.spans]
+    evidence = [[round(s, 3), round(e, 3)] for s, e in answer.evidence_spans]
+    return {
+        "id": record.id,
+        "video": record.video,
+        "question": record.question,
+        "text": answer.text,
+        "raw_text": answer.raw_text,
+        "spans": spans,
+        "evidence_spans": evidence,
+        "scores": [round(s, 4) for s in answer.scores],
+        "duration": round(duration_s, 3),
+        "finish_reason": reason,
+        "thinned": thinned,
+        "error": None,
+    }
+
+
+def error_line(record: Record, reason: str) -> dict:
+    """The output line of a question that could not be asked."""
+    empty = {"text": "", "raw_text": "", "spans": [], "evidence_spans": [], "scores": []}
+    head = {"id": record.id, "video": record.video, "question": record.question}
+    return head | empty | {"duration": record.duration_s, "finish_reason": "error", "thinned": 0, "error": reason}

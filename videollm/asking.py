@@ -1,0 +1,114 @@
+"""How a record wants to be asked, beside its words: what of the video is looked at, and how the answer is produced.
+
+In: the keys ``bound``, ``frames``, ``after_video`` and ``generate`` of an annotation line (docs/annotations.md); out:
+``Asking``, and back. Most records have none of them. Seconds here; it knows no files, sampling rules or decoding
+options: what ``generate`` may hold is checked by ``videollm.infer``.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+KEYS = ("bound", "frames", "after_video", "generate")
+
+
+class AskingError(ValueError):
+    """What is wrong with one of the keys: ``what (key) - remedy``."""
+
+    def __init__(self, what: str, key: str, remedy: str):
+        super().__init__(f"{what} ({key}) - {remedy}")
+
+
+@dataclass(frozen=True)
+class FrameFolder:
+    """A video that is stored as a folder of pictures named by number, ``fps`` a second, the lowest number ``first``."""
+
+    fps: float
+    first: int = 1
+
+
+@dataclass(frozen=True)
+class View:
+    """What of a video is looked at: frames inside ``bound_s`` (start, end in seconds; None: of all of it).
+
+    Frame times and duration stay those of the whole video. ``frames``: how it is stored, None for a video file.
+    ``jpeg``: its frames go through JPEG of random quality first; set by a list of data sets (mixture.py).
+    """
+
+    bound_s: tuple[float, float] | None = None
+    frames: FrameFolder | None = None
+    jpeg: bool = False
+
+
+WHOLE = View()
+
+
+@dataclass(frozen=True)
+class Asking:
+    """``after_video``: the text between the video and what follows it, None: the model's own (mostly a newline).
+
+    ``generate``: decoding options of this record, over those of the run.
+    """
+
+    view: View = WHOLE
+    after_video: str | None = None
+    generate: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_asking(item: Mapping[str, Any], duration_s: float | None) -> Asking:
+    """The four keys of an annotation line; a key that is left out or null means its default.
+
+    Raises:
+        AskingError: a value of another form, a key for a record without a video, or a bound beside the video.
+    """
+    given = {key: item[key] for key in KEYS if item.get(key) is not None}
+    for key in ("bound", "frames", "after_video"):
+        if key in given and item.get("video") is None:
+            raise AskingError("for a record without a video", key, "name the video, or leave the key out")
+    after, generate = given.get("after_video"), given.get("generate", {})
+    if not isinstance(after, str | None):
+        raise AskingError(f"{after!r:.40} is no text", "after_video", 'write a string, such as "" or "\\n"')
+    if not isinstance(generate, dict):
+        raise AskingError(f"{generate!r:.40} is no object", "generate", 'write {"repetition_penalty": 1.2}')
+    bound = _bound(given["bound"], duration_s) if "bound" in given else None
+    return Asking(View(bound, _frames(given["frames"]) if "frames" in given else None), after, generate)
+
+
+def asking_json(asking: Asking) -> dict[str, Any]:
+    """The keys as they stand in an annotation line; parsing them gives an equal ``Asking``."""
+    view, found = asking.view, {}
+    if view.bound_s is not None:
+        found["bound"] = list(view.bound_s)
+    if view.frames is not None:
+        found["frames"] = {"fps": view.frames.fps, "first": view.frames.first}
+    if asking.after_video is not None:
+        found["after_video"] = asking.after_video
+    return found | ({"generate": dict(asking.generate)} if asking.generate else {})
+
+
+def _bound(value: Any, duration_s: float | None) -> tuple[float, float]:
+    if not isinstance(value, list) or len(value) != 2 or not all(map(_is_number, value)):
+        raise AskingError(f"{value!r:.60} is not [start, end]", "bound", "write two numbers of seconds")
+    start, end = map(float, value)
+    if start > end:
+        raise AskingError(f"the start {start:g} is behind the end {end:g}", "bound", "write the start first")
+    if end < 0 or (duration_s is not None and start > duration_s):
+        video = "starts at 0 s" if end < 0 else f"has {duration_s:g} s"
+        raise AskingError(f"[{start:g}, {end:g}] lies outside the video, which {video}", "bound", "correct it")
+    return start, end
+
+
+def _frames(value: Any) -> FrameFolder:
+    if not isinstance(value, dict) or not {"fps"} <= value.keys() <= {"fps", "first"}:
+        raise AskingError(f"{value!r:.60} is not a kind of folder", "frames", 'write {"fps": 3, "first": 1}')
+    fps, first = value["fps"], value.get("first", 1)
+    if not _is_number(fps) or fps <= 0:
+        raise AskingError(f"{fps!r:.40} is no number of frames a second", "frames.fps", "write a number above 0")
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+        raise AskingError(f"{first!r:.40} is no number of a file", "frames.first", "write a whole number from 0 on")
+    return FrameFolder(float(fps), first)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value)

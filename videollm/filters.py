@@ -1,0 +1,60 @@
+"""Training records that are left out for what they are: a video too short or too long, an answer too wordy.
+
+In: records, and ``data.duration_s`` and ``data.max_answer_words`` (the published D2VLM filters: 5 to 350 s, 200 words;
+spec D2VLM 2.1). Out: the others, in order, and every one left out by name. It opens no video.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from videollm.annotations import Record, spelled
+from videollm.config import ConfigError
+from videollm.settings import DataSettings
+
+FILE = "left_out.jsonl"  # in the output folder of a run
+
+
+def wanted(records: Sequence[Record], data: DataSettings) -> tuple[list[Record], list[dict]]:
+    """The records that pass, and ``{"id", "where", "reason"}`` of the others.
+
+    A record without ``duration`` passes the first filter: its length is not known before its video is opened.
+
+    Raises:
+        ConfigError: none passes.
+    """
+    kept, left_out = [], []
+    for record in records:
+        key = reason(record, data)
+        if key is None:
+            kept.append(record)
+        else:
+            left_out.append({"id": record.id, "where": record.where, "reason": key})
+    if records and not kept:
+        raise ConfigError(f"data.duration_s, data.max_answer_words: no record passes ({told(left_out)}); loosen them")
+    return kept, left_out
+
+
+def reason(record: Record, data: DataSettings) -> str | None:
+    """The setting that leaves a record out, or None."""
+    if data.duration_s is not None and record.duration_s is not None and record.video is not None:
+        low, high = data.duration_s
+        if not low <= record.duration_s <= high:
+            return "data.duration_s"
+    if data.max_answer_words is not None and record.has_answer:
+        # Pieces between blanks, as published, where those of the evidence stage counted too.
+        if len(spelled(record.turns[-1]).split(" ")) > data.max_answer_words:
+            return "data.max_answer_words"
+    return None
+
+
+def told(left_out: Sequence[dict]) -> str:
+    """How many records each setting leaves out."""
+    return ", ".join(f"{key}: {count}" for key, count in Counter(line["reason"] for line in left_out).items())
+
+
+def write(left_out: Sequence[dict], output: Path) -> None:
+    """Name them in the output folder."""
+    with open(output / FILE, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in left_out)

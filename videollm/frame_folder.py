@@ -1,0 +1,72 @@
+"""A video that is stored as a folder of pictures -> ``Frames``, as if it were a file.
+
+In: the folder, frames a second and the lowest number; which of the pictures are looked at is the sampler's choice, as
+for any video. Picture number n is shown at n / fps seconds, as the published evaluation counts (spec DISTIME 3), so
+that a folder numbered from 1 begins one frame late. No models, preprocessing numbers or annotations.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+
+from videollm.asking import FrameFolder
+from videollm.decoders import VideoInfo, video_error
+from videollm.video import Frames, Sampler, read_image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_NUMBER = re.compile(r"(\d+)$")
+
+
+def read_frame_folder(
+    path: str | Path,
+    stored: FrameFolder,
+    sampler: Sampler,
+    *,
+    resize: Callable[[np.ndarray], np.ndarray] | None = None,
+    rng: Random | None = None,
+    window_s: tuple[float, float] | None = None,
+) -> Frames:
+    """The pictures that ``sampler`` chooses, each read once; arguments and errors as of ``video.read_video``."""
+    info, files = open_folder(path, stored)
+    chosen = sampler.indices(info, rng, window_s)  # [F]
+    wanted, place = np.unique(chosen, return_inverse=True)
+    keep = resize or (lambda picture: picture)
+    pictures = [keep(read_image(files[i]).pixels[0].numpy()) for i in wanted.tolist()]
+    shapes = {picture.shape for picture in pictures}
+    if len(shapes) > 1:
+        raise video_error(path, f"holds pictures of different shapes {sorted(shapes)}", "give them one size")
+    return Frames(torch.from_numpy(np.stack(pictures)[place]), info.pts_s[chosen], info.duration_s, str(path))
+
+
+def open_folder(path: str | Path, stored: FrameFolder) -> tuple[VideoInfo, list[Path]]:
+    """The timeline of a folder and its pictures in order. Raises ``VideoError``: no folder, no pictures, or a gap."""
+    path = Path(path)
+    if not path.is_dir():
+        kind = "is not a folder" if path.exists() else "does not exist"
+        raise video_error(path, f"{kind}, but its frames should be in it", "check the path and the video root")
+    found: dict[int, Path] = {}
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() not in SUFFIXES:
+            continue
+        number = _NUMBER.search(file.stem)
+        if number is None or int(number[1]) in found:
+            raise video_error(file, "has no number of its own as name", "name the frames 00001.jpg, 00002.jpg, ...")
+        found[int(number[1])] = file
+    if not found:
+        raise video_error(path, "holds no picture", f"put its frames there ({', '.join(SUFFIXES)})")
+    last = max(found)
+    absent = next((n for n in range(min(stored.first, *found), last + 1) if n not in found), None)
+    if absent is not None or min(found) < stored.first:
+        problem = f"starts with frame {min(found)}" if absent is None else f"has no frame {absent}"
+        raise video_error(path, f"{problem}, but they count from {stored.first} to {last}", "fetch it again")
+    files = [found[n] for n in sorted(found)]
+    first = read_image(files[0]).pixels
+    pts_s = np.arange(stored.first, last + 1) / stored.fps  # [N]
+    return (
+        VideoInfo(str(path), len(files) / stored.fps, stored.fps, len(files), first.shape[2], first.shape[1], pts_s),
+        files,
+    )

@@ -1,0 +1,195 @@
+"""Batches by cost: which items stand together, so that every batch, on every rank, needs little padding.
+
+In: a ``VideoDataset``, of which only the text is looked at (no video is opened), and the shape of a batch: a number of
+items, or a budget of tokens. Out: an order that depends on seed, epoch and lengths alone, so all ranks have the same
+and a resumed run goes on in it.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from videollm.annotations import Record
+from videollm.config import ConfigError
+from videollm.dataset import VideoDataset, share_prompt
+from videollm.prompt import Prompt
+from videollm.structures import Turn, VisualMark
+
+POOL = 50  # batches of all ranks among which lengths are sorted; the more, the less padding and the less chance
+STEPS = 6  # so many rough lengths of a prefix before it has doubled
+SLACK = 1.02  # batches of an epoch, against the fewest that are possible
+CHANCE = (0.1, 0.05, 0.02, 0.01, 0.005, 0.0)  # by which lengths are taken for larger or smaller before they are sorted
+
+
+# ---- lengths ---------------------------------------------------------------------------------------------------------
+
+
+def item_lengths(dataset: VideoDataset) -> np.ndarray:
+    """Tokens of each item's row, [N] int64; errors as of ``item_sizes``."""
+    return item_sizes(dataset, "train.group_by_length").sum(1)
+
+
+def item_sizes(dataset: VideoDataset, setting: str) -> np.ndarray:
+    """Tokens of each item's prefix and of what stands behind it, [N, 2] int64: those of the collator's row.
+
+    Frames follow from duration and sampler, so that a count is off by a frame where a file is longer or shorter than
+    its annotation says. Of an image it is the most tiles that it can have.
+
+    Raises:
+        ConfigError: a video without ``duration``, where that decides on the number of its frames.
+    """
+    step = tokens_per_frame(dataset)
+    return np.asarray([item_size(dataset, group, step, setting) for group in dataset.groups], np.int64).reshape(-1, 2)
+
+
+def item_size(dataset: VideoDataset, group: Sequence[int], step: int, setting: str) -> tuple[int, int]:
+    """(prefix, rest) of the item that holds the records ``group``, encoded with one frame and ``step`` for each other."""
+    records = [dataset.records[i] for i in group]
+    first, count = records[0], frames_of(dataset, records[0], setting)
+    prompts = [encoded(dataset, record) for record in records]
+    rest = sum(len(p) - p.prefix_length for p in prompts)
+    prefix = prompts[0].prefix_length
+    if dataset.rejected:
+        worse = [encoded(dataset, first.answered_by(answer)) for answer in first.rejected]
+        share_prompt([prompts[0], *worse], text_only=False)
+        prefix, (chosen, *others) = prompts[0].prefix_length, [len(p) - p.prefix_length for p in (prompts[0], *worse)]
+        rest = chosen + (sum(others) if dataset.rejected == "all" else max(others))
+        prompts += worse
+    if first.video is None:
+        return prefix + (count - len(first.images)) * dataset.encoder.visual.per_frame, rest
+    room = dataset.max_length - max(map(len, prompts))  # for more than one frame
+    return prefix + step * (min(count, max(1, room // step + 1)) - 1), rest
+
+
+def encoded(dataset: VideoDataset, record: Record) -> Prompt:
+    """A record's conversation with one frame of its video, or one tile of each image."""
+    visuals = [("image", 1)] * len(record.images) or [("video", 1)]
+    known = [record.duration_s or 1.0, *(end for _, end in record.spans_s)]
+    return dataset.encoder.encode(record.turns, record.spans_s, visuals, max(known), record.asking.after_video)
+
+
+def tokens_per_frame(dataset: VideoDataset) -> int:
+    """Tokens that one more frame of a video adds to a prompt."""
+    turns = [Turn("user", (VisualMark(0), "?"))]
+    one, three = (len(dataset.encoder.encode(turns, [], [("video", count)], 1.0)) for count in (1, 3))
+    return (three - one) // 2
+
+
+def frames_of(dataset: VideoDataset, record: Record, setting: str) -> int:
+    """Frames of a record's video, or tiles of its images at most; ``setting`` is what asks."""
+    reader = dataset.reader
+    if record.video is None:
+        tiles = max(1, (record.max_tiles or reader.max_tiles) // max(1, len(record.images)))
+        return len(record.images) * (tiles + (tiles > 1))
+    sampler = reader.sampler
+    if sampler.rule == "segments":
+        return sampler.num_frames
+    if record.duration_s is None:
+        raise ConfigError(
+            f"{setting}: {record.where} has no duration, so the number of its frames is not known; add `duration`, or "
+            f"leave {setting} out"
+        )
+    start, end = record.asking.view.bound_s or (0.0, record.duration_s)
+    seconds = min(end, record.duration_s) - max(start, 0.0)
+    return min(max(1, math.ceil(seconds * sampler.fps)), sampler.max_frames or math.inf)
+
+
+# ---- orders ----------------------------------------------------------------------------------------------------------
+
+
+class LengthGroupedSampler(Sampler):
+    """Indices in an order whose consecutive batches, dealt to the ranks in turn, are of similar length.
+
+    Drawn anew for each epoch of ``dataset``. Within a random pool items are sorted by length and cut into one batch for
+    each rank; these then come in random order, the longest first, so that memory runs out at once or not at all.
+    """
+
+    def __init__(self, dataset: VideoDataset, lengths: Sequence[int], batch_size: int, ranks: int, seed: int):
+        self.dataset, self.lengths, self.seed = dataset, lengths, seed
+        self.block = batch_size * ranks
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self.seed}/{self.dataset.epoch}/order")
+        order, blocks = list(range(len(self))), []
+        rng.shuffle(order)
+        for start in range(0, len(order), POOL * self.block):
+            pool = sorted(order[start : start + POOL * self.block], key=lambda i: -self.lengths[i])
+            blocks += [pool[k : k + self.block] for k in range(0, len(pool), self.block)]
+        last = [blocks.pop()] if blocks and len(blocks[-1]) < self.block else []  # a short one would shift all others
+        rng.shuffle(blocks)
+        longest = max(order, key=self.lengths.__getitem__, default=None)
+        blocks.sort(key=lambda block: block[0] != longest)
+        return iter([i for block in blocks + last for i in block])
+
+
+class TokenBudgetBatches(Sampler):
+    """Batches that hold at most ``budget`` tokens with their padding; those of one step on all ranks are alike.
+
+    ``sizes`` [N, 2] are of ``item_sizes``; the collator aligns prefixes (``aligned``) or does not. Only an item that is
+    larger than the budget by itself exceeds it. Every epoch of ``dataset`` has each item once, in other batches than
+    the last, and as many batches as any other, a multiple of ``ranks``: items are sorted by size with as much chance as
+    that number allows, cut where the budget is full, and the fullest batches halved until there are enough. Where there
+    are fewer items than ranks to serve, batches are empty, which the collator allows.
+    """
+
+    def __init__(self, dataset: VideoDataset, sizes: np.ndarray, budget: int, ranks: int, seed: int, aligned: bool):
+        self.dataset, self.budget, self.ranks, self.seed = dataset, budget, ranks, seed
+        sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
+        self.sizes = sizes if aligned else np.stack([0 * sizes[:, 0], sizes.sum(1)], 1)
+        fewest = len(self._cut(self._order(np.random.default_rng(seed), 0.0)))
+        self.length = math.ceil(SLACK * fewest / ranks) * ranks
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.dataset.epoch])
+        for chance in CHANCE:  # at none it is the order that ``length`` was counted in
+            batches = self._cut(self._order(rng, chance))
+            if len(batches) <= self.length:
+                break
+        self._halve(batches)
+        costs = [self._places(batch) for batch in batches]
+        costliest = costs.index(max(costs)) // self.ranks if costs else 0
+        batches += [[]] * (self.length - len(batches))
+        steps = rng.permutation(self.length // self.ranks).tolist()
+        # The costliest first, so that memory runs out at once or not at all.
+        for step in sorted(steps, key=lambda step: step != costliest):
+            yield from batches[step * self.ranks : (step + 1) * self.ranks]
+
+    def _order(self, rng: np.random.Generator, chance: float) -> list[int]:
+        """All items, the largest first: by prefix, roughly, and then by what stands behind it."""
+        prefix, rest = (self.sizes * (1 + chance * (rng.random(self.sizes.shape) - 0.5))).T
+        rough = np.ceil(np.log2(np.maximum(prefix, 1)) * STEPS)
+        order = rng.permutation(len(rest))
+        return order[np.lexsort((-rest[order], -rough[order]))].tolist()
+
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        """Items in batches, in this order, each as large as the budget allows."""
+        batches: list[list[int]] = []
+        prefix = rest = 0
+        for item, (p, r) in zip(order, self.sizes[order].tolist(), strict=True):
+            wider, longer = max(prefix, p), max(rest, r)
+            if not batches or (len(batches[-1]) + 1) * (wider + longer) > self.budget:
+                batches.append([])
+                wider, longer = p, r
+            batches[-1].append(item)
+            prefix, rest = wider, longer
+        return batches
+
+    def _halve(self, batches: list[list[int]]) -> None:
+        """Split the fullest batches in place until there are ``length``, or none of two items is left."""
+        while len(batches) < min(self.length, len(self.sizes)):
+            at = max(range(len(batches)), key=lambda b: (len(batches[b]) > 1, self._places(batches[b])))
+            half = len(batches[at]) // 2
+            batches[at : at + 1] = [batches[at][:half], batches[at][half:]]
+
+    def _places(self, batch: list[int]) -> int:
+        """Tokens of a batch with its padding."""
+        return len(batch) * int(self.sizes[batch].max(0).sum())

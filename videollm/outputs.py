@@ -1,0 +1,193 @@
+"""The file of answers: one JSON line a question, written so that no kill at any moment loses or doubles an answer.
+
+Every rank appends to a part of its own, line by line, unbuffered. ``gather`` repairs a torn last line and merges the
+parts; ``prove`` reads the result back. Beside ``OUTPUT.jsonl`` lie ``.meta.json`` (what made it) and, while a command
+runs, ``.lock`` and ``.part*``. Knows records by id, video and question; no model and no video.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from io import FileIO
+from pathlib import Path
+
+from videollm.annotations import Record
+from videollm.config import ConfigError
+
+logger = logging.getLogger(__name__)
+FIXED = ("content", "sampler", "decoding")  # of the meta file: what may not change while an output grows
+READ_BY_LOAD = ("*.json", "*.safetensors", "question_tokenizer/*.json")
+NOT_READ = ("trainer_state.json",)
+
+
+def beside(output: Path, suffix: str) -> Path:
+    """The file ``OUTPUT.jsonl<suffix>``."""
+    return output.with_name(output.name + suffix)
+
+
+def check_writable(output: Path) -> None:
+    """Make the folder of the output; ConfigError where the file cannot be written."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+            raise OSError("it is a folder" if output.is_dir() else "no permission")
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write {output} ({error}); choose another file") from None
+
+
+def model_content(folder: str | Path) -> str:
+    """A digest of everything that loading a checkpoint folder reads: config, tokenizers, every byte of the weights.
+
+    Where the folder holds adapters only, of the checkpoint they belong to, too.
+    """
+    digest, folder = hashlib.sha256(), Path(folder)
+    base = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("base")
+    for root in (folder, Path(base)) if base else (folder,):
+        found = {path for pattern in READ_BY_LOAD for path in root.glob(pattern)}
+        for path in sorted(path for path in found if path.name not in NOT_READ):
+            with open(path, "rb") as stream:
+                digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+# ---- the meta file -----------------------------------------------------------------------------------------------
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write ``path`` so that a kill leaves the old file or the new one, whole."""
+    fresh = beside(path, ".tmp")
+    with open(fresh, "w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(fresh, path)
+
+
+def write_meta(output: Path, meta: dict) -> None:
+    """Write the settings and counts beside the output."""
+    replace_file(beside(output, ".meta.json"), json.dumps(meta, indent=1) + "\n")
+
+
+def check_meta(output: Path, meta: dict) -> dict:
+    """What is known of the output so far; ConfigError if it was made with other settings, or by something else."""
+    path = beside(output, ".meta.json")
+    if not path.is_file():
+        if output.is_file() and output.stat().st_size:
+            raise ConfigError(
+                f"--output: {output} is there and not from this command; choose another file or delete it"
+            )
+        return {}
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); delete it with the output it belongs to") from None
+    if differ := [key for key in FIXED if old.get(key) != meta[key]]:
+        names = {"content": "model (config, tokenizer or weights)"}
+        raise ConfigError(
+            f"{path}: the output was made with another {', '.join(names.get(key, key) for key in differ)}; choose "
+            "another --output or delete it"
+        )
+    return old
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the output against a second command; ConfigError if one writes it. A killed process holds nothing.
+
+    A lock of the process (not of the open file), so that workers it has forked do not keep it.
+    """
+    path = beside(output, ".lock")
+    with open(path, "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(f"--output: another command still writes {output}; wait for it or end it") from None
+            logger.warning("%s: this file system has no locks (%s); start one command at a time", path, error)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+# ---- the lines ---------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The complete lines of an output file; a torn last line is left out. ConfigError names a damaged one."""
+    if not path.is_file():
+        return []
+    found = []
+    *whole, _ = path.read_bytes().split(b"\n")
+    for number, text in enumerate(whole, 1):
+        try:
+            line = json.loads(text)
+            if not isinstance(line, dict) or "id" not in line:
+                raise ValueError("no answer")
+        except ValueError as error:
+            raise ConfigError(f"{path}:{number}: damaged ({error}); delete the line, it is then asked again") from None
+        found.append(line)
+    return found
+
+
+def gather(output: Path, records: Sequence[Record]) -> dict[str, dict]:
+    """Merge the output and what ranks have left beside it into the output, one line an id; returns {id: line}.
+
+    Lines come in the order of the records, an answer before an error of the same id.
+
+    Raises:
+        ConfigError: a damaged line, or one that answers another question than the record of its id asks.
+    """
+    parts = sorted(output.parent.glob(f"{output.name}.part*"))
+    asked = {record.id: record for record in records}
+    lines: dict[str, dict] = {}
+    for path in (output, *parts):
+        for line in read_lines(path):
+            record = asked.get(line["id"])
+            if record is None or (record.video, record.question) != (line.get("video"), line.get("question")):
+                problem = "is not in the annotations" if record is None else "asks something else in the annotations"
+                raise ConfigError(
+                    f"{path}: the question {line['id']!r} {problem}; choose another --output or delete it"
+                )
+            if line["id"] not in lines or not line.get("error"):
+                lines[line["id"]] = line
+    lines = {i: lines[i] for i in asked if i in lines}
+    if lines or output.is_file():
+        replace_file(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
+    for path in parts:
+        path.unlink()
+    return lines
+
+
+def prove(output: Path, records: Sequence[Record]) -> list[dict]:
+    """The lines of a finished output as they stand in the file; ConfigError unless every id is there exactly once."""
+    lines = read_lines(output)
+    times = Counter(line["id"] for line in lines)
+    missing = [record.id for record in records if not times[record.id]]
+    twice = [i for i, count in times.items() if count > 1]
+    if missing or twice or len(times) != len(records):
+        few = ", ".join((missing + twice)[:5])
+        raise ConfigError(
+            f"{output}: {len(missing)} of {len(records)} questions have no line, {len(twice)} more than one ({few}); "
+            "run the same command again"
+        )
+    return lines
+
+
+def add_lines(out: FileIO, lines: Sequence[dict]) -> None:
+    """Append to an unbuffered file; ConfigError where the disk is full or gone. What was written before is kept."""
+    data = memoryview("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    try:
+        while data:
+            data = data[out.write(data) :]
+    except OSError as error:
+        raise ConfigError(
+            f"--output: cannot write {out.name} ({error.strerror}); what is there is kept: make room and run the "
+            "same command again"
+        ) from None

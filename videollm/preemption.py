@@ -1,0 +1,62 @@
+"""SIGTERM as a request: finish the step, save, stop. For time limits and pre-emption on a cluster.
+
+Every rank is asked at the end of every step whether it has been told; if one has, all stop at that step. Knows the
+Trainer's callback interface and signals; nothing of models or files.
+"""
+
+import os
+import signal
+import threading
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+
+
+class Preempted(Exception):
+    """The run was told to stop, and has saved where it is."""
+
+
+class StopOnSignal(TrainerCallback):
+    """Saves and ends the training once any rank has got SIGTERM. Use as a context around the training.
+
+    ``stopped`` says afterwards whether that was the reason for the end.
+    """
+
+    def __init__(self):
+        self.told = self.stopped = False
+        self.group = None
+
+    def __enter__(self) -> "StopOnSignal":
+        if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
+            self.before = signal.signal(signal.SIGTERM, self._note)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.group = dist.new_group(backend="gloo")  # on the CPU: the answer must not wait for the GPU
+        return self
+
+    def __exit__(self, *_error) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _note(self, _number, _frame) -> None:
+        # Data workers inherit this and live on, so that the step that runs still gets its batch.
+        self.told = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask all ranks."""
+        told = self.told
+        if self.group is not None:
+            votes = torch.tensor(float(told))
+            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.group)
+            told = bool(votes)
+        if told:
+            self.stopped = control.should_save = control.should_training_stop = True
+        return control
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process has ended, which then has the reason to tell."""
+    said = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(words in str(error) for words in said)

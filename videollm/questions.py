@@ -1,0 +1,128 @@
+"""Which questions are answered together, and their videos read ahead of the model.
+
+In: records, decoding options. Out: a plan of units and batches that depends on nothing else, so that whatever process
+answers a batch, and in which run, gives the same answers; and items of it, every video read once for all its
+questions. Knows no network beyond what the bundle tells of prompts, and no output file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from videollm.annotations import Record
+from videollm.checkpoint import Bundle
+from videollm.config import ConfigError, build, to_dict
+from videollm.dataset import Item, VideoDataset, VisualReader, pack_by_video
+from videollm.generate import GenerateOptions
+
+UNIT = 4  # full batches of a unit, about: the last one of a unit may be smaller
+
+Batch = tuple[GenerateOptions, list[Record]]
+Unit = list[Batch]
+
+
+def plan(records: Sequence[Record], options: GenerateOptions, batch_size: int) -> list[Unit]:
+    """Units of batches. A unit holds all questions about each of its videos, a batch only ones decoded alike.
+
+    Raises:
+        ConfigError: see ``by_options``.
+    """
+    units, open_unit = [], []
+    for group in pack_by_video(records, len(records)):
+        open_unit += [records[i] for i in group]
+        if len(open_unit) >= UNIT * batch_size:
+            units.append(open_unit)
+            open_unit = []
+    units += [open_unit] if open_unit else []
+    return [
+        [
+            (own, alike[k : k + batch_size])
+            for own, alike in by_options(unit, options)
+            for k in range(0, len(alike), batch_size)
+        ]
+        for unit in units
+    ]
+
+
+def by_options(records: Sequence[Record], options: GenerateOptions) -> list[tuple[GenerateOptions, list[Record]]]:
+    """Records that are decoded alike, with how: ``options`` with the record's own laid over them.
+
+    Raises:
+        ConfigError: a record's own option is unknown or has a bad value; the message names its line.
+    """
+    groups: dict[tuple, tuple[GenerateOptions, list[Record]]] = {}
+    for record in records:
+        given = record.asking.generate
+        own = build(GenerateOptions, to_dict(options) | given, f"{record.where}: generate") if given else options
+        groups.setdefault(astuple(own), (own, []))[1].append(record)
+    return list(groups.values())
+
+
+def room_for_question(bundle: Bundle, options: GenerateOptions) -> int:
+    """Tokens that the context has beside the answer; ConfigError if there are none."""
+    room = bundle.config.context_length - options.max_new_tokens
+    if room <= 0:
+        raise ConfigError(
+            f"generate.max_new_tokens: {options.max_new_tokens} leave no room for a question in the model's "
+            f"{bundle.config.context_length} tokens; lower it"
+        )
+    return room
+
+
+@dataclass
+class Asked:
+    """The questions about one video: an item for each, and what they share once (pixels, or stored features)."""
+
+    items: list[Item]
+    pixels: Tensor | None = None  # [F, C, S, S]
+    features: Tensor | None = None  # [F, P, Dv]
+
+    def pin_memory(self) -> "Asked":
+        """The pixels where a GPU takes them from while it works; the data loader calls it."""
+        self.pixels = self.pixels.pin_memory() if self.pixels is not None else None
+        return self
+
+
+class VideoGroups(Dataset):
+    """The questions of ``batches`` by video, in order. Frames drawn at random depend on a record's place in
+    ``records`` only."""
+
+    def __init__(self, bundle: Bundle, records: Sequence[Record], reader: VisualReader, batches: Sequence[Batch]):
+        rooms = {record.id: room_for_question(bundle, options) for options, alike in batches for record in alike}
+        asked = [record for _, alike in batches for record in alike]
+        place = {record.id: i for i, record in enumerate(records)}
+        encoder = bundle.encoder()
+        made = {
+            room: VideoDataset(records, reader, encoder, max_length=room, answers=False) for room in set(rooms.values())
+        }
+        self.reader = reader
+        self.groups = [
+            [(made[rooms[asked[i].id]], place[asked[i].id]) for i in group]
+            for group in pack_by_video(asked, len(asked))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Asked:
+        found = Asked([dataset[i] for dataset, i in self.groups[index]])
+        dataset, i = self.groups[index][0]
+        record = dataset.records[i]
+        if record.video is None or not self.reader.fixed or all(item.bad for item in found.items):
+            return found  # every item has its own
+        found.pixels, found.features, *_ = self.reader.video(record.video, None, record.asking.view)
+        for item in found.items:
+            item.pixels = item.features = None
+        return found
+
+
+def read_ahead(groups: VideoGroups, workers: int, pin: bool) -> DataLoader:
+    """The groups in order, read by worker processes while the caller is busy (in this one without any)."""
+    workers = min(workers, len(groups))
+    return DataLoader(groups, batch_size=None, num_workers=workers, collate_fn=_as_it_is, pin_memory=pin)
+
+
+def _as_it_is(group: Asked) -> Asked:
+    return group

@@ -1,0 +1,64 @@
+"""The processes of one command, as torchrun starts them: what rank 0 decides all know, what each did rank 0 knows.
+
+They share a few numbers over gloo and otherwise work alone. A rank that has died is noticed when the others next
+speak to each other. Knows nothing of models and files.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+LONGEST = timedelta(days=7)  # that one share may take longer than another
+
+
+class RankError(RuntimeError):
+    """Another process of the command is gone."""
+
+
+@contextlib.contextmanager
+def _noticed() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo: the connection was closed by the peer
+        raise RankError(
+            f"another process of this command has ended ({str(error).splitlines()[0][:200]}); every answer so far is "
+            "kept: run the same command again, with any number of processes"
+        ) from None
+
+
+class Ranks:
+    """This process among those of the command; alone without a launcher's ``RANK`` and ``WORLD_SIZE``."""
+
+    def __init__(self):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.started = self.world > 1 and not dist.is_initialized()
+        if self.started:
+            with _noticed():
+                dist.init_process_group("gloo", timeout=LONGEST)
+
+    def told(self, value: Any) -> Any:
+        """What rank 0 gives as ``value``."""
+        if self.world == 1:
+            return value
+        found = [value]
+        with _noticed():
+            dist.broadcast_object_list(found)
+        return found[0]
+
+    def collected(self, value: Any) -> list[Any]:
+        """Every rank's ``value``, once all have come here."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        with _noticed():
+            dist.all_gather_object(found, value)
+        return found
+
+    def close(self) -> None:
+        """Leave the group, if it was made here."""
+        if self.started:
+            dist.destroy_process_group()

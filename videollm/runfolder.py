@@ -1,0 +1,116 @@
+"""The folder of a run: its resolved config, and a line of ``starts.jsonl`` for each start with code, versions, command.
+
+In: settings and what only the run knows. Out: a folder in which the logs end where the run goes on, seen by every
+rank. Knows git and installed packages; no model, no trainer.
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from importlib import metadata
+from pathlib import Path
+
+import torch.distributed as dist
+import yaml
+
+from videollm.config import ConfigError, to_dict
+from videollm.saving import rewind, tidy
+from videollm.settings import Settings
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "safetensors", "numpy", "av")
+PATIENCE_S = 10  # for a file to appear on another node
+
+
+def open_run(settings: Settings, step: int, processes: int, rank: int) -> None:
+    """Rank 0 makes the folder ready to go on from ``step``; all ranks then look whether they see the same one.
+
+    Raises:
+        ConfigError: it cannot be written, or nodes do not share it.
+    """
+    output = Path(settings.train.output)
+    start = this_start(step=step, processes=processes) if rank == 0 else {}
+    if rank == 0:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            tidy(output)
+            rewind(output / "log.jsonl", step)
+            rewind(output / "skipped.jsonl", step - 1)  # written while a step runs, under the number before it
+            (output / "config.yaml").write_text(yaml.safe_dump(to_dict(settings), sort_keys=False), encoding="utf-8")
+            with open(output / "starts.jsonl", "a", encoding="utf-8") as out:
+                out.write(json.dumps(start) + "\n")
+        except OSError as error:
+            raise unwritable(output, error) from None
+    if processes > 1 and dist.is_initialized():
+        token = [start.get("id")]
+        dist.broadcast_object_list(token)
+        check_shared(output, token[0])
+
+
+def check_writable(output: Path) -> None:
+    """ConfigError where the folder could not be made or written; makes nothing."""
+    there = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise unwritable(output, f"{there} is a file")
+    if not os.access(there, os.W_OK):
+        raise unwritable(output, f"no permission to write in {there}")
+
+
+def unwritable(output: Path, reason: object) -> ConfigError:
+    """The error that says so."""
+    return ConfigError(f"train.output: cannot write to {output} ({reason}); choose another folder")
+
+
+def check_shared(output: Path, token: str) -> None:
+    """ConfigError where this rank does not see what rank 0 has written: every rank writes a part of a checkpoint."""
+    starts = output / "starts.jsonl"
+    for _ in range(PATIENCE_S):
+        if starts.is_file() and token in starts.read_text(encoding="utf-8"):
+            return
+        time.sleep(1)
+    raise ConfigError(
+        f"train.output: {output.absolute()} on {platform.node()} is not the folder that rank 0 writes; give a path "
+        "that all nodes share"
+    )
+
+
+def this_start(**facts) -> dict:
+    """One start of a command: its own ``facts``, and where, when and with what code it ran."""
+    commit, changed = code()
+    return {
+        "id": uuid.uuid4().hex,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **facts,
+        "command": shlex.join(sys.orig_argv),
+        "folder": os.getcwd(),
+        "host": platform.node(),
+        "commit": commit,
+        "changed": changed,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def code() -> tuple[str | None, bool | None]:
+    """The git commit of this code and whether files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        found, status = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return found.strip(), bool(status.strip())
+
+
+def version(package: str) -> str | None:
+    """The installed version, None if there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,191 @@
+"""Every video and image that records name, looked at in parallel: is it there, can it be read, is it as long as said.
+
+In: records and the folder of the videos. Out: ``Visuals``, which says what is wrong with which file and which records
+can be used, and a clean annotation file of those. Each file is opened in a process that can be stopped. Knows no model.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from videollm.annotations import SLACK_S, Record, neutral_json
+from videollm.asking import FrameFolder
+from videollm.decoders import VideoError, probe
+from videollm.frame_folder import open_folder, read_frame_folder
+from videollm.isolate import isolated_map
+from videollm.transforms import Preprocess
+from videollm.video import Sampler, read_image, read_video, safe_join
+
+LOOKS = 16  # frames all over a video that --decode decodes
+OFF_S, OFF_SHARE = 1.0, 0.02  # an annotated duration is wrong where it differs by more than both
+
+File = tuple[str, bool, FrameFolder | None]  # path, whether it is an image, how its frames are stored
+
+
+@dataclass
+class Visuals:
+    """What was found. Reasons by file; lines of text, one a record, for what is wrong with a record only."""
+
+    files: int = 0
+    missing: dict[File, str] = field(default_factory=dict)
+    unreadable: dict[File, str] = field(default_factory=dict)
+    damaged: dict[File, str] = field(default_factory=dict)  # readable, but frames had to be replaced
+    durations: dict[File, float] = field(default_factory=dict)  # seconds, of readable videos
+    mismatched: dict[str, str] = field(default_factory=dict)  # id -> its annotated and its real duration
+    outside: dict[str, str] = field(default_factory=dict)  # id -> a span that begins behind the real end
+    sources: dict[str, Counter] = field(default_factory=dict)  # source -> counts of all this
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file is there, readable, and as long as its records say."""
+        return not (self.missing or self.unreadable or self.mismatched or self.outside)
+
+    def usable(self, record: Record) -> bool:
+        """Whether training and inference could use the record."""
+        bad = self.missing.keys() | self.unreadable.keys()
+        return record.id not in self.outside and not bad & set(files_of(record))
+
+    def __str__(self) -> str:
+        lines = [f"{self.files} videos and images looked at"]
+        for source, counts in sorted(self.sources.items()):
+            found = ", ".join(f"{counts[name]} {name}" for name in KINDS)
+            lines.append(f"  source {source or '(none)'}: {counts['files']} files, {found}")
+        for name in KINDS:
+            if found := getattr(self, name):
+                lines += [f"{len(found)} {name} ({KINDS[name]}):", *found.values()]
+        return "\n".join(lines)
+
+
+KINDS = {
+    "missing": "no such file",
+    "unreadable": "their records are left out of training",
+    "damaged": "used, with frames replaced by their neighbours",
+    "mismatched": "records whose duration is not the video's",
+    "outside": "records with a span behind the end of the video",
+}
+
+
+def files_of(record: Record) -> list[File]:
+    """The files that a record shows."""
+    video = [] if record.video is None else [(record.video, False, record.asking.view.frames)]
+    return video + [(name, True, None) for name in record.images]
+
+
+class Look:
+    """Opens one file: -> (kind of problem or "", reason, duration in seconds, frames replaced)."""
+
+    def __init__(self, root: str | Path, decode: bool):
+        self.root, self.decode = Path(root), decode
+        self.sampler = Sampler(rule="segments", num_frames=LOOKS)
+        self.resize = Preprocess(kind="plain", size=64).while_decoding()
+
+    def __call__(self, file: File) -> tuple[str, str, float, int]:
+        name, is_image, frames = file
+        try:
+            path = safe_join(self.root, name)
+            if not path.exists():
+                return "missing", f"no file {name} below {self.root}", 0.0, 0
+            if is_image:
+                read_image(path)
+                return "", "", 0.0, 0
+            if self.decode:
+                found = (
+                    read_frame_folder(path, frames, self.sampler, resize=self.resize)
+                    if frames
+                    else read_video(path, self.sampler, resize=self.resize)
+                )
+                return "", "", found.duration_s, found.damaged
+            info = open_folder(path, frames)[0] if frames else probe(path)
+            return "", "", info.duration_s, 0
+        except VideoError as error:
+            return "unreadable", str(error), 0.0, 0
+
+
+def check_visuals(
+    records: Sequence[Record], root: str | Path, *, decode: bool = False, workers: int = 1, timeout_s: float = 300.0
+) -> Visuals:
+    """Look at every file of the records once: its timeline, and with ``decode`` frames all over it."""
+    users: dict[File, list[Record]] = {}
+    for record in records:
+        for file in files_of(record):
+            users.setdefault(file, []).append(record)
+    found = Visuals(files=len(users))
+    looked = isolated_map(Look(root, decode), users, workers, timeout_s)
+    for file, result in tqdm(looked, total=len(users), desc="videos", unit="file", disable=None):
+        if isinstance(result, Exception):
+            result = ("unreadable", f"{file[0]}: its decoder {result}; re-encode it or leave it out", 0.0, 0)
+        kind, reason, duration_s, damaged = result
+        first = users[file][0]
+        if kind:
+            getattr(found, kind)[file] = f"{first.where}: {reason}"
+        elif not file[1]:
+            found.durations[file] = duration_s
+        if damaged:
+            found.damaged[file] = f"{first.where}: {file[0]}: {damaged} of {LOOKS} frames cannot be decoded"
+    for record in records:
+        _against_annotation(record, found)
+    _count(users, records, found)
+    return found
+
+
+def _against_annotation(record: Record, found: Visuals) -> None:
+    """Note a duration or a span that is not the video's."""
+    for file in files_of(record):
+        real = found.durations.get(file)
+        if real is None:
+            continue
+        said = record.duration_s
+        if said is not None and abs(said - real) > max(OFF_S, OFF_SHARE * real):
+            found.mismatched[record.id] = f"{record.where}: duration is {said:g} s, {record.video} has {real:.2f} s"
+        late = [span for span in record.spans_s if span[0] > real + SLACK_S]
+        if late:
+            start, end = late[0]
+            found.outside[record.id] = (
+                f"{record.where}: span [{start:g}, {end:g}] begins behind the end of {record.video}, at {real:.2f} s"
+            )
+
+
+def _count(users: dict[File, list[Record]], records: Iterable[Record], found: Visuals) -> None:
+    """Everything by source."""
+    for file, of_file in users.items():
+        for source in {record.source for record in of_file}:
+            counts = found.sources.setdefault(source, Counter())
+            counts["files"] += 1
+            counts.update(kind for kind in ("missing", "unreadable", "damaged") if file in getattr(found, kind))
+    for record in records:
+        counts = found.sources.setdefault(record.source, Counter())
+        counts.update(kind for kind in ("mismatched", "outside") if record.id in getattr(found, kind))
+
+
+def write_clean(output: Path, records: Sequence[Record], problems: Sequence[str], visuals: Visuals | None) -> int:
+    """Write the usable records in our own schema, and beside it ``.report.json``, which names what is left out.
+
+    Returns how many records were kept. Raises OSError.
+    """
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(record.id, record)
+    kept = [r for r in first.values() if visuals is None or visuals.usable(r)]
+    report = {
+        "records": len(first),
+        "kept": len(kept),
+        "bad_lines": list(problems),
+        "left_out": [r.where for r in first.values() if visuals is not None and not visuals.usable(r)],
+    }
+    if visuals is not None:
+        report |= {"sources": {name or "(none)": dict(counts) for name, counts in visuals.sources.items()}}
+        report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in list(KINDS)[:3]}
+        report |= {kind: getattr(visuals, kind) for kind in list(KINDS)[3:]}
+    for path, text in (
+        (output.with_name(output.name + ".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n"),
+        (output, "".join(json.dumps(neutral_json(r), ensure_ascii=False) + "\n" for r in kept)),
+    ):
+        fresh = path.with_name(path.name + ".tmp")
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+    return len(kept)
