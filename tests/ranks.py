@@ -49,21 +49,22 @@ def run(
 
 def become(config: Path, rank: int, hook: Callable[[int], None] | None, arguments: list[str]) -> None:
     """The rest of this process's life is one rank."""
-    out = os.open(output_of(config, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    faulthandler.register(signal.SIGUSR1)  # a rank that hangs is asked where
     status = 99
     try:
-        if hook is not None:
-            hook(rank)
-        status = train.main(arguments)
-    except BaseException:
-        traceback.print_exc()
-    finally:
+        out = os.open(output_of(config, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        faulthandler.register(signal.SIGUSR1)  # a rank that hangs is asked where
+        try:
+            if hook is not None:
+                hook(rank)
+            status = train.main(arguments)
+        except BaseException:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
+    finally:  # never back into the test, whose files a second process would clean up
         os._exit(status)
 
 

@@ -79,23 +79,47 @@ FIXED_BY_CHECKPOINT = (
 def from_checkpoint(settings: Settings) -> Bundle:
     """Load a checkpoint and lay over it what the config gives for data and template."""
     given = settings.model
+    checkpoint_config(given)
+    torch.manual_seed(settings.train.seed)  # of what starts fresh: the head of a base, adapters
+    bundle = load(given.checkpoint, given.attention, head=given.head, fresh_head=True)
+    lay_over(bundle.config, settings)
+    return bundle
+
+
+def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
+    """The checkpoint's config with the given options of its head; ConfigError for what a checkpoint has already."""
     for name in FIXED_BY_CHECKPOINT:
         if getattr(given, name):
             raise ConfigError(f"model.{name}: cannot be changed for model.checkpoint; leave it out")
-    own = read_config(Path(given.checkpoint)).head.get("name")
+    config = read_config(Path(given.checkpoint))
+    own = config.head.get("name")
     if given.head.get("name", own) != own:
         raise ConfigError(
             f"model.head.name: the checkpoint has a {own} head, the config asks for {given.head['name']}; leave it out"
         )
-    torch.manual_seed(settings.train.seed)  # of what starts fresh: the head of a base, adapters
-    bundle = load(given.checkpoint, given.attention, head=given.head, fresh_head=True)
-    config = bundle.config
-    if given.template:
-        config.template = template_named(given.template)
-    if given.bidirectional_frames is not None:
-        config.bidirectional_frames = given.bidirectional_frames
+    config.head = config.head | given.head
+    return config
+
+
+def lay_over(config: VideoLLMConfig, settings: Settings) -> None:
+    """Write what ``settings`` give for template, frames and data into a checkpoint's config."""
+    if settings.model.template:
+        config.template = template_named(settings.model.template)
+    if settings.model.bidirectional_frames is not None:
+        config.bidirectional_frames = settings.model.bidirectional_frames
     lay_data(config, settings)
-    return bundle
+
+
+def planned_config(settings: Settings) -> VideoLLMConfig:
+    """The config of the model that ``assemble`` makes; no weights are read. Errors as of ``assemble``."""
+    if settings.model.checkpoint:
+        config = checkpoint_config(settings.model)
+        lay_over(config, settings)
+    else:
+        config = parts_config(settings)[0]
+    if settings.train.lora is not None and not config.lora:
+        config.lora = to_dict(settings.train.lora)
+    return config
 
 
 def lay_data(config: VideoLLMConfig, settings: Settings) -> None:
@@ -111,8 +135,8 @@ def lay_data(config: VideoLLMConfig, settings: Settings) -> None:
         config.max_tiles = data.max_tiles
 
 
-def from_parts(settings: Settings) -> Bundle:
-    """Put a model together from a tower, a connector, a language model and a head."""
+def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenizerBase]:
+    """The config of a model of parts, and its tokenizer with all tokens."""
     given = settings.model
     if not given.head:
         raise ConfigError("model.head.name is missing: name a head, for example d2vlm, distime or text")
@@ -137,6 +161,12 @@ def from_parts(settings: Settings) -> Bundle:
         attn_implementation=given.attention,
     )
     lay_data(config, settings)
+    return config, tokenizer
+
+
+def from_parts(settings: Settings) -> Bundle:
+    """Put a model together from a tower, a connector, a language model and a head."""
+    given, (config, tokenizer) = settings.model, parts_config(settings)
     torch.manual_seed(settings.train.seed)
     model = VideoLLM(config)
     model.head.reset_parameters()

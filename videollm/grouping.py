@@ -10,13 +10,14 @@ import random
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler as Order
 
 from videollm.annotations import Record
 from videollm.config import ConfigError
 from videollm.dataset import VideoDataset, share_prompt
 from videollm.prompt import Prompt
 from videollm.structures import Turn, VisualMark
+from videollm.video import Sampler
 
 POOL = 50  # batches of all ranks among which lengths are sorted; the more, the less padding and the less chance
 STEPS = 6  # so many rough lengths of a prefix before it has doubled
@@ -48,7 +49,8 @@ def item_sizes(dataset: VideoDataset, setting: str) -> np.ndarray:
 def item_size(dataset: VideoDataset, group: Sequence[int], step: int, setting: str) -> tuple[int, int]:
     """(prefix, rest) of the item that holds the records ``group``, encoded with one frame and ``step`` for each other."""
     records = [dataset.records[i] for i in group]
-    first, count = records[0], frames_of(dataset, records[0], setting)
+    first, reader = records[0], dataset.reader
+    count = frames_of(first, reader.sampler, reader.max_tiles, setting)
     prompts = [encoded(dataset, record) for record in records]
     rest = sum(len(p) - p.prefix_length for p in prompts)
     prefix = prompts[0].prefix_length
@@ -78,13 +80,11 @@ def tokens_per_frame(dataset: VideoDataset) -> int:
     return (three - one) // 2
 
 
-def frames_of(dataset: VideoDataset, record: Record, setting: str) -> int:
+def frames_of(record: Record, sampler: Sampler, max_tiles: int, setting: str) -> int:
     """Frames of a record's video, or tiles of its images at most; ``setting`` is what asks."""
-    reader = dataset.reader
     if record.video is None:
-        tiles = max(1, (record.max_tiles or reader.max_tiles) // max(1, len(record.images)))
+        tiles = max(1, (record.max_tiles or max_tiles) // max(1, len(record.images)))
         return len(record.images) * (tiles + (tiles > 1))
-    sampler = reader.sampler
     if sampler.rule == "segments":
         return sampler.num_frames
     if record.duration_s is None:
@@ -100,7 +100,7 @@ def frames_of(dataset: VideoDataset, record: Record, setting: str) -> int:
 # ---- orders ----------------------------------------------------------------------------------------------------------
 
 
-class LengthGroupedSampler(Sampler):
+class LengthGroupedSampler(Order):
     """Indices in an order whose consecutive batches, dealt to the ranks in turn, are of similar length.
 
     Drawn anew for each epoch of ``dataset``. Within a random pool items are sorted by length and cut into one batch for
@@ -128,14 +128,14 @@ class LengthGroupedSampler(Sampler):
         return iter([i for block in blocks + last for i in block])
 
 
-class TokenBudgetBatches(Sampler):
+class TokenBudgetBatches(Order):
     """Batches that hold at most ``budget`` tokens with their padding; those of one step on all ranks are alike.
 
     ``sizes`` [N, 2] are of ``item_sizes``; the collator aligns prefixes (``aligned``) or does not. Only an item that is
     larger than the budget by itself exceeds it. Every epoch of ``dataset`` has each item once, in other batches than
     the last, and as many batches as any other, a multiple of ``ranks``: items are sorted by size with as much chance as
-    that number allows, cut where the budget is full, and the fullest batches halved until there are enough. Where there
-    are fewer items than ranks to serve, batches are empty, which the collator allows.
+    that number allows, cut where the budget is full, and the fullest batches halved until there are enough. Where that
+    takes more batches than there are items, less than one for each rank is empty, which the collator allows.
     """
 
     def __init__(self, dataset: VideoDataset, sizes: np.ndarray, budget: int, ranks: int, seed: int, aligned: bool):
@@ -143,7 +143,7 @@ class TokenBudgetBatches(Sampler):
         sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
         self.sizes = sizes if aligned else np.stack([0 * sizes[:, 0], sizes.sum(1)], 1)
         fewest = len(self._cut(self._order(np.random.default_rng(seed), 0.0)))
-        self.length = math.ceil(SLACK * fewest / ranks) * ranks
+        self.length = math.ceil(min(SLACK * fewest, len(sizes)) / ranks) * ranks
 
     def __len__(self) -> int:
         return self.length
@@ -154,7 +154,7 @@ class TokenBudgetBatches(Sampler):
             batches = self._cut(self._order(rng, chance))
             if len(batches) <= self.length:
                 break
-        self._halve(batches)
+        batches = self._halved(batches)
         costs = [self._places(batch) for batch in batches]
         costliest = costs.index(max(costs)) // self.ranks if costs else 0
         batches += [[]] * (self.length - len(batches))
@@ -183,12 +183,15 @@ class TokenBudgetBatches(Sampler):
             prefix, rest = wider, longer
         return batches
 
-    def _halve(self, batches: list[list[int]]) -> None:
-        """Split the fullest batches in place until there are ``length``, or none of two items is left."""
+    def _halved(self, batches: list[list[int]]) -> list[list[int]]:
+        """``length`` batches, made by splitting the fullest; fewer only where none of two items is left."""
         while len(batches) < min(self.length, len(self.sizes)):
-            at = max(range(len(batches)), key=lambda b: (len(batches[b]) > 1, self._places(batches[b])))
-            half = len(batches[at]) // 2
-            batches[at : at + 1] = [batches[at][:half], batches[at][half:]]
+            lack = self.length - len(batches)
+            fullest = sorted((b for b in batches if len(b) > 1), key=self._places, reverse=True)[:lack]
+            split = set(map(id, fullest))
+            halves = [(b[: len(b) // 2], b[len(b) // 2 :]) if id(b) in split else (b,) for b in batches]
+            batches = [half for pair in halves for half in pair]
+        return batches
 
     def _places(self, batch: list[int]) -> int:
         """Tokens of a batch with its padding."""

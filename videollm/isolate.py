@@ -95,7 +95,7 @@ def _serve(function: Callable, pipe: Connection, parent: int) -> None:
     """The child: answer calls until the other end is closed; never returns."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a training told to stop still needs the frames of its step
         if sys.platform == "linux":  # a hanging call would outlive a parent that was killed
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         torch.set_num_threads(1)  # a pool of threads does not survive a fork

@@ -259,14 +259,14 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         checkpointing = self.training and self.decoder.layers[0].gradient_checkpointing
         again = checkpointing or not batch["keep_prefix"]
         cache = None if again else DynamicCache()
-        # Without checkpointing both passes run all layers for every batch, forward and back: under ZeRO-3 ranks wait for
-        # each other's layers.
+        # Every batch runs the same layers in the same order, forward and back: under ZeRO-3 ranks wait for each other in
+        # each of them. So the depth does not depend on the batch, nor does what is on the graph.
         wanted = {head.inject_layer} if checkpointing else layers | {head.inject_layer}
         prefix = self.run(batch, embeds, slice(0, cut), wanted, cache)
         frames.states[head.inject_layer] = self.states_of_frames(batch, prefix[head.inject_layer])
         embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
         if again:
-            embeds = embeds if checkpointing else embeds + 0.0 * prefix[-1].sum()
+            embeds = embeds + 0.0 * prefix[head.inject_layer if checkpointing else -1].sum()
             return self.run(batch, embeds, slice(0, length), layers)
         text = self.run(batch, embeds, slice(cut, length), layers, cache)
         return {layer: torch.cat([prefix[layer], text[layer]], 1) for layer in layers}

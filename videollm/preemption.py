@@ -7,6 +7,8 @@ Trainer's callback interface and signals; nothing of models or files.
 import os
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -41,8 +43,11 @@ class StopOnSignal(TrainerCallback):
             signal.signal(signal.SIGTERM, self.before)
 
     def _note(self, _number, _frame) -> None:
-        # Data workers inherit this and live on, so that the step that runs still gets its batch.
         self.told = True
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        """Let data workers live on when all processes of a job get the signal: the running step needs its batch."""
+        train_dataloader.worker_init_fn = partial(start_worker, train_dataloader.worker_init_fn)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ask all ranks."""
@@ -54,6 +59,13 @@ class StopOnSignal(TrainerCallback):
         if told:
             self.stopped = control.should_save = control.should_training_stop = True
         return control
+
+
+def start_worker(then: Callable[[int], None] | None, worker: int) -> None:
+    """In a data worker: ignore SIGTERM, then do what else was to be done. Workers end when their loader does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if then is not None:
+        then(worker)
 
 
 def lost_peer(error: BaseException) -> bool:

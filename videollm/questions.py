@@ -5,6 +5,7 @@ answers a batch, and in which run, gives the same answers; and items of it, ever
 questions. Knows no network beyond what the bundle tells of prompts, and no output file.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -17,6 +18,7 @@ from videollm.config import ConfigError, build, to_dict
 from videollm.dataset import Item, VideoDataset, VisualReader, pack_by_video
 from videollm.generate import GenerateOptions
 
+AHEAD = 2  # batches whose videos are read while one is answered
 UNIT = 4  # full batches of a unit, about: the last one of a unit may be smaller
 
 Batch = tuple[GenerateOptions, list[Record]]
@@ -97,7 +99,7 @@ class VideoGroups(Dataset):
         made = {
             room: VideoDataset(records, reader, encoder, max_length=room, answers=False) for room in set(rooms.values())
         }
-        self.reader = reader
+        self.reader, self.batches = reader, len(batches)
         self.groups = [
             [(made[rooms[asked[i].id]], place[asked[i].id]) for i in group]
             for group in pack_by_video(asked, len(asked))
@@ -119,9 +121,15 @@ class VideoGroups(Dataset):
 
 
 def read_ahead(groups: VideoGroups, workers: int, pin: bool) -> DataLoader:
-    """The groups in order, read by worker processes while the caller is busy (in this one without any)."""
+    """The groups in order, read by worker processes while the caller is busy (in this one without any).
+
+    They are ahead by what ``AHEAD`` batches take on average; so many videos are held in memory.
+    """
     workers = min(workers, len(groups))
-    return DataLoader(groups, batch_size=None, num_workers=workers, collate_fn=_as_it_is, pin_memory=pin)
+    ahead = math.ceil(AHEAD * len(groups) / groups.batches / workers) if workers else None
+    return DataLoader(
+        groups, batch_size=None, num_workers=workers, collate_fn=_as_it_is, pin_memory=pin, prefetch_factor=ahead
+    )
 
 
 def _as_it_is(group: Asked) -> Asked:

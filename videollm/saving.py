@@ -141,7 +141,7 @@ def rewind(path: Path, step: int) -> None:
 
 def whole_lines(path: Path) -> Iterator[dict]:
     """The entries of a JSON-lines file without a torn last one."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:  # a torn line may end within a character
         for line in file:
             try:
                 yield json.loads(line)

@@ -28,6 +28,7 @@ from videollm.saving import Facts, SaveError
 from videollm.settings import Settings
 
 NOT_FOR_THE_MODEL = ("bad", "ids", "thinned", "padded")
+TORCH_SAVE = ("inline_container", "PytorchStreamWriter")  # named in what it raises on a full disk
 # What transformers does not save: counts of the run, and the sums behind the next log entry.
 PROGRESS = ("skipped", "first_bad", "padded", "term_sums", "term_steps", "_tr_loss", "_globalstep_last_logged")
 
@@ -260,8 +261,8 @@ class VideoTrainer(Trainer):
             if first:
                 saving.publish(output, name, facts)
         except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-                raise  # torch.save reports a full disk so
+            if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_SAVE):
+                raise
             raise unsaved(f"{name} into {output}", error) from None
         self.accelerator.wait_for_everyone()
 

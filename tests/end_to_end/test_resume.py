@@ -6,6 +6,7 @@ state and every tensor for equality.
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -177,7 +178,7 @@ def die_in(name: str, calls: int):
     return hook
 
 
-@pytest.mark.parametrize("name, calls, left", [("publish", 2, [2]), ("discard", 3, [2, 4]), ("publish", 5, [6, 7])])
+@pytest.mark.parametrize("name, calls, left", [("publish", 2, [2]), ("discard", 4, [4, 6]), ("publish", 5, [6, 7])])
 def test_a_kill_while_saving_leaves_the_last_good_checkpoint(whole, broken, name, calls, left):
     """Before the second checkpoint is in place, while an old one is deleted, and while the final model is written."""
     started(broken, then=die_in(name, calls), status=-signal.SIGKILL)
@@ -189,13 +190,14 @@ def test_a_kill_while_saving_leaves_the_last_good_checkpoint(whole, broken, name
     assert not (folder / saving.STAGING).exists()
 
 
-def test_a_checkpoint_that_lost_a_file_is_passed_over_and_replaced(whole, broken):
+def test_a_checkpoint_that_lost_a_file_is_passed_over_and_replaced(whole, broken, caplog):
     started(broken, then=kill_after(5), status=-signal.SIGKILL)
     folder = broken.parent / "run"
     newest = folder / "checkpoint-4"
     (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:100])
+    assert saving.last_good(folder).facts.step == 2
+    assert "checkpoint-4: passed over, 1 files are missing or have another size, first optimizer.pt" in caplog.text
     started(broken, "train.resume=true", "train.keep=1")
-    assert "checkpoint-4: passed over, 1 files are missing" in output_of(broken, 0).read_text()
     assert_same(whole, broken)
     assert [step for step, _ in saving.checkpoint_folders(folder)] == [7]
 
@@ -274,10 +276,13 @@ def full_disk(step: int, only: int = 0):
         save = VideoTrainer._save_checkpoint
 
         def limited(self, *args):
-            if self.state.global_step == step and rank == only:
-                limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-            save(self, *args)
+            full = self.state.global_step == step and rank == only
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]) if full else limits)
+            try:
+                save(self, *args)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
         VideoTrainer._save_checkpoint = limited
 
@@ -288,7 +293,7 @@ def errors(config, ranks: int = 1) -> list[str]:
     """What the ranks said."""
     said = [output_of(config, rank).read_text() for rank in range(ranks)]
     assert not any("Traceback" in text for text in said), said
-    return [line for text in said for line in text.splitlines() if line.startswith("error: ")]
+    return [line for text in said for line in re.findall(r"error: .*", text)]  # a progress bar may stand before it
 
 
 def test_a_full_disk_is_one_message_and_damages_nothing(whole, broken):

@@ -55,7 +55,7 @@ def test_every_deepspeed_file_leaves_the_runs_own_values_to_the_run(path):
     taken = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     assert [values[key] for key in taken] == ["auto"] * 4 and values["bf16"]["enabled"] == "auto"
     assert "optimizer" not in values and "scheduler" not in values
-    assert f"zero{values['zero_optimization']['stage']}.json" == path.name
+    assert path.stem.removesuffix("_offload") == f"zero{values['zero_optimization']['stage']}"
 
 
 @pytest.mark.parametrize("path", PUBLISHED)
@@ -171,11 +171,11 @@ def test_the_page_names_every_part(page):
 
 @pytest.fixture
 def script(tmp_path):
-    """Runs a script with a stand-in for python that sees ``visible`` GPUs and prints how it is called."""
+    """Runs a script with a stand-in for python that prints how it is called."""
 
-    def run(*command, visible=0, **environment):
+    def run(*command, **environment):
         fake = tmp_path / "python"
-        fake.write_text(f'#!/bin/bash\n[ "$1" = -c ] && echo {visible} || printf "%s " "$@"\n')
+        fake.write_text('#!/bin/bash\nprintf "%s " "$@"\n')
         fake.chmod(0o755)
         kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
         command = ["bash", str(ROOT / "scripts" / command[0]), *command[1:]]
@@ -186,40 +186,12 @@ def script(tmp_path):
     return run
 
 
-def test_one_process_needs_no_launcher(script):
-    assert script("train.sh", "c.yaml", "train.steps=3")[:2] == (0, "-m videollm.train --config c.yaml train.steps=3")
+def test_every_script_ends_in_the_launcher(script):
+    launched = "-m videollm.launch videollm"
+    assert script("train.sh", "c.yaml", "train.steps=3")[:2] == (0, f"{launched}.train --config c.yaml train.steps=3")
     called = script("infer.sh", "m", "a.jsonl", "v", "o.jsonl", "--batch-size", "4", "generate.do_sample=true")[1]
     wanted = "--model m --annotations a.jsonl --videos v --output o.jsonl --batch-size 4 generate.do_sample=true"
-    assert called == f"-m videollm.infer {wanted}"
-
-
-def test_gpus_are_processes_and_default_to_all_gpus(script):
-    launcher = "-m torch.distributed.run --nnodes 1 --nproc_per_node {} --standalone -m videollm.train --config c.yaml"
-    assert script("train.sh", "c.yaml", GPUS="2")[1] == launcher.format(2)
-    assert script("train.sh", "c.yaml", visible=4)[1] == launcher.format(4)
-    # Plain python would see all four and spread over them.
-    assert script("train.sh", "c.yaml", visible=4, GPUS="1")[1] == launcher.format(1)
-
-
-def test_several_nodes_meet_at_the_named_address(script):
-    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "1234", "GPUS": "8"}
-    called = script("train.sh", "c.yaml", visible=8, **nodes)[1]
-    meeting = "--node_rank 1 --master_addr node0 --master_port 1234"
-    wanted = f"-m torch.distributed.run --nnodes 2 --nproc_per_node 8 {meeting} -m videollm.train --config c.yaml"
-    assert called == wanted
-
-
-@pytest.mark.parametrize(
-    "environment, message",
-    [
-        ({"GPUS": "two"}, "GPUS=two and NNODES=1 must be whole numbers from 1"),
-        ({"GPUS": "8", "visible": 2}, "GPUS=8, but this machine shows 2"),
-        ({"NNODES": "2"}, "NNODES=2 needs MASTER_ADDR (address of node 0) and NODE_RANK (0 to 1)"),
-    ],
-)
-def test_a_launch_that_cannot_work_is_one_line(script, environment, message):
-    status, out, err = script("train.sh", "c.yaml", **environment)
-    assert (status, out) == (2, "") and message in err
+    assert called == f"{launched}.infer {wanted}"
 
 
 @pytest.mark.parametrize("stage", ["sft", "fpo"])
@@ -227,7 +199,6 @@ def test_each_stage_of_d2vlm_is_its_config_with_values_laid_over(script, stage):
     config, zero2 = f"{ROOT}/configs/d2vlm/{stage}_etchat_phi3.yaml", f"{ROOT}/configs/deepspeed/zero2.json"
     status, called, _ = script(f"d2vlm/train_{stage}.sh", "train.steps=3", GPUS="2")
     assert status == 0 and called.endswith(f"--config {config} train.deepspeed={zero2} train.steps=3")
-    assert "--nproc_per_node 2" in called
     assert script(f"d2vlm/train_{stage}.sh", "--help")[0] == 0 and script(f"d2vlm/train_{stage}.sh", "--x")[0] == 2
 
 

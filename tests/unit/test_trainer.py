@@ -9,7 +9,7 @@ from tests.models import NoiseReader, make_batch, make_bundle, record, settings,
 from videollm.assemble import part_of
 from videollm.config import ConfigError
 from videollm.dataset import VideoDataset
-from videollm.train import flat, last_checkpoint, load_metric, training_arguments
+from videollm.train import flat, load_metric, training_arguments
 from videollm.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer, parameter_groups
 
 GOOD = {"video": "a.mp4", "tgt": [0, 2], "conversations": turns("<video>\nwhen?", "in <span>")}
@@ -149,10 +149,3 @@ def test_a_metric_is_found_by_its_name_or_refused():
     for name in ("json:nothing", "no_such_module:f", "json"):
         with pytest.raises(ConfigError, match=r"train\.metric"):
             load_metric(name)
-
-
-def test_the_last_checkpoint_is_taken_only_to_resume(tmp_path):
-    for number in (2, 10):
-        (tmp_path / f"checkpoint-{number}").mkdir()
-    given = settings("internvl", "text", {"output": str(tmp_path), "resume": True})
-    assert last_checkpoint(given) == str(tmp_path / "checkpoint-10")

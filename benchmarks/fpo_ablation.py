@@ -1,0 +1,118 @@
+"""Which factor of FPO does what, on moving shapes: text only, grounding only, both, and as many supervised steps.
+
+Needs folders that the quickstart has made: each holds a supervised model of the evidence head, its pairs and its data.
+From every model and for every seed each kind trains once; answers to unseen clips are by free greedy generation, pairs
+are of validation clips. Prints the table of docs/fpo.md: means and spread over all runs.
+
+    python benchmarks/fpo_ablation.py --quickstart runs/quickstart --seeds 0 1 2 --output runs/fpo_ablation
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from all_benchmark_eval.moving_shapes import task
+from videollm import quickstart
+
+KINDS = {
+    "SFT": "{name: supervised}",
+    "text": "{name: d2vlm.fpo, grounding_weight: 0}",
+    "grounding": "{name: d2vlm.fpo, text_weight: 0}",
+    "both": "{name: d2vlm.fpo}",
+}
+METRICS = ("mIoU", "R@1 0.5", "dense_F1", "dense_caption_F1", "mc_accuracy", "accuracy", "margin")
+
+
+def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, seed: int) -> quickstart.Stage:
+    """Train one kind from the supervised model of ``folder``."""
+    values = {
+        "model.checkpoint": folder / "d2vlm/final",
+        "data.train": f"[{folder / 'pairs/train.jsonl'}]",
+        "data.validation": f"[{folder / 'pairs/val.jsonl'}]",
+        "data.videos": folder / "data/videos",
+        "data.features": folder / "features",
+        "train.objective": KINDS[kind],
+        "train.output": run,
+        "train.seed": seed,
+    }
+    command = [*quickstart.launcher(1), "videollm.train", "--config", str(args.config)]
+    command += [*(f"{key}={value}" for key, value in values.items()), *args.overrides]
+    return quickstart.Stage(f"train {run.name}", command, run.with_suffix(".train.txt"))
+
+
+def answer_stage(folder: Path, run: Path, model: Path) -> quickstart.Stage:
+    """Answer the questions about unseen clips."""
+    command = [*quickstart.launcher(1), "videollm.infer", "--model", str(model), "--videos", str(folder / "data/videos")]
+    command += ["--annotations", str(folder / "data/test.jsonl"), "--output", str(run.with_suffix(".test.jsonl"))]
+    command += ["--batch-size", "64", "generate.max_new_tokens=48"]
+    return quickstart.Stage(f"answer {run.name}", command, run.with_suffix(".answer.txt"))
+
+
+def rank_stage(folder: Path, run: Path, model: Path) -> quickstart.Stage:
+    """Rank the held-out pairs."""
+    command = [*quickstart.launcher(1), "d2vlm.rank", "--model", str(model), "--videos", str(folder / "data/videos")]
+    command += ["--annotations", str(folder / "pairs/val.jsonl"), "--output", str(run.with_suffix(".ranks.json"))]
+    return quickstart.Stage(f"rank {run.name}", command, run.with_suffix(".rank.txt"))
+
+
+def scores(folder: Path, run: Path) -> dict[str, float]:
+    """``METRICS`` of one run."""
+    items = task.load(folder / "data/test.jsonl")
+    lines = map(json.loads, run.with_suffix(".test.jsonl").read_text(encoding="utf-8").splitlines())
+    answers = {line["id"]: line for line in lines}
+    found = task.score(items, [task.to_prediction(item, answers.get(item["id"])) for item in items])
+    (ranks,) = json.loads(run.with_suffix(".ranks.json").read_text(encoding="utf-8"))["models"].values()
+    found |= {"R@1 0.5": found["R@1"]["0.5"], "accuracy": ranks["accuracy"], "margin": ranks["margin"]}
+    return {name: found[name] for name in METRICS} | {
+        f"accuracy on {factor}": of["accuracy"] for factor, of in ranks["by_factor"].items()
+    }
+
+
+def tell(results: dict[str, list[dict]]) -> None:
+    """A row a kind: mean and spread (standard deviation) over its runs, in Markdown for docs/fpo.md."""
+    print("| |", " | ".join(METRICS), "|")
+    print("|" + "---|" * (len(METRICS) + 1))
+    for kind, runs in results.items():
+        cells = []
+        for name in METRICS:
+            values = [run[name] for run in runs]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}")
+        print(f"| {kind} |", " | ".join(cells), "|")
+
+
+def main() -> None:
+    """Train, answer, rank, score, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quickstart", type=Path, nargs="+", default=[Path("runs/quickstart")], metavar="DIR")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", type=Path, default=Path("configs/tiny/d2vlm_fpo.yaml"))
+    parser.add_argument("--output", type=Path, default=Path("runs/fpo_ablation"))
+    parser.add_argument("--slots", type=int, default=2, help="commands at a time")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the config: train.steps=200 ...")
+    args = parser.parse_intermixed_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    starts = {folder: args.output / f"{k}_before" for k, folder in enumerate(args.quickstart)}
+    runs = [
+        (kind, folder, args.output / f"{k}_{kind}_{seed}", seed)
+        for k, folder in enumerate(args.quickstart)
+        for kind in KINDS
+        for seed in args.seeds
+    ]
+    quickstart.run_stages([train_stage(args, folder, run, kind, seed) for kind, folder, run, seed in runs], args.slots)
+    models = [(folder, run, folder / "d2vlm/final") for folder, run in starts.items()]
+    models += [(folder, run, run / "final") for _, folder, run, _ in runs]
+    stages = [make(*model) for model in models for make in (answer_stage, rank_stage)]
+    quickstart.run_stages(stages, args.slots)
+    results = {"before": [scores(folder, run) for folder, run in starts.items()]}
+    for kind, folder, run, _ in runs:
+        results.setdefault(kind, []).append(scores(folder, run))
+    settings = {"quickstart": list(map(str, args.quickstart)), "seeds": args.seeds, "overrides": args.overrides}
+    report = json.dumps({"settings": settings, "results": results}, indent=1)
+    (args.output / "results.json").write_text(report + "\n", encoding="utf-8")
+    tell(results)
+
+
+if __name__ == "__main__":
+    main()

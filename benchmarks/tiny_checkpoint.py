@@ -1,0 +1,48 @@
+"""Moving-shapes clips, questions about them, and a small model with random weights: what other benchmarks run on.
+
+    python -m benchmarks.tiny_checkpoint FOLDER --questions 200
+
+writes ``FOLDER/{clips, questions.jsonl, model}``; what is there already is kept. The model is configs/tiny/distime.yaml
+with nothing trained, so its answers mean nothing and mostly run to their token limit.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from videollm.assemble import assemble
+from videollm.config import build, override, read_yaml
+from videollm.settings import Settings
+from videollm.synthetic import write_dataset
+from videollm.tiny import build_word_tokenizer
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs/tiny/distime.yaml"
+QUESTIONS_A_CLIP = 3  # at least: one an event, a dense caption, a choice
+
+
+def make(folder: Path, questions: int, overrides: tuple[str, ...] = ()) -> None:
+    """Write clips, ``questions`` questions and the model; ``overrides`` are of the training config."""
+    clips = -(-questions // QUESTIONS_A_CLIP)
+    write_dataset(folder / "clips", {"test": clips}, workers=1)
+    lines = (folder / "clips/test.jsonl").read_text(encoding="utf-8").splitlines()[:questions]
+    (folder / "questions.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    if (folder / "model").is_dir():
+        return
+    texts = (turn["value"] for line in map(json.loads, lines) for turn in line["conversations"])
+    build_word_tokenizer(texts).save_pretrained(folder / "tokenizer")
+    untrained = ("vision_weights=null", "word_vectors=null", "feature_mean=null", f"tokenizer={folder / 'tokenizer'}")
+    values = override(read_yaml(CONFIG), [*(f"model.{key}" for key in untrained), "train.deepspeed=null", *overrides])
+    assemble(build(Settings, values)).save(folder / "model")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--questions", type=int, default=200)
+    args = parser.parse_args()
+    make(args.folder, args.questions)
+
+
+if __name__ == "__main__":
+    main()

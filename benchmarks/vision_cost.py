@@ -1,0 +1,139 @@
+"""Where a training step of E.T. Chat and D2VLM goes, and what is saved on its vision tower: arithmetic, and measured.
+
+The arithmetic counts multiply-adds of the matrix products at the real sizes, for one video of ``--frames`` frames. The
+measurements are of a scaled-down EVA tower and Q-Former on this machine: each saving against the same work without it,
+taking turns in one process, a ratio being the median over rounds.
+
+    python benchmarks/vision_cost.py --repeats 5 --json out.json
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from d2vlm_step import peak_mib, ratio, seconds
+
+from videollm.connectors import build_connector
+from videollm.vision import build_tower, encode_frames
+
+TOWER = {"layers": 39, "width": 1408, "mlp": 6144, "patches": 256}
+QFORMER = {"layers": 12, "width": 768, "mlp": 3072, "queries": 32, "words": 20, "cross": 6}
+LANGUAGE = {"layers": 32, "width": 3072, "mlp": 8192, "words": 80}
+
+
+def shares(frames: int) -> dict[str, float]:
+    """TFLOPs of one training step on one video: frozen tower, trained Q-Former, language model with adapters."""
+    t, q, m = TOWER, QFORMER, LANGUAGE
+    tokens = t["patches"] + 1
+    block = tokens * (4 * t["width"] ** 2 + 2 * t["width"] * t["mlp"]) + 2 * tokens**2 * t["width"]
+    tower = t["layers"] * block  # forward only
+    seen = q["queries"] + q["words"]
+    layer = seen * (4 * q["width"] ** 2 + 2 * q["width"] * q["mlp"]) + 2 * seen**2 * q["width"]
+    cross = t["patches"] * 2 * t["width"] * q["width"] + q["queries"] * 2 * q["width"] ** 2
+    cross += 2 * q["queries"] * t["patches"] * q["width"]
+    pool = (t["patches"] + q["queries"]) * t["width"] ** 2 + 2 * q["queries"] * t["patches"] * t["width"]
+    qformer = 3 * (q["layers"] * layer + q["cross"] * cross + pool)  # forward, and backward to inputs and weights
+    length = frames + m["words"]
+    language = m["layers"] * (length * (4 * m["width"] ** 2 + 3 * m["width"] * m["mlp"]) + 2 * length**2 * m["width"])
+    language += m["words"] * 32064 * m["width"]
+    return {
+        "vision tower": 2e-12 * frames * tower,
+        "Q-Former": 2e-12 * frames * qformer,
+        "language model": 2e-12 * 2 * language,  # frozen weights: backward to inputs only
+    }
+
+
+# ---- measured --------------------------------------------------------------------------------------------------------
+
+
+def tower_of(attention: str = "sdpa") -> torch.nn.Module:
+    """EVA's form, an eighth of its depth and a quarter of its width; frames of 224 pixels, 256 patches."""
+    torch.manual_seed(0)
+    tower = build_tower(
+        {
+            "type": "instructblip", "image_size": 224, "patch_size": 14, "hidden_size": 352, "num_hidden_layers": 5,
+            "num_attention_heads": 4, "intermediate_size": 1536, "attn_implementation": attention,
+        }
+    )  # fmt: skip
+    return tower.eval()
+
+
+def kinds(frames: int, questions: int, chunk: int) -> dict[str, tuple[Callable, Callable]]:
+    """saving -> (the work without it, the work with it)."""
+    tower, eager = tower_of(), tower_of("eager")
+    half = tower_of().bfloat16()
+    pixels = torch.randn(frames, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    connector = build_connector(
+        {"type": "qformer", "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6,
+         "intermediate_size": 768}, 352, 512,
+    )  # fmt: skip
+    features = encode_frames(tower, pixels, chunk)
+    ids = torch.randint(0, 1000, (1, 20))
+    owner = torch.zeros(frames, dtype=torch.int64)
+
+    def compress(once: bool) -> None:
+        text = (ids, torch.ones_like(ids), owner) if once else (ids[owner], torch.ones_like(ids)[owner], None)
+        connector(features, *text).sum().backward()
+
+    def graph() -> Tensor:
+        return tower(pixels)
+
+    return {
+        f"each video once, for {questions} questions": (
+            lambda: encode_frames(tower, torch.cat([pixels] * questions), chunk),
+            lambda: encode_frames(tower, pixels, chunk),
+        ),
+        "no graph": (graph, lambda: encode_frames(tower, pixels, frames)),
+        f"{chunk} of {frames} frames at a time": (
+            lambda: encode_frames(tower, pixels, frames),
+            lambda: encode_frames(tower, pixels, chunk),
+        ),
+        "SDPA": (lambda: encode_frames(eager, pixels, chunk), lambda: encode_frames(tower, pixels, chunk)),
+        "bf16": (
+            lambda: encode_frames(tower, pixels, chunk),
+            lambda: encode_frames(half, pixels.bfloat16(), chunk),
+        ),
+        "question embedded once (Q-Former, training)": (lambda: compress(False), lambda: compress(True)),
+    }
+
+
+def main() -> None:
+    """Count, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--frames", type=int, default=100, help="of the arithmetic")
+    parser.add_argument("--measured-frames", type=int, default=16)
+    parser.add_argument("--questions", type=int, default=4)
+    parser.add_argument("--chunk", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    counted = shares(args.frames)
+    for part, count in counted.items():
+        print(f"{part}: {count:.1f} TFLOP, {100 * count / sum(counted.values()):.0f} % of a step, {args.frames} frames")
+    found = {}
+    for name, (without, with_it) in kinds(args.measured_frames, args.questions, args.chunk).items():
+        times: dict[str, list[float]] = {"without": [], "with": []}
+        for k in range(args.repeats + 1):
+            for kind, step in (("without", without), ("with", with_it)):
+                spent = seconds(step, "cpu")
+                times[kind] += [spent] if k else []
+        peaks = [peak_mib(step, "cpu") for step in (without, with_it)]
+        found[name] = {"speed": ratio(times, "without", "with"), "seconds": times, "peak MiB": peaks}
+        spent = [1000 * statistics.median(times[kind]) for kind in ("without", "with")]
+        print(
+            f"{name}: {found[name]['speed']['median']:.2f}x the speed ({spent[0]:.0f} -> {spent[1]:.0f} ms), "
+            f"peak {peaks[0]:.0f} -> {peaks[1]:.0f} MiB"
+        )
+    if args.json:
+        args.json.write_text(json.dumps({"TFLOP": counted, "measured": found}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
