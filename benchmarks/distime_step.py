@@ -4,10 +4,11 @@ Claims: a training step (LoRA, embeddings, output and head learn) costs no more 
 with the same losses; a step on stored tower features against one that runs the frozen tower; a batch of 16 answered
 against one answer at a time, in tokens a second after the prompt, and with it. Weights are random; widths are the
 real ones, depth and vocabulary are cut by ``--scale`` alike (8: 3 of 24 layers in the tower and in the language model).
-All kinds take turns, and a ratio is the median over the rounds. On a CPU the clock is the time of its cores.
+bf16, as the recipe has it. All kinds take turns, and a ratio is the median over the rounds. On a CPU the clock is the
+time of its cores.
 
     python -m benchmarks.distime_step --json distime_step.json
-    python -m benchmarks.distime_step --device cuda --dtype bfloat16 --scale 1 --frames 16
+    python -m benchmarks.distime_step --device cuda --scale 1 --frames 16 --tokens 128
 """
 
 import argparse
@@ -24,7 +25,7 @@ from videollm.assemble import set_trainable
 from videollm.collate import Collator
 from videollm.dataset import Item
 from videollm.generate import GenerateOptions
-from videollm.lora import add_lora
+from videollm.lora import add_lora, merge_lora
 from videollm.model import VideoLLM, VideoLLMConfig
 from videollm.prompt import Prompt, Ref
 from videollm.settings import LoraSettings, PartSettings, TrainSettings
@@ -125,7 +126,7 @@ def rounds(args: argparse.Namespace, kinds: dict[str, Callable[[], object]], rep
     for k in range(repeats + 1):
         for name, step in kinds.items():
             spent = seconds(step, args.device)
-            times[name] += [spent] * (k > 0)
+            times[name] += [spent] if k else []
     return times
 
 
@@ -174,6 +175,7 @@ def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
     """``args.answers`` questions at once against one, ``args.tokens`` tokens each; tokens a second and their ratio."""
     items = [make_item(args, seed, answered=False, frames=1) for seed in range(args.answers)]
     one, many = (make_batch(args, some, left=True) for some in (items[:1], items))
+    merge_lora(model)  # as a finished run is asked
     model.eval()
 
     def generate(batch: dict, tokens: int) -> Callable[[], object]:
@@ -183,7 +185,6 @@ def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
     with torch.no_grad():
         kinds = {f"{name}, {n}": generate(b, n) for name, b in (("1", one), ("all", many)) for n in (1, args.tokens)}
         times = rounds(args, kinds, args.repeats)
-    model.train()
     whole = {name: times[f"{name}, {args.tokens}"] for name in ("1", "all")}
     after = {name: [a - b for a, b in zip(whole[name], times[f"{name}, 1"], strict=True)] for name in whole}
     size = {"1": 1, "all": args.answers}
@@ -205,12 +206,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--json", metavar="FILE", help="write the figures here too")
     return parser.parse_args()
 
 
-@torch.enable_grad()
 def main() -> None:
     """Measure and print."""
     args = arguments()

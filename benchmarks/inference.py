@@ -17,6 +17,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from benchmarks.tiny_checkpoint import QUESTIONS_A_CLIP, make
 from videollm.annotations import Record
 from videollm.answering import Speed, answer_records
@@ -99,6 +101,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # the worker needs a core of its own
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make(folder, args.clips * QUESTIONS_A_CLIP)

@@ -3,7 +3,8 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Make moving-shapes clips, train the D2VLM, DisTime and plain-text heads on them, answer unseen clips, write a report.
+Make moving-shapes clips, train the D2VLM, DisTime and plain-text heads on them, go on with D2VLM's by preferences (FPO)
+and without, answer unseen clips, write a report.
 
 usage: bash scripts/quickstart.sh [--output DIR] [options of videollm.quickstart]
 

@@ -42,7 +42,7 @@ class Collator:
     ``frame_source`` [V], which of them (pixels first) each is; ``frame_row``, ``frame_col`` [V] (column -1 for image
     tiles); ``times_s``,
     ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``; ``keep_prefix`` (no answered
-    span stands in a prefix); and for a connector that reads the
+    span stands in a prefix); ``prefix_labels`` (a label is predicted from a place in one); and for a connector that reads the
     question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and ``bad`` are lists of strings; ``padded`` holds the
     numbers of padded and of all places. With ``rank`` also
     ``pair_chosen``, ``pair_rejected`` [P] (samples), ``label_sample`` [M] (``num_samples`` in a prefix, which answers
@@ -74,6 +74,7 @@ class Collator:
         places = [self._columns(r, prefix, length) for r in rows]
         batch |= self._tokens(rows, places, prefix, length)
         batch |= self._labels(rows, places, length)
+        batch["prefix_labels"] = bool((batch["label_index"] % length < prefix).any())
         batch |= self._refs(items, rows, places, length)
         # An answer in front of a later turn's video: its spans change the prefix, which then cannot be kept.
         answered = (t < r.prefix and ref.role in (Role.EVIDENCE, Role.ANSWER) for r in rows for _, t, ref in r.refs)

@@ -5,6 +5,7 @@ step, and how many wait for the backward pass. Operators only report shapes, so 
 needed; what a GPU's kernels and its allocator take besides is not seen. No files, no optimizer.
 """
 
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -86,7 +87,8 @@ def dry_run(model: VideoLLM, settings: Settings, load: Load, zero_stage: int = 0
     # Autocast is that of the CPU: of the common layers it only runs norms in bf16 that a GPU's runs in fp32.
     half = settings.train.precision == "bf16" and not settings.train.deepspeed
     autocast = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
-    with shapes, zero3(zero_stage == 3):
+    mask = without_padding(model.decoder) if load.rows == 1 and batch["plain_causal"] else nullcontext()
+    with shapes, zero3(zero_stage == 3), mask:
         batch = {key: as_shape(value, shapes) for key, value in batch.items()}
         tensors = [value for value in batch.values() if isinstance(value, Tensor)]
         found.columns, found.batch = batch["input_ids"].shape[1], sum(map(size_of, tensors))
@@ -163,6 +165,18 @@ class LiveBytes(TorchDispatchMode):
 def let_go(parameter: Tensor) -> None:
     """Drop a gradient once it is complete; it is counted with the weights."""
     parameter.grad = None
+
+
+@contextmanager
+def without_padding(decoder: nn.Module) -> Iterator[None]:
+    """Plain causal attention: where no row is padded transformers makes no mask, but here it cannot look for that."""
+    module = sys.modules[type(decoder).__module__]
+    made = module.create_causal_mask
+    module.create_causal_mask = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        module.create_causal_mask = made
 
 
 def size_of(tensor: Tensor) -> int:

@@ -33,6 +33,7 @@ from videollm.video import BACKENDS, Sampler
 
 MOST_WORKERS = 4  # by default, for one process
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OVERRIDES = ("sampler", "generate", "head", "compatibility")  # keys of the command line
 
 
@@ -74,6 +75,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--decode-timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
     parser.add_argument("--frames", metavar="STORE", help="decoded frames of python -m videollm.frames build")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="of weights and states")
     parser.add_argument("--backend", choices=list(BACKENDS), default="pyav")
     parser.add_argument("overrides", nargs="*", help="sampler.num_frames=32 compatibility=published ...")
     return parser.parse_intermixed_args(argv)
@@ -94,6 +96,12 @@ def asked_settings(overrides: Sequence[str], model: str) -> tuple[GenerateOption
     return build(GenerateOptions, values.get("generate", {}), "generate"), values["model"]["head"], sampling
 
 
+def special_of(precision: str, head: dict) -> dict:
+    """What of precision and head options is not the default, for the meta file."""
+    given = {"precision": precision} if precision != "fp32" else {}
+    return given | ({"head": head} if head else {})
+
+
 def run(args: argparse.Namespace) -> None:
     """Load, answer this rank's share, merge, and prove that every question has its line."""
     options, head, sampling = asked_settings(args.overrides, args.model)
@@ -101,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     units = plan(records, options, args.batch_size)  # also says bad options of a record before the model is loaded
     if not Path(args.videos).is_dir():
         raise ConfigError(f"--videos: {args.videos} is not a folder; give the one that the paths are below")
-    bundle = load(args.model, head=head)
+    bundle = load(args.model, head=head, dtype=PRECISIONS[args.precision])
     sampler = build(Sampler, bundle.config.sampler | sampling, "sampler")
     device = usable_device(args.device if args.device != "cuda" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     reader = bundle.reader(args.videos, sampler, backend=args.backend, timeout_s=args.decode_timeout)
@@ -115,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
             meta = {
                 "model": str(args.model), "content": outputs.model_content(args.model),
                 "annotations": list(map(str, args.annotations)), "sampler": to_dict(sampler),
-                "decoding": to_dict(options) | ({"head": head} if head else {}), "config": bundle.config.to_dict(),
+                "decoding": to_dict(options) | special_of(args.precision, head), "config": bundle.config.to_dict(),
                 "commit": commit(),
             }  # fmt: skip
             meta = outputs.check_meta(args.output, meta) | meta

@@ -75,10 +75,11 @@ def plan(environment: Mapping[str, str], gpus: int) -> Plan:
 def from_slurm(values: Mapping[str, str]) -> dict[str, str]:
     """GPUS, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT of a task that srun started."""
     found = {ours: values[theirs] for ours, theirs in SLURM.items() if theirs in values}
-    if values.get("SLURM_STEP_NUM_TASKS") != values.get("SLURM_STEP_NUM_NODES"):
+    tasks, nodes = values.get("SLURM_STEP_NUM_TASKS"), values.get("SLURM_STEP_NUM_NODES")
+    if tasks != nodes:
         raise ConfigError(
-            f"srun started {values.get('SLURM_STEP_NUM_TASKS')} tasks on {values.get('SLURM_STEP_NUM_NODES')} nodes, but "
-            "each task starts the processes of its node; give --ntasks-per-node=1"
+            f"srun started {tasks} tasks on {nodes} nodes, but each task starts the processes of its node; give "
+            "--ntasks-per-node=1"
         )
     if "SLURM_GPUS_ON_NODE" in values:
         found["GPUS"] = values["SLURM_GPUS_ON_NODE"]

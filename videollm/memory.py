@@ -7,6 +7,7 @@ read. Not counted: the CUDA context (about 0.5 GB), NCCL, and what the allocator
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,9 +24,9 @@ from videollm.dataset import pack_by_video
 from videollm.dry_run import DryRun, Load, NoEstimate, dry_run, prompts_of, word_bundle
 from videollm.errors import tell
 from videollm.grouping import frames_of
-from videollm.model import VideoLLM
+from videollm.model import VideoLLM, VideoLLMConfig
 from videollm.objectives import build_objective
-from videollm.preflight import read_deepspeed, stage_of
+from videollm.preflight import read_deepspeed, stage_of, world_size
 from videollm.settings import Settings
 from videollm.video import Sampler
 
@@ -107,15 +108,13 @@ class Estimate:
         return self.states + max(self.run.peak + sum(self.buffers.values()), self.step)
 
 
-def estimate(settings: Settings, load: Load | None = None, world: int = 1) -> Estimate:
-    """What one of ``world`` processes needs for batches of ``load`` (by default ``assumed_load``).
+def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) -> Estimate:
+    """What one of ``world`` processes needs to train a ``planned_model`` on batches of ``load``; uses ``model`` up.
 
     Raises:
-        ConfigError, CheckpointError: as of assembling the model.
+        ConfigError: a DeepSpeed file that the run would not take.
         NoEstimate: a head or an objective that looks at numbers.
     """
-    model = planned_model(settings)
-    load = load or assumed_load(settings, model)
     zero, half = Zero.read(settings), settings.train.precision == "bf16" and bool(settings.train.deepspeed)
     if half:
         model.to(torch.bfloat16)
@@ -132,9 +131,9 @@ def estimate(settings: Settings, load: Load | None = None, world: int = 1) -> Es
     return found
 
 
-def planned_model(settings: Settings) -> VideoLLM:
-    """The model that the run trains, on the meta device."""
-    config = planned_config(settings)
+def planned_model(settings: Settings, config: VideoLLMConfig | None = None) -> VideoLLM:
+    """The model that the run trains, on the meta device; ``config`` if it is known. Errors as of assembling it."""
+    config = copy.deepcopy(config) if config is not None else planned_config(settings)
     config._attn_implementation = "sdpa"  # what flash_attention_2 keeps for the backward pass is the same
     with torch.device("meta"):
         model = VideoLLM(config)
@@ -240,11 +239,20 @@ def tables(found: Estimate) -> list[Table]:
     return [held, run, total]
 
 
-def show(found: Estimate) -> None:
-    """Print an estimate."""
+def show(found: Sequence[Table]) -> None:
+    """Print tables."""
     console = Console(width=110)
-    for table in tables(found):
+    for table in found:
         console.print(table)
+
+
+def show_for_run(settings: Settings, bundle: Bundle, records: Sequence[Record]) -> None:
+    """Print what the run's largest batch needs beside the weights, or why that is not known."""
+    try:
+        model = planned_model(settings, bundle.config)
+        show(tables(estimate(model, settings, largest_load(settings, bundle, records), world_size()))[1:])
+    except NoEstimate as error:
+        print(f"memory: no estimate, the head or the objective looks at numbers ({error})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -257,15 +265,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, help="of a video, with data.pack; default data.max_questions")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.batch_size=4 ...")
     args = parser.parse_intermixed_args(argv)
-    from videollm.train import read_settings  # which prints an estimate itself
+    from videollm.train import read_settings  # imported here: training prints an estimate itself
 
     try:
         for name in ("gpus", "frames", "text", "questions"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise ConfigError(f"--{name}: {getattr(args, name)}, but it must be at least 1")
         settings = read_settings(override(read_yaml(args.config), args.overrides))
-        load = assumed_load(settings, planned_model(settings), args.frames, args.text, args.questions)
-        show(estimate(settings, load, args.gpus))
+        model = planned_model(settings)
+        load = assumed_load(settings, model, args.frames, args.text, args.questions)
+        show(tables(estimate(model, settings, load, args.gpus)))
     except (AnnotationError, CheckpointError, ConfigError) as error:
         return tell(error)
     except NoEstimate as error:

@@ -259,8 +259,8 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         checkpointing = self.training and self.decoder.layers[0].gradient_checkpointing
         again = checkpointing or not batch["keep_prefix"]
         cache = None if again else DynamicCache()
-        # Every batch runs the same layers in the same order, forward and back: under ZeRO-3 ranks wait for each other in
-        # each of them. So the depth does not depend on the batch, nor does what is on the graph.
+        # Under ZeRO-3 ranks wait for each other in every layer, forward and back. So neither the depth nor what is on
+        # the graph depends on the batch.
         wanted = {head.inject_layer} if checkpointing else layers | {head.inject_layer}
         prefix = self.run(batch, embeds, slice(0, cut), wanted, cache)
         frames.states[head.inject_layer] = self.states_of_frames(batch, prefix[head.inject_layer])
@@ -269,6 +269,9 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
             embeds = embeds + 0.0 * prefix[head.inject_layer if checkpointing else -1].sum()
             return self.run(batch, embeds, slice(0, length), layers)
         text = self.run(batch, embeds, slice(cut, length), layers, cache)
+        unread = -1 not in (head.query_layer, *head.frame_layers) and not batch["prefix_labels"]
+        if unread and not is_deepspeed_zero3_enabled():  # of the prefix the last layer gives keys and values only
+            prefix[-1] = prefix[-1].detach()
         return {layer: torch.cat([prefix[layer], text[layer]], 1) for layer in layers}
 
     def forward(

@@ -34,6 +34,7 @@ from videollm.errors import tell
 from videollm.features import FeatureStore
 from videollm.frames import open_store
 from videollm.lora import merge_lora
+from videollm.memory import show_for_run
 from videollm.mixture import below, load_training
 from videollm.objectives import build_objective
 from videollm.preemption import EXIT_STATUS, Preempted, StopOnSignal, lost_peer
@@ -70,13 +71,15 @@ def train(settings: Settings) -> Path:
     objective.check(records, settings)
     bundle = assemble(settings)
     set_trainable(bundle.model, settings.train)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print_trainable(bundle)
+        show_for_run(settings, bundle, records)
     arguments = training_arguments(settings)  # starts the process group
     objective.prepare(bundle, settings)
     bundle.model.objective = objective
     rank, world = arguments.process_index, arguments.world_size
     open_run(settings, checkpoint.facts.step if checkpoint else 0, world, rank)
     if rank == 0:
-        print_trainable(bundle)
         tell_left_out(left_out, Path(settings.train.output))
     reader = make_reader(bundle, settings, arguments, records, root)
     dataset = make_dataset(bundle, settings, reader, records)

@@ -19,9 +19,17 @@ def test_the_quickstart_writes_a_whole_report(repository, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert set(report["heads"]) == {"d2vlm", "distime", "text"}
-    for scores in report["heads"].values():
+    assert set(report["further"]) == {"d2vlm_sft_more", "d2vlm_fpo"}
+    for scores in (*report["heads"].values(), *report["further"].values()):
         assert 0 <= scores["mIoU"] <= 1 and set(scores["R@1"]) == {"0.3", "0.5", "0.7"} and "dense_F1" in scores
     assert report["oracle"]["mIoU"] > report["baselines"]["random_event"]["mIoU"]
+    pairs = report["pairs"]
+    assert set(pairs) == {"d2vlm", *report["further"]}
+    assert len({found["pairs"] for found in pairs.values()}) == 1 and not pairs["d2vlm"]["unreadable"]
+    assert all(0 <= found["accuracy"] <= 1 and "swap" in found["by_factor"] for found in pairs.values())
+    assert {"train d2vlm_fpo", "rank held-out pairs"} <= set(report["wall_s"])
     assert report["seed"] == 3 and report["wall_s"]["total"] > 0 and report["cpu_s"]["total"] > 0
     for name in ("report.html", "scores.png", "losses.png", "timelines.png"):
         assert (tmp_path / "run" / name).stat().st_size > 1000
+    assert "d2vlm + FPO" in done.stdout and "d2vlm + SFT" in done.stdout and "held-out pairs" in done.stdout
+    assert "<h2>Preferences</h2>" in (tmp_path / "run/report.html").read_text()

@@ -20,6 +20,7 @@ from tests.models import (
     write_config,
     write_lines,
 )
+from videollm.generate import GenerateOptions
 from videollm.train import main
 
 MIXED = ["two_spans", "image", "turns", "text", "asked", "no_spans"]
@@ -74,6 +75,14 @@ def test_bf16_is_fp32_within_its_precision(pair, kind):
         n: pytest.approx(v.item(), rel=0.05, abs=0.03) for n, v in terms.items()
     }
     assert distance(grads, regrads) < 0.2
+
+
+def test_logits_are_made_for_the_last_place_of_a_prompt_only():
+    bundle, shapes = make_bundle("internvl", "distime"), []
+    bundle.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: shapes.append(out.shape[:-1].numel()))
+    batch = make_batch(bundle, MIXED, left=True)
+    bundle.model.generate_ids(batch, 0, 1, GenerateOptions(max_new_tokens=3))
+    assert shapes == [len(MIXED)] * 3
 
 
 def test_no_loop_over_samples_runs_a_layer_more_often_for_more_of_them():

@@ -200,3 +200,37 @@ def test_stored_features_stand_beside_pixels_in_one_batch(bundle):
         batch = collate(items)
         assert len(batch["features"]) == 10 and len(batch["pixel_values"]) == 2
         torch.testing.assert_close(model.frame_tokens(batch), alone)
+
+
+def test_a_video_of_several_samples_is_in_the_batch_and_in_the_tower_once(bundle, monkeypatch):
+    dataset = make_dataset(bundle, [*SAME_VIDEO, "asked"])
+    items = [dataset[i] for i in range(4)]
+    collate, model, calls = bundle.collator(), bundle.model, []
+    apart = collate(items)
+    assert "frame_source" not in apart
+    for item in items[:3]:
+        item.pixels = items[0].pixels
+    shared = collate([items[0], items[3], *items[1:3]])
+    assert len(shared["pixel_values"]) == len(apart["pixel_values"]) - 2 * len(items[0].pixels)
+    monkeypatch.setattr(model, "encode_frames", lambda p, encode=model.encode_frames: calls.append(len(p)) or encode(p))
+    with torch.no_grad():
+        together, alone = model.frame_tokens(shared), model.frame_tokens(apart)
+    a, b = len(items[0].pixels), len(items[3].pixels)
+    order = [*range(a), *range(3 * a, 3 * a + b), *range(a, 3 * a)]
+    torch.testing.assert_close(together, alone[order])
+    assert calls == [a + b, 3 * a + b]
+
+
+def test_shared_features_stand_beside_shared_pixels(bundle):
+    dataset = make_dataset(bundle, [*SAME_VIDEO[:2], "asked", {**LINES["asked"], "id": "again"}])
+    items = [dataset[i] for i in (2, 0, 3, 1)]
+    collate, model = bundle.collator(), bundle.model
+    with torch.no_grad():
+        alone = model.frame_tokens(collate(items))
+        features = model.vision_tower(items[0].pixels)
+        for item in (items[0], items[2]):
+            item.features, item.pixels = features, None
+        items[1].pixels = items[3].pixels
+        batch = collate(items)
+        assert len(batch["features"]) == 6 and len(batch["pixel_values"]) == 4
+        torch.testing.assert_close(model.frame_tokens(batch), alone)

@@ -189,7 +189,10 @@ def test_training_and_inference_take_the_preset_from_the_command_line(tmp_path, 
     assert options.encode_spans is False and head == {"compatibility": "published"} and sampling == {"num_frames": 3}
     asked = write_lines(tmp_path / "q.jsonl", clip_lines(1))
     arguments = ["--model", str(final), "--annotations", asked, "--videos", str(clips()), "--output"]
-    assert infer([*arguments, str(tmp_path / "a.jsonl"), "compatibility=published", "generate.max_new_tokens=3"]) == 0
+    published = ["compatibility=published", "generate.max_new_tokens=3", "--precision", "bf16"]
+    assert infer([*arguments, str(tmp_path / "a.jsonl"), *published]) == 0
+    (line,) = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    assert line["error"] is None
     assert json.loads((tmp_path / "a.jsonl.meta.json").read_text())["decoding"]["encode_spans"] is False
     capsys.readouterr()
     assert infer([*arguments, str(tmp_path / "b.jsonl"), "compatibility=none"]) == 2

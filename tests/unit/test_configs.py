@@ -205,11 +205,9 @@ def test_each_stage_of_d2vlm_is_its_config_with_values_laid_over(script, stage):
 @pytest.mark.parametrize("size", ["1b", "8b"])
 def test_each_size_of_distime_is_its_config_with_values_laid_over(script, size):
     config, zero2 = f"{ROOT}/configs/distime/internvl2_5_{size}_lora.yaml", f"{ROOT}/configs/deepspeed/zero2.json"
-    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "GPUS": "8"}
     name = f"distime/train_internvl2_5_{size}.sh"
-    status, called, _ = script(name, "train.steps=3", visible=8, **nodes)
+    status, called, _ = script(name, "train.steps=3")
     assert status == 0 and called.endswith(f"--config {config} train.deepspeed={zero2} train.steps=3")
-    assert "--nnodes 2 --nproc_per_node 8 --node_rank 1 --master_addr node0" in called
     assert script(name, "--help")[0] == 0 and script(name, "--x")[0] == 2
 
 

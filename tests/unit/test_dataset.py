@@ -1,10 +1,11 @@
 """Records become items: frames thinned before text, videos named where they cannot be read, draws by seed and epoch."""
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.models import HEADS, LENGTHS, NoiseReader, clip_lines, clips, make_bundle, make_dataset, record, turns
 from videollm.config import ConfigError
-from videollm.dataset import VideoDataset, pack_by_video
+from videollm.dataset import VideoDataset, VisualReader, pack_by_video
 from videollm.video import Sampler
 
 LONG = {"video": "b.mp4", "duration": 6, "tgt": [1, 5], "conversations": turns("<video>\nwhen is it?", "in <span>")}
@@ -101,6 +102,18 @@ def test_a_packed_item_reads_its_video_once(bundle):
     dataset = VideoDataset(lines, reader, bundle.encoder(), max_length=1024, pack=True)
     assert len(dataset) == 1 and len(dataset[0].prompts) == 3 and calls == ["b.mp4"]
     assert dataset[0].ids == ["q0", "q1", "q2"]
+
+
+def test_a_batch_decodes_each_video_once_and_keeps_its_order(monkeypatch):
+    bundle = make_bundle("internvl", "text")
+    reader = bundle.reader(clips(), Sampler(rule="segments", num_frames=3))
+    calls, decode = [], VisualReader.decode
+    monkeypatch.setattr(VisualReader, "decode", lambda self, name, *more: calls.append(name) or decode(self, name, *more))
+    dataset = VideoDataset([record(line) for line in clip_lines(8)], reader, bundle.encoder(), max_length=1024)
+    (items,) = DataLoader(dataset, sampler=[0, 1, 4, 5, 0], batch_size=5, collate_fn=list)
+    assert [item.ids for item in items] == [["q0"], ["q1"], ["q4"], ["q5"], ["q0"]]
+    assert sorted(calls) == ["clip0.mp4", "clip1.mp4"]
+    assert items[0].pixels is items[2].pixels and items[1].pixels is items[3].pixels
 
 
 def test_frames_are_drawn_by_seed_epoch_and_index_only():

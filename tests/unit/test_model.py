@@ -230,6 +230,21 @@ def test_a_video_behind_an_answer_with_spans_is_trained_as_it_is_asked():
     assert bundle.model(**batch).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_words_said_before_a_video_are_learnt_from_the_prefix():
+    """Elsewhere nothing is learnt from what the last layer makes of it, and no gradient goes there."""
+    early = {
+        "video": "a.mp4", "duration": 4, "tgt": [1, 3],
+        "conversations": turns("hi", "hello there", "<video>\nwhen?", "<span>"),
+    }  # fmt: skip
+    bundle = make_bundle("internvl", "d2vlm")
+    for lines, labels in ((ALL, False), ([early, "two_spans"], True)):
+        batch = make_batch(bundle, lines)
+        assert batch["keep_prefix"] and batch["prefix_labels"] is labels
+        reference_loss(bundle, batch).backward()
+        wanted = gradients(bundle.model)
+        assert_same_gradients(wanted, step(bundle.model, batch)[2])
+
+
 def test_the_injection_layer_must_exist():
     bundle = make_bundle("internvl", "d2vlm", head={"name": "d2vlm", "inject_layer": 9})
     with pytest.raises(ValueError, match="layer 9"):

@@ -291,6 +291,7 @@ def test_rejected_answers_that_a_record_has_are_kept():
         ({"severity": {"iou": [0, 1]}}, "severity.iou: a tIoU of 1 is the true span"),
         ({"severity": {"stretch": [0.5, 2]}}, "severity.stretch"),
         ({"severity": {"events": 0}}, "severity.events"),
+        ({"severity": {"step_s": 0}}, "severity.step_s"),
         ({"mix": {"shift": -1}}, "mix.shift"),
         ({"mix": {"shfit": 1}}, "did you mean mix.shift"),
         ({"mix": {"rewrite": 1}}, "give both or neither"),
@@ -459,3 +460,17 @@ def test_a_users_error_is_one_line(annotations, tmp_path, capsys, arguments, say
     arguments = [argument.format(tmp_path) for argument in arguments]
     assert main(["--annotations", str(annotations), *arguments]) == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_times_are_as_fine_as_asked_also_those_of_a_model(tmp_path):
+    source = record("At <span>.", [10, 20.25], id="q", task="x")
+    for name in ("shift", "stretch", "random"):
+        for seed in range(10):
+            ((start, end),) = made(name, source, seed=seed, step_s=0.25).spans
+            assert start * 4 == int(start * 4) and end * 4 == int(end * 4)
+    path = tmp_path / "own.jsonl"
+    path.write_text(own_line("q", "At [30.1 s - 39.93 s].", [[30.1, 39.93]]))
+    own, _ = read_answers([path], {"q"})
+    options = build(PreferenceOptions, {"per_record": 0, "severity": {"step_s": 0.25}})
+    (answer,) = add_rejected([source], options, own).records[0].rejected
+    assert answer.spans_s == ((30.0, 40.0),)

@@ -1,0 +1,81 @@
+"""What the measuring scripts compare is the same work, and the arithmetic they print is that of the real modules."""
+
+import argparse
+import importlib
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from videollm.connectors import build_connector
+from videollm.vision import build_tower
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks(repository):
+    sys.path.insert(0, str(repository / "benchmarks"))
+    yield
+    sys.path.remove(str(repository / "benchmarks"))
+
+
+@pytest.fixture
+def args():
+    return argparse.Namespace(layers=7, width=64, vocabulary=64, batch=2, repeats=1, device="cpu", dtype="float32")
+
+
+def test_one_prefix_and_two_passes_have_the_same_loss_and_gradients(args, monkeypatch):
+    step = importlib.import_module("d2vlm_step")
+    monkeypatch.setattr(step, "peak_mib", lambda *_: 0.0)
+    found = step.supervised(args)
+    assert found["largest difference"] < 1e-4 and "two passes / one prefix, batch 2" in found["ratios"]
+
+
+def test_one_row_a_pair_and_two_sequences_have_the_same_loss_and_gradients(args, monkeypatch):
+    step = importlib.import_module("d2vlm_step")
+    monkeypatch.setattr(step, "peak_mib", lambda *_: 0.0)
+    assert step.preference(args)["largest difference"] < 1e-4
+
+
+def test_a_ratio_is_the_median_of_its_rounds():
+    step = importlib.import_module("d2vlm_step")
+    found = step.ratio({"slow": [4.0, 9.0, 2.0], "fast": [2.0, 3.0, 2.0]}, "slow", "fast")
+    assert found == {"median": 2.0, "quartiles": [1.5, 2.5]}
+    assert step.ratio({"slow": [4.0], "fast": [16.0]}, "slow", "fast", share=1 / 8)["median"] == 2.0
+
+
+def test_the_counted_flops_are_those_of_the_real_tower_and_compressor(monkeypatch):
+    cost = importlib.import_module("vision_cost")
+    monkeypatch.setattr("videollm.connectors.create_bidirectional_mask", lambda **_: None)  # it looks at values
+    with torch.device("meta"):
+        tower = build_tower({"type": "instructblip"})
+        connector = build_connector({"type": "qformer", "vocab_size": 30523}, 1408, 3072)
+        with FlopCounterMode(display=False) as seen, torch.no_grad():
+            features = tower(torch.zeros(1, 3, 224, 224))
+        words = torch.zeros(1, 20, dtype=torch.int64)
+        with FlopCounterMode(display=False) as compressed, torch.no_grad():
+            connector(features, words, torch.ones_like(words))
+    counted = cost.shares(1)
+    assert counted["vision tower"] == pytest.approx(1e-12 * seen.get_total_flops(), rel=0.02)
+    assert counted["Q-Former"] / 3 == pytest.approx(1e-12 * compressed.get_total_flops(), rel=0.02)
+
+
+def test_the_ablation_trains_each_kind_from_the_same_model_and_data(tmp_path):
+    ablation = importlib.import_module("fpo_ablation")
+    args = argparse.Namespace(config=tmp_path / "c.yaml", overrides=["train.steps=5"])
+    commands = {
+        kind: ablation.train_stage(args, tmp_path / "q", tmp_path / "out" / kind, kind, seed=1).command
+        for kind in ablation.KINDS
+    }
+    differ = ("train.objective=", "train.output=")
+    rest = {tuple(part for part in command if not part.startswith(differ)) for command in commands.values()}
+    assert len(rest) == 1 and f"model.checkpoint={tmp_path}/q/d2vlm/final" in next(iter(rest))
+    assert "train.objective={name: d2vlm.fpo, grounding_weight: 0}" in commands["text"]
+
+
+def test_the_ablation_table_has_means_and_spreads(capsys):
+    ablation = importlib.import_module("fpo_ablation")
+    runs = [dict.fromkeys(ablation.METRICS, value) for value in (0.5, 0.7)]
+    ablation.tell({"before": runs[:1], "both": runs})
+    out = capsys.readouterr().out
+    assert "| before | 0.500 ± 0.000" in out and "| both | 0.600 ± 0.141" in out
