@@ -50,7 +50,8 @@ def make_model(args: argparse.Namespace, kind: type[VideoLLM], attention: str) -
     """A scaled-down Phi-3 with the evidence head; the same weights for every kind."""
     heads = max(1, args.width // 64)
     text = {
-        "model_type": "phi3", "vocab_size": args.vocabulary, "hidden_size": args.width, "num_hidden_layers": args.layers,
+        "model_type": "phi3", "vocab_size": args.vocabulary, "hidden_size": args.width,
+        "num_hidden_layers": args.layers,
         "num_attention_heads": heads, "num_key_value_heads": heads, "intermediate_size": args.width * 8 // 3,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
@@ -258,9 +259,10 @@ def preference(args: argparse.Namespace) -> dict:
         differences.append(difference(one, two))
         steps |= pair
     times = measure(steps, args)
+    sizes = [f"batch {size}" for size in (1, args.batch)]
     found = {
-        f"two sequences / one row, batch {size}": ratio(times, f"two sequences, batch {size}", f"one row a pair, batch {size}")
-        for size in (1, args.batch)
+        f"two sequences / one row, {size}": ratio(times, f"two sequences, {size}", f"one row a pair, {size}")
+        for size in sizes
     }
     peaks = {name: peak_mib(step, args.device) for name, step in steps.items()}
     return {"seconds": times, "ratios": found, "peak MiB": peaks, "largest difference": max(differences)}
@@ -287,7 +289,8 @@ def main() -> None:
         for what, times in part["seconds"].items():
             print(f"  {what}: {1000 * statistics.median(times):.0f} ms, peak {part['peak MiB'][what]:.0f} MiB")
     if args.json:
-        args.json.write_text(json.dumps({"settings": vars(args) | {"json": None}, **found}, indent=1, default=str) + "\n")
+        text = json.dumps({"settings": vars(args) | {"json": None}, **found}, indent=1, default=str)
+        args.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, se
 
 def answer_stage(folder: Path, run: Path, model: Path) -> quickstart.Stage:
     """Answer the questions about unseen clips."""
-    command = [*quickstart.launcher(1), "videollm.infer", "--model", str(model), "--videos", str(folder / "data/videos")]
+    command = [*quickstart.launcher(1), "videollm.infer", "--model", str(model)]
+    command += ["--videos", str(folder / "data/videos")]
     command += ["--annotations", str(folder / "data/test.jsonl"), "--output", str(run.with_suffix(".test.jsonl"))]
     command += ["--batch-size", "64", "generate.max_new_tokens=48"]
     return quickstart.Stage(f"answer {run.name}", command, run.with_suffix(".answer.txt"))

@@ -78,7 +78,7 @@ def wait(pids: list[int], config: Path, timeout_s: float) -> list[int]:
             if done:
                 statuses[pid] = os.waitstatus_to_exitcode(status)
                 if statuses[pid] != 0:
-                    end = min(end, time.monotonic() + 20)
+                    end = min(end, time.monotonic() + 5)
         if time.monotonic() > end:
             for number in (signal.SIGUSR1, signal.SIGKILL):
                 for pid in set(pids) - set(statuses):

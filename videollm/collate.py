@@ -38,13 +38,12 @@ class Collator:
     The batch: ``input_ids``, ``position_ids``, ``segment_ids`` (-1 padding, 0 prefix, 1.. segments), ``block_ids``
     (all [B, L]); ``prefix_columns`` (int); ``label_index``, ``label_ids``, ``label_weight`` [M] (``label_index`` is
     the place whose state predicts the label); ``visual_index`` [V * k]; ``pixel_values`` [U, C, S, S],
-    ``features`` [U', P, Dv], or both, each frame of each visual once; unless those are the frames of the batch in order,
-    ``frame_source`` [V], which of them (pixels first) each is; ``frame_row``, ``frame_col`` [V] (column -1 for image
-    tiles); ``times_s``,
-    ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``; ``keep_prefix`` (no answered
-    span stands in a prefix); ``prefix_labels`` (a label is predicted from a place in one); and for a connector that reads the
-    question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and ``bad`` are lists of strings; ``padded`` holds the
-    numbers of padded and of all places. With ``rank`` also
+    ``features`` [U', P, Dv], or both, each frame of each visual once; where the batch has them otherwise,
+    ``frame_source`` [V], which of them (pixels first) each frame is; ``frame_row``, ``frame_col`` [V] (column -1 for
+    image tiles); ``times_s``, ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``;
+    ``keep_prefix`` (no answered span stands in a prefix); ``prefix_labels`` (a label is predicted from a place in
+    one); and for a connector that reads the question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and
+    ``bad`` are lists of strings; ``padded`` holds the numbers of padded and of all places. With ``rank`` also
     ``pair_chosen``, ``pair_rejected`` [P] (samples), ``label_sample`` [M] (``num_samples`` in a prefix, which answers
     share), ``answer_refs`` and ``chosen_refs`` (indices into ``span_refs``).
     """

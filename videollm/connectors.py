@@ -217,7 +217,8 @@ class QFormerConnector(Connector):
         The model's own ``forward``, but for the embeddings, which are made once a question and not once a frame.
         """
         embed, queries = self.qformer.embeddings, self.query_tokens.expand(len(query_ids), -1, -1)  # [B, Q, h]
-        words = embed.word_embeddings(query_ids) + embed.position_embeddings(embed.position_ids[:, : query_ids.shape[1]])
+        places = embed.position_ids[:, : query_ids.shape[1]]
+        words = embed.word_embeddings(query_ids) + embed.position_embeddings(places)  # [B, Lq, h]
         embeds = embed.dropout(embed.layernorm(torch.cat([queries, words], 1))[owner])  # [V, Q + Lq, h]
         mask = torch.cat([query_mask.new_ones(queries.shape[:2]), query_mask], 1)[owner]  # [V, Q + Lq]
         mask = create_bidirectional_mask(config=self.qformer.config, inputs_embeds=embeds, attention_mask=mask)
@@ -241,5 +242,6 @@ class QFormerConnector(Connector):
         rows = len(query_ids) if owner is None else len(owner)
         if rows != len(features):
             name = "query_ids" if owner is None else "owner"
-            raise ValueError(f"{name} has {rows} rows for {len(features)} frames; pass owner [V], the row of each frame")
+            frames = len(features)
+            raise ValueError(f"{name} has {rows} rows for {frames} frames; pass owner [V], the row of each frame")
         return torch.arange(rows, device=features.device) if owner is None else owner

@@ -42,10 +42,10 @@ def reason(record: Record, data: DataSettings) -> str | None:
         low, high = data.duration_s
         if not low <= record.duration_s <= high:
             return "data.duration_s"
-    if data.max_answer_words is not None and record.has_answer:
-        # Pieces between blanks, as published, where those of the evidence stage counted too.
-        if len(spelled(record.turns[-1]).split(" ")) > data.max_answer_words:
-            return "data.max_answer_words"
+    # Pieces between blanks, as published, where those of the evidence stage counted too.
+    answer = spelled(record.turns[-1]).split(" ") if record.has_answer else []
+    if data.max_answer_words is not None and len(answer) > data.max_answer_words:
+        return "data.max_answer_words"
     return None
 
 

@@ -91,11 +91,11 @@ class Estimate:
     world: int
     zero: Zero
     run: DryRun
-    checkpointing: bool
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, Part]
+    host: int
+    checkpointing: bool = False
     buffers: dict[str, int] = field(default_factory=dict)
     step: int = 0  # only while the optimizer steps, when no activations live
-    host: int = 0
 
     @property
     def states(self) -> int:
@@ -120,15 +120,20 @@ def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) ->
         model.to(torch.bfloat16)
     parts, host = held_states(model, zero, world)
     trained = sum(part.trained for part in parts.values())
-    width = 2 if half else 4
-    buffers = {"gradients on their way": width * (zero.bucket if zero.stage else trained * (world > 1))}
-    if zero.stage == 3:
-        buffers["gathered weights, at most"] = width * min(zero.gathered, sum(p.parameters for p in parts.values()))
-    step = 0 if not zero.stage or zero.optimizer_on_cpu else MASTER * trained // world  # gradients in float32
-    run = dry_run(model, settings, load, zero.stage or 0)
-    found = Estimate(load, world, zero, run, settings.train.gradient_checkpointing, parts, step=step, host=host)
-    found.buffers = {name: size for name, size in buffers.items() if size}
+    found = Estimate(load, world, zero, dry_run(model, settings, load, zero.stage or 0), parts, host=host)
+    found.checkpointing = settings.train.gradient_checkpointing
+    found.buffers = passing(zero, parts, world, 2 if half else 4)
+    if zero.stage and not zero.optimizer_on_cpu:
+        found.step = MASTER * trained // world  # gradients in float32
     return found
+
+
+def passing(zero: Zero, parts: dict[str, Part], world: int, width: int) -> dict[str, int]:
+    """Bytes of what passes between processes, by name: gradients, and whole weights under ZeRO-3. ``width`` of one."""
+    trained, total = sum(part.trained for part in parts.values()), sum(part.parameters for part in parts.values())
+    gradients = zero.bucket if zero.stage else trained * (world > 1)
+    sizes = {"gradients on their way": gradients, "gathered weights, at most": min(zero.gathered, total)}
+    return {name: width * count for name, count in sizes.items() if count}
 
 
 def planned_model(settings: Settings, config: VideoLLMConfig | None = None) -> VideoLLM:
@@ -227,7 +232,7 @@ def tables(found: Estimate) -> list[Table]:
     batch = f"{load.rows} x {load.frames} frames, {found.run.columns} tokens"
     run = Table("", "highest", "kept for backward", title=f"One batch: {batch}; {how} gradient checkpointing")
     for name, stage in found.run.stages.items():
-        run.add_row(name, size(stage.peak), "" if name == "backward" else size(stage.kept))
+        run.add_row(name, size(stage.peak), "" if name == "backward" else size(max(0, stage.kept)))
     zero = "no DeepSpeed" if found.zero.stage is None else f"ZeRO-{found.zero.stage}"
     total = Table("", "bytes", title=f"One device of {found.world}, {zero}", show_footer=True)
     rows = {"weights, gradients, optimizer": found.states, "activations": found.run.peak, **found.buffers}

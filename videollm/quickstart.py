@@ -330,12 +330,13 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     out = args.output
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     columns, rows = table_rows(report)
+    pair_columns, ranked = pair_rows(report)
     wall, cpu = report["wall_s"], report["cpu_s"]
     run = {key: report[key] for key in ("seed", "commit", "processes", "torch")}
     costs = [[name, round(wall[name], 1), round(cpu[name], 1)] for name in wall]
     sections = [
         {"heading": "Scores", "columns": columns, "rows": rows, "text": EXPLANATION},
-        dict(zip(("columns", "rows"), pair_rows(report), strict=True)) | {"heading": "Preferences", "text": PREFERENCES},
+        {"heading": "Preferences", "columns": pair_columns, "rows": ranked, "text": PREFERENCES},
         {"heading": "Answers on unseen clips", "image": out / "timelines.png"},
         {"heading": "Losses", "image": out / "losses.png"},
         {"heading": "Cost", "columns": ["step", "wall s", "CPU s"], "rows": costs},
@@ -366,9 +367,9 @@ EXPLANATION = (
     "after further steps with pairs of right and wrong answers; d2vlm + SFT: after as many with the right ones alone."
 )
 PREFERENCES = (
-    "Pairs of a right and a wrong answer to the same question, of clips never trained on. accuracy: share that the model "
-    "finds the right one more probable in; margin: by how much, 0.1 x the difference of the log-probabilities. own-...: "
-    "the model's own wrong answers before it went on."
+    "Pairs of a right and a wrong answer to the same question, of clips never trained on. accuracy: share in which the "
+    "right one is more probable; margin: by how much, 0.1 x the difference of the log-probabilities. own-...: the "
+    "model's own wrong answers before it went on."
 )
 
 

@@ -84,7 +84,8 @@ class DataSettings:
         at_least("data", self, 1, "max_questions", "max_length", "max_tiles")
         at_least("data", self, 1, "max_answer_words")
         at_least("data", self, 0, "workers", "max_bad_fraction", "decode_timeout_s")
-        if self.duration_s is not None and not (len(self.duration_s) == 2 and 0 <= self.duration_s[0] <= self.duration_s[1]):
+        limits = self.duration_s
+        if limits is not None and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
             raise ConfigError(f"data.duration_s: {list(self.duration_s)} is not [shortest, longest] in seconds")
         if self.max_bad_fraction > 1:
             raise ConfigError(f"data.max_bad_fraction: {self.max_bad_fraction} is no share; give 0 to 1")

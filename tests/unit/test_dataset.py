@@ -108,7 +108,7 @@ def test_a_batch_decodes_each_video_once_and_keeps_its_order(monkeypatch):
     bundle = make_bundle("internvl", "text")
     reader = bundle.reader(clips(), Sampler(rule="segments", num_frames=3))
     calls, decode = [], VisualReader.decode
-    monkeypatch.setattr(VisualReader, "decode", lambda self, name, *more: calls.append(name) or decode(self, name, *more))
+    monkeypatch.setattr(VisualReader, "decode", lambda self, name, *a: calls.append(name) or decode(self, name, *a))
     dataset = VideoDataset([record(line) for line in clip_lines(8)], reader, bundle.encoder(), max_length=1024)
     (items,) = DataLoader(dataset, sampler=[0, 1, 4, 5, 0], batch_size=5, collate_fn=list)
     assert [item.ids for item in items] == [["q0"], ["q1"], ["q4"], ["q5"], ["q0"]]

@@ -1,5 +1,6 @@
 """The D2VLM data script: it downloads both repositories, unpacks each archive once, and checks what is there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import tarfile
 
 import pytest
 
-from tests.models import clip_lines, clips, write_lines
+from tests.models import clip_lines, clips
 
 
 @pytest.fixture
@@ -26,9 +27,7 @@ def data(tmp_path):
     folder = tmp_path / "data"
     annotations = folder / "D2VLM-Dataset/ET-Instruct"
     annotations.mkdir(parents=True)
-    lines = write_lines(tmp_path / "lines.jsonl", clip_lines(4))
-    text = "[" + ",".join(open(lines).read().splitlines()) + "]"
-    (annotations / "evi.json").write_text(text)
+    (annotations / "evi.json").write_text(json.dumps(clip_lines(4)))
     (folder / "ET-Instruct-164K/parts").mkdir(parents=True)
     with tarfile.open(folder / "ET-Instruct-164K/parts/a.tar.gz", "w:gz") as archive:
         for k in range(4):
