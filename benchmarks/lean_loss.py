@@ -1,8 +1,9 @@
 """What logits for supervised places only save: one step of the loss against full logits, in one process, in pairs.
 
 1,240 tokens of which 60 are supervised, a vocabulary of 150,000, float32. Both ways give the same loss and the same
-gradients, which is checked first. Time is that of the cores, and the ratio that of the medians of interleaved repetitions; memory is the peak
-beyond what is there before the step (states, weights and their gradients), each way in a process of its own.
+gradients, which is checked first. Time is that of the cores, and the ratio that of the medians of interleaved
+repetitions; memory is the peak beyond what is there before the step (states, weights and their gradients), each way in
+a process of its own.
 
     python -m benchmarks.lean_loss --json lean_loss.json
 """
@@ -39,7 +40,7 @@ class Output(nn.Module):
 
 
 def full_logits(model: Output, states: Tensor, index: Tensor, labels: Tensor) -> Tensor:
-    """As the official code does: logits of all places, shifted against labels that are -100 where none is supervised."""
+    """As the official code does: logits of all places, shifted against labels that are -100 but where supervised."""
     every = torch.full((len(states),), -100).index_copy(0, index + 1, labels)
     logits = model.lm_head(states).float()
     return cross_entropy(logits[:-1].contiguous(), every[1:], reduction="sum")
@@ -80,7 +81,9 @@ def peak_kib() -> int:
 def extra_memory(args: argparse.Namespace, way: str) -> float:
     """MiB that a step needs beyond what is there, in a process of its own, since peaks are never forgotten."""
     sizes = [f"--{name}={getattr(args, name)}" for name in ("tokens", "supervised", "vocabulary", "width")]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.lean_loss", "--memory", way, *sizes], check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.lean_loss", "--memory", way, *sizes], check=True, capture_output=True
+    )
     return float(done.stdout)
 
 
@@ -135,7 +138,9 @@ def main() -> None:
     print("same loss, same gradients")
     for way in WAYS:
         print(f"{way:5} {seconds[way]:.2f} s, {memory[way]:.0f} MiB beyond weights and their gradients")
-    print(f"lean is {ratio:.1f}x faster (target {TARGET_TIME:g}x) in {share:.2f} of the memory (target {TARGET_MEMORY})")
+    print(
+        f"lean is {ratio:.1f}x faster (target {TARGET_TIME:g}x) in {share:.2f} of the memory (target {TARGET_MEMORY})"
+    )
     if args.json:
         found = {"seconds": seconds, "extra_mib": memory, "speedup": ratio, "memory_share": share, **vars(args)}
         with open(args.json, "w", encoding="utf-8") as out:

@@ -95,8 +95,8 @@ def open_store(folder: str | Path, reader: VisualReader, records: Sequence[Recor
     names = {record.video for record in records if record.video is not None}
     if names and not names & store.where.keys():
         raise ConfigError(
-            f"data.frames: {folder} holds none of the {len(names)} videos, such as {min(names)}; build it with the same "
-            "annotations and the same folder of videos"
+            f"data.frames: {folder} holds none of the {len(names)} videos, such as {min(names)}; build it with these "
+            "annotations and this folder of videos"
         )
     reader.frames = store
 

@@ -47,7 +47,8 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         """Let data workers live on when all processes of a job get the signal: the running step needs its batch."""
-        train_dataloader.worker_init_fn = partial(start_worker, train_dataloader.worker_init_fn)
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)  # accelerate wraps it
+        loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ask all ranks."""

@@ -210,13 +210,6 @@ def test_a_finished_run_trains_no_further(whole, broken):
     assert_same(whole, broken)
 
 
-def test_resuming_takes_the_intervals_of_the_new_config(broken):
-    started(broken, then=kill_after(3), status=-signal.SIGKILL)
-    started(broken, "train.resume=true", "train.save_every=1", "train.keep=9")
-    folders = saving.checkpoint_folders(broken.parent / "run")
-    assert sorted(step for step, _ in folders) == [2, 3, 4, 5, 6, 7]
-
-
 def test_resume_auto_starts_where_nothing_was_saved(whole, broken):
     started(broken, then=kill_after(1), status=-signal.SIGKILL)
     started(broken, "train.resume=auto")
@@ -336,9 +329,11 @@ def test_out_of_memory_names_the_batch_and_its_largest_sample(tmp_path, reposito
 # ---- the run's folder ------------------------------------------------------------------------------------------------
 
 
-def test_every_start_is_recorded(whole, broken):
+def test_resuming_takes_the_intervals_of_the_new_config_and_every_start_is_recorded(broken):
     started(broken, then=kill_after(3), status=-signal.SIGKILL)
-    started(broken, "train.resume=true")
+    started(broken, "train.resume=true", "train.save_every=1", "train.keep=9")
+    folders = saving.checkpoint_folders(broken.parent / "run")
+    assert sorted(step for step, _ in folders) == [2, 3, 4, 5, 6, 7]
     first, second = map(json.loads, (broken.parent / "run" / "starts.jsonl").read_text().splitlines())
     assert (first["step"], second["step"]) == (0, 2) and first["processes"] == 1
     assert torch.__version__.startswith(first["versions"]["torch"].split("+")[0])
@@ -358,6 +353,7 @@ def test_nodes_that_do_not_share_the_output_are_told(tmp_path, repository, monke
     assert f"{tmp_path / 'node1' / 'run'} on " in said and "give a path that all nodes share" in said
 
 
+@pytest.mark.slow
 def test_deterministic_algorithms_are_asked_for(whole, broken):
     def hook(_rank: int) -> None:
         step = VideoTrainer.training_step

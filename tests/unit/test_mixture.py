@@ -99,7 +99,7 @@ def test_everything_wrong_with_all_files_is_said_at_once(folder):
     assert "a.jsonl:3" in text and "1 in the answers" in text and "none.jsonl" in text and "data set 'third'" in text
 
 
-# ---- data_augment, max_dynamic_patch ----------------------------------------------------------------------------------- 
+# ---- data_augment, max_dynamic_patch ---------------------------------------------------------------------------------
 
 
 def item_of(folder, epoch=0, **changes):

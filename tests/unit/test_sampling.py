@@ -111,7 +111,9 @@ def test_indices_are_ordered_inside_the_window_and_repeatable(sampler, num_frame
     assert info.pts_s[indices[-1]] <= end + half_gap
     if sampler.rule == "segments":
         shown = len(np.unique(indices))  # frames of a short video are not repeated where they are drawn
-        assert len(indices) == (shown if sampler.pick == "random" and shown < sampler.num_frames else sampler.num_frames)
+        assert len(indices) == (
+            shown if sampler.pick == "random" and shown < sampler.num_frames else sampler.num_frames
+        )
     elif sampler.max_frames:
         assert 1 <= len(indices) <= sampler.max_frames
     np.testing.assert_array_equal(indices, sampler.indices(info, Random(seed), window))

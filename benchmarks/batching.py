@@ -1,0 +1,110 @@
+"""What batches by cost save on moving shapes: padding, and time a question, for six ways to cut a pass over the data.
+
+One question a row or all questions of a video behind one prefix (data.pack); and a fixed number of rows a batch in
+random order, the same grouped by length, or as many rows as fit a budget of tokens (train.max_tokens_per_batch). The
+budget is what the largest batch of the fixed number takes with its padding, so that all need the same memory. Padding
+is that of a whole pass; processor time is of steps (forward, backward) spread over it, all kinds taking turns. Needs a
+folder that the quickstart has made (clips, tower, tokenizer, features).
+
+    python -m benchmarks.batching --quickstart runs/quickstart
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, RandomSampler
+
+from videollm.assemble import assemble, set_trainable
+from videollm.checkpoint import Bundle
+from videollm.config import override, read_yaml
+from videollm.data import load_records
+from videollm.dataset import VideoDataset
+from videollm.features import FeatureStore
+from videollm.grouping import LengthGroupedSampler, TokenBudgetBatches, item_sizes
+from videollm.train import read_settings
+from videollm.trainer import NOT_FOR_THE_MODEL
+
+ROWS = {"one question a row": 48, "packed": 12}  # of about the same number of tokens
+
+
+def load(folder: Path, head: str) -> tuple[Bundle, FeatureStore, list]:
+    """The quickstart's model, its stored features and its training records."""
+    values = {
+        "model.vision_weights": folder / "tower",
+        "model.tokenizer": folder / "tokenizer",
+        "model.word_vectors": folder / "tower/attributes.safetensors",
+        "model.feature_mean": folder / "tower/feature_mean.safetensors",
+    }
+    given = override(read_yaml(f"configs/tiny/{head}.yaml"), [f"{key}={value}" for key, value in values.items()])
+    settings = read_settings(given)
+    bundle = assemble(settings)
+    set_trainable(bundle.model, settings.train)
+    reader = bundle.reader(folder / "data/videos", settings.data.sampler)
+    reader.stored = FeatureStore(folder / "features", reader, bundle.model.vision_tower)
+    return bundle, reader, load_records([str(folder / "data/train.jsonl")])
+
+
+def ways(dataset: VideoDataset, sizes: np.ndarray, rows: int, aligned: bool) -> dict[str, list[list[int]]]:
+    """A pass over the data as batches, by how it is cut."""
+    budget = rows * int(sizes.max(0).sum() if aligned else sizes.sum(1).max())
+    torch.manual_seed(0)
+    grouped = LengthGroupedSampler(dataset, sizes.sum(1), rows, 1, 0)
+    return {
+        f"{rows} rows": list(BatchSampler(RandomSampler(dataset), rows, drop_last=False)),
+        f"{rows} rows, grouped by length": list(BatchSampler(grouped, rows, drop_last=False)),
+        f"{budget} tokens": list(TokenBudgetBatches(dataset, sizes, budget, 1, 0, aligned)),
+    }
+
+
+def padding(sizes: np.ndarray, batches: list[list[int]], aligned: bool) -> float:
+    """Share of padding in all places of a pass."""
+    places = sum(len(b) * int(sizes[b].max(0).sum() if aligned else sizes[b].sum(1).max()) for b in batches)
+    return 1 - sizes.sum() / places
+
+
+def step(bundle: Bundle, batch: dict) -> float:
+    """Processor seconds of forward and backward."""
+    start = time.process_time()
+    bundle.model(**{key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL}).loss.backward()
+    bundle.model.zero_grad()
+    return time.process_time() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--head", default="d2vlm")
+    parser.add_argument("--steps", type=int, default=12, help="of each way; timed, spread over the pass")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    bundle, reader, records = load(args.quickstart, args.head)
+    bundle.model.train()
+    kinds = {}
+    for form, rows in ROWS.items():
+        pack = form == "packed"
+        dataset = VideoDataset(records, reader, bundle.encoder(), max_length=bundle.config.context_length, pack=pack)
+        collate = bundle.collator(pack=pack)
+        sizes = item_sizes(dataset, "benchmark")
+        for way, batches in ways(dataset, sizes, rows, collate.split_prefix).items():
+            kinds[f"{form}, {way}"] = (dataset, collate, batches, padding(sizes, batches, collate.split_prefix))
+    spent, questions = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0)
+    for turn in range(-1, args.steps):  # the first one warms up
+        for kind, (dataset, collate, batches, _) in kinds.items():
+            chosen = batches[len(batches) * max(turn, 0) // args.steps]
+            batch = collate([dataset[i] for i in chosen])
+            seconds = step(bundle, batch)
+            if turn >= 0:
+                spent[kind] += seconds
+                questions[kind] += batch["num_samples"]
+    print("| a pass over the data | steps | padding | ms a question | ms a step |\n|---|---|---|---|---|")
+    for kind, (*_, batches, share) in kinds.items():
+        each, whole = 1000 * spent[kind] / questions[kind], 1000 * spent[kind] / args.steps
+        print(f"| {kind} | {len(batches)} | {share:.1%} | {each:.2f} | {whole:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
