@@ -39,6 +39,6 @@ setup(
         "torchcodec": ["torchcodec>=0.11"],
         "flash": ["flash-attn>=2.6"],
         "wandb": ["wandb>=0.18"],
-        "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.12"],
+        "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.12"],
     },
 )

@@ -6,7 +6,7 @@ usage() {
 Check the style (ruff) and run the tests (pytest).
 
 usage: bash scripts/test.sh [--all] [pytest arguments]
-  --all   the slow tests too
+  --all   the slow tests too (-n 0 runs all in one process)
 
 environment:
   GOLDEN_DIR, PAPER_DIR, VIDEO_DIR   reference data (default: ../shared/{golden,paper,videos}); tests skip without it
@@ -24,4 +24,4 @@ here="$(dirname "${BASH_SOURCE[0]}")"
 source "$here/_venv.sh"
 cd "$REPO"
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest "${selection[@]}" "$@"
+exec "$PYTHON" -m pytest -n 2 --dist loadfile "${selection[@]}" "$@"

@@ -8,10 +8,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-import pytest  # noqa: E402  the environment has to be set before anything imports torch
+import hypothesis  # noqa: E402  the environment has to be set before anything imports torch
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("any_machine", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("any_machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
