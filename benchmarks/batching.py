@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
+from videollm.annotations import Record
 from videollm.assemble import assemble, set_trainable
 from videollm.checkpoint import Bundle
 from videollm.config import override, read_yaml
 from videollm.data import load_records
-from videollm.dataset import VideoDataset
+from videollm.dataset import VideoDataset, VisualReader
 from videollm.features import FeatureStore
 from videollm.grouping import LengthGroupedSampler, TokenBudgetBatches, item_sizes
 from videollm.train import read_settings
@@ -30,8 +31,8 @@ from videollm.trainer import NOT_FOR_THE_MODEL
 ROWS = {"one question a row": 48, "packed": 12}  # of about the same number of tokens
 
 
-def load(folder: Path, head: str) -> tuple[Bundle, FeatureStore, list]:
-    """The quickstart's model, its stored features and its training records."""
+def load(folder: Path, head: str) -> tuple[Bundle, VisualReader, list[Record]]:
+    """The quickstart's model, a reader of its stored features, and its training records."""
     values = {
         "model.vision_weights": folder / "tower",
         "model.tokenizer": folder / "tokenizer",

@@ -198,7 +198,9 @@ def hollow(model: nn.Module, shapes: FakeTensorMode) -> None:
                 if id(old) not in made:
                     with shapes:
                         new = torch.empty(old.shape, dtype=old.dtype)
-                    made[id(old)] = (old, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+                    if isinstance(old, nn.Parameter):
+                        new = nn.Parameter(new, old.requires_grad)
+                    made[id(old)] = (old, new)  # the old one too, so that no other takes its id
                 held[name] = made[id(old)][1]
 
 

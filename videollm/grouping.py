@@ -47,7 +47,7 @@ def item_sizes(dataset: VideoDataset, setting: str) -> np.ndarray:
 
 
 def item_size(dataset: VideoDataset, group: Sequence[int], step: int, setting: str) -> tuple[int, int]:
-    """(prefix, rest) of the item that holds the records ``group``, encoded with one frame and ``step`` for each other."""
+    """(prefix, rest) of the item that holds the records ``group``: encoded with one frame, ``step`` for each other."""
     records = [dataset.records[i] for i in group]
     first, reader = records[0], dataset.reader
     count = frames_of(first, reader.sampler, reader.max_tiles, setting)

@@ -177,7 +177,11 @@ def held_states(model: VideoLLM, zero: Zero, world: int) -> tuple[dict[str, Part
 
 
 def assumed_load(
-    settings: Settings, model: VideoLLM, frames: int | None = None, text: int | None = None, questions: int | None = None
+    settings: Settings,
+    model: VideoLLM,
+    frames: int | None = None,
+    text: int | None = None,
+    questions: int | None = None,
 ) -> Load:
     """A batch of the largest items that the settings let through; what is given counts.
 

@@ -350,13 +350,7 @@ class FreshFrames(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         """Frames drawn at random are drawn anew."""
-        epoch, part = int(state.epoch or 0), train_dataloader
-        train_dataloader.dataset.set_epoch(epoch)
-        # accelerate does not reach the sampler of several processes where batches are skipped, as in resuming.
-        while part is not None:
-            if part is not train_dataloader and hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-            part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
+        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 class JsonLog(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Batches by a budget of tokens: every item once an epoch, the budget kept, ranks in step, losses as ever, resumable."""
+"""Batches by a budget of tokens: every item once an epoch, budget kept, ranks in step, losses as ever, resumable."""
 
 import copy
 import json
@@ -53,7 +53,7 @@ def places(sizes, batch, aligned):
 
 @hypothesis_settings(deadline=None)
 @given(SIZES, st.integers(1, 3000), st.integers(1, 5), st.integers(0, 3), st.booleans())
-def test_every_item_comes_once_within_the_budget_and_all_ranks_have_as_many_batches(sizes, budget, ranks, seed, aligned):
+def test_every_item_comes_once_within_the_budget_and_ranks_have_as_many_batches(sizes, budget, ranks, seed, aligned):
     sampler = TokenBudgetBatches(Epoch(), np.asarray(sizes), budget, ranks, seed, aligned)
     for epoch in range(3):
         sampler.dataset.epoch = epoch
@@ -106,7 +106,8 @@ RATHER = {"factor": "wording", "value": "<span> and much later again <span>", "t
 def test_lengths_are_those_of_the_rows_without_a_video_opened(bundles, head, form):
     bundle = bundles[head]
     durations = {"a.mp4": 4, "b.mp4": 6, "c.mp4": 5}
-    lines = [{"duration": durations[line["video"]], **line} if "video" in line else line for line in map(LINES.get, ASKED)]
+    lines = [LINES[name] for name in ASKED]
+    lines = [{"duration": durations[line["video"]], **line} if "video" in line else line for line in lines]
     lines = lines[1:2] if form in ("rejected", "thinned") else lines
     lines = [{**line, "rejected": [RATHER]} if form == "rejected" else line for line in lines]
     records = [record({**line, "id": str(i)}) for i, line in enumerate(lines)]

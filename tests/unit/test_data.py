@@ -184,14 +184,14 @@ def test_check_opens_every_video_and_writes_what_is_good(tmp_path, capsys, monke
         '{"id": ',
     ]
     given = ["--annotations", write_lines(tmp_path / "a.jsonl", lines), "--videos", str(videos)]
-    given += ["--workers", "2", "--timeout", "1", "--output", str(tmp_path / "clean.jsonl"), *["--decode"] * decode]
+    given += ["--workers", "2", "--timeout", "4", "--output", str(tmp_path / "clean.jsonl"), *["--decode"] * decode]
     assert main(["check", *given]) == 1
     said_all = capsys.readouterr().out
     for words in (
         "5 videos and images looked at",
         "source s: 2 files, 0 missing, 1 unreadable, 0 damaged, 1 mismatched, 0 outside",
         "source (none): 4 files, 1 missing, 2 unreadable, 0 damaged, 0 mismatched, 1 outside",
-        "a.jsonl:4: ", "zero bytes", "its decoder took more than 1 s", "a.jsonl:7: no file gone.mp4",
+        "a.jsonl:4: ", "zero bytes", "its decoder took more than 4 s", "a.jsonl:7: no file gone.mp4",
         "a.jsonl:2: duration is 9 s, good.mp4 has 4.00 s", "a.jsonl:3: span [5, 6] begins behind the end of good.mp4",
         "clean.jsonl: 3 of 10 good lines",
     ):  # fmt: skip

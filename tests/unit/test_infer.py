@@ -204,9 +204,9 @@ def test_a_call_that_hangs_or_dies_is_stopped_and_the_next_one_works():
             raise ConfigError("wrong")
         return what * 2
 
-    call = Isolated(misbehave, timeout_s=0.5)
+    call = Isolated(misbehave, timeout_s=2)
     assert call("a") == "aa"
-    for what, says in (("hang", "took more than 0.5 s"), ("die", "SIGUSR1")):
+    for what, says in (("hang", "took more than 2 s"), ("die", "SIGUSR1")):
         with pytest.raises(Stopped, match=says):
             call(what)
         assert call("b") == "bb"
@@ -216,7 +216,7 @@ def test_a_call_that_hangs_or_dies_is_stopped_and_the_next_one_works():
     call.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    found = dict(isolated_map(misbehave, ["a", "die", "c", "d", "hang"], workers=2, timeout_s=0.5))
+    found = dict(isolated_map(misbehave, ["a", "die", "c", "d", "hang"], workers=2, timeout_s=2))
     assert [found["a"], found["c"], found["d"]] == ["aa", "cc", "dd"]
     assert all(isinstance(found[what], Stopped) for what in ("die", "hang"))
 
@@ -231,11 +231,11 @@ def test_a_hanging_decoder_is_one_bad_video(model, tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(dataset, "read_video", hang)
     annotations, start = write_lines(tmp_path / "a.jsonl", four_a_clip()), time.monotonic()
-    assert ask(model, annotations, tmp_path / "o.jsonl", "--workers", 1, "--decode-timeout", 1) == 0
-    assert time.monotonic() - start < 30
+    assert ask(model, annotations, tmp_path / "o.jsonl", "--workers", 1, "--decode-timeout", 4) == 0
+    assert time.monotonic() - start < 50
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     bad = [row["id"] for row in rows if row["error"]]
-    assert bad == [f"q{k}-1" for k in range(4)] and "took more than 1 s" in rows[1]["error"]
+    assert bad == [f"q{k}-1" for k in range(4)] and "took more than 4 s" in rows[1]["error"]
     assert "clip1.mp4" in rows[1]["error"] and "4 errors of 12" in capsys.readouterr().out
 
 

@@ -12,9 +12,7 @@ from tests.models import make_bundle, record, settings, turns, write_config
 from videollm import memory
 from videollm.config import ConfigError
 from videollm.dry_run import Load, NoEstimate, dry_run, let_go, make_batch
-from videollm.memory import (
-    MASTER, MOMENTS, Zero, assumed_load, estimate, held_states, largest_load, passing, planned_model
-)  # fmt: skip
+from videollm.memory import MASTER, MOMENTS, Zero, assumed_load, estimate, held_states, largest_load, planned_model
 from videollm.text_head import TextTimeHead
 from videollm.trainer import parameter_groups
 
@@ -25,9 +23,9 @@ def given(backbone="internvl", head="distime", data=None, **train):
 
 def deepspeed_file(folder, stage, **options):
     auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    values = dict.fromkeys(auto, "auto") | {"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": stage, **options}}
+    values = {"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": stage, **options}}
     path = folder / f"zero{stage}.json"
-    path.write_text(json.dumps(values), encoding="utf-8")
+    path.write_text(json.dumps(dict.fromkeys(auto, "auto") | values), encoding="utf-8")
     return str(path)
 
 
@@ -49,7 +47,7 @@ def step(model, batch, run):
 
 
 def measured(run, backbone, head, load):
-    """(bytes saved for the backward pass, the most that the CPU's allocator held) of one step beside weights and batch."""
+    """(bytes saved for the backward pass, the most that the CPU held) of one step beside weights and batch."""
     model, batch = make_bundle(backbone, head).model.train(), real_batch(run, load)
     if run.train.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -142,16 +140,17 @@ def test_a_deepspeed_file_says_how_large_buffers_are_and_what_is_offloaded(tmp_p
     zero = Zero.read(run)
     parts, host = held_states(planned_model(run), zero, 2)
     assert host > 0 and not any(part.optimizer + part.gradients for part in parts.values())
-    assert passing(zero, parts, 2, 2) == {"gradients on their way": 2 * 2 * 1000}
+    assert memory.passing(zero, parts, 2, 2) == {"gradients on their way": 2 * 2 * 1000}
     run.train.deepspeed = deepspeed_file(tmp_path, 3)
     total = sum(part.parameters for part in parts.values())
-    assert passing(Zero.read(run), parts, 2, 2)["gathered weights, at most"] == 2 * total
+    assert memory.passing(Zero.read(run), parts, 2, 2)["gathered weights, at most"] == 2 * total
 
 
 def test_without_deepspeed_only_several_processes_pass_gradients():
     parts, _ = held_states(planned_model(given()), Zero(), 2)
     trained = sum(part.trained for part in parts.values())
-    assert passing(Zero(), parts, 1, 4) == {} and passing(Zero(), parts, 2, 4) == {"gradients on their way": 4 * trained}
+    assert memory.passing(Zero(), parts, 1, 4) == {}
+    assert memory.passing(Zero(), parts, 2, 4) == {"gradients on their way": 4 * trained}
 
 
 # ---- what a batch holds ----------------------------------------------------------------------------------------------
