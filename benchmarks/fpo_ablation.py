@@ -101,10 +101,12 @@ def main() -> None:
         for kind in KINDS
         for seed in args.seeds
     ]
-    quickstart.run_stages([train_stage(args, folder, run, kind, seed) for kind, folder, run, seed in runs], args.slots)
+    fresh = [one for one in runs if not (one[2] / "final").is_dir()]  # the same command again goes on
+    quickstart.run_stages([train_stage(args, folder, run, kind, seed) for kind, folder, run, seed in fresh], args.slots)
     models = [(folder, run, folder / "d2vlm/final") for folder, run in starts.items()]
     models += [(folder, run, run / "final") for _, folder, run, _ in runs]
-    stages = [make(*model) for model in models for make in (answer_stage, rank_stage)]
+    stages = [answer_stage(*model) for model in models]  # what is answered is not asked again
+    stages += [rank_stage(*model) for model in models if not model[1].with_suffix(".ranks.json").is_file()]
     quickstart.run_stages(stages, args.slots)
     results = {"before": [scores(folder, run) for folder, run in starts.items()]}
     for kind, folder, run, _ in runs:

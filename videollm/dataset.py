@@ -229,7 +229,8 @@ class VideoDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """The items of a batch, for torch's loader: those of one video are made one after another, to read it once."""
-        found = {index: self[index] for index in sorted(indices, key=lambda i: self.records[self.groups[i][0]].video or "")}
+        by_video = sorted(indices, key=lambda i: self.records[self.groups[i][0]].video or "")
+        found = {index: self[index] for index in by_video}
         return [found[index] for index in indices]
 
     def _draw(self, record: Record, index: int) -> tuple[int, ...]:

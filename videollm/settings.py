@@ -76,7 +76,7 @@ class DataSettings:
     max_tiles: int | None = None  # of an image; a checkpoint keeps its own, else 1
     workers: int = 0  # processes that read videos
     max_bad_fraction: float = 0.0  # share of unreadable videos that is tolerated; they are skipped and named
-    decode_timeout_s: float | None = 300.0  # a video that takes longer in a worker process is unreadable; null: no limit
+    decode_timeout_s: float | None = 300.0  # a video that takes a worker longer is unreadable; null: no limit
     frames: str | None = None  # store of decoded frames to read instead of videos (videollm.frames)
     features: str | None = None  # folder for the frozen tower's features, computed once
 

@@ -34,7 +34,13 @@ def configure(folder, repository, *, stage=None, full=True, objective="supervise
     lines = [line | {"rejected": WORSE} for line in clip_lines(6)]
     options = {"steps": STEPS, "save_every": 2, "lines": lines, "objective": {"name": objective}, **options}
     if stage is not None:
-        options["deepspeed"] = str(repository / f"configs/deepspeed/zero{stage}.json")
+        file = repository / f"configs/deepspeed/zero{stage or 1}.json"
+        if stage == 0:  # DeepSpeed without ZeRO, which no shipped file asks for
+            folder.mkdir(parents=True)
+            text = file.read_text().replace('"stage": 1', '"stage": 0')
+            file = folder / "zero0.json"
+            file.write_text(text)
+        options["deepspeed"] = str(file)
     if not full:
         options |= {"lora": LORA, "merge_lora": stage not in (3, "3_offload")}
     return write_config(folder, head, **options)
