@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def run(
-    config: Path, *overrides: str, ranks: int = 1, hook: Callable[[int], None] | None = None, timeout_s: float = 120
+    config: Path, *overrides: str, ranks: int = 1, hook: Callable[[int], None] | None = None, timeout_s: float = 240
 ) -> list[int]:
     """Train with ``ranks`` processes; returns their exit statuses (-9 for a killed one).
 
