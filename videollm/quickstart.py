@@ -35,12 +35,13 @@ SPLITS = ("test", "unseen")  # clips never trained on; `unseen` asks about kinds
 SHOWN = 12  # timelines in the picture
 FURTHER = {"d2vlm_sft_more": "d2vlm + SFT", "d2vlm_fpo": "d2vlm + FPO"}  # how d2vlm's model goes on, as it is shown
 PAIR_CLIPS = 400  # training clips whose questions the model goes on with
-# Rejected answers that only what they say gives away: words that the model knows, times as fine as the true ones, no
-# second span behind an "and" that no right answer has.
-PAIRS = (
+# Of pairs to rank, rejected answers that only what they say gives away: words that the model knows, times as fine as
+# the true ones, no second span behind an "and" that no right answer has. Pairs to train on are the model's own mistakes.
+RANKED = (
     f"attributes={json.dumps([list(COLORS), list(SHAPES), list(MOTIONS.values())])}",
     "severity.step_s=0.25", "mix.repeated=0", "mix.spurious=0",
 )  # fmt: skip
+PAIRS = {"train": ("pairs/questions.jsonl", ("per_record=0",)), "val": ("data/val.jsonl", RANKED)}
 CONSOLE = Console()
 
 
@@ -200,10 +201,10 @@ def own_answers_stage(args: argparse.Namespace) -> Stage:
 def pair_stages(args: argparse.Namespace) -> list[Stage]:
     """Make pairs to train on, and pairs of validation clips to rank."""
     out, stages = args.output, []
-    for annotations, split in ((out / "pairs/questions.jsonl", "train"), (out / "data/val.jsonl", "val")):
-        command = [sys.executable, "-u", "-m", "d2vlm.preference", "--annotations", str(annotations)]
+    for split, (annotations, options) in PAIRS.items():
+        command = [sys.executable, "-u", "-m", "d2vlm.preference", "--annotations", str(out / annotations)]
         command += ["--answers", str(out / "pairs/own.jsonl"), "--output", str(out / f"pairs/{split}.jsonl")]
-        command += [f"seed={args.seed}", *PAIRS]
+        command += [f"seed={args.seed}", *options]
         stages.append(Stage(f"make {split} pairs", command, out / f"logs/pairs_{split}.txt"))
     return stages
 
@@ -363,8 +364,9 @@ EXPLANATION = (
     "colour, shape and motion; then each head was trained with DeepSpeed and answered by free greedy generation.\n\n"
     "random event: the true span of a random event of the clip, whatever was asked; the strongest guess. "
     "skill = (mIoU - best guess) / (oracle - best guess). oracle: the best span made of whole frames. new kinds: "
-    "questions about events that combine colour, shape and motion as no training clip does. d2vlm + FPO: d2vlm's model "
-    "after further steps with pairs of right and wrong answers; d2vlm + SFT: after as many with the right ones alone."
+    "questions about events that combine colour, shape and motion as no training clip does. d2vlm + FPO: d2vlm's "
+    "model after further steps with pairs of a right answer and a wrong one of its own; d2vlm + SFT: after as many with "
+    "those right answers alone."
 )
 PREFERENCES = (
     "Pairs of a right and a wrong answer to the same question, of clips never trained on. accuracy: share in which the "

@@ -2,6 +2,7 @@
 counts they tell are the true ones."""
 
 import json
+import os
 import time
 
 import av
@@ -13,30 +14,36 @@ from videollm import data, dataset, infer, train
 
 pytestmark = pytest.mark.end_to_end
 
-CLIPS = 60
 BAD = {
     "missing": "does not exist",
     "empty": "zero bytes",
     "cut": "truncated",
     "noise": "is not a video",
     "audio": "audio only",
-    "hangs": "took more than 4 s",
+    "scrambled": "cannot be decoded",
+    "folder": "is not a file",
+    "elsewhere": "is not inside the root",
+    "hangs": "took more than 2 s",
+    "crashes": "ended its process (SIGABRT)",
 }
+DECODER = ("hangs", "crashes")  # of the bad ones, those whose files are good: the decoder's fault
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Sixty names of videos, six of them bad; two of those are asked about twice."""
+@pytest.fixture(scope="module", params=[60, pytest.param(500, marks=pytest.mark.slow)], ids=lambda n: f"{n} clips")
+def folder(tmp_path_factory, request):
+    """Names of videos, a tenth (or once each kind) of them bad; some of those are asked about twice."""
     videos = tmp_path_factory.mktemp("videos")
     whole = [(clips() / f"clip{i}.mp4").read_bytes() for i in range(4)]
-    places = dict(zip(range(5, CLIPS, CLIPS // len(BAD)), BAD, strict=True))
+    count = max(len(BAD), request.param // 10)
+    places = {request.param // count * k: list(BAD)[k % len(BAD)] for k in range(count)}
     lines, truth = [], {}
-    for i in range(CLIPS):
-        kind, path = places.get(i, "good"), videos / f"v{i:02d}.mp4"
+    for i in range(request.param):
+        kind, path = places.get(i, "good"), videos / f"v{i:03d}.mp4"
         write_file(path, kind, whole[i % 4])
         asked = ["a", "b"] if kind in ("good", "cut", "hangs") and i % 5 == 0 else ["a"]
         lines += [question(path.name, f"{path.stem}{k}", 4 + i % 4) for k in asked]
         truth |= {f"{path.stem}{k}": kind for k in asked}
+    assert list(truth.values()).count("good") <= 0.95 * len(truth)
     return videos, write_lines(videos.parent / "all.jsonl", lines), truth
 
 
@@ -46,8 +53,17 @@ def question(video: str, ident: str, duration: int) -> dict:
 
 
 def write_file(path, kind: str, whole: bytes) -> None:
-    if kind in ("good", "hangs"):
+    if kind in ("good", *DECODER):
         path.write_bytes(whole)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "elsewhere":
+        outside = path.parents[1] / f"outside_{path.name}"
+        outside.write_bytes(whole)
+        path.symlink_to(outside)
+    elif kind == "scrambled":  # all that describes the frames is there, the frames are not
+        start, size = whole.index(b"mdat") + 4, int.from_bytes(whole[whole.index(b"mdat") - 4 :][:4], "big") - 8
+        path.write_bytes(whole[:start] + bytes(size) + whole[start + size :])
     elif kind == "audio":
         with av.open(str(path), "w") as container:
             stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -59,13 +75,15 @@ def write_file(path, kind: str, whole: bytes) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_decoder_hangs(monkeypatch, folder):
+def a_decoder_hangs_or_crashes(monkeypatch, folder):
     _, _, truth = folder
-    stuck = next(ident[:-1] for ident, kind in truth.items() if kind == "hangs")
+    faults = {ident[:-1]: kind for ident, kind in truth.items() if kind in DECODER}
     read = dataset.read_video
 
     def decode(path, *args, **options):
-        return time.sleep(60) if path.stem == stuck else read(path, *args, **options)
+        if faults.get(path.stem) == "crashes":
+            os.abort()
+        return time.sleep(60) if path.stem in faults else read(path, *args, **options)
 
     monkeypatch.setattr(dataset, "read_video", decode)
 
@@ -75,7 +93,7 @@ def test_training_and_inference_go_through_a_folder_with_bad_videos(folder, tmp_
     bad = {ident: kind for ident, kind in truth.items() if kind != "good"}
     config = write_config(tmp_path, "text", batch_size=8, epochs=1.0)
     given = [f"data.train=[{annotations}]", f"data.videos={videos}", "data.workers=1", "train.steps=null"]
-    given += ["data.decode_timeout_s=4", "data.max_bad_fraction=0.2"]
+    given += ["data.decode_timeout_s=2", "data.max_bad_fraction=0.25"]
     assert train.main(["--config", str(config), *given]) == 0
     named = [json.loads(x)["video"] for x in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
     assert sorted(name.partition(":")[0] for name in named) == sorted(bad)
@@ -85,7 +103,7 @@ def test_training_and_inference_go_through_a_folder_with_bad_videos(folder, tmp_
 
     output = tmp_path / "answers.jsonl"
     asked = ["--model", tmp_path / "run/final", "--annotations", annotations, "--videos", videos, "--output", output]
-    asked += ["--device", "cpu", "--workers", "1", "--decode-timeout", "4", "generate.max_new_tokens=3"]
+    asked += ["--device", "cpu", "--workers", "1", "--decode-timeout", "2", "generate.max_new_tokens=3"]
     capsys.readouterr()
     assert infer.main([str(x) for x in asked]) == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
@@ -104,7 +122,7 @@ def test_training_stops_past_the_tolerated_share(folder, tmp_path, capsys):
     videos, annotations, _ = folder
     config = write_config(tmp_path, "text", batch_size=8, epochs=1.0)
     given = [f"data.train=[{annotations}]", f"data.videos={videos}", "data.workers=1", "train.steps=null"]
-    assert train.main(["--config", str(config), *given, "data.decode_timeout_s=4", "data.max_bad_fraction=0.02"]) == 2
+    assert train.main(["--config", str(config), *given, "data.decode_timeout_s=2", "data.max_bad_fraction=0.02"]) == 2
     message = capsys.readouterr().err
     assert "data.max_bad_fraction=0.02" in message and "skipped.jsonl" in message and "Traceback" not in message
 
@@ -114,6 +132,9 @@ def test_the_check_names_the_bad_videos_and_writes_the_rest(folder, tmp_path, ca
     clean = tmp_path / "clean.jsonl"
     given = ["--annotations", annotations, "--videos", str(videos), "--output", str(clean), "--workers", "2"]
     assert data.main(["check", *given]) == 1
-    readable = [ident for ident, kind in truth.items() if kind in ("good", "hangs")]  # to the check nothing hangs here
+    readable = [ident for ident, kind in truth.items() if kind in ("good", *DECODER)]  # the check reads no frames
     assert [record.id for record in data.load_records(clean)] == readable
-    assert "source s: 60 files, 1 missing, 4 unreadable" in capsys.readouterr().out
+    kinds = {ident[:-1]: kind for ident, kind in truth.items()}
+    missing = sum(kind == "missing" for kind in kinds.values())
+    unreadable = sum(kind not in ("good", "missing", *DECODER) for kind in kinds.values())
+    assert f"source s: {len(kinds)} files, {missing} missing, {unreadable} unreadable" in capsys.readouterr().out

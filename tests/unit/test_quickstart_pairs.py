@@ -22,7 +22,7 @@ def lines():
 
 @pytest.fixture(scope="module")
 def made(lines):
-    options = build(PreferenceOptions, override({}, list(quickstart.PAIRS)))
+    options = build(PreferenceOptions, override({}, list(quickstart.RANKED)))
     return add_rejected([parse_record(line, k, "train.jsonl") for k, line in enumerate(lines, 1)], options)
 
 
