@@ -1,8 +1,8 @@
-"""Which factor of FPO does what, on moving shapes: text only, grounding only, both, and as many supervised steps.
+"""Which factor of FPO does what, on moving shapes: text only, grounding only, both, as configured, or none.
 
 Needs folders that the quickstart has made: each holds a supervised model of the evidence head, its pairs and its data.
-From every model and for every seed each kind trains once; answers to unseen clips are by free greedy generation, pairs
-are of validation clips. Prints the table of docs/fpo.md: means and spread over all runs.
+From every model and for every seed each kind (SFT: supervised steps) trains once; answers to unseen clips are by free
+greedy generation, pairs are of validation clips. Prints the table of docs/fpo.md: means and spread over all runs.
 
     python benchmarks/fpo_ablation.py --quickstart runs/quickstart --seeds 0 1 2 --output runs/fpo_ablation
 """
@@ -15,11 +15,12 @@ from pathlib import Path
 from all_benchmark_eval.moving_shapes import task
 from videollm import quickstart
 
-KINDS = {
-    "SFT": "{name: supervised}",
-    "text": "{name: d2vlm.fpo, grounding_weight: 0}",
-    "grounding": "{name: d2vlm.fpo, text_weight: 0}",
-    "both": "{name: d2vlm.fpo}",
+KINDS = {  # over the config's objective
+    "SFT": ["train.objective={name: supervised}"],
+    "text": ["train.objective.grounding_weight=0", "train.objective.text_weight=1"],
+    "grounding": ["train.objective.grounding_weight=1", "train.objective.text_weight=0"],
+    "both": ["train.objective.grounding_weight=1", "train.objective.text_weight=1"],
+    "config": [],
 }
 METRICS = ("mIoU", "R@1 0.5", "dense_F1", "dense_caption_F1", "mc_accuracy", "accuracy", "margin")
 
@@ -32,12 +33,11 @@ def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, se
         "data.validation": f"[{folder / 'pairs/val.jsonl'}]",
         "data.videos": folder / "data/videos",
         "data.features": folder / "features",
-        "train.objective": KINDS[kind],
         "train.output": run,
         "train.seed": seed,
     }
     command = [*quickstart.launcher(1), "videollm.train", "--config", str(args.config)]
-    command += [*(f"{key}={value}" for key, value in values.items()), *args.overrides]
+    command += [*(f"{key}={value}" for key, value in values.items()), *KINDS[kind], *args.overrides]
     return quickstart.Stage(f"train {run.name}", command, run.with_suffix(".train.txt"))
 
 

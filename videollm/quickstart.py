@@ -35,8 +35,8 @@ SPLITS = ("test", "unseen")  # clips never trained on; `unseen` asks about kinds
 SHOWN = 12  # timelines in the picture
 FURTHER = {"d2vlm_sft_more": "d2vlm + SFT", "d2vlm_fpo": "d2vlm + FPO"}  # how d2vlm's model goes on, as it is shown
 PAIR_CLIPS = 400  # training clips whose questions the model goes on with
-# Of pairs to rank, rejected answers that only what they say gives away: words that the model knows, times as fine as
-# the true ones, no second span behind an "and" that no right answer has. Pairs to train on are the model's own mistakes.
+# Pairs to train on are the model's own mistakes. In pairs to rank, only what they say gives rejected answers away:
+# words that the model knows, times as fine as the true ones, no second span behind an "and" that no right answer has.
 RANKED = (
     f"attributes={json.dumps([list(COLORS), list(SHAPES), list(MOTIONS.values())])}",
     "severity.step_s=0.25", "mix.repeated=0", "mix.spurious=0",
@@ -365,8 +365,8 @@ EXPLANATION = (
     "random event: the true span of a random event of the clip, whatever was asked; the strongest guess. "
     "skill = (mIoU - best guess) / (oracle - best guess). oracle: the best span made of whole frames. new kinds: "
     "questions about events that combine colour, shape and motion as no training clip does. d2vlm + FPO: d2vlm's "
-    "model after further steps with pairs of a right answer and a wrong one of its own; d2vlm + SFT: after as many with "
-    "those right answers alone."
+    "model after further steps with pairs of a right answer and a wrong one of its own; d2vlm + SFT: after as many "
+    "with those right answers alone."
 )
 PREFERENCES = (
     "Pairs of a right and a wrong answer to the same question, of clips never trained on. accuracy: share in which the "
