@@ -20,7 +20,7 @@ BAD = {
     "cut": "truncated",
     "noise": "is not a video",
     "audio": "audio only",
-    "scrambled": "cannot be decoded",
+    "scrambled": "no frame of it can be decoded",
     "folder": "is not a file",
     "elsewhere": "is not inside the root",
     "hangs": "took more than 2 s",
