@@ -41,7 +41,8 @@ class Collator:
     ``features`` [U', P, Dv], or both, each frame of each visual once; where the batch has them otherwise,
     ``frame_source`` [V], which of them (pixels first) each frame is; ``frame_row``, ``frame_col`` [V] (column -1 for
     image tiles); ``times_s``, ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``;
-    ``keep_prefix`` (no answered span stands in a prefix); ``prefix_labels`` (a label is predicted from a place in
+    ``plain_causal`` (a place sees all of its row before it) and ``needs_mask`` (but for that: padding in front, or
+    unseen places); ``keep_prefix`` (no answered span stands in a prefix); ``prefix_labels`` (a label is predicted from a place in
     one); and for a connector that reads the question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and
     ``bad`` are lists of strings; ``padded`` holds the numbers of padded and of all places. With ``rank`` also
     ``pair_chosen``, ``pair_rejected`` [P] (samples), ``label_sample`` [M] (``num_samples`` in a prefix, which answers
@@ -112,19 +113,22 @@ class Collator:
     def _tokens(self, rows: list["Row"], places: list[np.ndarray], prefix: int, length: int) -> dict:
         shape = (len(rows), length)
         ids = np.full(shape, self.pad_id)
-        position, segment, block = np.zeros(shape, np.int64), np.full(shape, PAD), np.full(shape, -1)
+        segment, block = np.full(shape, PAD), np.full(shape, -1)
+        # Padding goes on counting: to transformers a jump back is the start of another sequence.
+        position = np.tile(np.arange(length), (len(rows), 1))
         for b, (row, columns) in enumerate(zip(rows, places, strict=True)):
             ids[b, columns], position[b, columns] = row.ids, row.position
             segment[b, columns] = row.segment
             if self.bidirectional:
                 block[b, columns] = row.block
-        if self.unseen_id is not None:
-            segment[ids == self.unseen_id] = PAD
+        unseen = (ids == self.unseen_id) & (segment != PAD)  # none, where unseen_id is None
+        segment[unseen] = PAD
         names = ("input_ids", "position_ids", "segment_ids", "block_ids")
         arrays = (ids, position, segment, block)
         batch = {n: torch.as_tensor(a, dtype=torch.long) for n, a in zip(names, arrays, strict=True)}
-        causal = not self.bidirectional and all(r.segments == 1 for r in rows)
-        return batch | {"prefix_columns": 0 if self.left else prefix, "plain_causal": causal and prefix == 0}
+        causal = not self.bidirectional and all(r.segments == 1 for r in rows) and prefix == 0
+        batch |= {"plain_causal": causal, "needs_mask": not causal or self.left or bool(unseen.any())}
+        return batch | {"prefix_columns": 0 if self.left else prefix}
 
     def _labels(self, rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
         index, ids, weight = [], [], []

@@ -87,7 +87,7 @@ def dry_run(model: VideoLLM, settings: Settings, load: Load, zero_stage: int = 0
     # Autocast is that of the CPU: of the common layers it only runs norms in bf16 that a GPU's runs in fp32.
     half = settings.train.precision == "bf16" and not settings.train.deepspeed
     autocast = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
-    mask = without_padding(model.decoder) if load.rows == 1 and batch["plain_causal"] else nullcontext()
+    mask = nullcontext() if batch["needs_mask"] else without_mask(model.decoder)
     with shapes, zero3(zero_stage == 3), mask:
         batch = {key: as_shape(value, shapes) for key, value in batch.items()}
         tensors = [value for value in batch.values() if isinstance(value, Tensor)]
@@ -168,8 +168,8 @@ def let_go(parameter: Tensor) -> None:
 
 
 @contextmanager
-def without_padding(decoder: nn.Module) -> Iterator[None]:
-    """Plain causal attention: where no row is padded transformers makes no mask, but here it cannot look for that."""
+def without_mask(decoder: nn.Module) -> Iterator[None]:
+    """Plain causal attention, for which transformers makes no mask once it has looked at positions; here it cannot."""
     module = sys.modules[type(decoder).__module__]
     made = module.create_causal_mask
     module.create_causal_mask = lambda *_, **__: None

@@ -228,10 +228,10 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         self, batch: dict, embeds: Tensor, columns: slice, layers: set[int], cache: DynamicCache | None = None
     ) -> dict[int, Tensor]:
         """One pass of the decoder over ``columns``; the wanted layers' states [B, Q, D]."""
-        if batch["plain_causal"] and columns.start == 0:
-            mask = (batch["segment_ids"][:, columns] >= 0).long()
-        else:
+        if not batch["plain_causal"] or columns.start:
             mask = self.attention_mask(batch, columns, embeds.dtype)
+        else:  # padding behind a row is seen by nothing that counts: attention is faster without a mask
+            mask = (batch["segment_ids"][:, columns] >= 0).long() if batch["needs_mask"] else None
         with LayerTap(self.decoder, layers) as tap:
             out = self.decoder(
                 inputs_embeds=embeds[:, columns],
