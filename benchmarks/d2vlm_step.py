@@ -5,7 +5,7 @@ D2VLM 3), with the same losses and gradients; the preference step with both answ
 sequences; SDPA against eager. 128 frames, 60 text tokens, frame tokens given, so no tower and no connector. All kinds
 take turns in one process, and a ratio is the median of the ratios of its rounds.
 
-    python benchmarks/d2vlm_step.py --layers 8 --width 512 --repeats 5 --json out.json
+    python -m benchmarks.d2vlm_step --layers 8 --width 512 --repeats 5 --json out.json
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Needs a folder that the quickstart has made (clips, tower, tokenizer, features). Each run is a process of its own, since
 DeepSpeed's engine keeps global state; runs alternate, and the ratio is that of the medians.
 
-    python benchmarks/deepspeed_step.py --quickstart runs/quickstart --steps 100 --repeats 3
+    python -m benchmarks.deepspeed_step --quickstart runs/quickstart --steps 100 --repeats 3
 """
 
 import argparse

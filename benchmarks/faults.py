@@ -6,7 +6,7 @@ or by killing one rank of two, or their launcher. A run that gets to its end is 
 next round begins. Exit status 0 only if every answer that was complete at a kill is still there at the next one, and
 every finished file equals that of an unbroken run, byte for byte.
 
-    python benchmarks/faults.py --kills 50 --samples 200
+    python -m benchmarks.faults --kills 50 --samples 200
 """
 
 import argparse

@@ -4,7 +4,7 @@ Needs folders that the quickstart has made: each holds a supervised model of the
 From every model and for every seed each kind (SFT: supervised steps) trains once; answers to unseen clips are by free
 greedy generation, pairs are of validation clips. Prints the table of docs/fpo.md: means and spread over all runs.
 
-    python benchmarks/fpo_ablation.py --quickstart runs/quickstart --seeds 0 1 2 --output runs/fpo_ablation
+    python -m benchmarks.fpo_ablation --quickstart runs/quickstart --seeds 0 1 2 --output runs/fpo_ablation
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Needs the folder of the published predictions (``PAPER_DIR``, default ``../shared/paper``). Beside each time stand the
 seconds that the published script took on two shared cores, so the ratio is of different runs, not of a pair.
 
-    python benchmarks/scoring.py --repeats 3
+    python -m benchmarks.scoring --repeats 3
 """
 
 import argparse

@@ -4,7 +4,7 @@ The arithmetic counts multiply-adds of the matrix products at the real sizes, fo
 measurements are of a scaled-down EVA tower and Q-Former on this machine: each saving against the same work without it,
 taking turns in one process, a ratio being the median over rounds.
 
-    python benchmarks/vision_cost.py --repeats 5 --json out.json
+    python -m benchmarks.vision_cost --repeats 5 --json out.json
 """
 
 import argparse
