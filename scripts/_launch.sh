@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 set -euo pipefail
-# Shared by train.sh and infer.sh; source it after _venv.sh: `launch MODULE ARGUMENTS...` ends in that module.
+# Shared by the scripts that start trainings and inference. `launch MODULE ARGUMENTS...` ends in that module (source
+# this file after _venv.sh); `recipe CONFIG TEXT ARGUMENTS...` is a whole script: train.sh on a config, with ZeRO-2.
 
 LAUNCH_HELP="environment (docs/cluster.md; within srun, what is not set comes from Slurm):
   GPUS                       processes on this node (default: its GPUs, or 1); without a GPU they run on the CPU
@@ -10,4 +11,22 @@ LAUNCH_HELP="environment (docs/cluster.md; within srun, what is not set comes fr
 
 launch() {
     exec "$PYTHON" -m videollm.launch "$@"
+}
+
+recipe() {
+    local config="$1" text="$2" root help
+    shift 2
+    root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+    help="$text
+
+usage: bash $0 [key=value ...]
+  key=value   lays a value over $config:
+              model.checkpoint=DIR data.train=[FILE] data.videos=DIR train.output=DIR ...
+
+$LAUNCH_HELP"
+    case "${1:-}" in
+    -h | --help) echo "$help" && exit 0 ;;
+    -*) echo "$help" >&2 && exit 2 ;;
+    esac
+    exec bash "$root/scripts/train.sh" "$root/$config" "train.deepspeed=$root/configs/deepspeed/zero2.json" "$@"
 }

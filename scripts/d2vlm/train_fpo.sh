@@ -1,23 +1,4 @@
 #!/usr/bin/env bash
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-source "$root/scripts/_launch.sh"
-
-usage() {
-    cat <<TEXT
-Train D2VLM, preference stage: from the supervised model, with rejected answers (docs/fpo.md).
-
-usage: bash scripts/d2vlm/train_fpo.sh [key=value ...]
-  key=value   lays a value over configs/d2vlm/fpo_etchat_phi3.yaml:
-              model.checkpoint=DIR data.train=[FILE] data.videos=DIR train.output=DIR ...
-
-$LAUNCH_HELP
-TEXT
-}
-
-case "${1:-}" in
--h | --help) usage && exit 0 ;;
--*) usage >&2 && exit 2 ;;
-esac
-exec bash "$root/scripts/train.sh" "$root/configs/d2vlm/fpo_etchat_phi3.yaml" \
-    "train.deepspeed=$root/configs/deepspeed/zero2.json" "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/../_launch.sh"
+recipe configs/d2vlm/fpo_etchat_phi3.yaml "Train D2VLM, preference stage: from the supervised model, with rejected answers (docs/fpo.md)." "$@"
