@@ -42,9 +42,9 @@ class Collator:
     ``frame_source`` [V], which of them (pixels first) each frame is; ``frame_row``, ``frame_col`` [V] (column -1 for
     image tiles); ``times_s``, ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``;
     ``plain_causal`` (a place sees all of its row before it) and ``needs_mask`` (but for that: padding in front, or
-    unseen places); ``keep_prefix`` (no answered span stands in a prefix); ``prefix_labels`` (a label is predicted from a place in
-    one); and for a connector that reads the question ``question_ids``, ``question_mask`` [B, Lq]. ``ids`` and
-    ``bad`` are lists of strings; ``padded`` holds the numbers of padded and of all places. With ``rank`` also
+    unseen places); ``keep_prefix`` (no answered span stands in a prefix); ``prefix_labels`` (a label is predicted from
+    a place in one); and for a connector that reads the question ``question_ids``, ``question_mask`` [B, Lq]. ``ids``
+    and ``bad`` are lists of strings; ``padded`` holds the numbers of padded and of all places. With ``rank`` also
     ``pair_chosen``, ``pair_rejected`` [P] (samples), ``label_sample`` [M] (``num_samples`` in a prefix, which answers
     share), ``answer_refs`` and ``chosen_refs`` (indices into ``span_refs``).
     """

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from videollm.config import ConfigError, to_dict
@@ -79,29 +80,58 @@ class FeatureStore:
         except SafetensorError:
             return None  # damaged: as good as not stored
 
-    def fill(self, names: Iterable[str], tower: nn.Module, rank: int = 0, world: int = 1) -> None:
+    def fill(self, names: Iterable[str], tower: nn.Module, rank: int = 0, world: int = 1, workers: int = 0) -> None:
         """Compute what is missing, this rank its share; videos that cannot be read are left to the data set.
 
-        Every process goes through its videos in another order, so several runs that fill one folder share the work.
+        ``workers`` processes read ahead. Every rank goes through its videos in another order and looks again before it
+        reads one, so several runs that fill one folder share the work.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         device = next(tower.parameters()).device
         share = sorted(set(names))[rank::world]
         random.Random(os.getpid()).shuffle(share)
-        for name in tqdm(share, desc="tower features", unit="video", disable=rank > 0):
-            try:
-                path = self.path(name)
-                if self(name) is not None:
-                    self.hits += 1
-                    self.bytes += path.stat().st_size
-                    continue
-                pixels, _, times_s, duration_s = self.reader.video(name, None)
-            except VideoError:
-                continue
-            self.misses += 1
-            features = encode_frames(tower, pixels.to(device), CHUNK).cpu().contiguous()
-            tensors = {"features": features, "times_s": torch.as_tensor(np.asarray(times_s, np.float64))}
-            fresh = path.with_suffix(f".tmp{os.getpid()}")
-            save_file(tensors, fresh, metadata={"duration_s": repr(float(duration_s))})
-            os.replace(fresh, path)
-            self.bytes += path.stat().st_size
+        own = torch.Generator()  # a loader draws a seed: not from the one that training goes on with
+        loader = DataLoader(
+            Wanted(self, share), batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=own
+        )
+        for found in tqdm(loader, desc="tower features", unit="video", disable=rank > 0):
+            if isinstance(found, int):
+                self.hits += 1
+                self.bytes += found
+            elif found is not None:
+                path, pixels, times_s, duration_s = found
+                self.misses += 1
+                features = encode_frames(tower, pixels.to(device), CHUNK).cpu().contiguous()
+                tensors = {"features": features, "times_s": torch.as_tensor(np.asarray(times_s, np.float64))}
+                fresh = path.with_suffix(f".tmp{os.getpid()}")
+                save_file(tensors, fresh, metadata={"duration_s": repr(float(duration_s))})
+                os.replace(fresh, path)
+                self.bytes += path.stat().st_size
+
+
+class Wanted(Dataset):
+    """Of each video: bytes of its stored features, or what they are made of (path, pixels, times_s, duration_s), or
+    None where it cannot be read."""
+
+    def __init__(self, store: FeatureStore, names: Sequence[str]):
+        self.store, self.names = store, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> int | tuple[Path, torch.Tensor, np.ndarray, float] | None:
+        name = self.names[index]
+        try:
+            path = self.store.path(name)
+            found = None if self.store(name) is not None else self.store.reader.video(name, None)
+        except VideoError:
+            return None
+        if found is None or found[0] is None:  # another process may have stored it just now
+            return path.stat().st_size
+        pixels, _, times_s, duration_s = found
+        return path, pixels, times_s, duration_s
+
+
+def as_it_is(found):
+    """What a worker has read, not made into tensors."""
+    return found

@@ -209,9 +209,10 @@ def make_reader(
 
 def fill_store(store: FeatureStore, records: Sequence[Record], bundle: Bundle, arguments: TrainingArguments) -> None:
     """Store the features of the records' videos, every rank its share; ConfigError where they cannot be written."""
-    tower = bundle.model.vision_tower.to(arguments.device)
+    tower, names = bundle.model.vision_tower.to(arguments.device), [r.video for r in records if r.video]
+    rank, world, workers = arguments.process_index, arguments.world_size, arguments.dataloader_num_workers
     try:
-        store.fill([r.video for r in records if r.video], tower, arguments.process_index, arguments.world_size)
+        store.fill(names, tower, rank, world, workers)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"data.features: cannot write to {store.folder} ({error}); choose another folder") from None
     found = torch.tensor([store.hits, store.misses, store.bytes], dtype=torch.float64, device=arguments.device)

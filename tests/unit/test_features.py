@@ -1,11 +1,13 @@
 """Stored features of a frozen tower: the tower's own numbers, and never those of another video, tower or sampling."""
 
 import shutil
+import time
 
 import pytest
 import torch
 
 from tests.models import clips, make_bundle
+from videollm import dataset
 from videollm.config import ConfigError
 from videollm.features import FeatureStore
 from videollm.transforms import Preprocess
@@ -60,6 +62,22 @@ def test_ranks_share_the_work(bundle, tmp_path):
     for rank, store in enumerate(stores):
         store.fill(NAMES, bundle.model.vision_tower, rank, 2)
     assert sorted(s.misses for s in stores) == [1, 1] and sum(s.hits for s in stores) == 0
+
+
+def test_workers_read_ahead_and_a_decoder_that_hangs_costs_its_video(bundle, tmp_path, monkeypatch):
+    alone, read = store_of(bundle, tmp_path / "alone"), dataset.read_video
+    alone.fill(NAMES, bundle.model.vision_tower)
+
+    def decode(path, *args, **options):
+        return time.sleep(60) if path.name == "clip1.mp4" else read(path, *args, **options)
+
+    monkeypatch.setattr(dataset, "read_video", decode)
+    store = store_of(bundle, tmp_path / "ahead", timeout_s=1.0)
+    state = torch.get_rng_state()
+    store.fill(NAMES, bundle.model.vision_tower, workers=1)
+    assert torch.equal(torch.get_rng_state(), state)  # training draws what it would have drawn
+    assert (store.misses, store.hits) == (1, 0) and store("clip1.mp4") is None
+    assert torch.equal(store("clip0.mp4")[0], alone("clip0.mp4")[0])
 
 
 def test_another_sampler_preprocessing_or_tower_never_finds_old_features(bundle, tmp_path):
