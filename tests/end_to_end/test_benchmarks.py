@@ -85,6 +85,7 @@ def script(repository: Path, *command: object, **environment: str) -> subprocess
     )
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_answer_as_one_through_the_inference_script(model, data, repository, tmp_path):
     if model.name != "distime":
