@@ -11,7 +11,6 @@ take turns in one process, and a ratio is the median of the ratios of its rounds
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import d2vlm.evidence  # noqa: F401 - registers the head
+from benchmarks.rounds import rounds
 from d2vlm.fpo import FPO, FPOOptions
 from videollm.collate import Collator
 from videollm.dataset import Item
@@ -181,27 +181,6 @@ def peak_mib(step: Callable[[], float], device: str) -> float:
     return float(np.cumsum([e.nbytes() for e in events]).max()) / 2**20
 
 
-def seconds(step: Callable[[], float], device: str) -> float:
-    """Wall time of one step; on a CPU the time of its cores, which other jobs on them hardly change."""
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    start = clock()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def measure(kinds: dict[str, Callable[[], float]], args: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of every kind in every round; the first round of all is warming up."""
-    times: dict[str, list[float]] = {name: [] for name in kinds}
-    for k in range(args.repeats + 1):
-        for name, step in kinds.items():
-            spent = seconds(step, args.device)
-            if k:
-                times[name].append(spent)
-    return times
-
-
 def ratio(times: dict[str, list[float]], slow: str, fast: str, share: float = 1.0) -> dict:
     """How many times faster ``fast`` is; ``share`` of its time counts."""
     found = [a / (share * b) for a, b in zip(times[slow], times[fast], strict=True)]
@@ -228,7 +207,7 @@ def supervised(args: argparse.Namespace) -> dict:
         grads = {name: gradients(model, step, tokens, size) for name, (model, step, tokens) in made.items()}
         checked[size] = max(difference(grads[name], grads["one prefix"]) for name in made)
         steps |= {f"{name}, batch {size}": step for name, (_, step, _) in made.items()}
-    times = measure(steps, args)
+    times = rounds(steps, args.repeats, args.device)
     peaks = {name: peak_mib(step, args.device) for name, step in steps.items()}
     many = f"batch {args.batch}"
     found = {
@@ -258,7 +237,7 @@ def preference(args: argparse.Namespace) -> dict:
         )
         differences.append(difference(one, two))
         steps |= pair
-    times = measure(steps, args)
+    times = rounds(steps, args.repeats, args.device)
     sizes = [f"batch {size}" for size in (1, args.batch)]
     found = {
         f"two sequences / one row, {size}": ratio(times, f"two sequences, {size}", f"one row a pair, {size}")

@@ -14,13 +14,13 @@ time of its cores.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.rounds import rounds
 from videollm.assemble import set_trainable
 from videollm.collate import Collator
 from videollm.dataset import Item
@@ -110,26 +110,6 @@ def make_batch(args: argparse.Namespace, items: list[Item], left: bool = False) 
 # ---- claims ----------------------------------------------------------------------------------------------------------
 
 
-def seconds(step: Callable[[], object], device: str) -> float:
-    """What one step takes."""
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    start = clock()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def rounds(args: argparse.Namespace, kinds: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every kind in every round; one more round before them warms up."""
-    times: dict[str, list[float]] = {name: [] for name in kinds}
-    for k in range(repeats + 1):
-        for name, step in kinds.items():
-            spent = seconds(step, args.device)
-            times[name] += [spent] if k else []
-    return times
-
-
 def ratio(slow: list[float], fast: list[float]) -> float:
     """How many times faster, as the median over the rounds."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
@@ -152,7 +132,7 @@ def batches(args: argparse.Namespace, model: VideoLLM) -> dict:
     alone, together = [make_batch(args, [item]) for item in items], [make_batch(args, items)]
     losses = [statistics.mean(train_step(model, kind)) for kind in (alone, together)]
     kinds = {"alone": lambda: train_step(model, alone), "together": lambda: train_step(model, together)}
-    times = rounds(args, kinds, args.repeats)
+    times = rounds(kinds, args.repeats, args.device)
     return {"losses": losses, "seconds": times, "speedup": ratio(times["alone"], times["together"])}
 
 
@@ -167,7 +147,7 @@ def stored(args: argparse.Namespace, model: VideoLLM) -> dict:
     del run["features"]
     losses = [train_step(model, [batch])[0] for batch in (run, kept)]
     kinds = {"tower": lambda: train_step(model, [run]), "stored": lambda: train_step(model, [kept])}
-    times = rounds(args, kinds, args.repeats)
+    times = rounds(kinds, args.repeats, args.device)
     return {"losses": losses, "seconds": times, "speedup": ratio(times["tower"], times["stored"])}
 
 
@@ -184,7 +164,7 @@ def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
 
     with torch.no_grad():
         kinds = {f"{name}, {n}": generate(b, n) for name, b in (("1", one), ("all", many)) for n in (1, args.tokens)}
-        times = rounds(args, kinds, args.repeats)
+        times = rounds(kinds, args.repeats, args.device)
     whole = {name: times[f"{name}, {args.tokens}"] for name in ("1", "all")}
     after = {name: [a - b for a, b in zip(whole[name], times[f"{name}, 1"], strict=True)] for name in whole}
     size = {"1": 1, "all": args.answers}

@@ -10,16 +10,14 @@ taking turns in one process, a ratio being the median over rounds.
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))
-from d2vlm_step import peak_mib, ratio, seconds
-
+from benchmarks.d2vlm_step import peak_mib, ratio
+from benchmarks.rounds import rounds
 from videollm.connectors import build_connector
 from videollm.vision import build_tower, encode_frames
 
@@ -119,11 +117,7 @@ def main() -> None:
         print(f"{part}: {count:.1f} TFLOP, {100 * count / sum(counted.values()):.0f} % of a step, {args.frames} frames")
     found = {}
     for name, (without, with_it) in kinds(args.measured_frames, args.questions, args.chunk).items():
-        times: dict[str, list[float]] = {"without": [], "with": []}
-        for k in range(args.repeats + 1):
-            for kind, step in (("without", without), ("with", with_it)):
-                spent = seconds(step, "cpu")
-                times[kind] += [spent] if k else []
+        times = rounds({"without": without, "with": with_it}, args.repeats, "cpu")
         peaks = [peak_mib(step, "cpu") for step in (without, with_it)]
         found[name] = {"speed": ratio(times, "without", "with"), "seconds": times, "peak MiB": peaks}
         spent = [1000 * statistics.median(times[kind]) for kind in ("without", "with")]

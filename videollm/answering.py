@@ -21,9 +21,7 @@ from videollm.dataset import Item, VisualReader
 from videollm.generate import GenerateOptions
 from videollm.questions import Asked, Batch, VideoGroups, plan, read_ahead
 from videollm.structures import Answer
-from videollm.vision import encode_frames
-
-CHUNK = 64  # frames that go through the tower at a time, halved where they do not fit
+from videollm.vision import CHUNK, encode_frames
 
 
 @dataclass
@@ -102,7 +100,7 @@ class Answerer:
     """Encodes videos and answers batches on the model's device; what does not fit is tried in smaller pieces."""
 
     def __init__(self, bundle: Bundle):
-        self.bundle, self.chunk = bundle, CHUNK
+        self.bundle, self.chunk = bundle, CHUNK  # halved where it does not fit
         self.collate, self.stop = bundle.collator(left=True), template_stop(bundle)
         self.device = next(bundle.model.parameters()).device
 

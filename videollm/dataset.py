@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -331,3 +331,8 @@ def pack_by_video(records: Sequence[Record], most: int) -> list[list[int]]:
     for i, record in enumerate(records):
         groups.setdefault((record.video or f"record {i}", record.asking.view), []).append(i)
     return [g[k : k + most] for g in groups.values() for k in range(0, len(g), most)]
+
+
+def as_it_is(found: Any) -> Any:
+    """For torch's loader: what a worker has read, not made into tensors."""
+    return found

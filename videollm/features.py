@@ -20,11 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from videollm.config import ConfigError, to_dict
-from videollm.dataset import VisualReader
+from videollm.dataset import VisualReader, as_it_is
 from videollm.video import VideoError, safe_join
-from videollm.vision import encode_frames
+from videollm.vision import CHUNK, encode_frames
 
-CHUNK = 64  # frames that go through the tower at a time
 BLOCKS, BLOCK = 16, 1 << 16  # evenly spread bytes of a file that, with its size, stand for its content
 
 
@@ -130,8 +129,3 @@ class Wanted(Dataset):
             return path.stat().st_size
         pixels, _, times_s, duration_s = found
         return path, pixels, times_s, duration_s
-
-
-def as_it_is(found):
-    """What a worker has read, not made into tensors."""
-    return found

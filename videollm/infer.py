@@ -9,7 +9,6 @@ lines.
 import argparse
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from videollm.frames import open_store
 from videollm.generate import GenerateOptions
 from videollm.questions import Unit, plan
 from videollm.ranks import RankError, Ranks
+from videollm.runfolder import code
 from videollm.video import BACKENDS, Sampler
 
 MOST_WORKERS = 4  # by default, for one process
@@ -43,13 +43,6 @@ def usable_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-
-
-def commit() -> str | None:
-    """The git commit of this code, or None outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    found = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -124,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
                 "model": str(args.model), "content": outputs.model_content(args.model),
                 "annotations": list(map(str, args.annotations)), "sampler": to_dict(sampler),
                 "decoding": to_dict(options) | special_of(args.precision, head), "config": bundle.config.to_dict(),
-                "commit": commit(),
+                "commit": code()[0],
             }  # fmt: skip
             meta = outputs.check_meta(args.output, meta) | meta
             answered = {i for i, line in outputs.gather(args.output, records).items() if not line["error"]}

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from videollm.annotations import Record
 from videollm.checkpoint import Bundle
 from videollm.config import ConfigError, build, to_dict
-from videollm.dataset import Item, VideoDataset, VisualReader, pack_by_video
+from videollm.dataset import Item, VideoDataset, VisualReader, as_it_is, pack_by_video
 from videollm.generate import GenerateOptions
 
 AHEAD = 2  # batches whose videos are read while one is answered
@@ -128,9 +128,5 @@ def read_ahead(groups: VideoGroups, workers: int, pin: bool) -> DataLoader:
     workers = min(workers, len(groups))
     ahead = math.ceil(AHEAD * len(groups) / groups.batches / workers) if workers else None
     return DataLoader(
-        groups, batch_size=None, num_workers=workers, collate_fn=_as_it_is, pin_memory=pin, prefetch_factor=ahead
+        groups, batch_size=None, num_workers=workers, collate_fn=as_it_is, pin_memory=pin, prefetch_factor=ahead
     )
-
-
-def _as_it_is(group: Asked) -> Asked:
-    return group

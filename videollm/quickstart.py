@@ -25,7 +25,7 @@ from rich.table import Table
 
 from all_benchmark_eval.moving_shapes import task
 from videollm import plots
-from videollm.infer import commit
+from videollm.runfolder import code
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
 from videollm.transforms import Preprocess
 from videollm.video import Sampler, read_video
@@ -411,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_stages(group, slots)
         stages += group
     report = score_all(args)
-    report |= {"seed": args.seed, "commit": commit(), "processes": args.processes, "torch": torch.__version__}
+    report |= {"seed": args.seed, "commit": code()[0], "processes": args.processes, "torch": torch.__version__}
     draw(args, report)
     own = resource.getrusage(resource.RUSAGE_SELF)
     own_s = own.ru_utime + own.ru_stime - usage.ru_utime - usage.ru_stime

@@ -25,7 +25,7 @@ from videollm.registry import Registry, new_registry
 
 TOWERS = new_registry("towers")
 WHERE = "model.vision"
-CHUNK = 64  # frames that go through a frozen tower at a time in training
+CHUNK = 64  # frames that go through a frozen tower at a time
 
 
 def build_tower(config: dict) -> nn.Module:

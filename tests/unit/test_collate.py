@@ -91,6 +91,18 @@ def test_prefixes_end_in_the_same_column_where_they_are_split_off():
     assert (batch["segment_ids"][rows, :cut] == -1).all()
 
 
+def test_only_right_padded_causal_rows_go_without_a_mask():
+    bundle = make_bundle("internvl", "distime")
+    batch, causal = make_batch(bundle, ALL), ["plain_causal", "needs_mask"]
+    assert [batch[name] for name in causal] == [True, False]
+    assert (batch["segment_ids"] < 0).any()  # some rows are padded, and their positions go on
+    assert (batch["position_ids"].diff(dim=1) == 1).all()
+    assert make_batch(bundle, ALL, left=True)["needs_mask"] and make_batch(bundle, SAME_VIDEO, pack=True)["needs_mask"]
+    dataset, seen = make_dataset(bundle, ALL), int(batch["input_ids"][0, 3])
+    assert bundle.collator(unseen_id=seen)([dataset[i] for i in range(len(dataset))])["needs_mask"]
+    assert make_batch(make_bundle("internvl", "d2vlm"), ALL)["needs_mask"]
+
+
 def test_a_prefix_column_stands_for_the_visuals_that_a_batch_has_not():
     """All ranks make the same passes, as ZeRO-3 demands; the empty column changes no number."""
     bundle = make_bundle("internvl", "d2vlm")
