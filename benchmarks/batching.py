@@ -18,14 +18,13 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
 from videollm.annotations import Record
-from videollm.assemble import assemble, set_trainable
+from videollm.assemble import assemble, read_settings, set_trainable
 from videollm.checkpoint import Bundle
 from videollm.config import override, read_yaml
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.features import FeatureStore
 from videollm.grouping import LengthGroupedSampler, TokenBudgetBatches, item_sizes
-from videollm.train import read_settings
 from videollm.trainer import NOT_FOR_THE_MODEL
 
 ROWS = {"one question a row": 48, "packed": 12}  # of about the same number of tokens

@@ -23,8 +23,7 @@ from videollm.checkpoint import Bundle, CheckpointError, load
 from videollm.config import ConfigError, build, override, to_dict
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
-from videollm.errors import tell
-from videollm.infer import usable_device, whole
+from videollm.errors import tell, usable_device, whole
 from videollm.outputs import check_writable
 
 COLUMNS = (*FACTORS, "margin")

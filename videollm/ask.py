@@ -1,7 +1,7 @@
 """One video, one question, one answer: as text with its times, and as a picture of the timeline.
 
 ``python -m videollm.ask --model DIR --video FILE --question TEXT [--output timeline.png] [key=value ...]``. The
-question goes the way of every other one, through ``infer.answer_records``; what the user types stays literal, so a
+question goes the way of every other one, through ``answer_records``; what the user types stays literal, so a
 ``<span>`` or ``<video>`` in it is text. Knows no annotations, no sharding and no benchmark.
 """
 
@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from videollm.annotations import AnnotationError, Record
+from videollm.answering import answer_records
 from videollm.checkpoint import Bundle, CheckpointError, load
 from videollm.config import ConfigError, build, override
-from videollm.errors import tell
+from videollm.errors import tell, usable_device
 from videollm.generate import GenerateOptions
 from videollm.heads import span_text
-from videollm.infer import answer_records, usable_device
 from videollm.plots import MAX_FRAMES, timeline
 from videollm.structures import Turn, VisualMark
 from videollm.video import Sampler, VideoError, probe, read_video
@@ -53,7 +53,7 @@ def make_record(video: str, question: str) -> Record:
 
 
 def ask(bundle: Bundle, video: str | Path, question: str, options: AskOptions | None = None) -> dict:
-    """Answer one question; the line of ``infer.answer_records``. The model keeps its device.
+    """Answer one question; the line of ``answer_records``. The model keeps its device.
 
     Raises:
         ConfigError: no question, options that do not fit the model, or a question too long for it.

@@ -10,19 +10,35 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
 from videollm.checkpoint import Bundle, load, read_config, template_named
+from videollm.compatibility import lay_preset
 from videollm.config import ConfigError, build, to_dict
 from videollm.connectors import LinearConnector
 from videollm.heads import head_class
 from videollm.lora import add_lora
 from videollm.model import VideoLLM, VideoLLMConfig, tower_shape
-from videollm.settings import PARTS, ModelSettings, Settings, TrainSettings, VisualTokenSettings
+from videollm.prompt import VisualTokenSettings
+from videollm.settings import PARTS, ModelSettings, Settings, TrainSettings
 from videollm.templates import TEMPLATES
 from videollm.transforms import Preprocess
 from videollm.video import Sampler
+
+
+def read_settings(values: dict) -> Settings:
+    """The settings of a config, with the preset that its ``compatibility`` names laid under it.
+
+    Raises:
+        ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
+    """
+    model = values.get("model") if isinstance(values.get("model"), dict) else {}
+    head = (model.get("head") or {}).get("name")
+    if head is None and model.get("checkpoint") and "compatibility" in values:
+        head = read_config(Path(model["checkpoint"])).head.get("name")
+    return build(Settings, lay_preset(values, head))
 
 
 def assemble(settings: Settings) -> Bundle:
@@ -239,7 +255,7 @@ def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedToken
     if given.feature_mean:
         center_features(model, given.feature_mean)
     if given.word_vectors:
-        align_words(model, given.word_vectors, tokenizer)
+        load_words(model, given.word_vectors, tokenizer)
 
 
 def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:
@@ -278,13 +294,32 @@ def center_features(model: VideoLLM, path: str) -> None:
     connector.bias.data = -connector.weight.data @ mean
 
 
-def align_words(model: VideoLLM, path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Start the embeddings of the words in ``path`` from given vectors (``tiny.align_words``)."""
-    from videollm.tiny import align_words as align
-
+def load_words(model: VideoLLM, path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Start the embeddings of the words in ``path`` from given vectors (``align_words``)."""
     if not Path(path).is_file():
         raise ConfigError(f"model.word_vectors: no file {path}")
-    align(model.get_input_embeddings().weight.data, tokenizer, load_file(path))
+    align_words(model.get_input_embeddings().weight.data, tokenizer, load_file(path))
+
+
+@torch.no_grad()
+def align_words(
+    weight: Tensor, tokenizer: PreTrainedTokenizerBase, attributes: dict[str, Tensor], norm: float = 4.0
+) -> None:
+    """Write the vectors of ``attributes`` (word -> [Dv], Dv <= D) into the words' rows of ``weight`` [V, D], in place.
+
+    Vectors are centred within what was given and scaled to length ``norm``. A word counts with and without a blank;
+    one that the tokenizer does not know is left out. Raises ValueError for vectors wider than the embedding.
+    """
+    if (width := max(map(len, attributes.values()))) > weight.shape[1]:
+        raise ValueError(f"word vectors of width {width} do not fit into embeddings of width {weight.shape[1]}")
+    mean = torch.stack(list(attributes.values())).mean(0)
+    for word, vector in attributes.items():
+        row = torch.zeros(weight.shape[1])
+        row[: len(vector)] = vector - mean
+        for piece in (word, "\u2581" + word):
+            index = tokenizer.convert_tokens_to_ids(piece)
+            if index not in (None, tokenizer.unk_token_id):
+                weight[index] = (norm * row / row.norm()).to(weight.dtype)
 
 
 def part_of(name: str) -> str:

@@ -26,8 +26,7 @@ from videollm.dataset import VisualReader
 from videollm.errors import tell
 from videollm.lora import merge_lora
 from videollm.model import VideoLLM, VideoLLMConfig
-from videollm.prompt import PromptEncoder, VisualTokens
-from videollm.settings import VisualTokenSettings
+from videollm.prompt import PromptEncoder, VisualTokens, VisualTokenSettings
 from videollm.templates import TEMPLATES
 from videollm.transforms import Preprocess
 from videollm.video import Sampler

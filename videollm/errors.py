@@ -4,9 +4,15 @@ In: an exception whose text is the message, as it was raised here or as a data w
 worker's traceback into the text). This file knows no error class, no config and no model.
 """
 
+import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
+
+import torch
+
+from videollm.config import ConfigError
 
 HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see that
 
@@ -21,3 +27,22 @@ def tell(error: Exception) -> int:
     name = f"{type(error).__module__}.{type(error).__qualname__}: "
     print(f"error: {str(error).rpartition(name)[2].strip()}", file=sys.stderr, flush=True)
     return 2
+
+
+def usable_device(name: str) -> torch.device:
+    """The device ``name``; ConfigError where it is unknown or not there."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Reads a whole number from ``least`` on, for argparse."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        return int(text)
+
+    return number

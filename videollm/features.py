@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from transformers import TrainingArguments
 
+from videollm.annotations import Record
+from videollm.checkpoint import Bundle
 from videollm.config import ConfigError, to_dict
 from videollm.dataset import VisualReader, as_it_is
 from videollm.video import VideoError, safe_join
@@ -129,3 +133,20 @@ class Wanted(Dataset):
             return path.stat().st_size
         pixels, _, times_s, duration_s = found
         return path, pixels, times_s, duration_s
+
+
+def fill_store(store: FeatureStore, records: Sequence[Record], bundle: Bundle, arguments: TrainingArguments) -> None:
+    """Store the features of the records' videos, every rank its share; ConfigError where they cannot be written."""
+    tower, names = bundle.model.vision_tower.to(arguments.device), [r.video for r in records if r.video]
+    rank, world, workers = arguments.process_index, arguments.world_size, arguments.dataloader_num_workers
+    try:
+        store.fill(names, tower, rank, world, workers)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"data.features: cannot write to {store.folder} ({error}); choose another folder") from None
+    found = torch.tensor([store.hits, store.misses, store.bytes], dtype=torch.float64, device=arguments.device)
+    if dist.is_initialized():
+        dist.all_reduce(found)  # also waits until every rank's share is there
+    hits, misses, size = found.tolist()
+    if arguments.process_index == 0:
+        share = hits / max(1, hits + misses)
+        print(f"{store.folder}: features of {hits + misses:.0f} videos, {size / 2**20:.1f} MiB, hit rate {share:.0%}")

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from videollm.annotations import Record, spelled
 from videollm.config import ConfigError
-from videollm.settings import DataSettings
 
 FILE = "left_out.jsonl"  # in the output folder of a run
 
 
-def wanted(records: Sequence[Record], data: DataSettings) -> tuple[list[Record], list[dict]]:
+def wanted(
+    records: Sequence[Record], duration_s: Sequence[float] | None = None, max_answer_words: int | None = None
+) -> tuple[list[Record], list[dict]]:
     """The records that pass, and ``{"id", "where", "reason"}`` of the others.
 
     A record without ``duration`` passes the first filter: its length is not known before its video is opened.
@@ -26,7 +27,7 @@ def wanted(records: Sequence[Record], data: DataSettings) -> tuple[list[Record],
     """
     kept, left_out = [], []
     for record in records:
-        key = reason(record, data)
+        key = reason(record, duration_s, max_answer_words)
         if key is None:
             kept.append(record)
         else:
@@ -36,15 +37,15 @@ def wanted(records: Sequence[Record], data: DataSettings) -> tuple[list[Record],
     return kept, left_out
 
 
-def reason(record: Record, data: DataSettings) -> str | None:
+def reason(record: Record, duration_s: Sequence[float] | None, max_answer_words: int | None) -> str | None:
     """The setting that leaves a record out, or None."""
-    if data.duration_s is not None and record.duration_s is not None and record.video is not None:
-        low, high = data.duration_s
+    if duration_s is not None and record.duration_s is not None and record.video is not None:
+        low, high = duration_s
         if not low <= record.duration_s <= high:
             return "data.duration_s"
     # Pieces between blanks, as published, where those of the evidence stage counted too.
     answer = spelled(record.turns[-1]).split(" ") if record.has_answer else []
-    if data.max_answer_words is not None and len(answer) > data.max_answer_words:
+    if max_answer_words is not None and len(answer) > max_answer_words:
         return "data.max_answer_words"
     return None
 

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from videollm.compatibility import lay_preset
 from videollm.config import ConfigError, build, override, to_dict
 from videollm.data import load_records
 from videollm.dataset import VisualReader
-from videollm.errors import tell
+from videollm.errors import tell, usable_device, whole
 from videollm.frames import open_store
 from videollm.generate import GenerateOptions
 from videollm.questions import Unit, plan
@@ -35,25 +35,6 @@ MOST_WORKERS = 4  # by default, for one process
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OVERRIDES = ("sampler", "generate", "head", "compatibility")  # keys of the command line
-
-
-def usable_device(name: str) -> torch.device:
-    """The device ``name``; ConfigError where it is unknown or not there."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """Reads a whole number from ``least`` on, for argparse."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
-        return int(text)
-
-    return number
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, help="of a video, with data.pack; default data.max_questions")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.batch_size=4 ...")
     args = parser.parse_intermixed_args(argv)
-    from videollm.train import read_settings  # imported here: training prints an estimate itself
+    from videollm.assemble import read_settings  # imported here: training prints an estimate itself
 
     try:
         for name in ("gpus", "frames", "text", "questions"):

@@ -6,29 +6,18 @@ the module ``a.b``, whose import registers it. It knows records and models; no f
 """
 
 import importlib
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from videollm.annotations import Record
 from videollm.config import ConfigError, build
-from videollm.dataset import VideoDataset, VisualReader
 from videollm.loss import supervised_cross_entropy
 from videollm.registry import new_registry
 from videollm.structures import FrameBatch, SpanRefs
-
-if TYPE_CHECKING:
-    from videollm.checkpoint import Bundle
-    from videollm.model import VideoLLM
-    from videollm.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 OBJECTIVES = new_registry("objectives")
 Sums = dict[str, Tensor]  # name -> scalar
@@ -53,6 +42,8 @@ class Objective:
     """Subclass, register with ``OBJECTIVES.register(name=...)``, override.
 
     ``rejected``, as in ``VideoDataset``, if it compares answers; ``logged`` names the numbers that are no loss.
+    ``model`` is the ``VideoLLM``, ``bundle`` (``checkpoint.Bundle``) holds it, ``settings`` are the run's: rooms that
+    this one must not import.
     """
 
     Options: ClassVar[type] = ObjectiveOptions
@@ -62,7 +53,7 @@ class Objective:
     def __init__(self, options: ObjectiveOptions):
         self.options = options
 
-    def check(self, records: Sequence[Record], settings: "Settings") -> None:
+    def check(self, records: Sequence[Record], settings: Any) -> None:
         """Before anything is built: ConfigError where these records or settings cannot be trained on."""
         unanswered = [r for r in records if not r.has_answer]
         if unanswered:
@@ -70,53 +61,28 @@ class Objective:
                 f"{unanswered[0].where}: no answer to train on ({len(unanswered)} such records); add or remove"
             )
 
-    def prepare(self, bundle: "Bundle", settings: "Settings") -> None:
+    def prepare(self, bundle: Any, settings: Any) -> None:
         """Once the model is there: load what else is needed."""
 
-    def counts(self, model: "VideoLLM", batch: dict) -> Sums:
+    def counts(self, model: nn.Module, batch: dict) -> Sums:
         """What every loss term and every logged number of this batch is to be divided by."""
         raise NotImplementedError
 
-    def sums(self, model: "VideoLLM", batch: dict, reading: Reading) -> tuple[Sums, Sums]:
+    def sums(self, model: nn.Module, batch: dict, reading: Reading) -> tuple[Sums, Sums]:
         """Loss terms (on the graph, weighted) and logged numbers (detached), both as sums; keys as ``counts``."""
         raise NotImplementedError
-
-    @torch.no_grad()
-    def held_out(self, bundle: "Bundle", records: Sequence[Record], reader: VisualReader, size: int) -> dict:
-        """The logged numbers over all answers of ``records`` that no training saw; each rank reads its share.
-
-        ``size`` records at a time. Records that cannot be read are named in a warning and left out.
-        """
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        dataset = VideoDataset(
-            records[rank::world], reader, bundle.encoder(), max_length=bundle.config.context_length,
-            rejected=self.rejected and "all",
-        )  # fmt: skip
-        collate, model = bundle.collator(rank=self.rejected is not None), bundle.model
-        device = next(model.parameters()).device
-        total = torch.zeros(2, len(self.logged), dtype=torch.float64, device=device)  # sums, counts
-        for start in range(0, len(dataset), size):
-            batch = collate([dataset[i] for i in range(start, min(start + size, len(dataset)))])
-            for bad in batch["bad"]:
-                logger.warning("validation leaves out %s", bad)
-            batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            sums, counts = self.sums(model, batch, model.read(batch))[1], self.counts(model, batch)
-            total += torch.stack([torch.stack([of[n].double() for n in self.logged]) for of in (sums, counts)])
-        if dist.is_initialized():
-            dist.all_reduce(total)
-        return dict(zip(self.logged, (total[0] / total[1]).tolist(), strict=True))
 
 
 @OBJECTIVES.register(name="supervised")
 class Supervised(Objective):
     """The annotated answers' cross-entropy and the head's own losses."""
 
-    def counts(self, model: "VideoLLM", batch: dict) -> Sums:
+    def counts(self, model: nn.Module, batch: dict) -> Sums:
         """The language model's weights, and what the head counts."""
         spans = model.refs(batch).select(batch["span_refs"])
         return {"lm": batch["label_weight"].sum(), **model.head.counts(spans)}
 
-    def sums(self, model: "VideoLLM", batch: dict, reading: Reading) -> tuple[Sums, Sums]:
+    def sums(self, model: nn.Module, batch: dict, reading: Reading) -> tuple[Sums, Sums]:
         """``lm`` and the head's terms; nothing is only logged."""
         sums = model.head.loss(reading.queries, reading.spans, reading.frames)
         sums["lm"] = supervised_cross_entropy(

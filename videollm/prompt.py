@@ -17,6 +17,16 @@ from videollm.structures import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, 
 from videollm.templates import Template
 
 
+@dataclass
+class VisualTokenSettings:
+    """How a frame's tokens stand in the prompt (``VisualTokens``)."""
+
+    token: str = "<frame>"  # placeholder, a special token; added to the tokenizer if it is missing
+    start: str = ""  # special token before a run of frames
+    end: str = ""  # special token behind it
+    after: str = "\n"  # text behind a video or image
+
+
 @dataclass(frozen=True)
 class VisualTokens:
     """How the visual tokens of a frame stand in the prompt.

@@ -10,6 +10,7 @@ from typing import Literal
 
 from videollm.config import ConfigError
 from videollm.generate import GenerateOptions
+from videollm.prompt import VisualTokenSettings
 from videollm.transforms import Preprocess
 from videollm.video import Sampler
 
@@ -22,16 +23,6 @@ def at_least(where: str, settings: object, least: float, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and not value >= least:
             raise ConfigError(f"{where}.{name}: {value}, but it must be at least {least}")
-
-
-@dataclass
-class VisualTokenSettings:
-    """How a frame's tokens stand in the prompt (``prompt.VisualTokens``)."""
-
-    token: str = "<frame>"  # placeholder, a special token; added to the tokenizer if it is missing
-    start: str = ""  # special token before a run of frames
-    end: str = ""  # special token behind it
-    after: str = "\n"  # text behind a video or image
 
 
 @dataclass

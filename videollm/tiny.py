@@ -21,12 +21,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
 from videollm.transforms import Preprocess
 from videollm.video import Sampler, read_video
-from videollm.vision import check_frames
+from videollm.vision import ConvTower, ConvTowerConfig
 
 FRAMES = 32  # sampled frames of a clip, as in configs/tiny
 WINDOW = 4  # consecutive sampled frames of a training window
@@ -62,76 +62,6 @@ def build_word_tokenizer(texts: Iterable[str], special_tokens: Sequence[str] = (
     )  # fmt: skip
     wrapped.add_special_tokens({"extra_special_tokens": ["<|im_start|>", *special_tokens]})
     return wrapped
-
-
-@torch.no_grad()
-def align_words(
-    weight: Tensor, tokenizer: PreTrainedTokenizerBase, attributes: dict[str, Tensor], norm: float = 4.0
-) -> None:
-    """Write the vectors of ``attributes`` (word -> [Dv], Dv <= D) into the words' rows of ``weight`` [V, D], in place.
-
-    Vectors are centred within what was given and scaled to length ``norm``. A word counts with and without a blank;
-    one that the tokenizer does not know is left out. Raises ValueError for vectors wider than the embedding.
-    """
-    if (width := max(map(len, attributes.values()))) > weight.shape[1]:
-        raise ValueError(f"word vectors of width {width} do not fit into embeddings of width {weight.shape[1]}")
-    mean = torch.stack(list(attributes.values())).mean(0)
-    for word, vector in attributes.items():
-        row = torch.zeros(weight.shape[1])
-        row[: len(vector)] = vector - mean
-        for piece in (word, "\u2581" + word):
-            index = tokenizer.convert_tokens_to_ids(piece)
-            if index not in (None, tokenizer.unk_token_id):
-                weight[index] = (norm * row / row.norm()).to(weight.dtype)
-
-
-# ---- tower ---------------------------------------------------------------------------------------------------------
-
-
-class ConvTowerConfig(PretrainedConfig):
-    """Of ``ConvTower``. 6 channels: a frame and its difference to the frame before."""
-
-    model_type = "videollm_conv"
-
-    def __init__(self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, **kwargs):
-        self.num_channels, self.channels = num_channels, list(channels)
-        self.hidden_size, self.image_size = hidden_size, image_size
-        super().__init__(**kwargs)
-
-
-class ConvTower(PreTrainedModel):
-    """A small convolutional vision tower: one feature vector a frame."""
-
-    config_class = ConvTowerConfig
-    main_input_name = "pixel_values"
-    num_patches = 1
-
-    def __init__(self, config: ConvTowerConfig):
-        super().__init__(config)
-        sizes = [config.num_channels, *config.channels]
-        strides = [4, *[2] * (len(sizes) - 2)]
-        layers = []
-        for i, (a, b, stride) in enumerate(zip(sizes, sizes[1:], strides, strict=False)):
-            kernel, padding = (8, 2) if i == 0 else (3, 1)
-            layers += [nn.Conv2d(a, b, kernel, stride, padding, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        side, rest = divmod(config.image_size, 2 ** len(sizes))
-        if rest or not side:
-            raise ValueError(f"image_size must be a multiple of {2 ** len(sizes)} pixels, not {config.image_size}")
-        self.project = nn.Linear(sizes[-1] * (side * side + 1), config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)
-        self.hidden_size = config.hidden_size
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Torch's own initialisation."""
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[N, C, S, S] -> [N, 1, hidden_size]: what is where, and what is there at all; of unit variance."""
-        check_frames(pixel_values, self.config.num_channels, (self.config.image_size,) * 2)
-        maps = self.layers(pixel_values)  # [N, C', s, s]
-        features = torch.cat([maps.flatten(1), maps.amax((2, 3))], 1)
-        return self.norm(self.project(features))[:, None]
 
 
 # ---- preparation ---------------------------------------------------------------------------------------------------

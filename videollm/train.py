@@ -18,20 +18,18 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
 from transformers import TrainingArguments, set_seed
 
 from videollm import filters
 from videollm.annotations import AnnotationError, Record
 from videollm.answering import answer_records
-from videollm.assemble import assemble, part_of, set_trainable
-from videollm.checkpoint import Bundle, CheckpointError, read_config
-from videollm.compatibility import lay_preset
-from videollm.config import ConfigError, build, override, read_yaml
+from videollm.assemble import assemble, part_of, read_settings, set_trainable
+from videollm.checkpoint import Bundle, CheckpointError
+from videollm.config import ConfigError, override, read_yaml
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.errors import tell
-from videollm.features import FeatureStore
+from videollm.features import FeatureStore, fill_store
 from videollm.frames import open_store
 from videollm.lora import merge_lora
 from videollm.memory import show_for_run
@@ -45,6 +43,7 @@ from videollm.saving import SaveError
 from videollm.settings import Settings, TrainSettings
 from videollm.structures import SpanMark
 from videollm.trainer import BadVideosError, FreshFrames, JsonLog, OutOfMemory, VideoTrainer
+from videollm.validation import held_out
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def train(settings: Settings) -> Path:
     if not data.train:
         raise ConfigError("data.train: no annotation file given")
     records, root = load_training(data.train, data.videos, raw_spans=data.raw_spans)
-    records, left_out = filters.wanted(records, data)
+    records, left_out = filters.wanted(records, data.duration_s, data.max_answer_words)
     objective = build_objective(settings.train.objective)
     objective.check(records, settings)
     bundle = assemble(settings)
@@ -207,23 +206,6 @@ def make_reader(
     return reader
 
 
-def fill_store(store: FeatureStore, records: Sequence[Record], bundle: Bundle, arguments: TrainingArguments) -> None:
-    """Store the features of the records' videos, every rank its share; ConfigError where they cannot be written."""
-    tower, names = bundle.model.vision_tower.to(arguments.device), [r.video for r in records if r.video]
-    rank, world, workers = arguments.process_index, arguments.world_size, arguments.dataloader_num_workers
-    try:
-        store.fill(names, tower, rank, world, workers)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"data.features: cannot write to {store.folder} ({error}); choose another folder") from None
-    found = torch.tensor([store.hits, store.misses, store.bytes], dtype=torch.float64, device=arguments.device)
-    if dist.is_initialized():
-        dist.all_reduce(found)  # also waits until every rank's share is there
-    hits, misses, size = found.tolist()
-    if arguments.process_index == 0:
-        share = hits / max(1, hits + misses)
-        print(f"{store.folder}: features of {hits + misses:.0f} videos, {size / 2**20:.1f} MiB, hit rate {share:.0%}")
-
-
 def make_dataset(bundle: Bundle, settings: Settings, reader: VisualReader, records: Sequence[Record]) -> VideoDataset:
     """The training data."""
     return VideoDataset(
@@ -278,7 +260,7 @@ def make_validation(
         bad = limit_unasked(lines, settings.data.max_bad_fraction)
         good = [r.id for r in records if not lines[r.id]["error"]]
         found = score([lines[i]["spans"] for i in good], [truths[i][1] for i in good]) | {"unreadable": bad}
-        return flat(found) | (objective.held_out(bundle, pairs, plain, size=8) if pairs else {})
+        return flat(found) | (held_out(bundle, objective, pairs, plain, size=8) if pairs else {})
 
     return validate
 
@@ -343,19 +325,6 @@ def save_final(trainer: VideoTrainer, settings: Settings) -> Path:
     else:
         trainer.save_model(str(final))
     return final
-
-
-def read_settings(values: dict) -> Settings:
-    """The settings of a config, with the preset that its ``compatibility`` names laid under it.
-
-    Raises:
-        ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
-    """
-    model = values.get("model") if isinstance(values.get("model"), dict) else {}
-    head = (model.get("head") or {}).get("name")
-    if head is None and model.get("checkpoint") and "compatibility" in values:
-        head = read_config(Path(model["checkpoint"])).head.get("name")
-    return build(Settings, lay_preset(values, head))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

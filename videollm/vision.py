@@ -18,6 +18,7 @@ from transformers import (
     InternVLVisionConfig,
     InternVLVisionModel,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from videollm.config import ConfigError, join
@@ -84,6 +85,52 @@ class InstructBlipTower(InstructBlipVisionModel):
         return super().forward(pixel_values).last_hidden_state[:, 1:]
 
 
+class ConvTowerConfig(PreTrainedConfig):
+    """Of ``ConvTower``. 6 channels: a frame and its difference to the frame before."""
+
+    model_type = "videollm_conv"
+
+    def __init__(self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, **kwargs):
+        self.num_channels, self.channels = num_channels, list(channels)
+        self.hidden_size, self.image_size = hidden_size, image_size
+        super().__init__(**kwargs)
+
+
+class ConvTower(PreTrainedModel):
+    """A small convolutional vision tower: one feature vector a frame."""
+
+    config_class = ConvTowerConfig
+    main_input_name = "pixel_values"
+    num_patches = 1
+
+    def __init__(self, config: ConvTowerConfig):
+        super().__init__(config)
+        sizes = [config.num_channels, *config.channels]
+        strides = [4, *[2] * (len(sizes) - 2)]
+        layers = []
+        for i, (a, b, stride) in enumerate(zip(sizes, sizes[1:], strides, strict=False)):
+            kernel, padding = (8, 2) if i == 0 else (3, 1)
+            layers += [nn.Conv2d(a, b, kernel, stride, padding, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        side, rest = divmod(config.image_size, 2 ** len(sizes))
+        if rest or not side:
+            raise ValueError(f"image_size must be a multiple of {2 ** len(sizes)} pixels, not {config.image_size}")
+        self.project = nn.Linear(sizes[-1] * (side * side + 1), config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)
+        self.hidden_size = config.hidden_size
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Torch's own initialisation."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[N, C, S, S] -> [N, 1, hidden_size]: what is where, and what is there at all; of unit variance."""
+        check_frames(pixel_values, self.config.num_channels, (self.config.image_size,) * 2)
+        maps = self.layers(pixel_values)  # [N, C', s, s]
+        features = torch.cat([maps.flatten(1), maps.amax((2, 3))], 1)
+        return self.norm(self.project(features))[:, None]
+
+
 @TOWERS.register(name="internvl")
 def build_internvl(fields: dict) -> nn.Module:
     """InternViT; ``fields`` of ``InternVLVisionConfig`` (``attention_bias: true`` for the released 300M)."""
@@ -102,8 +149,6 @@ def build_instructblip(fields: dict) -> nn.Module:
 @TOWERS.register(name="conv")
 def build_conv(fields: dict) -> nn.Module:
     """The small convolutional tower of the quickstart, one feature a frame; ``fields`` of ``ConvTowerConfig``."""
-    from videollm.tiny import ConvTower, ConvTowerConfig  # the toy models are needed by nobody who names another tower
-
     return ConvTower(build_config(ConvTowerConfig, fields, WHERE))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.models import HEADS, clip_lines, clips, make_batch, make_bundle, turns, write_config, write_lines
+from videollm.assemble import read_settings
 from videollm.checkpoint import load
 from videollm.config import ConfigError
 from videollm.generate import GenerateOptions
@@ -16,7 +17,6 @@ from videollm.infer import asked_settings
 from videollm.infer import main as infer
 from videollm.structures import FrameBatch
 from videollm.train import main as run_train
-from videollm.train import read_settings
 
 RUN = {"model": {"head": {"name": "distime"}}, "data": {"sampler": {"rule": "segments", "pick": "random"}}}
 FLAGS = {  # the table of docs/distime.md: flag -> (default, published)

@@ -7,7 +7,6 @@ import pytest
 from tests.models import record, settings, turns, write_config, write_lines
 from videollm import filters, train
 from videollm.config import ConfigError
-from videollm.settings import DataSettings
 
 
 def line(name, duration=None, answer="yes"):
@@ -27,7 +26,7 @@ RECORDS = [
 
 
 def test_the_limits_are_inside_and_an_unknown_length_passes():
-    kept, left_out = filters.wanted(RECORDS, DataSettings(duration_s=(5, 350), max_answer_words=3))
+    kept, left_out = filters.wanted(RECORDS, (5, 350), 3)
     assert [r.id for r in kept] == ["first", "last", "unknown", "text"]
     assert [(entry["id"], entry["reason"]) for entry in left_out] == [
         ("short", "data.duration_s"), ("long", "data.duration_s"), ("wordy", "data.max_answer_words"),
@@ -37,18 +36,18 @@ def test_the_limits_are_inside_and_an_unknown_length_passes():
 
 
 def test_without_the_settings_nothing_is_left_out():
-    assert filters.wanted(RECORDS, DataSettings()) == (RECORDS, [])
+    assert filters.wanted(RECORDS) == (RECORDS, [])
 
 
 def test_a_mark_counts_as_a_word_and_the_evidence_stage_does_not():
     answer = {"tgt": [1, 2], "conversations": turns("<video>\nwhen?", "<evi></evi> At <evi> s")}
     marked = record(line("m", 20) | answer)
-    assert filters.wanted([marked], DataSettings(max_answer_words=3))[0] == [marked]
+    assert filters.wanted([marked], max_answer_words=3)[0] == [marked]
 
 
 def test_no_record_left_is_an_error_that_names_the_settings():
     with pytest.raises(ConfigError, match=r"data.duration_s, .*no record passes \(data.duration_s: 1\)"):
-        filters.wanted(RECORDS[:1], DataSettings(duration_s=(5, 350)))
+        filters.wanted(RECORDS[:1], (5, 350))
 
 
 @pytest.mark.parametrize("limits", [[5], [350, 5], [-1, 5], [1, 2, 3]])

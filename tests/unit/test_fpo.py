@@ -14,6 +14,7 @@ from videollm.dataset import VideoDataset
 from videollm.heads import build_head
 from videollm.objectives import Supervised, build_objective
 from videollm.structures import FrameBatch, Role, SpanRefs
+from videollm.validation import held_out
 
 WORSE = [
     {"factor": "shift", "value": "at <span> and <span>.", "tgt": [2, 3, 0, 1]},
@@ -256,8 +257,12 @@ def test_unreadable_pairs_leave_a_zero_that_reaches_every_parameter(bundle):
 
 
 def test_held_out_pairs_give_the_means_of_the_logged_numbers(bundle):
-    found = bundle.model.objective.held_out(
-        bundle, [*records(["two_spans", "asked"]), record({**BROKEN, "id": "b"})], NoiseReader(), size=2
+    found = held_out(
+        bundle,
+        bundle.model.objective,
+        [*records(["two_spans", "asked"]), record({**BROKEN, "id": "b"})],
+        NoiseReader(),
+        size=2,
     )
     wanted = bundle.model(**ranked(bundle, ["two_spans", "asked"])).terms
     assert found == pytest.approx({n: wanted[n].item() for n in bundle.model.objective.logged}, rel=1e-4, abs=1e-5)

@@ -8,6 +8,7 @@ import torch
 from d2vlm import rank
 from d2vlm.fpo import FPO, FPOOptions
 from tests.models import NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
+from videollm.validation import held_out
 
 WORSE = [
     {"factor": "shift", "value": "at <span> and <span>.", "tgt": [2, 3, 0, 1]},
@@ -33,7 +34,7 @@ def test_pairs_of_all_records_add_up_to_what_the_objective_says(bundle):
     names, rows, bad = rank.compare(bundle, records, NoiseReader(), objective, size=2)
     assert names == ["shift", "wording", "wording"] and len(bad) == 1 and "broken.mp4" in bad[0]
     found = rank.summary(names, rows)
-    wanted = objective.held_out(bundle, [records[0], records[2]], NoiseReader(), size=2)
+    wanted = held_out(bundle, objective, [records[0], records[2]], NoiseReader(), size=2)
     accuracy = wanted.pop("preference_accuracy")
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-4) and found["pairs"] == 3
     assert found["accuracy"] == pytest.approx(accuracy)

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from videollm import synthetic, tiny
+from videollm.assemble import align_words
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
 from videollm.transforms import Preprocess
 from videollm.video import Sampler, read_video
+from videollm.vision import ConvTower, ConvTowerConfig
 
 TEXTS = ["when does the red circle moving left happen ?", "(a) blue square growing (b) it happens at ."]
 WORDS = ["red", "circle", "moving", "(a)", "?", ".", "-", "percent", "seconds", "28", "46", "12.3", "happens", "\n"]
@@ -109,7 +111,7 @@ def test_aligned_words_have_the_given_directions_and_other_words_stay(tokenizer)
     attributes = {word: torch.randn(8, generator=generator) for word in ("red", "blue", "circle")}
     weight = torch.randn(len(tokenizer), 10, generator=generator)
     before = weight.clone()
-    tiny.align_words(weight, tokenizer, attributes, norm=4.0)
+    align_words(weight, tokenizer, attributes, norm=4.0)
     mean = sum(attributes.values()) / 3
     changed = set()
     for word, vector in attributes.items():
@@ -124,14 +126,14 @@ def test_aligned_words_have_the_given_directions_and_other_words_stay(tokenizer)
 
 def test_a_word_that_the_tokenizer_lacks_does_not_overwrite_the_unknown_token(tokenizer):
     weight = torch.zeros(len(tokenizer), 4)
-    tiny.align_words(weight, tokenizer, {"zebra": torch.ones(4), "red": torch.zeros(4)})
+    align_words(weight, tokenizer, {"zebra": torch.ones(4), "red": torch.zeros(4)})
     assert weight[tokenizer.unk_token_id].eq(0).all()
     assert weight[tokenizer.convert_tokens_to_ids("red")].norm() == pytest.approx(4)
 
 
 def test_word_vectors_wider_than_the_embedding_are_refused(tokenizer):
     with pytest.raises(ValueError, match="width 5 do not fit into embeddings of width 4"):
-        tiny.align_words(torch.zeros(len(tokenizer), 4), tokenizer, {"red": torch.ones(5), "blue": torch.zeros(5)})
+        align_words(torch.zeros(len(tokenizer), 4), tokenizer, {"red": torch.ones(5), "blue": torch.zeros(5)})
 
 
 # ---- tower ---------------------------------------------------------------------------------------------------------
@@ -139,21 +141,21 @@ def test_word_vectors_wider_than_the_embedding_are_refused(tokenizer):
 
 @pytest.mark.parametrize(("channels", "size"), [((24, 48, 96), 64), ((8, 16), 32), ((4,), 16)])
 def test_the_tower_gives_one_vector_a_frame(channels, size):
-    config = tiny.ConvTowerConfig(num_channels=3, channels=channels, hidden_size=12, image_size=size)
-    tower = tiny.ConvTower(config).eval()
+    config = ConvTowerConfig(num_channels=3, channels=channels, hidden_size=12, image_size=size)
+    tower = ConvTower(config).eval()
     assert tower(torch.randn(5, 3, size, size)).shape == (5, 1, 12)
     assert tower.num_patches == 1 and tower.hidden_size == 12
 
 
 def test_the_default_tower_has_a_quarter_of_a_million_parameters():
-    assert 0.24e6 < sum(p.numel() for p in tiny.ConvTower(tiny.ConvTowerConfig()).parameters()) < 0.28e6
+    assert 0.24e6 < sum(p.numel() for p in ConvTower(ConvTowerConfig()).parameters()) < 0.28e6
 
 
 def test_frames_and_sizes_that_the_tower_cannot_take_are_refused():
     with pytest.raises(ValueError, match="multiple of 16 pixels, not 60"):
-        tiny.ConvTower(tiny.ConvTowerConfig(image_size=60))
+        ConvTower(ConvTowerConfig(image_size=60))
     with pytest.raises(ValueError, match="shape"):
-        tiny.ConvTower(tiny.ConvTowerConfig())(torch.zeros(1, 3, 64, 64))
+        ConvTower(ConvTowerConfig())(torch.zeros(1, 3, 64, 64))
 
 
 # ---- preparation ---------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def test_a_short_preparation_already_tells_colours_and_is_reported(prepared):
 
 def test_a_prepared_tower_loads_and_its_word_vectors_point_at_what_frames_show(prepared, dataset):
     folder, _ = prepared
-    tower = tiny.ConvTower.from_pretrained(folder)
+    tower = ConvTower.from_pretrained(folder)
     vectors = load_file(folder / "attributes.safetensors")
     assert set(vectors) == {*COLORS, *SHAPES, *MOTIONS} and {v.shape for v in vectors.values()} == {(128,)}
     clips = tiny.Clips(dataset, "val", 6)
