@@ -29,7 +29,7 @@ from all_benchmark_eval.benchmark import (
 from all_benchmark_eval.score import wide_console
 from videollm.annotations import AnnotationError, Record, parse_record
 from videollm.asking import View
-from videollm.errors import tell
+from videollm.common.command import tell
 from videollm.frame_folder import open_folder
 from videollm.video import VideoError, probe, safe_join
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from all_benchmark_eval.benchmark import BenchmarkError, read_json
 from all_benchmark_eval.score import wide_console
 from all_benchmark_eval.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
-from videollm.errors import tell
+from videollm.common.command import tell
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from all_benchmark_eval.benchmark import (
 from all_benchmark_eval.summary import Summary
 from videollm import infer
 from videollm.checkpoint import CheckpointError, read_config
-from videollm.errors import tell
+from videollm.common.command import tell
 
 WORDING_OF = {"d2vlm": "d2vlm", "distime": "distime", "text": "plain"}  # by head
 INFER_OPTIONS = ("batch_size", "workers", "device", "backend")

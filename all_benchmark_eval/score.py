@@ -32,7 +32,7 @@ from all_benchmark_eval.benchmark import (
     write_text,
 )
 from all_benchmark_eval.significance import CONFIDENCE, bootstrap_interval, by_samples
-from videollm.errors import tell
+from videollm.common.command import tell
 
 WIDTH = 110  # characters that the widest table needs
 

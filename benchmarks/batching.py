@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 from videollm.annotations import Record
 from videollm.assemble import assemble, read_settings, set_trainable
 from videollm.checkpoint import Bundle
-from videollm.config import override, read_yaml
+from videollm.common.config import override, read_yaml
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.features import FeatureStore

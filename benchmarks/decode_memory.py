@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 
 from videollm.asking import WHOLE
+from videollm.common.isolate import Isolated
 from videollm.dataset import VisualReader
-from videollm.isolate import Isolated
 from videollm.synthetic import write_dataset
 from videollm.transforms import Preprocess
 from videollm.video import Sampler

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from videollm.assemble import assemble
-from videollm.config import build, override, read_yaml
+from videollm.common.config import build, override, read_yaml
 from videollm.settings import Settings
 from videollm.synthetic import write_dataset
 from videollm.tiny import build_word_tokenizer

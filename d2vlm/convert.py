@@ -24,7 +24,7 @@ from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME, TOWER, count, is_base, official, official_fields, our_config, ours, size, tower_fields
 from videollm.assemble import load_tokenizer
 from videollm.checkpoint import QUESTION_TOKENIZER, read_config
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.connectors import build_connector
 from videollm.convert import (
     CheckpointError,

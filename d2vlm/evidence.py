@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from transformers import PreTrainedTokenizerBase
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.heads import HEADS, TemporalHead, marks, replace_marks
 from videollm.structures import FrameBatch, Prediction, Role, SpanRefs, SpanSlot, Token, Turn
 

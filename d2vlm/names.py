@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.convert import LazyTensors, NameTable
 from videollm.model import VideoLLMConfig
 from videollm.templates import TEMPLATES

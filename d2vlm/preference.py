@@ -33,9 +33,9 @@ from videollm.annotations import (
     parse_record,
     span_marks,
 )
-from videollm.config import ConfigError, build, override, read_yaml, to_dict
+from videollm.common.command import tell
+from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
 from videollm.data import load_records
-from videollm.errors import tell
 from videollm.preference_layout import to_classes
 from videollm.structures import SpanMark, Turn
 

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from d2vlm.fpo import FACTORS, FPO, FPOOptions
 from videollm.annotations import AnnotationError, Record
 from videollm.checkpoint import Bundle, CheckpointError, load
-from videollm.config import ConfigError, build, override, to_dict
+from videollm.common.command import tell, usable_device, whole
+from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
-from videollm.errors import tell, usable_device, whole
 from videollm.outputs import check_writable
 
 COLUMNS = (*FACTORS, "margin")

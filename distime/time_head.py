@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distime.losses import dfl, diou, gaussian
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.heads import HEADS, TemporalHead, replace_marks
 from videollm.structures import FrameBatch, FrameSlot, FrameTimeSlot, Part, Prediction, Role, SpanRefs, SpanSlot, Turn
 

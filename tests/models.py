@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from videollm.annotations import Record, parse_record
 from videollm.assemble import assemble, set_trainable
 from videollm.checkpoint import Bundle
-from videollm.config import build
+from videollm.common.config import build
 from videollm.dataset import VideoDataset
 from videollm.model import VideoLLM
 from videollm.settings import Settings

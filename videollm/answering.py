@@ -17,6 +17,7 @@ from tqdm import tqdm
 from videollm.annotations import Record
 from videollm.assemble import template_stop
 from videollm.checkpoint import Bundle
+from videollm.common.processes import out_of_memory
 from videollm.dataset import Item, VisualReader
 from videollm.generate import GenerateOptions
 from videollm.questions import Asked, Batch, VideoGroups, plan, read_ahead
@@ -81,12 +82,6 @@ def timed(groups: Iterable[Asked], speed: Speed) -> Iterator[Asked]:
         speed.wait_s += time.perf_counter() - start
         yield group
         start = time.perf_counter()
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is torch's way of saying that a tensor found no room, on a GPU or a CPU."""
-    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def free_memory() -> None:

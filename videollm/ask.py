@@ -18,8 +18,8 @@ from PIL import Image
 from videollm.annotations import AnnotationError, Record
 from videollm.answering import answer_records
 from videollm.checkpoint import Bundle, CheckpointError, load
-from videollm.config import ConfigError, build, override
-from videollm.errors import tell, usable_device
+from videollm.common.command import tell, usable_device
+from videollm.common.config import ConfigError, build, override
 from videollm.generate import GenerateOptions
 from videollm.heads import span_text
 from videollm.plots import MAX_FRAMES, timeline

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.utils import is_flash_attn_2_available
 
 from videollm.checkpoint import Bundle, load, read_config, template_named
+from videollm.common.config import ConfigError, build, to_dict
 from videollm.compatibility import lay_preset
-from videollm.config import ConfigError, build, to_dict
 from videollm.connectors import LinearConnector
 from videollm.heads import head_class
 from videollm.lora import add_lora

@@ -20,10 +20,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from videollm.adapters import has_adapters, read_adapters, write_adapters
 from videollm.collate import Collator
-from videollm.config import ConfigError, build
+from videollm.common.command import tell
+from videollm.common.config import ConfigError, build
 from videollm.convert import CheckpointError
 from videollm.dataset import VisualReader
-from videollm.errors import tell
 from videollm.lora import merge_lora
 from videollm.model import VideoLLM, VideoLLMConfig
 from videollm.prompt import PromptEncoder, VisualTokens, VisualTokenSettings

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.dataset import Item
 from videollm.prompt import Prompt
 from videollm.structures import Role

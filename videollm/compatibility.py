@@ -5,7 +5,7 @@ config says otherwise; the name itself is gone, so that what is written beside a
 are, each head says (``TemporalHead.published``); it knows none of them.
 """
 
-from videollm.config import ConfigError, merge
+from videollm.common.config import ConfigError, merge
 from videollm.heads import head_class
 
 

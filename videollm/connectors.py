@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from videollm.config import ConfigError, build
-from videollm.registry import new_registry
+from videollm.common.config import ConfigError, build
+from videollm.common.registry import new_registry
 from videollm.vision import build_config, select
 
 CONNECTORS = new_registry("connectors")

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset, get_worker_info
 
 from videollm.annotations import SLACK_S, Record
 from videollm.asking import WHOLE, View
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
+from videollm.common.isolate import Isolated, Stopped
 from videollm.decoders import video_error
 from videollm.frame_folder import read_frame_folder
-from videollm.isolate import Isolated, Stopped
 from videollm.prompt import Prompt, PromptEncoder
 from videollm.structures import SpanMark
 from videollm.transforms import Preprocess, through_jpeg, tile

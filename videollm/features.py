@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 
 from videollm.annotations import Record
 from videollm.checkpoint import Bundle
-from videollm.config import ConfigError, to_dict
+from videollm.common.config import ConfigError, to_dict
 from videollm.dataset import VisualReader, as_it_is
 from videollm.video import VideoError, safe_join
 from videollm.vision import CHUNK, encode_frames

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videollm.annotations import Record, spelled
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 
 FILE = "left_out.jsonl"  # in the output folder of a run
 

@@ -23,12 +23,12 @@ from tqdm import tqdm
 from videollm.annotations import AnnotationError, Record
 from videollm.asking import WHOLE
 from videollm.checkpoint import read_config
-from videollm.config import ConfigError, build, override, read_yaml, to_dict
+from videollm.common.command import tell
+from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
+from videollm.common.isolate import isolated_map
 from videollm.convert import CheckpointError
 from videollm.data import load_records
 from videollm.dataset import VisualReader
-from videollm.errors import tell
-from videollm.isolate import isolated_map
 from videollm.settings import Settings
 from videollm.transforms import Preprocess
 from videollm.video import BACKENDS, Frames, Sampler, read_video, safe_join

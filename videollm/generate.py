@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.heads import TemporalHead
 from videollm.loss import logits_of
 from videollm.passes import LayerTap, VideoLLMOutput

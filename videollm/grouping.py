@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Sampler as Order
 
 from videollm.annotations import Record
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.dataset import VideoDataset, share_prompt
 from videollm.prompt import Prompt
 from videollm.structures import Turn, VisualMark

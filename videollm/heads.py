@@ -15,8 +15,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from videollm.config import ConfigError, build
-from videollm.registry import new_registry
+from videollm.common.config import ConfigError, build
+from videollm.common.registry import new_registry
 from videollm.structures import Answer, FrameBatch, FrameSlot, Part, Prediction, SpanMark, SpanRefs, SpanSlot, Turn
 
 HEADS = new_registry("heads")

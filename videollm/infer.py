@@ -19,16 +19,16 @@ from videollm import outputs
 from videollm.annotations import AnnotationError, Record
 from videollm.answering import Speed, answer_records
 from videollm.checkpoint import Bundle, CheckpointError, load, read_config
+from videollm.common.code import code
+from videollm.common.command import tell, usable_device, whole
+from videollm.common.config import ConfigError, build, override, to_dict
+from videollm.common.processes import RankError, Ranks, local_rank
 from videollm.compatibility import lay_preset
-from videollm.config import ConfigError, build, override, to_dict
 from videollm.data import load_records
 from videollm.dataset import VisualReader
-from videollm.errors import tell, usable_device, whole
 from videollm.frames import open_store
 from videollm.generate import GenerateOptions
 from videollm.questions import Unit, plan
-from videollm.ranks import RankError, Ranks
-from videollm.runfolder import code
 from videollm.video import BACKENDS, Sampler
 
 MOST_WORKERS = 4  # by default, for one process
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--videos: {args.videos} is not a folder; give the one that the paths are below")
     bundle = load(args.model, head=head, dtype=PRECISIONS[args.precision])
     sampler = build(Sampler, bundle.config.sampler | sampling, "sampler")
-    device = usable_device(args.device if args.device != "cuda" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    device = usable_device(args.device if args.device != "cuda" else f"cuda:{local_rank()}")
     reader = bundle.reader(args.videos, sampler, backend=args.backend, timeout_s=args.decode_timeout)
     if args.frames:
         open_store(args.frames, reader, records)

@@ -20,7 +20,7 @@ import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 
 SLURM = {  # set by srun for every task, and not in the batch script itself
     "NNODES": "SLURM_STEP_NUM_NODES",

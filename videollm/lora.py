@@ -5,7 +5,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 
 
 def add_lora(language_model: nn.Module, options: dict) -> None:

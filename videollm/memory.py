@@ -19,14 +19,15 @@ from rich.table import Table
 from videollm.annotations import AnnotationError, Record
 from videollm.assemble import part_of, planned_config, set_trainable
 from videollm.checkpoint import Bundle, CheckpointError
-from videollm.config import ConfigError, build, override, read_yaml
+from videollm.common.command import tell
+from videollm.common.config import ConfigError, build, override, read_yaml
+from videollm.common.processes import world_size
 from videollm.dataset import pack_by_video
 from videollm.dry_run import DryRun, Load, NoEstimate, dry_run, prompts_of, word_bundle
-from videollm.errors import tell
 from videollm.grouping import frames_of
 from videollm.model import VideoLLM, VideoLLMConfig
 from videollm.objectives import build_objective
-from videollm.preflight import read_deepspeed, stage_of, world_size
+from videollm.preflight import read_deepspeed, stage_of
 from videollm.settings import Settings
 from videollm.video import Sampler
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from videollm.annotations import Record
-from videollm.config import ConfigError, build
+from videollm.common.config import ConfigError, build
+from videollm.common.registry import new_registry
 from videollm.loss import supervised_cross_entropy
-from videollm.registry import new_registry
 from videollm.structures import FrameBatch, SpanRefs
 
 OBJECTIVES = new_registry("objectives")

@@ -18,7 +18,7 @@ from io import FileIO
 from pathlib import Path
 
 from videollm.annotations import Record
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 
 logger = logging.getLogger(__name__)
 FIXED = ("content", "sampler", "decoding")  # of the meta file: what may not change while an output grows

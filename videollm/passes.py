@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 
 
 @dataclass

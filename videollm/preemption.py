@@ -4,7 +4,6 @@ Every rank is asked at the end of every step whether it has been told; if one ha
 Trainer's callback interface and signals; nothing of models or files.
 """
 
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -67,9 +66,3 @@ def start_worker(then: Callable[[int], None] | None, worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if then is not None:
         then(worker)
-
-
-def lost_peer(error: BaseException) -> bool:
-    """Whether a collective failed because another process has ended, which then has the reason to tell."""
-    said = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(words in str(error) for words in said)

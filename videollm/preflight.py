@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
-from videollm.config import ConfigError, read_yaml, to_dict
+from videollm.common.config import ConfigError, read_yaml, to_dict
+from videollm.common.processes import world_size
 from videollm.runfolder import check_writable
 from videollm.saving import Checkpoint, last_good
 from videollm.settings import Settings
@@ -38,11 +39,6 @@ MAY_CHANGE = {
               "deterministic"),
 }  # fmt: skip
 STALE_S = 600.0  # a compilation writes something more often than that
-
-
-def world_size() -> int:
-    """Processes of this run, as the launcher says."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def check_start(settings: Settings) -> Checkpoint | None:

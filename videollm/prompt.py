@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.heads import TemporalHead
 from videollm.structures import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
 from videollm.templates import Template

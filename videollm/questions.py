@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from videollm.annotations import Record
 from videollm.checkpoint import Bundle
-from videollm.config import ConfigError, build, to_dict
+from videollm.common.config import ConfigError, build, to_dict
 from videollm.dataset import Item, VideoDataset, VisualReader, as_it_is, pack_by_video
 from videollm.generate import GenerateOptions
 

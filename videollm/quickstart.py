@@ -25,7 +25,7 @@ from rich.table import Table
 
 from all_benchmark_eval.moving_shapes import task
 from videollm import plots
-from videollm.runfolder import code
+from videollm.common.code import code
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
 from videollm.transforms import Preprocess
 from videollm.video import Sampler, read_video

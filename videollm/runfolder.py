@@ -1,28 +1,23 @@
 """The folder of a run: its resolved config, and a line of ``starts.jsonl`` for each start with code, versions, command.
 
 In: settings and what only the run knows. Out: a folder in which the logs end where the run goes on, seen by every
-rank. Knows git and installed packages; no model, no trainer.
+rank. Knows no model and no trainer.
 """
 
 import json
 import os
 import platform
-import shlex
-import subprocess
-import sys
 import time
-import uuid
-from importlib import metadata
 from pathlib import Path
 
 import torch.distributed as dist
 import yaml
 
-from videollm.config import ConfigError, to_dict
+from videollm.common.code import this_start
+from videollm.common.config import ConfigError, to_dict
 from videollm.saving import rewind, tidy
 from videollm.settings import Settings
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "safetensors", "numpy", "av")
 PATIENCE_S = 10  # for a file to appear on another node
 
 
@@ -76,41 +71,3 @@ def check_shared(output: Path, token: str) -> None:
         f"train.output: {output.absolute()} on {platform.node()} is not the folder that rank 0 writes; give a path "
         "that all nodes share"
     )
-
-
-def this_start(**facts) -> dict:
-    """One start of a command: its own ``facts``, and where, when and with what code it ran."""
-    commit, changed = code()
-    return {
-        "id": uuid.uuid4().hex,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **facts,
-        "command": shlex.join(sys.orig_argv),
-        "folder": os.getcwd(),
-        "host": platform.node(),
-        "commit": commit,
-        "changed": changed,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-
-
-def code() -> tuple[str | None, bool | None]:
-    """The git commit of this code and whether files differ from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        found, status = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-    return found.strip(), bool(status.strip())
-
-
-def version(package: str) -> str | None:
-    """The installed version, None if there is none."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -8,21 +8,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError, at_least
 from videollm.generate import GenerateOptions
 from videollm.prompt import VisualTokenSettings
 from videollm.transforms import Preprocess
 from videollm.video import Sampler
 
 PARTS = ("vision_tower", "connector", "language_model", "embeddings", "lm_head", "lora", "head")
-
-
-def at_least(where: str, settings: object, least: float, *names: str) -> None:
-    """Raise ConfigError for a value below ``least`` (or NaN) among the fields ``names``; None is left alone."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not value >= least:
-            raise ConfigError(f"{where}.{name}: {value}, but it must be at least {least}")
 
 
 @dataclass
@@ -145,7 +137,7 @@ class TrainSettings:
     resume: bool | Literal["auto"] = False  # go on from the last good checkpoint in ``output``; auto: if there is one
     validate_every: int | None = None  # steps; None: no validation
     validation_size: int = 200  # at most so many records of data.validation
-    metric: str = "all_benchmark_eval.spans:grounding_scores"  # (predicted spans, true spans) -> {name: value}
+    metric: str = "videollm.common.spans:grounding_scores"  # (predicted spans, true spans) -> {name: value}
     best: str | None = None  # validation metric that chooses the best checkpoint (higher is better)
     report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
 

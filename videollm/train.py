@@ -9,7 +9,6 @@ import argparse
 import importlib.util
 import itertools
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,17 +24,18 @@ from videollm.annotations import AnnotationError, Record
 from videollm.answering import answer_records
 from videollm.assemble import assemble, part_of, read_settings, set_trainable
 from videollm.checkpoint import Bundle, CheckpointError
-from videollm.config import ConfigError, override, read_yaml
+from videollm.common.command import tell
+from videollm.common.config import ConfigError, override, read_yaml
+from videollm.common.processes import lost_peer, this_rank, world_size
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
-from videollm.errors import tell
 from videollm.features import FeatureStore, fill_store
 from videollm.frames import open_store
 from videollm.lora import merge_lora
 from videollm.memory import show_for_run
 from videollm.mixture import below, load_training
 from videollm.objectives import build_objective
-from videollm.preemption import EXIT_STATUS, Preempted, StopOnSignal, lost_peer
+from videollm.preemption import EXIT_STATUS, Preempted, StopOnSignal
 from videollm.preflight import check_items, check_start, prepare_process
 from videollm.questions import room_for_question
 from videollm.runfolder import open_run
@@ -70,7 +70,7 @@ def train(settings: Settings) -> Path:
     objective.check(records, settings)
     bundle = assemble(settings)
     set_trainable(bundle.model, settings.train)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if this_rank() == 0:
         print_trainable(bundle)
         show_for_run(settings, bundle, records)
     arguments = training_arguments(settings)  # starts the process group
@@ -129,7 +129,7 @@ def accumulation(train: TrainSettings) -> int:
     """Batches of one optimisation step on each process; ConfigError where ``train.global_batch`` cannot be split so."""
     if train.global_batch is None:
         return train.accumulation
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     steps, rest = divmod(train.global_batch, train.batch_size * world)
     if rest or not steps:
         raise ConfigError(
@@ -329,7 +329,7 @@ def save_final(trainer: VideoTrainer, settings: Settings) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2, a stop by SIGTERM status 75."""
-    rank = int(os.environ.get("RANK", 0))
+    rank = this_rank()
     parser = argparse.ArgumentParser(
         prog="videollm.train", description="Train a temporally grounded video-language model."
     )

@@ -22,7 +22,8 @@ from transformers.trainer_pt_utils import get_parameter_names
 from videollm import saving
 from videollm.assemble import part_of
 from videollm.checkpoint import Bundle
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
+from videollm.common.processes import out_of_memory
 from videollm.grouping import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
 from videollm.saving import Facts, SaveError
 from videollm.settings import Settings
@@ -317,11 +318,6 @@ def unsaved(what: str, error: Exception) -> SaveError:
         f"train.output: cannot write {what} ({reason}); what was saved before is whole: make room, then go on with "
         "train.resume=true"
     )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a GPU or of the machine."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def parameter_groups(model: nn.Module, settings: Settings) -> list[dict]:

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from videollm.annotations import SLACK_S, Record, neutral_json
 from videollm.asking import FrameFolder
+from videollm.common.isolate import isolated_map
 from videollm.decoders import VideoError, probe
 from videollm.frame_folder import open_folder, read_frame_folder
-from videollm.isolate import isolated_map
 from videollm.transforms import Preprocess
 from videollm.video import Sampler, read_image, read_video, safe_join
 

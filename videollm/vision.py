@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from videollm.config import ConfigError, join
-from videollm.registry import Registry, new_registry
+from videollm.common.config import ConfigError, join
+from videollm.common.registry import Registry, new_registry
 
 TOWERS = new_registry("towers")
 WHERE = "model.vision"

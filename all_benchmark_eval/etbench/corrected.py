@@ -20,7 +20,7 @@ from all_benchmark_eval.etbench.samples import CAPTION, MOMENT, REFERRING, Outco
 from all_benchmark_eval.intervals import iou_union
 from all_benchmark_eval.moments import SLACK
 from all_benchmark_eval.parsing import read_moment, read_spans, split_evidence
-from all_benchmark_eval.spans import set_f1
+from videollm.common.spans import set_f1
 
 Floats = NDArray[np.float64]
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, Setting, read_json
-from all_benchmark_eval.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou_matrix
+from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou_matrix
 
 TASKS = ("grounding", "dense_caption", "grounded_mc")
 DENSE_IOU = 0.5

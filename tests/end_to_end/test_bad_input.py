@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.models import clip_lines, clips, make_bundle, read_log, turns, write_config, write_lines
 from videollm import ask, data, infer, train
-from videollm.config import ConfigError
-from videollm.errors import tell
+from videollm.common.command import tell
+from videollm.common.config import ConfigError
 
 pytestmark = pytest.mark.end_to_end
 
@@ -217,7 +217,7 @@ def test_questions_that_cannot_be_packed_are_named(tmp_path, capsys):
         ("train.deepspeed=config.yaml", "train.deepspeed: config.yaml is not JSON"),
         ("train.deepspeed=own.json", "train.deepspeed: own.json must be a mapping without 'optimizer'"),
         ("train.output=config.yaml", "train.output: cannot write to config.yaml"),
-        ("train.best=f1 train.validate_every=1", "train.best: all_benchmark_eval.spans:grounding_scores gives no 'f1'"),
+        ("train.best=f1 train.validate_every=1", "train.best: videollm.common.spans:grounding_scores gives no 'f1'"),
         ("data.validation=[] train.validate_every=1", "data.validation: "),
         ("generate.temperature=0", "generate.temperature: 0.0, but it must be above 0"),
         ("generate.max_new_tokens=2000 train.validate_every=1", "generate.max_new_tokens: 2000 leave no room"),
@@ -301,10 +301,10 @@ def test_more_ranks_than_items_is_an_error(tmp_path, capsys, monkeypatch):
 
 def test_rank_0_speaks_first_and_a_workers_traceback_is_left_out(capsys, monkeypatch):
     pauses = []
-    monkeypatch.setattr("videollm.errors.time.sleep", pauses.append)
+    monkeypatch.setattr("videollm.common.command.time.sleep", pauses.append)
     monkeypatch.setenv("RANK", "3")
     trace = "Caught ConfigError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n"
-    assert tell(ConfigError(f"{trace}videollm.config.ConfigError: data.x: wrong; mend it\n")) == 2
+    assert tell(ConfigError(f"{trace}videollm.common.config.ConfigError: data.x: wrong; mend it\n")) == 2
     assert capsys.readouterr().err == "error: data.x: wrong; mend it\n" and pauses
     monkeypatch.setenv("RANK", "0")
     assert tell(ValueError("plain")) == 2 and len(pauses) == 1

@@ -302,7 +302,7 @@ def test_a_full_disk_is_one_message_and_damages_nothing(whole, broken):
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_of_one_rank_ends_all(tmp_path, repository, stage, monkeypatch):
-    monkeypatch.setattr("videollm.errors.HEAD_START_S", 0.5)
+    monkeypatch.setattr("videollm.common.command.HEAD_START_S", 0.5)
     config = configure(tmp_path, repository, stage=stage, head="text")
     ended = run(config, ranks=2, hook=full_disk(4, only=1))
     assert ended[1] == 2 and ended[0] != 0
@@ -312,7 +312,7 @@ def test_a_full_disk_of_one_rank_ends_all(tmp_path, repository, stage, monkeypat
 
 @pytest.mark.distributed
 def test_out_of_memory_names_the_batch_and_its_largest_sample(tmp_path, repository, monkeypatch):
-    monkeypatch.setattr("videollm.errors.HEAD_START_S", 0.5)
+    monkeypatch.setattr("videollm.common.command.HEAD_START_S", 0.5)
 
     def hook(rank: int) -> None:
         def runs_out(self, model, inputs, *_):
@@ -347,7 +347,7 @@ def test_resuming_takes_the_intervals_of_the_new_config_and_every_start_is_recor
 
 @pytest.mark.distributed
 def test_nodes_that_do_not_share_the_output_are_told(tmp_path, repository, monkeypatch):
-    monkeypatch.setattr("videollm.errors.HEAD_START_S", 0.2)
+    monkeypatch.setattr("videollm.common.command.HEAD_START_S", 0.2)
     monkeypatch.setattr("videollm.runfolder.PATIENCE_S", 1)
     config = configure(tmp_path, repository, head="text")
     for rank in (0, 1):

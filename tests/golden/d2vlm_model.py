@@ -19,7 +19,7 @@ from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME, our_config, ours
 from videollm.annotations import parse_record
 from videollm.checkpoint import Bundle
-from videollm.config import build
+from videollm.common.config import build
 from videollm.dataset import VideoDataset
 from videollm.model import VideoLLM
 from videollm.transforms import Preprocess

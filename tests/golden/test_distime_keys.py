@@ -10,7 +10,7 @@ from distime.names import BINS, merge_lora, to_official, to_ours
 from distime.official_config import layout_of, official_config, our_config, our_layout
 from tests.golden.distime_model import existing, read
 from videollm.assemble import part_of, set_trainable
-from videollm.config import build, read_yaml, to_dict
+from videollm.common.config import build, read_yaml, to_dict
 from videollm.convert import KeyReport
 from videollm.lora import add_lora
 from videollm.model import VideoLLM

@@ -20,7 +20,7 @@ from tests.golden.distime_model import (
     read,
 )
 from videollm.assemble import set_trainable
-from videollm.config import build, read_yaml
+from videollm.common.config import build, read_yaml
 from videollm.lora import add_lora, merge_lora
 from videollm.loss import logits_of
 from videollm.settings import Settings

@@ -14,7 +14,7 @@ from videollm import ask as asking
 from videollm.annotations import parse_record
 from videollm.assemble import assemble, set_trainable
 from videollm.checkpoint import CheckpointError, load
-from videollm.config import ConfigError, build
+from videollm.common.config import ConfigError, build
 from videollm.dataset import VideoDataset
 from videollm.heads import HEADS, TemporalHead, build_head
 from videollm.structures import Answer, FrameBatch, Role, SpanMark, SpanRefs, VisualMark

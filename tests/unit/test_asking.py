@@ -11,7 +11,7 @@ from PIL import Image
 from tests.models import clip_lines, clips, make_bundle, record, turns
 from videollm.annotations import AnnotationError, neutral_json, parse_record
 from videollm.asking import FrameFolder, View
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.data import validate
 from videollm.dataset import VideoDataset, pack_by_video
 from videollm.frame_folder import open_folder, read_frame_folder

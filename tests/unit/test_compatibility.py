@@ -10,7 +10,7 @@ import torch
 from tests.models import HEADS, clip_lines, clips, make_batch, make_bundle, turns, write_config, write_lines
 from videollm.assemble import read_settings
 from videollm.checkpoint import load
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.generate import GenerateOptions
 from videollm.heads import build_head
 from videollm.infer import asked_settings

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from videollm.config import ConfigError, build, merge, override, read_yaml, to_dict
+from videollm.common.config import ConfigError, build, merge, override, read_yaml, to_dict
 from videollm.settings import Settings
 
 

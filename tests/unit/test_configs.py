@@ -12,7 +12,7 @@ import pytest
 
 from d2vlm.evidence import EvidenceOptions
 from distime.time_head import TimeOptions
-from videollm.config import ConfigError, build, read_yaml
+from videollm.common.config import ConfigError, build, read_yaml
 from videollm.heads import head_class
 from videollm.settings import PARTS, PartSettings, Settings
 from videollm.templates import TEMPLATES

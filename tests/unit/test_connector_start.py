@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from tests.models import make_bundle
 from videollm.assemble import center_features
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.connectors import build_connector
 
 

@@ -4,7 +4,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.models import HEADS, LENGTHS, NoiseReader, clip_lines, clips, make_bundle, make_dataset, record, turns
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.dataset import VideoDataset, VisualReader, pack_by_video
 from videollm.video import Sampler
 

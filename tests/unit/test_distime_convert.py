@@ -16,7 +16,7 @@ from distime.tokenizer import IMAGE_TOKENS, TIME_TOKENS, read_tokenizer
 from tests.models import SIZE, SPECIAL, byte_tokenizer, make_batch, make_bundle
 from videollm.assemble import assemble
 from videollm.checkpoint import CheckpointError, load
-from videollm.config import build
+from videollm.common.config import build
 from videollm.settings import Settings
 
 BACKBONES = {"internvl": "qwen2", "llama": "internlm2"}

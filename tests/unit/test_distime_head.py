@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import distime  # noqa: F401  registers the head
 from distime.losses import dfl, diou, gaussian
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.heads import build_head
 from videollm.structures import (
     FrameBatch,

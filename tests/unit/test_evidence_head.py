@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import d2vlm  # noqa: F401  registers the head
 from d2vlm.evidence import best_run, frame_position, run_seconds
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.heads import build_head
 from videollm.structures import FrameBatch, Prediction, Role, SpanMark, SpanRefs, SpanSlot, Token, Turn
 

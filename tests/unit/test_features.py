@@ -8,7 +8,7 @@ import torch
 
 from tests.models import clips, make_bundle
 from videollm import dataset
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.features import FeatureStore
 from videollm.transforms import Preprocess
 from videollm.video import Sampler, VideoError

@@ -6,7 +6,7 @@ import pytest
 
 from tests.models import record, settings, turns, write_config, write_lines
 from videollm import filters, train
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 
 
 def line(name, duration=None, answer="yes"):

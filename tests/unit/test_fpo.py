@@ -9,7 +9,7 @@ import torch
 from d2vlm.fpo import FPO, FPOOptions
 from tests.models import HEADS, NoiseReader, for_model, gradients, make_bundle, record, settings, turns
 from videollm.annotations import span_marks
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.dataset import VideoDataset
 from videollm.heads import build_head
 from videollm.objectives import Supervised, build_objective

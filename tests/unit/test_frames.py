@@ -10,7 +10,7 @@ import torch
 from tests.models import clip_lines, clips, record, turns, write_config, write_lines
 from videollm import frames, infer
 from videollm.annotations import parse_record
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.dataset import VisualReader
 from videollm.frames import FrameStore, build_store, open_store
 from videollm.transforms import Preprocess

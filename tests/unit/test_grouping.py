@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.models import NoiseReader, make_bundle, record, turns
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.dataset import VideoDataset
 from videollm.grouping import LengthGroupedSampler, item_lengths
 from videollm.video import Sampler

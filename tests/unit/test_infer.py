@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from tests.models import LENGTHS, NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
 from videollm import answering, dataset, infer, outputs
 from videollm.answering import Speed, answer_records
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
+from videollm.common.isolate import Isolated, Stopped, isolated_map
 from videollm.generate import GenerateOptions
-from videollm.isolate import Isolated, Stopped, isolated_map
 from videollm.questions import UNIT, plan
 
 SHORT = GenerateOptions(max_new_tokens=4)
@@ -358,7 +358,7 @@ def test_the_death_of_another_rank_is_noticed():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    code = "from videollm.ranks import *; r = Ranks(); print(r.told(r.rank), flush=True)\n"
+    code = "from videollm.common.processes import *; r = Ranks(); print(r.told(r.rank), flush=True)\n"
     code += "import time; time.sleep(600 * r.rank)\n"
     code += "try: r.collected(1)\nexcept RankError as error: print(error)"
     address = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

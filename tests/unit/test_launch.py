@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.launch import Plan, check_port, first_host, plan
 
 NODES = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "GPUS": "8"}

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.models import make_bundle, record, settings, turns, write_config
 from videollm import memory
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.dry_run import Load, NoEstimate, dry_run, let_go, make_batch
 from videollm.memory import MASTER, MOMENTS, Zero, assumed_load, estimate, held_states, largest_load, planned_model
 from videollm.text_head import TextTimeHead

@@ -14,7 +14,7 @@ from d2vlm.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites
 from d2vlm.preference import Mix, PreferenceOptions, _scene, add_rejected, main
 from d2vlm.wording import take_apart
 from videollm.annotations import neutral_json, parse_record
-from videollm.config import ConfigError, build
+from videollm.common.config import ConfigError, build
 from videollm.data import load_records
 
 DENSE = "<span>, cut the red onion. <span>, fry the egg. <span>, close the fridge."

@@ -9,7 +9,7 @@ import yaml
 
 from tests.models import settings
 from videollm import preflight, saving
-from videollm.config import ConfigError, to_dict
+from videollm.common.config import ConfigError, to_dict
 from videollm.saving import Facts
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.models import HEADS, byte_tokenizer, record, turns
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.heads import build_head
 from videollm.prompt import PromptEncoder, VisualTokens
 from videollm.structures import FrameSlot, Role, Token, Turn, VisualMark

@@ -6,7 +6,7 @@ import pytest
 from d2vlm.preference import PreferenceOptions, add_rejected
 from videollm import quickstart
 from videollm.annotations import parse_record, spelled
-from videollm.config import build, override
+from videollm.common.config import build, override
 from videollm.synthetic import annotate, make_clip
 from videollm.tiny import build_word_tokenizer
 

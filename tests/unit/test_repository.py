@@ -86,7 +86,9 @@ def test_deepspeed_leaves_sizes_and_the_optimizer_to_the_trainer(repository, sta
 def test_the_registry_needs_no_opencv(repository):
     """A machine without libGL cannot import cv2; the project has to work there, without a misleading warning."""
     code = "import sys, warnings; warnings.simplefilter('error'); sys.modules['cv2'] = None\n"
-    code += "from videollm.registry import new_registry; r = new_registry('x'); r.register(int); print(r.get('int'))"
+    code += (
+        "from videollm.common.registry import new_registry; r = new_registry('x'); r.register(int); print(r.get('int'))"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "<class 'int'>\n", "")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from all_benchmark_eval.spans import first_span_ious, grounding_scores, mean_set_f1, set_f1, tiou, tiou_matrix
+from videollm.common.spans import first_span_ious, grounding_scores, mean_set_f1, set_f1, tiou, tiou_matrix
 
 # Quarters of a second are exact in binary, so exact ties at a threshold do happen and mean the same everywhere.
 quarter = st.integers(0, 400).map(lambda n: n / 4)

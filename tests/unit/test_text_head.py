@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import videollm.text_head  # noqa: F401  registers the head
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.heads import build_head
 from videollm.structures import FrameBatch, SpanMark, SpanRefs, Turn
 from videollm.text_head import parse_spans, write_span

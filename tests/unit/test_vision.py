@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
 from videollm.connectors import CONNECTORS, Connector, build_connector, pixel_shuffle
 from videollm.vision import TOWERS, build_tower, encode_frames
 

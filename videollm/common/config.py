@@ -156,3 +156,11 @@ def to_dict(config: typing.Any) -> dict:
 def plain(value: typing.Any) -> typing.Any:
     """Tuples as lists, so that YAML stays readable."""
     return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def at_least(where: str, settings: object, least: float, *names: str) -> None:
+    """Raise ConfigError for a value below ``least`` (or NaN) among the fields ``names``; None is left alone."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{where}.{name}: {value}, but it must be at least {least}")

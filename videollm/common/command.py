@@ -1,18 +1,18 @@
-"""How a command tells a user's error: one message on stderr and exit status 2.
+"""What every command needs: a user's error as one message on stderr and exit status 2, and checks of common options.
 
-In: an exception whose text is the message, as it was raised here or as a data worker passed it on (torch then puts the
-worker's traceback into the text). This file knows no error class, no config and no model.
+An error is an exception whose text is the message, as it was raised here or as a data worker passed it on (torch then
+puts the worker's traceback into the text). This file knows no command and no model.
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
 
 import torch
 
-from videollm.config import ConfigError
+from videollm.common.config import ConfigError
+from videollm.common.processes import this_rank
 
 HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see that
 
@@ -22,7 +22,7 @@ def tell(error: Exception) -> int:
 
     What all ranks find, rank 0 says: the others wait, and the launcher ends them before they repeat it.
     """
-    if int(os.environ.get("RANK", 0)) > 0:
+    if this_rank() > 0:
         time.sleep(HEAD_START_S)
     name = f"{type(error).__module__}.{type(error).__qualname__}: "
     print(f"error: {str(error).rpartition(name)[2].strip()}", file=sys.stderr, flush=True)

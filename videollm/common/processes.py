@@ -1,7 +1,7 @@
-"""The processes of one command, as torchrun starts them: what rank 0 decides all know, what each did rank 0 knows.
+"""The processes of one command, as a launcher starts them, and how one of them ends: alone, out of memory, by a peer.
 
-They share a few numbers over gloo and otherwise work alone. A rank that has died is noticed when the others next
-speak to each other. Knows nothing of models and files.
+In inference they share a few numbers over gloo and otherwise work alone; a rank that has died is noticed when the
+others next speak to each other. Knows nothing of models and files.
 """
 
 import contextlib
@@ -10,9 +10,37 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 LONGEST = timedelta(days=7)  # that one share may take longer than another
+
+
+def this_rank() -> int:
+    """Which of its processes this one is, as the launcher says; 0 without one."""
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    """Which of the processes on this machine this one is."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def world_size() -> int:
+    """Processes of this command, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process has ended, which then has the reason to tell."""
+    said = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return world_size() > 1 and any(words in str(error) for words in said)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine, in any of torch's ways of saying so."""
+    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 class RankError(RuntimeError):
@@ -34,7 +62,7 @@ class Ranks:
     """This process among those of the command; alone without a launcher's ``RANK`` and ``WORLD_SIZE``."""
 
     def __init__(self):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world = this_rank(), world_size()
         self.started = self.world > 1 and not dist.is_initialized()
         if self.started:
             with _noticed():

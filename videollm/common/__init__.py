@@ -1,0 +1,1 @@
+"""Tools that know nothing of video: configs, processes, files, commands, spans of time as numbers."""
