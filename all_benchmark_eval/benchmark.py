@@ -93,7 +93,7 @@ class Setting:
     """How the questions of one wording are asked.
 
     Attributes:
-        sampler: which frames, laid over the sampling that the checkpoint was trained with (``videollm.video.Sampler``).
+        sampler: which frames, laid over the sampling that the checkpoint was trained with (``Sampler``).
         record: keys that every question's line gets (docs/annotations.md).
     """
 

@@ -28,10 +28,11 @@ from all_benchmark_eval.benchmark import (
 )
 from all_benchmark_eval.score import wide_console
 from videollm.annotations import AnnotationError, Record, parse_record
-from videollm.asking import View
 from videollm.common.command import tell
-from videollm.frame_folder import open_folder
-from videollm.video import VideoError, probe, safe_join
+from videollm.video.decode import VideoError, probe
+from videollm.video.folder import open_folder
+from videollm.video.read import safe_join
+from videollm.video.view import View
 
 SHOWN = 3  # bad videos that are named on the terminal
 COLUMNS = ("benchmark", "annotations", "questions", "videos", "present", "missing", "unreadable")

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import psutil
 
-from videollm.asking import WHOLE
 from videollm.common.isolate import Isolated
 from videollm.dataset import VisualReader
 from videollm.synthetic import write_dataset
-from videollm.transforms import Preprocess
-from videollm.video import Sampler
+from videollm.video.preprocess import Preprocess
+from videollm.video.sampling import Sampler
+from videollm.video.view import WHOLE
 
 MOST_MIB = 8.0
 CLIPS = 20

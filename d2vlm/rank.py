@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from d2vlm.fpo import FACTORS, FPO, FPOOptions
 from videollm.annotations import AnnotationError, Record
-from videollm.checkpoint import Bundle, CheckpointError, load
+from videollm.checkpoint import Bundle, load
 from videollm.common.command import tell, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
+from videollm.convert import CheckpointError
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.outputs import check_writable

@@ -21,9 +21,18 @@ from distime.names import BINS, EMBEDDINGS, merge_lora, to_official, to_ours, wi
 from distime.official_config import layout_of, official_config, our_config, our_layout
 from distime.tokenizer import TIME_TOKENS, add_time_tokens
 from distime.tokenizer import read_tokenizer as read_official_tokenizer
-from videollm.checkpoint import CheckpointError, read_config, read_tokenizer, some
+from videollm.checkpoint import read_config, read_tokenizer, some
 from videollm.common.command import tell
-from videollm.convert import KeyReport, LazyTensors, TensorSource, adapted_layers, fetch, read_json, write_tensors
+from videollm.convert import (
+    CheckpointError,
+    KeyReport,
+    LazyTensors,
+    TensorSource,
+    adapted_layers,
+    fetch,
+    read_json,
+    write_tensors,
+)
 from videollm.model import VideoLLM, VideoLLMConfig
 
 

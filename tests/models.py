@@ -24,7 +24,7 @@ from videollm.common.config import build
 from videollm.dataset import VideoDataset
 from videollm.model import VideoLLM
 from videollm.settings import Settings
-from videollm.video import VideoError
+from videollm.video.decode import VideoError
 
 SIZE = 28  # pixels a side
 SPECIAL = (

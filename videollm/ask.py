@@ -17,14 +17,17 @@ from PIL import Image
 
 from videollm.annotations import AnnotationError, Record
 from videollm.answering import answer_records
-from videollm.checkpoint import Bundle, CheckpointError, load
+from videollm.checkpoint import Bundle, load
 from videollm.common.command import tell, usable_device
 from videollm.common.config import ConfigError, build, override
+from videollm.convert import CheckpointError
 from videollm.generate import GenerateOptions
 from videollm.heads import span_text
 from videollm.plots import MAX_FRAMES, timeline
 from videollm.structures import Turn, VisualMark
-from videollm.video import Sampler, VideoError, probe, read_video
+from videollm.video.decode import VideoError, probe
+from videollm.video.read import read_video
+from videollm.video.sampling import Sampler
 
 PICTURE_HEIGHT = 180  # pixels of a frame in the picture
 

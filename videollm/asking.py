@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from videollm.video.view import WHOLE, FrameFolder, View
+
 KEYS = ("bound", "frames", "after_video", "generate")
 
 
@@ -18,30 +20,6 @@ class AskingError(ValueError):
 
     def __init__(self, what: str, key: str, remedy: str):
         super().__init__(f"{what} ({key}) - {remedy}")
-
-
-@dataclass(frozen=True)
-class FrameFolder:
-    """A video that is stored as a folder of pictures named by number, ``fps`` a second, the lowest number ``first``."""
-
-    fps: float
-    first: int = 1
-
-
-@dataclass(frozen=True)
-class View:
-    """What of a video is looked at: frames inside ``bound_s`` (start, end in seconds; None: of all of it).
-
-    Frame times and duration stay those of the whole video. ``frames``: how it is stored, None for a video file.
-    ``jpeg``: its frames go through JPEG of random quality first; set by a list of data sets (mixture.py).
-    """
-
-    bound_s: tuple[float, float] | None = None
-    frames: FrameFolder | None = None
-    jpeg: bool = False
-
-
-WHOLE = View()
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from videollm.model import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.prompt import VisualTokenSettings
 from videollm.settings import PARTS, ModelSettings, Settings, TrainSettings
 from videollm.templates import TEMPLATES
-from videollm.transforms import Preprocess
-from videollm.video import Sampler
+from videollm.video.preprocess import Preprocess
+from videollm.video.sampling import Sampler
 
 
 def read_settings(values: dict) -> Settings:

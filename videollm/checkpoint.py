@@ -28,8 +28,8 @@ from videollm.lora import merge_lora
 from videollm.model import VideoLLM, VideoLLMConfig
 from videollm.prompt import PromptEncoder, VisualTokens, VisualTokenSettings
 from videollm.templates import TEMPLATES
-from videollm.transforms import Preprocess
-from videollm.video import Sampler
+from videollm.video.preprocess import Preprocess
+from videollm.video.sampling import Sampler
 
 logger = logging.getLogger(__name__)
 QUESTION_TOKENIZER = "question_tokenizer"

@@ -18,18 +18,19 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from videollm.annotations import SLACK_S, Record
-from videollm.asking import WHOLE, View
 from videollm.common.config import ConfigError
 from videollm.common.isolate import Isolated, Stopped
-from videollm.decoders import video_error
-from videollm.frame_folder import read_frame_folder
 from videollm.prompt import Prompt, PromptEncoder
 from videollm.structures import SpanMark
-from videollm.transforms import Preprocess, through_jpeg, tile
-from videollm.video import Frames, Sampler, VideoError, read_image, read_video, safe_join
+from videollm.video.decode import VideoError, video_error
+from videollm.video.folder import read_frame_folder
+from videollm.video.preprocess import Preprocess, through_jpeg, tile
+from videollm.video.read import Frames, read_image, read_video, safe_join
+from videollm.video.sampling import Sampler
+from videollm.video.view import WHOLE, View
 
 if TYPE_CHECKING:
-    from videollm.frames import FrameStore
+    from videollm.video.store import FrameStore
 
 KEPT = 5000  # items; more would cost memory that matters
 

@@ -25,7 +25,8 @@ from videollm.annotations import Record
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, to_dict
 from videollm.dataset import VisualReader, as_it_is
-from videollm.video import VideoError, safe_join
+from videollm.video.decode import VideoError
+from videollm.video.read import safe_join
 from videollm.vision import CHUNK, encode_frames
 
 BLOCKS, BLOCK = 16, 1 << 16  # evenly spread bytes of a file that, with its size, stand for its content

@@ -17,7 +17,7 @@ from videollm.common.config import ConfigError
 from videollm.dataset import VideoDataset, share_prompt
 from videollm.prompt import Prompt
 from videollm.structures import Turn, VisualMark
-from videollm.video import Sampler
+from videollm.video.sampling import Sampler
 
 POOL = 50  # batches of all ranks among which lengths are sorted; the more, the less padding and the less chance
 STEPS = 6  # so many rough lengths of a prefix before it has doubled

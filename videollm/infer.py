@@ -18,18 +18,20 @@ import torch
 from videollm import outputs
 from videollm.annotations import AnnotationError, Record
 from videollm.answering import Speed, answer_records
-from videollm.checkpoint import Bundle, CheckpointError, load, read_config
+from videollm.checkpoint import Bundle, load, read_config
 from videollm.common.code import code
 from videollm.common.command import tell, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.processes import RankError, Ranks, local_rank
 from videollm.compatibility import lay_preset
+from videollm.convert import CheckpointError
 from videollm.data import load_records
 from videollm.dataset import VisualReader
 from videollm.frames import open_store
 from videollm.generate import GenerateOptions
 from videollm.questions import Unit, plan
-from videollm.video import BACKENDS, Sampler
+from videollm.video.decode import BACKENDS
+from videollm.video.sampling import Sampler
 
 MOST_WORKERS = 4  # by default, for one process
 

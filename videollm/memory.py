@@ -18,10 +18,11 @@ from rich.table import Table
 
 from videollm.annotations import AnnotationError, Record
 from videollm.assemble import part_of, planned_config, set_trainable
-from videollm.checkpoint import Bundle, CheckpointError
+from videollm.checkpoint import Bundle
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml
 from videollm.common.processes import world_size
+from videollm.convert import CheckpointError
 from videollm.dataset import pack_by_video
 from videollm.dry_run import DryRun, Load, NoEstimate, dry_run, prompts_of, word_bundle
 from videollm.grouping import frames_of
@@ -29,7 +30,7 @@ from videollm.model import VideoLLM, VideoLLMConfig
 from videollm.objectives import build_objective
 from videollm.preflight import read_deepspeed, stage_of
 from videollm.settings import Settings
-from videollm.video import Sampler
+from videollm.video.sampling import Sampler
 
 TEXT = 256  # tokens of a question with its answer, where nothing is known about the data
 MOMENTS = 8  # bytes of AdamW's two averages, float32

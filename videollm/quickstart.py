@@ -27,8 +27,9 @@ from all_benchmark_eval.moving_shapes import task
 from videollm import plots
 from videollm.common.code import code
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
-from videollm.transforms import Preprocess
-from videollm.video import Sampler, read_video
+from videollm.video.preprocess import Preprocess
+from videollm.video.read import read_video
+from videollm.video.sampling import Sampler
 
 HEADS = ("d2vlm", "distime", "text")
 SPLITS = ("test", "unseen")  # clips never trained on; `unseen` asks about kinds of event never trained on

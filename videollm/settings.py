@@ -11,8 +11,8 @@ from typing import Literal
 from videollm.common.config import ConfigError, at_least
 from videollm.generate import GenerateOptions
 from videollm.prompt import VisualTokenSettings
-from videollm.transforms import Preprocess
-from videollm.video import Sampler
+from videollm.video.preprocess import Preprocess
+from videollm.video.sampling import Sampler
 
 PARTS = ("vision_tower", "connector", "language_model", "embeddings", "lm_head", "lora", "head")
 

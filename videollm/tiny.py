@@ -24,8 +24,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
-from videollm.transforms import Preprocess
-from videollm.video import Sampler, read_video
+from videollm.video.preprocess import Preprocess
+from videollm.video.read import read_video
+from videollm.video.sampling import Sampler
 from videollm.vision import ConvTower, ConvTowerConfig
 
 FRAMES = 32  # sampled frames of a clip, as in configs/tiny

@@ -23,10 +23,11 @@ from videollm import filters
 from videollm.annotations import AnnotationError, Record
 from videollm.answering import answer_records
 from videollm.assemble import assemble, part_of, read_settings, set_trainable
-from videollm.checkpoint import Bundle, CheckpointError
+from videollm.checkpoint import Bundle
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, override, read_yaml
 from videollm.common.processes import lost_peer, this_rank, world_size
+from videollm.convert import CheckpointError
 from videollm.data import load_records
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.features import FeatureStore, fill_store

@@ -14,12 +14,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from videollm.annotations import SLACK_S, Record, neutral_json
-from videollm.asking import FrameFolder
 from videollm.common.isolate import isolated_map
-from videollm.decoders import VideoError, probe
-from videollm.frame_folder import open_folder, read_frame_folder
-from videollm.transforms import Preprocess
-from videollm.video import Sampler, read_image, read_video, safe_join
+from videollm.video.decode import VideoError, probe
+from videollm.video.folder import open_folder, read_frame_folder
+from videollm.video.preprocess import Preprocess
+from videollm.video.read import read_image, read_video, safe_join
+from videollm.video.sampling import Sampler
+from videollm.video.view import FrameFolder
 
 LOOKS = 16  # frames all over a video that --decode decodes
 OFF_S, OFF_SHARE = 1.0, 0.02  # an annotated duration is wrong where it differs by more than both

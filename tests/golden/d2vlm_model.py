@@ -22,7 +22,7 @@ from videollm.checkpoint import Bundle
 from videollm.common.config import build
 from videollm.dataset import VideoDataset
 from videollm.model import VideoLLM
-from videollm.transforms import Preprocess
+from videollm.video.preprocess import Preprocess
 
 
 def read_config(folder: Path) -> dict:

@@ -13,13 +13,14 @@ from tests import models as tiny
 from videollm import ask as asking
 from videollm.annotations import parse_record
 from videollm.assemble import assemble, set_trainable
-from videollm.checkpoint import CheckpointError, load
+from videollm.checkpoint import load
 from videollm.common.config import ConfigError, build
+from videollm.convert import CheckpointError
 from videollm.dataset import VideoDataset
 from videollm.heads import HEADS, TemporalHead, build_head
 from videollm.structures import Answer, FrameBatch, Role, SpanMark, SpanRefs, VisualMark
 from videollm.synthetic import make_clip, render, write_video
-from videollm.video import VideoError
+from videollm.video.decode import VideoError
 
 FOUR_FRAMES = {"sampler": {"rule": "segments", "num_frames": 4}}
 

@@ -10,14 +10,15 @@ from PIL import Image
 
 from tests.models import clip_lines, clips, make_bundle, record, turns
 from videollm.annotations import AnnotationError, neutral_json, parse_record
-from videollm.asking import FrameFolder, View
+from videollm.answering import answer_records
 from videollm.common.config import ConfigError
 from videollm.data import validate
 from videollm.dataset import VideoDataset, pack_by_video
-from videollm.frame_folder import open_folder, read_frame_folder
 from videollm.generate import GenerateOptions
-from videollm.infer import answer_records
-from videollm.video import Sampler, VideoError
+from videollm.video.decode import VideoError
+from videollm.video.folder import open_folder, read_frame_folder
+from videollm.video.sampling import Sampler
+from videollm.video.view import FrameFolder, View
 
 LINE = {"id": "x", "video": "clip3.mp4", "duration": 7, "conversations": turns("<video>\nwhat happens?")}
 

@@ -17,7 +17,7 @@ from videollm.dataset import VideoDataset
 from videollm.grouping import TokenBudgetBatches, item_sizes
 from videollm.train import training_arguments
 from videollm.trainer import FreshFrames, JsonLog, VideoTrainer
-from videollm.video import Sampler
+from videollm.video.sampling import Sampler
 
 SETTING = "train.max_tokens_per_batch"
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.models import LINES, PAIRS, byte_tokenizer, make_batch, make_bundle, settings
 from videollm.assemble import assemble, part_of, set_trainable, template_stop
-from videollm.checkpoint import CheckpointError, load
+from videollm.checkpoint import load
 from videollm.common.config import ConfigError
+from videollm.convert import CheckpointError
 from videollm.generate import GenerateOptions
 from videollm.lora import merge_lora
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.models import clip_lines, clips, turns, write_lines
 from videollm import video_check
-from videollm.data import AnnotationError, load_records, main, read_annotations, validate
+from videollm.annotations import AnnotationError
+from videollm.data import load_records, main, read_annotations, validate
 from videollm.structures import SpanMark, VisualMark
 
 

@@ -10,8 +10,9 @@ from tests.models import clips, make_bundle
 from videollm import dataset
 from videollm.common.config import ConfigError
 from videollm.features import FeatureStore
-from videollm.transforms import Preprocess
-from videollm.video import Sampler, VideoError
+from videollm.video.decode import VideoError
+from videollm.video.preprocess import Preprocess
+from videollm.video.sampling import Sampler
 
 FOUR = Sampler(rule="segments", num_frames=4)
 NAMES = ["clip0.mp4", "clip1.mp4", "clip0.mp4", "broken.mp4"]

@@ -12,9 +12,11 @@ from videollm import frames, infer
 from videollm.annotations import parse_record
 from videollm.common.config import ConfigError
 from videollm.dataset import VisualReader
-from videollm.frames import FrameStore, build_store, open_store
-from videollm.transforms import Preprocess
-from videollm.video import Sampler, VideoError
+from videollm.frames import open_store
+from videollm.video.decode import VideoError
+from videollm.video.preprocess import Preprocess
+from videollm.video.sampling import Sampler
+from videollm.video.store import FrameStore, build_store
 
 FOUR = Sampler(rule="segments", num_frames=4)
 PLAIN = Preprocess(kind="plain", size=28)

@@ -9,7 +9,7 @@ from tests.models import NoiseReader, make_bundle, record, turns
 from videollm.common.config import ConfigError
 from videollm.dataset import VideoDataset
 from videollm.grouping import LengthGroupedSampler, item_lengths
-from videollm.video import Sampler
+from videollm.video.sampling import Sampler
 
 
 class Unread(NoiseReader):

@@ -13,8 +13,8 @@ from tests.models import clip_lines, clips, make_bundle, turns, write_lines
 from videollm.annotations import AnnotationError
 from videollm.dataset import VideoDataset
 from videollm.mixture import load_training
-from videollm.transforms import JPEG_QUALITY, Preprocess, through_jpeg
-from videollm.video import Sampler
+from videollm.video.preprocess import JPEG_QUALITY, Preprocess, through_jpeg
+from videollm.video.sampling import Sampler
 
 
 @pytest.fixture

@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videollm.video import (
-    Sampler,
-    VideoError,
-    VideoInfo,
-    interval_middle_indices,
-    interval_random_indices,
-    midpoint_indices,
-)
+from videollm.video.decode import VideoError, VideoInfo
+from videollm.video.sampling import Sampler, interval_middle_indices, interval_random_indices, midpoint_indices
 
 
 def info_of(num_frames: int, fps: float) -> VideoInfo:

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 from videollm import synthetic, tiny
 from videollm.assemble import align_words
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
-from videollm.transforms import Preprocess
-from videollm.video import Sampler, read_video
+from videollm.video.preprocess import Preprocess
+from videollm.video.read import read_video
+from videollm.video.sampling import Sampler
 from videollm.vision import ConvTower, ConvTowerConfig
 
 TEXTS = ["when does the red circle moving left happen ?", "(a) blue square growing (b) it happens at ."]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from videollm.transforms import Preprocess, tile, tile_grid
+from videollm.video.preprocess import Preprocess, tile, tile_grid
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

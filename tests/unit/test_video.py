@@ -11,17 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from videollm import decoders
-from videollm.decoders import VideoFile
-from videollm.video import (
-    Sampler,
-    VideoError,
-    midpoint_indices,
-    probe,
-    read_image,
-    read_video,
-    safe_join,
-)
+from videollm.video.decode import VideoError, VideoFile, probe
+from videollm.video.read import decode, read_image, read_video, safe_join
+from videollm.video.sampling import Sampler, midpoint_indices
 
 BITS = 8
 WIDTH, HEIGHT = 64, 48
@@ -411,6 +403,6 @@ def test_bad_pictures_are_clear_errors(tmp_path):
 
 
 def test_cover_of_an_audio_file_is_no_video(tmp_path, monkeypatch, plain):
-    monkeypatch.setattr(decoders, "ATTACHED_PICTURE", 1)  # AV_DISPOSITION_DEFAULT: treat the only stream as a cover
+    monkeypatch.setattr(decode, "ATTACHED_PICTURE", 1)  # AV_DISPOSITION_DEFAULT: treat the only stream as a cover
     with pytest.raises(VideoError, match="no video stream"):
         probe(plain)

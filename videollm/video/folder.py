@@ -13,9 +13,10 @@ from random import Random
 import numpy as np
 import torch
 
-from videollm.asking import FrameFolder
-from videollm.decoders import VideoInfo, video_error
-from videollm.video import Frames, Sampler, read_image
+from videollm.video.decode import VideoInfo, video_error
+from videollm.video.read import Frames, read_image
+from videollm.video.sampling import Sampler
+from videollm.video.view import FrameFolder
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _NUMBER = re.compile(r"(\d+)$")

@@ -1,56 +1,21 @@
-"""A path and a sampling rule -> ``Frames``: the chosen frames and the seconds at which they are really shown.
+"""Which frames of a video are looked at: a rule, and the timeline that it is applied to.
 
-This is THE frame sampler of training, evaluation and demo. Frame indices stay in here and in ``decoders.py``;
-everybody else sees seconds. It must not know models, preprocessing numbers or annotations.
+This is THE frame sampler of training, evaluation and demo. In: the presentation times of all frames. Out: indices of
+presented frames, which stay in this room: everybody else sees seconds. Opens no file.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
 
-from videollm.decoders import BACKENDS, VideoError, VideoFile, VideoInfo, get_backend, probe, video_error
-
-__all__ = [
-    "BACKENDS",
-    "Frames",
-    "Sampler",
-    "VideoError",
-    "VideoInfo",
-    "interval_middle_indices",
-    "interval_random_indices",
-    "midpoint_indices",
-    "probe",
-    "read_image",
-    "read_video",
-    "safe_join",
-]
+from videollm.video.decode import VideoInfo, video_error
 
 MAX_SAMPLES = 1_000_000  # more than this is a broken header, not a long video
 RULES = ("fps", "segments")
 PICKS = ("midpoint", "middle", "random")
-
-
-@dataclass
-class Frames:
-    """Chosen frames of one video, in order of time.
-
-    ``pixels`` is uint8 [F, H, W, 3], or what the caller's ``resize`` makes of each frame (CLIP-style resizing gives
-    float32 in 0..1, since rounding to grey levels would change the numbers). ``times_s`` float64 [F] are true times of
-    the frames shown. ``damaged`` counts frames that could not be decoded and were replaced by the nearest that could.
-    """
-
-    pixels: Tensor
-    times_s: np.ndarray
-    duration_s: float
-    path: str
-    damaged: int = 0
 
 
 def midpoint_indices(start: int, end: int, count: int) -> np.ndarray:
@@ -182,73 +147,3 @@ def _window_bounds(info: VideoInfo, window_s: tuple[float, float] | None) -> tup
     place = np.interp([start_s, end_s], info.pts_s, np.arange(info.num_frames))
     first, last = place.round(9).round().astype(int).tolist()  # round(9): interpolation noise must not break ties
     return first, last
-
-
-def read_video(
-    path: str | Path,
-    sampler: Sampler,
-    *,
-    resize: Callable[[np.ndarray], np.ndarray] | None = None,
-    backend: str = "pyav",
-    rng: Random | None = None,
-    window_s: tuple[float, float] | None = None,
-) -> Frames:
-    """Decode the frames that ``sampler`` chooses, each at most once.
-
-    ``resize`` maps one RGB frame (uint8 [H, W, 3]) to an array of fixed shape and is applied as frames are decoded, so
-    that full-size frames are never held together. Damaged frames are replaced by the nearest decodable one (its own
-    time is reported). Raises ``VideoError``, also where more than half of the chosen frames cannot be decoded.
-    """
-    decode = get_backend(backend)
-    with VideoFile(path) as file:
-        chosen = sampler.indices(file.info, rng, window_s)
-        wanted, place = np.unique(chosen, return_inverse=True)
-        shown = np.full(len(wanted), -1)
-        pixels: np.ndarray | None = None  # [U, H, W, 3]
-        for i, found in enumerate(decode(file, wanted)):
-            if found is None:
-                continue
-            shown[i], frame = found
-            frame = frame if resize is None else resize(frame)
-            if pixels is None:
-                pixels = np.empty((len(wanted), *frame.shape), frame.dtype)
-            if frame.shape != pixels.shape[1:]:
-                problem = f"frame {shown[i]} has shape {frame.shape}, the frames before it {pixels.shape[1:]}"
-                raise video_error(path, problem, "pass a resize that gives one shape, or re-encode it")
-            pixels[i] = frame
-    good = np.flatnonzero(shown >= 0)
-    damaged = int((shown[place] != chosen).sum())
-    if pixels is None or damaged > len(chosen) / 2:
-        problem = f"{damaged} of the {len(chosen)} chosen frames cannot be decoded"
-        raise video_error(path, problem, "fetch it again or leave it out")
-    nearest = good[np.abs(good - np.arange(len(wanted))[:, None]).argmin(1)]  # [U] row that stands in for each
-    rows = nearest[place]
-    rows = rows[np.argsort(shown[rows], kind="stable")]  # stand-ins of a damaged stretch may overtake what follows
-    if not np.array_equal(rows, np.arange(len(wanted))):
-        pixels = pixels[rows]
-    times_s = file.info.pts_s[shown[rows]]
-    return Frames(torch.from_numpy(pixels), times_s, file.info.duration_s, str(path), damaged)
-
-
-def read_image(path: str | Path) -> Frames:
-    """One picture as a single frame: uint8 [1, H, W, 3] upright RGB, time 0, duration 0. Raises ``VideoError``."""
-    if not Path(path).is_file():
-        raise video_error(path, "is not a file", "check the path and the image root")
-    try:
-        with Image.open(path) as image:
-            rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise video_error(path, f"is not a readable image ({error})", "fetch it again or convert it") from error
-    return Frames(torch.from_numpy(rgb)[None], np.zeros(1), 0.0, str(path))
-
-
-def safe_join(root: str | Path, relative: str | Path) -> Path:
-    """``root / relative``, resolved; a path that would leave ``root`` ('..', absolute, symlink) is a ``VideoError``."""
-    base = Path(root).resolve()
-    try:
-        joined = (base / relative).resolve()
-    except (ValueError, OSError, RuntimeError) as error:  # null byte, name too long, loop of links
-        raise video_error(repr(str(relative)), f"is not a usable path ({error})", "correct the annotation") from error
-    if Path(relative).is_absolute() or not joined.is_relative_to(base) or joined == base:
-        raise video_error(relative, f"is not inside the root {root}", "give a relative path to a file below the root")
-    return joined

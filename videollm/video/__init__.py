@@ -1,0 +1,1 @@
+"""From a video file to chosen frames and the seconds at which they are shown."""
