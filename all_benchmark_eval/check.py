@@ -27,8 +27,9 @@ from all_benchmark_eval.benchmark import (
     write_text,
 )
 from all_benchmark_eval.score import wide_console
-from videollm.annotations import AnnotationError, Record, parse_record
 from videollm.common.command import tell
+from videollm.data.annotations import AnnotationError, parse_record
+from videollm.data.record import Record
 from videollm.video.decode import VideoError, probe
 from videollm.video.folder import open_folder
 from videollm.video.read import safe_join

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
-from videollm.annotations import Record
 from videollm.assemble import assemble, read_settings, set_trainable
 from videollm.checkpoint import Bundle
 from videollm.common.config import override, read_yaml
-from videollm.data import load_records
+from videollm.data.load import load_records
+from videollm.data.record import Record
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.features import FeatureStore
 from videollm.grouping import LengthGroupedSampler, TokenBudgetBatches, item_sizes

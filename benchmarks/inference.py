@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.tiny_checkpoint import QUESTIONS_A_CLIP, make
-from videollm.annotations import Record
 from videollm.answering import Speed, answer_records
 from videollm.checkpoint import Bundle, load
-from videollm.data import load_records
+from videollm.data.load import load_records
+from videollm.data.record import Record
 from videollm.generate import GenerateOptions
 
 READ_AHEAD, BATCHING, TOGETHER = 0.85, 3.0, 0.3  # what is claimed

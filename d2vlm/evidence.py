@@ -17,8 +17,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from transformers import PreTrainedTokenizerBase
 
 from videollm.common.config import ConfigError
+from videollm.data.conversation import Role, SpanSlot, Token, Turn
 from videollm.heads import HEADS, TemporalHead, marks, replace_marks
-from videollm.structures import FrameBatch, Prediction, Role, SpanRefs, SpanSlot, Token, Turn
+from videollm.structures import FrameBatch, Prediction, SpanRefs
 
 EVIDENCE, EVIDENCE_END = "<evi>", "</evi>"
 

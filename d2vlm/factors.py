@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from d2vlm.wording import Event, Span, Wording, take_apart, words
-from videollm.annotations import Record, span_marks, spelled
 from videollm.common.config import ConfigError
+from videollm.data.conversation import span_marks
+from videollm.data.record import Record, spelled
 
 TRIES = 24  # draws of a span before a factor gives up
 SHORTEST_S = 1.0  # length by which a moment is moved and drawn

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from videollm.annotations import Record
 from videollm.checkpoint import Bundle, load
 from videollm.common.config import ConfigError, at_least
+from videollm.data.record import Record
 from videollm.loss import token_cross_entropy
 from videollm.model import VideoLLM
 from videollm.objectives import OBJECTIVES, Objective, Reading, Sums

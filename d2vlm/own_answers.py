@@ -17,8 +17,8 @@ from pathlib import Path
 
 from d2vlm.factors import tiou, wording_of
 from d2vlm.wording import MARK, Wording, take_apart, words
-from videollm.annotations import Record
 from videollm.common.config import ConfigError
+from videollm.data.record import Record
 
 _TIMES = re.compile(r"\[-?\d+(?:\.\d+)? s - -?\d+(?:\.\d+)? s\]")  # how an answer's text spells a span
 SHOWN = 200  # characters of a command's own error that a message repeats

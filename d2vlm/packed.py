@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from videollm.annotations import AnnotationError
-from videollm.preference_layout import CHOSEN, TEXT_ONLY, LayoutError, class_kind
+from videollm.data.annotations import AnnotationError
+from videollm.data.published import CHOSEN, TEXT_ONLY, LayoutError, class_kind
 
 
 def read_packed(path: str | os.PathLike, tokenizer: PreTrainedTokenizerBase) -> list[dict]:

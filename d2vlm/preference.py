@@ -24,20 +24,13 @@ from d2vlm.factors import ATTRIBUTES, FACTORS, Library, Scene, Severity, visual_
 from d2vlm.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
 from d2vlm.packed import read_packed
 from d2vlm.wording import Wording
-from videollm.annotations import (
-    SHOWN,
-    AnnotationError,
-    Record,
-    RejectedAnswer,
-    neutral_json,
-    parse_record,
-    span_marks,
-)
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
-from videollm.data import load_records
-from videollm.preference_layout import to_classes
-from videollm.structures import SpanMark, Turn
+from videollm.data.annotations import SHOWN, AnnotationError, parse_record
+from videollm.data.conversation import SpanMark, Turn, span_marks
+from videollm.data.load import load_records
+from videollm.data.published import to_classes
+from videollm.data.record import Record, RejectedAnswer, neutral_json
 
 
 @dataclass

@@ -18,12 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from d2vlm.fpo import FACTORS, FPO, FPOOptions
-from videollm.annotations import AnnotationError, Record
 from videollm.checkpoint import Bundle, load
 from videollm.common.command import tell, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.convert import CheckpointError
-from videollm.data import load_records
+from videollm.data.annotations import AnnotationError
+from videollm.data.load import load_records
+from videollm.data.record import Record
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.outputs import check_writable
 

@@ -17,10 +17,11 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from videollm.annotations import Record, parse_record
 from videollm.assemble import assemble, set_trainable
 from videollm.checkpoint import Bundle
 from videollm.common.config import build
+from videollm.data.annotations import parse_record
+from videollm.data.record import Record
 from videollm.dataset import VideoDataset
 from videollm.model import VideoLLM
 from videollm.settings import Settings

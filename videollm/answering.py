@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from videollm.annotations import Record
 from videollm.assemble import template_stop
 from videollm.checkpoint import Bundle
 from videollm.common.processes import out_of_memory
+from videollm.data.record import Record
 from videollm.dataset import Item, VisualReader
 from videollm.generate import GenerateOptions
 from videollm.questions import Asked, Batch, VideoGroups, plan, read_ahead

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from videollm.annotations import AnnotationError, Record
 from videollm.answering import answer_records
 from videollm.checkpoint import Bundle, load
 from videollm.common.command import tell, usable_device
 from videollm.common.config import ConfigError, build, override
 from videollm.convert import CheckpointError
+from videollm.data.annotations import AnnotationError
+from videollm.data.conversation import Turn, VisualMark
+from videollm.data.record import Record
 from videollm.generate import GenerateOptions
 from videollm.heads import span_text
 from videollm.plots import MAX_FRAMES, timeline
-from videollm.structures import Turn, VisualMark
 from videollm.video.decode import VideoError, probe
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler

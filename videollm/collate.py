@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from videollm.common.config import ConfigError
+from videollm.data.conversation import Role
 from videollm.dataset import Item
 from videollm.prompt import Prompt
-from videollm.structures import Role
 
 PAD, PREFIX = -1, 0
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from videollm.annotations import SLACK_S, Record
 from videollm.common.config import ConfigError
 from videollm.common.isolate import Isolated, Stopped
+from videollm.data.annotations import SLACK_S
+from videollm.data.conversation import SpanMark
+from videollm.data.record import Record
 from videollm.prompt import Prompt, PromptEncoder
-from videollm.structures import SpanMark
 from videollm.video.decode import VideoError, video_error
 from videollm.video.folder import read_frame_folder
 from videollm.video.preprocess import Preprocess, through_jpeg, tile

@@ -22,11 +22,11 @@ from torch.utils._pytree import tree_map_only
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from videollm.checkpoint import Bundle
+from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.dataset import Item, share_prompt
 from videollm.model import VideoLLM, tower_shape
 from videollm.prompt import Prompt
 from videollm.settings import Settings
-from videollm.structures import SpanMark, Turn, VisualMark
 from videollm.templates import TEMPLATES
 
 NOT_FOR_THE_MODEL = ("bad", "ids", "thinned", "padded")

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.annotations import AnnotationError, Record
 from videollm.checkpoint import read_config
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml
 from videollm.convert import CheckpointError
-from videollm.data import load_records
+from videollm.data.annotations import AnnotationError
+from videollm.data.load import load_records
+from videollm.data.record import Record
 from videollm.dataset import VisualReader
 from videollm.settings import Settings
 from videollm.video.decode import BACKENDS

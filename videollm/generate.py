@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from videollm.common.config import ConfigError
+from videollm.data.conversation import Role
 from videollm.heads import TemporalHead
 from videollm.loss import logits_of
 from videollm.passes import LayerTap, VideoLLMOutput
-from videollm.structures import Answer, FrameBatch, Prediction, Role
+from videollm.structures import Answer, FrameBatch, Prediction
 
 
 @dataclass

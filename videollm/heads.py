@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
-from videollm.structures import Answer, FrameBatch, FrameSlot, Part, Prediction, SpanMark, SpanRefs, SpanSlot, Turn
+from videollm.data.conversation import FrameSlot, Part, SpanMark, SpanSlot, Turn
+from videollm.structures import Answer, FrameBatch, Prediction, SpanRefs
 
 HEADS = new_registry("heads")
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from videollm import outputs
-from videollm.annotations import AnnotationError, Record
 from videollm.answering import Speed, answer_records
 from videollm.checkpoint import Bundle, load, read_config
 from videollm.common.code import code
@@ -25,7 +24,9 @@ from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.processes import RankError, Ranks, local_rank
 from videollm.compatibility import lay_preset
 from videollm.convert import CheckpointError
-from videollm.data import load_records
+from videollm.data.annotations import AnnotationError
+from videollm.data.load import load_records
+from videollm.data.record import Record
 from videollm.dataset import VisualReader
 from videollm.frames import open_store
 from videollm.generate import GenerateOptions

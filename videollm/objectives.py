@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from videollm.annotations import Record
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
+from videollm.data.record import Record
 from videollm.loss import supervised_cross_entropy
 from videollm.structures import FrameBatch, SpanRefs
 

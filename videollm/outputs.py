@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 
-from videollm.annotations import Record
 from videollm.common.config import ConfigError
+from videollm.data.record import Record
 
 logger = logging.getLogger(__name__)
 FIXED = ("content", "sampler", "decoding")  # of the meta file: what may not change while an output grows

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from videollm.common.config import ConfigError
+from videollm.data.conversation import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
 from videollm.heads import TemporalHead
-from videollm.structures import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
 from videollm.templates import Template
 
 

@@ -12,9 +12,9 @@ from dataclasses import astuple, dataclass
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from videollm.annotations import Record
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build, to_dict
+from videollm.data.record import Record
 from videollm.dataset import Item, VideoDataset, VisualReader, as_it_is, pack_by_video
 from videollm.generate import GenerateOptions
 

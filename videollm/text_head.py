@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from videollm.data.conversation import Turn
 from videollm.heads import HEADS, TemporalHead, replace_marks, span_text
-from videollm.structures import Answer, FrameBatch, Prediction, SpanRefs, Turn
+from videollm.structures import Answer, FrameBatch, Prediction, SpanRefs
 
 Unit = Literal["percent", "seconds"]
 

@@ -19,8 +19,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
-from videollm import filters
-from videollm.annotations import AnnotationError, Record
 from videollm.answering import answer_records
 from videollm.assemble import assemble, part_of, read_settings, set_trainable
 from videollm.checkpoint import Bundle
@@ -28,13 +26,17 @@ from videollm.common.command import tell
 from videollm.common.config import ConfigError, override, read_yaml
 from videollm.common.processes import lost_peer, this_rank, world_size
 from videollm.convert import CheckpointError
-from videollm.data import load_records
+from videollm.data import filters
+from videollm.data.annotations import AnnotationError
+from videollm.data.conversation import SpanMark
+from videollm.data.load import load_records
+from videollm.data.mixture import below, load_training
+from videollm.data.record import Record
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.features import FeatureStore, fill_store
 from videollm.frames import open_store
 from videollm.lora import merge_lora
 from videollm.memory import show_for_run
-from videollm.mixture import below, load_training
 from videollm.objectives import build_objective
 from videollm.preemption import EXIT_STATUS, Preempted, StopOnSignal
 from videollm.preflight import check_items, check_start, prepare_process
@@ -42,7 +44,6 @@ from videollm.questions import room_for_question
 from videollm.runfolder import open_run
 from videollm.saving import SaveError
 from videollm.settings import Settings, TrainSettings
-from videollm.structures import SpanMark
 from videollm.trainer import BadVideosError, FreshFrames, JsonLog, OutOfMemory, VideoTrainer
 from videollm.validation import held_out
 

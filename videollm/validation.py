@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from videollm.annotations import Record
 from videollm.checkpoint import Bundle
+from videollm.data.record import Record
 from videollm.dataset import VideoDataset, VisualReader
 from videollm.objectives import Objective
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from tests.models import clips, read_log, turns, write_config, write_lines
-from videollm import data, dataset, infer, train
+from videollm import dataset, infer, train
+from videollm.data.__main__ import main as check_data
+from videollm.data.load import load_records
 
 pytestmark = pytest.mark.end_to_end
 
@@ -132,9 +134,9 @@ def test_the_check_names_the_bad_videos_and_writes_the_rest(folder, tmp_path, ca
     videos, annotations, truth = folder
     clean = tmp_path / "clean.jsonl"
     given = ["--annotations", annotations, "--videos", str(videos), "--output", str(clean), "--workers", "2"]
-    assert data.main(["check", *given]) == 1
+    assert check_data(["check", *given]) == 1
     readable = [ident for ident, kind in truth.items() if kind in ("good", *DECODER)]  # the check reads no frames
-    assert [record.id for record in data.load_records(clean)] == readable
+    assert [record.id for record in load_records(clean)] == readable
     kinds = {ident[:-1]: kind for ident, kind in truth.items()}
     missing = sum(kind == "missing" for kind in kinds.values())
     unreadable = sum(kind not in ("good", "missing", *DECODER) for kind in kinds.values())

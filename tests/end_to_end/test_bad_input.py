@@ -9,9 +9,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.models import clip_lines, clips, make_bundle, read_log, turns, write_config, write_lines
-from videollm import ask, data, infer, train
+from videollm import ask, infer, train
 from videollm.common.command import tell
 from videollm.common.config import ConfigError
+from videollm.data.__main__ import main as check_data
+from videollm.data.load import load_records
 
 pytestmark = pytest.mark.end_to_end
 
@@ -163,7 +165,7 @@ def test_a_bad_line_is_named_by_every_command(tmp_path, model, capsys, what):
     assert run_infer(tmp_path, model, clips(), lines) == 2
     message = the_error(capsys)
     assert "asked.jsonl:2: " in message and says in message and not (tmp_path / "answers.jsonl").exists()
-    assert data.main(["check", "--annotations", str(tmp_path / "asked.jsonl")]) == 1
+    assert check_data(["check", "--annotations", str(tmp_path / "asked.jsonl")]) == 1
     assert message in capsys.readouterr().out
 
 
@@ -318,7 +320,7 @@ def test_validation_scores_the_last_answer_only(tmp_path):
     """Spans of the question and of earlier answers are shown to the model: finding them again earns nothing."""
     said = turns("<video>\nwhat is in <span>?", "a dog in <span>", "and then?", "a cat in <span>")
     path = write_lines(tmp_path / "one.jsonl", [line("clip0", src=[0, 1], tgt=[1, 2, 2, 3], conversations=said)])
-    (record,) = data.load_records(path)
+    (record,) = load_records(path)
     assert train.answer_spans(record) == [[2.0, 3.0]]
 
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 import d2vlm  # noqa: F401  registers the head
 from d2vlm.evidence import best_run, mean_over_run, project
+from videollm.data.conversation import Role
 from videollm.heads import build_head
-from videollm.structures import FrameBatch, Prediction, Role, SpanRefs
+from videollm.structures import FrameBatch, Prediction, SpanRefs
 
 pytestmark = pytest.mark.golden
 

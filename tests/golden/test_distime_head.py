@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 import distime  # noqa: F401  registers the head
 from distime.losses import dfl, diou, gaussian
+from videollm.data.conversation import Role
 from videollm.heads import build_head
-from videollm.structures import FrameBatch, Prediction, Role, SpanRefs
+from videollm.structures import FrameBatch, Prediction, SpanRefs
 
 pytestmark = pytest.mark.golden
 

@@ -11,14 +11,15 @@ from PIL import Image
 
 from tests import models as tiny
 from videollm import ask as asking
-from videollm.annotations import parse_record
 from videollm.assemble import assemble, set_trainable
 from videollm.checkpoint import load
 from videollm.common.config import ConfigError, build
 from videollm.convert import CheckpointError
+from videollm.data.annotations import parse_record
+from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.dataset import VideoDataset
 from videollm.heads import HEADS, TemporalHead, build_head
-from videollm.structures import Answer, FrameBatch, Role, SpanMark, SpanRefs, VisualMark
+from videollm.structures import Answer, FrameBatch, SpanRefs
 from videollm.synthetic import make_clip, render, write_video
 from videollm.video.decode import VideoError
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.models import clip_lines, clips, make_bundle, record, turns
-from videollm.annotations import AnnotationError, neutral_json, parse_record
 from videollm.answering import answer_records
 from videollm.common.config import ConfigError
-from videollm.data import validate
+from videollm.data.annotations import AnnotationError, parse_record
+from videollm.data.check import validate
+from videollm.data.record import neutral_json
 from videollm.dataset import VideoDataset, pack_by_video
 from videollm.generate import GenerateOptions
 from videollm.video.decode import VideoError

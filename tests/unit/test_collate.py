@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.models import HEADS, LENGTHS, LINES, make_batch, make_bundle, make_dataset, record, turns
-from videollm.structures import Role
+from videollm.data.conversation import Role
 
 ALL = list(LINES)
 SAME_VIDEO = [

@@ -12,10 +12,12 @@ import warnings
 import pytest
 
 from tests.models import clip_lines, clips, turns, write_lines
-from videollm import video_check
-from videollm.annotations import AnnotationError
-from videollm.data import load_records, main, read_annotations, validate
-from videollm.structures import SpanMark, VisualMark
+from videollm.data import check
+from videollm.data.__main__ import main
+from videollm.data.annotations import AnnotationError
+from videollm.data.check import validate
+from videollm.data.conversation import SpanMark, VisualMark
+from videollm.data.load import load_records, read_annotations
 
 
 def item(*values, **keys):
@@ -168,8 +170,8 @@ def test_check_opens_every_video_and_writes_what_is_good(tmp_path, capsys, monke
         return time.sleep(60) if path.name == "hang.mp4" else read(path, *args, **options)
 
     name = "read_video" if decode else "probe"
-    read = getattr(video_check, name)
-    monkeypatch.setattr(video_check, name, hang)
+    read = getattr(check, name)
+    monkeypatch.setattr(check, name, hang)
     said = {"conversations": turns("<video>\nwhen?", "in <span>"), "tgt": [0, 1]}
     lines = [
         {"id": "g", "video": "good.mp4", "duration": 4, "source": "s", **said},

@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 import d2vlm  # noqa: F401  registers the head
 from d2vlm.evidence import best_run, frame_position, run_seconds
 from videollm.common.config import ConfigError
+from videollm.data.conversation import Role, SpanMark, SpanSlot, Token, Turn
 from videollm.heads import build_head
-from videollm.structures import FrameBatch, Prediction, Role, SpanMark, SpanRefs, SpanSlot, Token, Turn
+from videollm.structures import FrameBatch, Prediction, SpanRefs
 
 WIDTH, FRAMES = 8, [7, 4, 1]
 TERMS = ("grounding", "consistency")

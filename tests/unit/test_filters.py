@@ -5,8 +5,9 @@ import json
 import pytest
 
 from tests.models import record, settings, turns, write_config, write_lines
-from videollm import filters, train
+from videollm import train
 from videollm.common.config import ConfigError
+from videollm.data import filters
 
 
 def line(name, duration=None, answer="yes"):

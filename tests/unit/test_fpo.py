@@ -8,12 +8,12 @@ import torch
 
 from d2vlm.fpo import FPO, FPOOptions
 from tests.models import HEADS, NoiseReader, for_model, gradients, make_bundle, record, settings, turns
-from videollm.annotations import span_marks
 from videollm.common.config import ConfigError
+from videollm.data.conversation import Role, span_marks
 from videollm.dataset import VideoDataset
 from videollm.heads import build_head
 from videollm.objectives import Supervised, build_objective
-from videollm.structures import FrameBatch, Role, SpanRefs
+from videollm.structures import FrameBatch, SpanRefs
 from videollm.validation import held_out
 
 WORSE = [

@@ -9,8 +9,8 @@ import torch
 
 from tests.models import clip_lines, clips, record, turns, write_config, write_lines
 from videollm import frames, infer
-from videollm.annotations import parse_record
 from videollm.common.config import ConfigError
+from videollm.data.annotations import parse_record
 from videollm.dataset import VisualReader
 from videollm.frames import open_store
 from videollm.video.decode import VideoError

@@ -16,8 +16,8 @@ from tests.models import (
     make_dataset,
     turns,
 )
+from videollm.data.conversation import Role
 from videollm.model import VideoLLM
-from videollm.structures import Role
 
 ALL = list(LINES)
 BROKEN = {"id": "b1", "video": "broken.mp4", "conversations": turns("<video>\nwhen?", "now")}

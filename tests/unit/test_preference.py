@@ -13,9 +13,10 @@ from d2vlm.factors import FACTORS, Library, Severity, tiou, wording_of
 from d2vlm.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
 from d2vlm.preference import Mix, PreferenceOptions, _scene, add_rejected, main
 from d2vlm.wording import take_apart
-from videollm.annotations import neutral_json, parse_record
 from videollm.common.config import ConfigError, build
-from videollm.data import load_records
+from videollm.data.annotations import parse_record
+from videollm.data.load import load_records
+from videollm.data.record import neutral_json
 
 DENSE = "<span>, cut the red onion. <span>, fry the egg. <span>, close the fridge."
 TIMES = [1, 4, 6, 10, 12, 20]

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.models import HEADS, byte_tokenizer, record, turns
 from videollm.common.config import ConfigError
+from videollm.data.conversation import FrameSlot, Role, Token, Turn, VisualMark
 from videollm.heads import build_head
 from videollm.prompt import PromptEncoder, VisualTokens
-from videollm.structures import FrameSlot, Role, Token, Turn, VisualMark
 from videollm.templates import TEMPLATES
 
 EXTRA = ["<evi>", "</evi>", "<TIME_STAMP>", "<FRAME_TIME_REF>", "<frame>", "<img>", "</img>"]

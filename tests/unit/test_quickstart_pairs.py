@@ -5,8 +5,9 @@ import pytest
 
 from d2vlm.preference import PreferenceOptions, add_rejected
 from videollm import quickstart
-from videollm.annotations import parse_record, spelled
 from videollm.common.config import build, override
+from videollm.data.annotations import parse_record
+from videollm.data.record import spelled
 from videollm.synthetic import annotate, make_clip
 from videollm.tiny import build_word_tokenizer
 

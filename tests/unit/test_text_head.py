@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 import videollm.text_head  # noqa: F401  registers the head
 from videollm.common.config import ConfigError
+from videollm.data.conversation import SpanMark, Turn
 from videollm.heads import build_head
-from videollm.structures import FrameBatch, SpanMark, SpanRefs, Turn
+from videollm.structures import FrameBatch, SpanRefs
 from videollm.text_head import parse_spans, write_span
 
 UNITS = ["percent", "seconds"]

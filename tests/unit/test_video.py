@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from videollm.video import decode
 from videollm.video.decode import VideoError, VideoFile, probe
-from videollm.video.read import decode, read_image, read_video, safe_join
+from videollm.video.read import read_image, read_video, safe_join
 from videollm.video.sampling import Sampler, midpoint_indices
 
 BITS = 8

@@ -1,4 +1,4 @@
-"""The published layout of preference records, and our own: one dict becomes the other here (D2VLM 4.1).
+"""What published annotation files write otherwise: their span marks, and the layout of preference records (D2VLM 4.1).
 
 Published: ``conversations`` and ``tgt`` hold one entry a class, ``chosen`` among them; our own: the chosen answer as in
 every record, and a list ``rejected``. Only the shape changes: marks, spans and texts are checked by annotations.py,
@@ -12,6 +12,7 @@ DENSE_TASKS = ("dvc", "slc", "tvc", "rvc")
 CLASS_TASKS = {"f": DENSE_TASKS, "repeat": DENSE_TASKS, "qwen": ("rvc",)}  # the published script asserts these
 TEXT_ONLY = "qwen"
 MARK, EVIDENCE_END = "<evi>", "</evi>"
+SPAN_MARKS = ("<span>", MARK, "<TIME_STAMP>")  # ours first: the one we write; any file trains any head
 
 
 class LayoutError(ValueError):

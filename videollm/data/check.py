@@ -1,9 +1,11 @@
-"""Every video and image that records name, looked at in parallel: is it there, can it be read, is it as long as said.
+"""What is wrong with annotations and their videos, for people: a report of the lines, and a look at every file.
 
-In: records and the folder of the videos. Out: ``Visuals``, which says what is wrong with which file and which records
-can be used, and a clean annotation file of those. Each file is opened in a process that can be stopped. Knows no model.
+In: annotation files and the folder of the videos. Out: ``Report`` of the lines; ``Visuals``, which says what is wrong
+with which file and which records can be used; and a clean annotation file of those. Files are opened in parallel, each
+in a process that can be stopped. Knows no model.
 """
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -13,8 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from videollm.annotations import SLACK_S, Record, neutral_json
 from videollm.common.isolate import isolated_map
+from videollm.data.annotations import SLACK_S
+from videollm.data.load import Paths, load_with_problems, odd_lines
+from videollm.data.record import Record, neutral_json
 from videollm.video.decode import VideoError, probe
 from videollm.video.folder import open_folder, read_frame_folder
 from videollm.video.preprocess import Preprocess
@@ -190,3 +194,70 @@ def write_clean(output: Path, records: Sequence[Record], problems: Sequence[str]
         fresh.write_text(text, encoding="utf-8")
         os.replace(fresh, path)
     return len(kept)
+
+
+@dataclass
+class Report:
+    """What ``validate`` found; as text, what the check command prints."""
+
+    records: Counter  # (task, source) -> records
+    spans: Counter  # (task, source) -> spans
+    rejected: Counter  # factor -> rejected answers
+    preferences: int  # records that have any
+    odd: dict[str, str]  # file -> what would be mended, and where
+    unused: int  # records with an answer, and with spans that no mark refers to
+    missing: list[str]  # problems, one a missing video or image
+    problems: list[str]  # problems of the annotations
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems and not self.missing
+
+    def __str__(self) -> str:
+        lines = [f"{self.records.total()} good records, {self.spans.total()} spans"]
+        for (task, source), count in sorted(self.records.items()):
+            name = f"task {task or '(none)'}, source {source or '(none)'}"
+            lines.append(f"  {name}: {count} records, {self.spans[task, source]} spans")
+        if self.preferences:
+            lines.append(f"{self.preferences} preference records, {self.rejected.total()} rejected answers")
+            lines += [f"  factor {factor}: {count}" for factor, count in sorted(self.rejected.items())]
+        lines += [f"odd, mended when loaded: {path}: {odd}" for path, odd in self.odd.items()]
+        if self.unused:
+            lines.append(f"{self.unused} answered records have src or tgt without a span mark: nothing trains on them")
+        lines += [f"{len(self.missing)} files are missing:", *self.missing] if self.missing else []
+        lines += [f"{len(self.problems)} bad lines:", *self.problems] if self.problems else ["no bad line"]
+        return "\n".join(lines)
+
+
+def validate(paths: Paths, videos_root: str | os.PathLike | None = None) -> Report:
+    """Check annotation files, and with ``videos_root`` that each video and image is a file below it. Never raises
+    for what the files hold: it is all in the report."""
+    return report_on(*load_with_problems(paths), videos_root)
+
+
+def report_on(
+    records: Sequence[Record], problems: Sequence[str], videos_root: str | os.PathLike | None = None
+) -> Report:
+    counts, spans, missing, problems = Counter(), Counter(), {}, list(problems)
+    if videos_root is not None and not Path(videos_root).is_dir():
+        problems.append(f"{videos_root}: not a folder (videos) - give the folder that the paths are relative to")
+        videos_root = None
+    for record in records:
+        counts[record.task, record.source] += 1
+        spans[record.task, record.source] += len(record.spans_s)
+        for name in record.images + (record.video,) * (record.video is not None):
+            if videos_root is not None and name not in missing:
+                place = Path(videos_root) / name
+                there = place.is_dir() if record.asking.view.frames else place.is_file()
+                missing[name] = None if there else f"{record.where}: no file {name} (video) - add it to {videos_root}"
+    by_file = itertools.groupby(records, key=lambda record: record.path)
+    return Report(
+        records=counts,
+        spans=spans,
+        rejected=Counter(answer.factor for record in records for answer in record.rejected),
+        preferences=sum(bool(record.rejected) for record in records),
+        odd={path: odd for path, of_file in by_file if (odd := odd_lines(of_file))},
+        unused=sum(r.has_answer and bool(r.extra.keys() & {"src", "tgt"}) for r in records),
+        missing=[problem for problem in missing.values() if problem],
+        problems=problems,
+    )

@@ -10,21 +10,17 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from videollm.asking import KEYS, Asking, AskingError, asking_json, parse_asking
-from videollm.preference_layout import LayoutError, from_classes
-from videollm.structures import SpanMark, Turn, VisualMark
+from videollm.data.conversation import SpanMark, Turn, VisualMark, span_marks
+from videollm.data.options import KEYS, AskingError, parse_asking
+from videollm.data.published import EVIDENCE_END, SPAN_MARKS, LayoutError, from_classes
+from videollm.data.record import VISUAL_MARKS, Record, RejectedAnswer, Span, place, plain_name
 
 SLACK_S = 0.5  # annotations round their times, and containers disagree on where a video ends
 SHOWN = 20  # bad or mended lines that a message names before it only counts
-SPAN_MARKS = ("<span>", "<evi>", "<TIME_STAMP>")  # ours first: the one we write
-VISUAL_MARKS = ("<video>", "<image>")
-EVIDENCE_END = "</evi>"
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 OWN_KEYS = ("id", "video", "image", "duration", "task", "source", "conversations", "src", "tgt", "rejected", *KEYS)
 REJECTED_KEYS = ("factor", "value", "tgt", "text_only")
 
@@ -32,8 +28,6 @@ _SPAN = re.compile("|".join(SPAN_MARKS))
 _VISUAL = re.compile("|".join(VISUAL_MARKS))
 _MARK = re.compile(rf"({_SPAN.pattern}|(?:{_VISUAL.pattern})\n?)")  # the layout decides on the newline after a visual
 _STAGE_FILLER = re.compile(rf"{_SPAN.pattern}|\band\b|[\s,;.&-]")  # all that may stand in an evidence stage
-
-Span = tuple[float, float]
 
 
 class AnnotationError(ValueError):
@@ -55,85 +49,6 @@ class _Bad(Exception):
 
     def __init__(self, what: str, name: str, remedy: str):
         super().__init__(f"{what} ({name}) - {remedy}")
-
-
-@dataclass(frozen=True)
-class RejectedAnswer:
-    """A worse last answer of a record, for preference training.
-
-    The marks of ``turn`` go on counting from the turns before it, so that it may stand in the place of the record's
-    own answer: see ``Record.answered_by``. ``text_only`` is the published ``qwen`` class (D2VLM 4.3).
-    """
-
-    factor: str  # what is wrong with it
-    turn: Turn  # of the assistant
-    spans_s: tuple[Span, ...] = ()  # of the marks of ``turn``, in order
-    text_only: bool = False
-
-
-@dataclass
-class Record:
-    """One annotated conversation in neutral form; times in seconds from the start of the video.
-
-    ``spans_s[i]`` belongs to ``SpanMark(i)`` and they are numbered as they appear over all turns. The evidence stage
-    of a published answer is not part of it. ``extra`` keeps every other key of the line.
-    """
-
-    id: str
-    video: str | None  # relative to the folder of the videos
-    images: tuple[str, ...]
-    duration_s: float | None  # as annotated; None: known only when the video is opened
-    turns: tuple[Turn, ...]
-    spans_s: tuple[Span, ...]
-    task: str
-    source: str
-    extra: dict[str, Any]
-    line: int  # of a .jsonl file; the number of the item in a .json list; from 1
-    path: str
-    odd: tuple[str, ...] = field(default=(), compare=False)  # what was mended, or read as text
-    rejected: tuple[RejectedAnswer, ...] = ()  # worse answers than the last turn; none: no preference record
-    asking: Asking = field(default_factory=Asking)
-    max_tiles: int | None = None  # of an image; None: as the reader has it
-
-    @property
-    def where(self) -> str:
-        """The place of the record in its file, for messages."""
-        return place(self.path, self.line)
-
-    @property
-    def has_answer(self) -> bool:
-        """False for a question that is only to be answered, never trained on."""
-        return self.turns[-1].role == "assistant"
-
-    def answered_by(self, answer: RejectedAnswer) -> "Record":
-        """The same conversation with ``answer`` as its last turn; it has no rejected answers itself."""
-        kept = self.spans_s[: len(self.spans_s) - len(span_marks(self.turns[-1]))]
-        return replace(self, turns=(*self.turns[:-1], answer.turn), spans_s=kept + answer.spans_s, rejected=())
-
-    @property
-    def question(self) -> str:
-        """What a question-conditioned connector reads: the last user turn without visuals, stripped.
-
-        Its span marks are spelled ``<evi>``, which the published connector reads as plain characters (D2VLM 1.2).
-        """
-        parts = next(turn.parts for turn in reversed(self.turns) if turn.role == "user")
-        words = ("<evi>" if isinstance(p, SpanMark) else p for p in parts if not isinstance(p, VisualMark))
-        return "".join(words).strip()
-
-
-def span_marks(turn: Turn) -> list[SpanMark]:
-    """The marks of a turn, in order."""
-    return [part for part in turn.parts if isinstance(part, SpanMark)]
-
-
-def plain_name(path: str | os.PathLike) -> Path:
-    """The file's name without ``.gz``."""
-    return Path(Path(path).name.removesuffix(".gz"))
-
-
-def place(path: str | os.PathLike, line: int) -> str:
-    """``FILE:LINE``, or ``FILE:item N`` in a .json list, where lines say nothing."""
-    return f"{path}:{'item ' if plain_name(path).suffix == '.json' else ''}{line}"
 
 
 def not_an_object(path: str | os.PathLike, line: int, item: Any) -> str:
@@ -428,39 +343,3 @@ def kind_of(value: Any) -> str:
     """The type of a JSON value in JSON's own words, with its article."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def neutral_json(record: Record) -> dict:
-    """The record as a line of our own schema, such that parsing it gives an equal record."""
-    seconds: dict[str, list[float]] = {"system": [], "user": [], "assistant": []}
-    turns = []
-    for turn in record.turns:
-        seconds[turn.role] += [time for mark in span_marks(turn) for time in record.spans_s[mark.span]]
-        turns.append({"from": SPEAKERS[turn.role], "value": spelled(turn, "<video>" if record.video else "<image>")})
-    src = seconds["user"]
-    own = {
-        "id": record.id,
-        "video": record.video,
-        "image": list(record.images),
-        "duration": record.duration_s,
-        "task": record.task,
-        "source": record.source,
-        "src": src[:1] if len(src) == 2 and src[0] == src[1] else src,  # a single moment, as it is annotated
-        "tgt": seconds["assistant"],
-        "conversations": turns,
-        "rejected": [_rejected_json(answer) for answer in record.rejected],
-    }
-    kept = {key: value for key, value in own.items() if value not in (None, "", [])}
-    return kept | asking_json(record.asking) | record.extra
-
-
-def _rejected_json(answer: RejectedAnswer) -> dict:
-    times = {"tgt": list(itertools.chain(*answer.spans_s))} if answer.spans_s else {}
-    marker = {"text_only": True} if answer.text_only else {}
-    return {"factor": answer.factor, "value": spelled(answer.turn)} | times | marker
-
-
-def spelled(turn: Turn, visual: str = "<video>") -> str:
-    """The text of a turn with its marks spelled as in our own schema."""
-    names = {SpanMark: SPAN_MARKS[0], VisualMark: f"{visual}\n"}
-    return "".join(names.get(type(part), part) for part in turn.parts)

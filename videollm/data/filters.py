@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.annotations import Record, spelled
 from videollm.common.config import ConfigError
+from videollm.data.record import Record, spelled
 
 FILE = "left_out.jsonl"  # in the output folder of a run
 

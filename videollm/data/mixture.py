@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from videollm.annotations import AnnotationError, Record, kind_of, plain_name
-from videollm.asking import Asking
-from videollm.data import load_records
+from videollm.data.annotations import AnnotationError, kind_of
+from videollm.data.load import load_records
+from videollm.data.options import Asking
+from videollm.data.record import Record, plain_name
 
 KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
 
