@@ -17,9 +17,19 @@ from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from transformers import PreTrainedTokenizerBase
 
 from videollm.common.config import ConfigError
-from videollm.data.conversation import Role, SpanSlot, Token, Turn
-from videollm.heads import HEADS, TemporalHead, marks, replace_marks
-from videollm.structures import FrameBatch, Prediction, SpanRefs
+from videollm.heads import (
+    HEADS,
+    FrameBatch,
+    Prediction,
+    Role,
+    SpanRefs,
+    SpanSlot,
+    TemporalHead,
+    Token,
+    Turn,
+    replace_marks,
+    span_marks,
+)
 
 EVIDENCE, EVIDENCE_END = "<evi>", "</evi>"
 
@@ -213,7 +223,7 @@ def question_slot(mark) -> SpanSlot:
 
 def compose_answer(turn: Turn) -> Turn:
     """One assistant turn: evidence stage, ``</evi>``, a blank, answer; adjacent marks have nothing between them."""
-    stage = [SpanSlot(EVIDENCE, Role.EVIDENCE, m.span, event=m.span) for m in marks(turn)]
+    stage = [SpanSlot(EVIDENCE, Role.EVIDENCE, m.span, event=m.span) for m in span_marks(turn)]
     answer = replace_marks(turn, lambda m: SpanSlot(EVIDENCE, Role.ANSWER, m.span, event=m.span))
     return Turn(turn.role, (*stage, Token(EVIDENCE_END), " ", *answer.parts))
 

@@ -18,11 +18,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from videollm.checkpoint import Bundle, load
 from videollm.common.config import ConfigError, at_least
 from videollm.data.record import Record
+from videollm.heads import SpanRefs
 from videollm.loss import token_cross_entropy
 from videollm.model import VideoLLM
 from videollm.objectives import OBJECTIVES, Objective, Reading, Sums
 from videollm.settings import Settings
-from videollm.structures import SpanRefs
 
 FACTORS = tuple(f"logp_{answer}_{factor}" for answer in ("chosen", "rejected") for factor in ("grounding", "text"))
 

@@ -14,9 +14,20 @@ from torch import Tensor, nn
 
 from distime.losses import dfl, diou, gaussian
 from videollm.common.config import ConfigError
-from videollm.data.conversation import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Turn
-from videollm.heads import HEADS, TemporalHead, replace_marks
-from videollm.structures import FrameBatch, Prediction, SpanRefs
+from videollm.heads import (
+    HEADS,
+    FrameBatch,
+    FrameSlot,
+    FrameTimeSlot,
+    Part,
+    Prediction,
+    Role,
+    SpanRefs,
+    SpanSlot,
+    TemporalHead,
+    Turn,
+    replace_marks,
+)
 
 STAMP, FRAME_TIME = "<TIME_STAMP>", "<FRAME_TIME_REF>"
 

@@ -20,8 +20,8 @@ from videollm.common.processes import out_of_memory
 from videollm.data.record import Record
 from videollm.dataset import Item, VisualReader
 from videollm.generate import GenerateOptions
+from videollm.heads.types import Answer
 from videollm.questions import Asked, Batch, VideoGroups, plan, read_ahead
-from videollm.structures import Answer
 from videollm.vision import CHUNK, encode_frames
 
 

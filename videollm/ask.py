@@ -24,7 +24,7 @@ from videollm.data.annotations import AnnotationError
 from videollm.data.conversation import Turn, VisualMark
 from videollm.data.record import Record
 from videollm.generate import GenerateOptions
-from videollm.heads import span_text
+from videollm.heads.interface import span_text
 from videollm.plots import MAX_FRAMES, timeline
 from videollm.video.decode import VideoError, probe
 from videollm.video.read import read_video

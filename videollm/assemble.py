@@ -16,9 +16,9 @@ from transformers.utils import is_flash_attn_2_available
 
 from videollm.checkpoint import Bundle, load, read_config, template_named
 from videollm.common.config import ConfigError, build, to_dict
-from videollm.compatibility import lay_preset
 from videollm.connectors import LinearConnector
-from videollm.heads import head_class
+from videollm.heads.interface import head_class
+from videollm.heads.presets import lay_preset
 from videollm.lora import add_lora
 from videollm.model import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.prompt import VisualTokenSettings

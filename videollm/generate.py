@@ -13,10 +13,10 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
-from videollm.heads import TemporalHead
+from videollm.heads.interface import TemporalHead
+from videollm.heads.types import Answer, FrameBatch, Prediction
 from videollm.loss import logits_of
 from videollm.passes import LayerTap, VideoLLMOutput
-from videollm.structures import Answer, FrameBatch, Prediction
 
 
 @dataclass

@@ -22,7 +22,6 @@ from videollm.common.code import code
 from videollm.common.command import tell, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.processes import RankError, Ranks, local_rank
-from videollm.compatibility import lay_preset
 from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
@@ -30,6 +29,7 @@ from videollm.data.record import Record
 from videollm.dataset import VisualReader
 from videollm.frames import open_store
 from videollm.generate import GenerateOptions
+from videollm.heads.presets import lay_preset
 from videollm.questions import Unit, plan
 from videollm.video.decode import BACKENDS
 from videollm.video.sampling import Sampler

@@ -14,14 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Generat
 from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-import videollm.text_head  # noqa: F401 - registers the head "text"
 from videollm.connectors import build_connector
 from videollm.generate import SpanGeneration, SpanState
-from videollm.heads import build_head
+from videollm.heads.interface import build_head
+from videollm.heads.types import FrameBatch, SpanRefs
 from videollm.lora import add_lora
 from videollm.objectives import Objective, ObjectiveOptions, Reading, Supervised
 from videollm.passes import LayerTap, VideoLLMOutput, scatter
-from videollm.structures import FrameBatch, SpanRefs
 from videollm.vision import CHUNK, build_tower, encode_frames
 
 

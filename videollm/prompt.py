@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from videollm.common.config import ConfigError
 from videollm.data.conversation import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
-from videollm.heads import TemporalHead
+from videollm.heads.interface import TemporalHead
 from videollm.templates import Template
 
 

@@ -16,8 +16,8 @@ from d2vlm.evidence import EVIDENCE
 from tests.golden.d2vlm_model import case_files, golden_batch, golden_bundle, names, read_config
 from videollm.convert import write_tensors
 from videollm.generate import GenerateOptions
+from videollm.heads.types import Prediction
 from videollm.model import VideoLLM
-from videollm.structures import Prediction
 
 pytestmark = pytest.mark.golden
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}  # hidden states reach 20, where float32 itself is 2e-6 coarse

@@ -18,8 +18,8 @@ from videollm.convert import CheckpointError
 from videollm.data.annotations import parse_record
 from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.dataset import VideoDataset
-from videollm.heads import HEADS, TemporalHead, build_head
-from videollm.structures import Answer, FrameBatch, SpanRefs
+from videollm.heads.interface import HEADS, TemporalHead, build_head
+from videollm.heads.types import Answer, FrameBatch, SpanRefs
 from videollm.synthetic import make_clip, render, write_video
 from videollm.video.decode import VideoError
 

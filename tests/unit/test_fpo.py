@@ -11,9 +11,9 @@ from tests.models import HEADS, NoiseReader, for_model, gradients, make_bundle, 
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role, span_marks
 from videollm.dataset import VideoDataset
-from videollm.heads import build_head
+from videollm.heads.interface import build_head
+from videollm.heads.types import FrameBatch, SpanRefs
 from videollm.objectives import Supervised, build_objective
-from videollm.structures import FrameBatch, SpanRefs
 from videollm.validation import held_out
 
 WORSE = [

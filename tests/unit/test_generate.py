@@ -6,7 +6,7 @@ import torch
 from tests.models import LINES, PAIRS, for_model, make_batch, make_bundle, make_dataset
 from videollm.assemble import template_stop
 from videollm.generate import GenerateOptions, SpanPenalty
-from videollm.structures import Prediction
+from videollm.heads.types import Prediction
 
 ALL = list(LINES)
 OPTIONS = GenerateOptions(max_new_tokens=12)

@@ -12,8 +12,8 @@ from tests.models import make_bundle, record, settings, turns, write_config
 from videollm import memory
 from videollm.common.config import ConfigError
 from videollm.dry_run import Load, NoEstimate, dry_run, let_go, make_batch
+from videollm.heads.text import TextTimeHead
 from videollm.memory import MASTER, MOMENTS, Zero, assumed_load, estimate, held_states, largest_load, planned_model
-from videollm.text_head import TextTimeHead
 from videollm.trainer import parameter_groups
 
 

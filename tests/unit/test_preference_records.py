@@ -259,6 +259,7 @@ def test_check_counts_preference_records_by_factor_and_lists_bad_ones(tmp_path, 
     assert f"{path}:3: the same as the chosen answer" in shown
 
 
-def test_a_packed_file_is_named_with_the_command_that_reads_it(tmp_path):
-    with pytest.raises(AnnotationError, match=r"d2vlm\.preference --packed"):
+def test_a_packed_file_is_named_with_the_command_that_reads_it(tmp_path, repository):
+    with pytest.raises(AnnotationError, match=r"docs/data\.md tells"):
         load_records(tmp_path / "packed.pt")
+    assert "d2vlm.preference --packed" in (repository / "docs/data.md").read_text()

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests.models import HEADS, byte_tokenizer, record, turns
 from videollm.common.config import ConfigError
 from videollm.data.conversation import FrameSlot, Role, Token, Turn, VisualMark
-from videollm.heads import build_head
+from videollm.heads.interface import build_head
 from videollm.prompt import PromptEncoder, VisualTokens
 from videollm.templates import TEMPLATES
 

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import videollm.text_head  # noqa: F401  registers the head
+import videollm.heads.text  # noqa: F401  registers the head
 from videollm.common.config import ConfigError
 from videollm.data.conversation import SpanMark, Turn
-from videollm.heads import build_head
-from videollm.structures import FrameBatch, SpanRefs
-from videollm.text_head import parse_spans, write_span
+from videollm.heads.interface import build_head
+from videollm.heads.text import parse_spans, write_span
+from videollm.heads.types import FrameBatch, SpanRefs
 
 UNITS = ["percent", "seconds"]
 

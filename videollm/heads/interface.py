@@ -1,9 +1,9 @@
 """The interface every temporal head implements, and the registry that finds a head by its name.
 
 A head decides how frames stand in the prompt, how spans are written, what embeds in their place, and how the hidden
-state before a span token becomes ``[start, end]`` seconds. It sees ``structures`` only: no files, no tokenizer state,
-no trainer. A head named ``foo`` lives in a package ``foo`` whose import registers it, so that a new head is one new
-folder and one config (docs/heads.md).
+state before a span token becomes ``[start, end]`` seconds. It sees the types of this room only: no files, no tokenizer
+state, no trainer. A head named ``foo`` lives in a package ``foo`` whose import registers it, so that a new head is one
+new folder and one config (docs/heads.md).
 """
 
 import importlib
@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
-from videollm.data.conversation import FrameSlot, Part, SpanMark, SpanSlot, Turn
-from videollm.structures import Answer, FrameBatch, Prediction, SpanRefs
+from videollm.data.conversation import FrameSlot, Part, SpanMark, Turn
+from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 
 HEADS = new_registry("heads")
 
@@ -37,7 +37,7 @@ class TemporalHead(nn.Module):
     """
 
     Options: ClassVar[type] = HeadOptions
-    published: ClassVar[dict] = {}  # config values under which all is as in the published system (compatibility.py)
+    published: ClassVar[dict] = {}  # config values under which all is as in the published system (presets.py)
     span_tokens: ClassVar[tuple[str, ...]] = ()  # empty: times are written as text
     extra_tokens: ClassVar[tuple[str, ...]] = ()
     query_layer: int = -1
@@ -136,11 +136,6 @@ def replace_marks(turn: Turn, slot) -> Turn:
     return Turn(turn.role, tuple(slot(p) if isinstance(p, SpanMark) else p for p in turn.parts))
 
 
-def marks(turn: Turn) -> list[SpanMark]:
-    """The span marks of a neutral turn, in order."""
-    return [p for p in turn.parts if isinstance(p, SpanMark)]
-
-
 def head_class(name: str) -> type[TemporalHead]:
     """The head class registered as ``name``; imports the package of that name if it is not registered yet.
 
@@ -167,19 +162,6 @@ def build_head(config: dict, hidden_size: int) -> TemporalHead:
     """
     options = dict(config)
     if "name" not in options:
-        raise ConfigError("model.head.name is missing: name a head, for example d2vlm, distime or text")
+        raise ConfigError("model.head.name is missing: name a head (docs/heads.md)")
     cls = head_class(options.pop("name"))
     return cls(build(cls.Options, options, "model.head"), hidden_size)
-
-
-__all__ = [
-    "HEADS",
-    "HeadOptions",
-    "SpanSlot",
-    "TemporalHead",
-    "build_head",
-    "head_class",
-    "marks",
-    "replace_marks",
-    "span_text",
-]

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from videollm.data.conversation import Turn
-from videollm.heads import HEADS, TemporalHead, replace_marks, span_text
-from videollm.structures import Answer, FrameBatch, Prediction, SpanRefs
+from videollm.heads.interface import HEADS, TemporalHead, replace_marks, span_text
+from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 
 Unit = Literal["percent", "seconds"]
 

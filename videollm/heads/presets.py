@@ -6,7 +6,7 @@ are, each head says (``TemporalHead.published``); it knows none of them.
 """
 
 from videollm.common.config import ConfigError, merge
-from videollm.heads import head_class
+from videollm.heads.interface import head_class
 
 
 def lay_preset(values: dict, head: str | None) -> dict:

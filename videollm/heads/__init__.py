@@ -1,0 +1,53 @@
+"""All that a temporal head imports (docs/heads.md), under one name. Importing it registers the head ``text``."""
+
+from videollm.data.conversation import (
+    FrameSlot,
+    FrameTimeSlot,
+    Part,
+    Role,
+    SpanMark,
+    SpanSlot,
+    Token,
+    Turn,
+    VisualMark,
+    span_marks,
+)
+from videollm.heads.interface import (
+    HEADS,
+    HeadOptions,
+    TemporalHead,
+    build_head,
+    head_class,
+    replace_marks,
+    span_text,
+)
+from videollm.heads.text import TextTimeHead
+from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
+
+marks = span_marks  # its earlier name
+
+__all__ = [
+    "HEADS",
+    "Answer",
+    "FrameBatch",
+    "FrameSlot",
+    "FrameTimeSlot",
+    "HeadOptions",
+    "Part",
+    "Prediction",
+    "Role",
+    "SpanMark",
+    "SpanRefs",
+    "SpanSlot",
+    "TemporalHead",
+    "TextTimeHead",
+    "Token",
+    "Turn",
+    "VisualMark",
+    "build_head",
+    "head_class",
+    "marks",
+    "replace_marks",
+    "span_marks",
+    "span_text",
+]
