@@ -18,13 +18,14 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
 from videollm.assemble import assemble, read_settings, set_trainable
+from videollm.batches.dataset import VideoDataset
+from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_sizes
+from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.config import override, read_yaml
 from videollm.data.load import load_records
 from videollm.data.record import Record
-from videollm.dataset import VideoDataset, VisualReader
 from videollm.features import FeatureStore
-from videollm.grouping import LengthGroupedSampler, TokenBudgetBatches, item_sizes
 from videollm.trainer import NOT_FOR_THE_MODEL
 
 ROWS = {"one question a row": 48, "packed": 12}  # of about the same number of tokens

@@ -22,11 +22,11 @@ from torch.profiler import ProfilerActivity, profile
 import d2vlm.evidence  # noqa: F401 - registers the head
 from benchmarks.rounds import rounds
 from d2vlm.fpo import FPO, FPOOptions
-from videollm.collate import Collator
+from videollm.batches.collate import Collator
+from videollm.batches.dataset import Item
+from videollm.batches.prompt import Prompt, Ref
 from videollm.data.conversation import Role
-from videollm.dataset import Item
 from videollm.model import VideoLLM, VideoLLMConfig
-from videollm.prompt import Prompt, Ref
 
 FRAMES, QUESTION, ANSWER = 128, 20, 40  # 60 text tokens behind the frames
 BEFORE = 4  # tokens before the frames

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from videollm.batches.reader import VisualReader
 from videollm.common.isolate import Isolated
-from videollm.dataset import VisualReader
 from videollm.synthetic import write_dataset
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from benchmarks.rounds import rounds
 from videollm.assemble import set_trainable
-from videollm.collate import Collator
+from videollm.batches.collate import Collator
+from videollm.batches.dataset import Item
+from videollm.batches.prompt import Prompt, Ref
 from videollm.data.conversation import Role
-from videollm.dataset import Item
 from videollm.generate import GenerateOptions
 from videollm.lora import add_lora, merge_lora
 from videollm.model import VideoLLM, VideoLLMConfig
-from videollm.prompt import Prompt, Ref
 from videollm.settings import LoraSettings, PartSettings, TrainSettings
 
 STAMP, FRAME_TIME, CONTEXT = 10, 11, 12  # token ids; words begin behind them

@@ -18,6 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from d2vlm.fpo import FACTORS, FPO, FPOOptions
+from videollm.batches.dataset import VideoDataset
+from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle, load
 from videollm.common.command import tell, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
@@ -25,7 +27,6 @@ from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
 from videollm.data.record import Record
-from videollm.dataset import VideoDataset, VisualReader
 from videollm.outputs import check_writable
 
 COLUMNS = (*FACTORS, "margin")

@@ -10,9 +10,9 @@ from transformers import AutoConfig, InternVLVisionConfig
 from transformers.configuration_utils import PretrainedConfig
 
 from distime.names import Layout
+from videollm.batches.templates import TEMPLATES
 from videollm.convert import CheckpointError
 from videollm.model import VideoLLMConfig
-from videollm.templates import TEMPLATES
 from videollm.vision import build_config
 
 LANGUAGE = {"Qwen2ForCausalLM": "qwen2", "InternLM2ForCausalLM": "internlm2"}  # architecture -> Layout.llm

@@ -18,11 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from videollm.assemble import assemble, set_trainable
+from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint import Bundle
 from videollm.common.config import build
 from videollm.data.annotations import parse_record
 from videollm.data.record import Record
-from videollm.dataset import VideoDataset
 from videollm.model import VideoLLM
 from videollm.settings import Settings
 from videollm.video.decode import VideoError

@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from videollm.assemble import template_stop
+from videollm.batches.dataset import Item
+from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.processes import out_of_memory
 from videollm.data.record import Record
-from videollm.dataset import Item, VisualReader
 from videollm.generate import GenerateOptions
 from videollm.heads.types import Answer
 from videollm.questions import Asked, Batch, VideoGroups, plan, read_ahead

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
+from videollm.batches.prompt import VisualTokenSettings
+from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, load, read_config, template_named
 from videollm.common.config import ConfigError, build, to_dict
 from videollm.connectors import LinearConnector
@@ -21,9 +23,7 @@ from videollm.heads.interface import head_class
 from videollm.heads.presets import lay_preset
 from videollm.lora import add_lora
 from videollm.model import VideoLLM, VideoLLMConfig, tower_shape
-from videollm.prompt import VisualTokenSettings
 from videollm.settings import PARTS, ModelSettings, Settings, TrainSettings
-from videollm.templates import TEMPLATES
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 

@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from videollm.adapters import has_adapters, read_adapters, write_adapters
-from videollm.collate import Collator
+from videollm.batches.collate import Collator
+from videollm.batches.prompt import PromptEncoder, VisualTokens, VisualTokenSettings
+from videollm.batches.reader import VisualReader
+from videollm.batches.templates import TEMPLATES
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build
 from videollm.convert import CheckpointError
-from videollm.dataset import VisualReader
 from videollm.lora import merge_lora
 from videollm.model import VideoLLM, VideoLLMConfig
-from videollm.prompt import PromptEncoder, VisualTokens, VisualTokenSettings
-from videollm.templates import TEMPLATES
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 

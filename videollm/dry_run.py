@@ -21,13 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from videollm.batches.dataset import Item, share_prompt
+from videollm.batches.prompt import Prompt
+from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle
 from videollm.data.conversation import SpanMark, Turn, VisualMark
-from videollm.dataset import Item, share_prompt
 from videollm.model import VideoLLM, tower_shape
-from videollm.prompt import Prompt
 from videollm.settings import Settings
-from videollm.templates import TEMPLATES
 
 NOT_FOR_THE_MODEL = ("bad", "ids", "thinned", "padded")
 QUESTION = 32  # of a prompt's words, at most; the others are answered, so that losses are not underestimated

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import TrainingArguments
 
+from videollm.batches.dataset import as_it_is
+from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, to_dict
 from videollm.data.record import Record
-from videollm.dataset import VisualReader, as_it_is
 from videollm.video.decode import VideoError
 from videollm.video.read import safe_join
 from videollm.vision import CHUNK, encode_frames

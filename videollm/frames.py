@@ -18,27 +18,12 @@ from videollm.common.config import ConfigError, build, override, read_yaml
 from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
-from videollm.data.record import Record
-from videollm.dataset import VisualReader
 from videollm.settings import Settings
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
-from videollm.video.store import SKIPPED, FrameStore, build_store
+from videollm.video.store import SKIPPED, build_store
 from videollm.video.view import WHOLE
-
-
-def open_store(folder: str | Path, reader: VisualReader, records: Sequence[Record]) -> None:
-    """Let ``reader`` take frames from the store; ConfigError where it does not fit or holds none of the videos."""
-    store = FrameStore(folder, reader.sampler, reader.preprocess)
-    names = {record.video for record in records if record.video is not None}
-    if names and not names & store.where.keys():
-        raise ConfigError(
-            f"data.frames: {folder} holds none of the {len(names)} videos, such as {min(names)}; build it with these "
-            "annotations and this folder of videos"
-        )
-    reader.frames = store
-
 
 # ---- building ------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import torch
 
 from videollm import outputs
 from videollm.answering import Speed, answer_records
+from videollm.batches.reader import VisualReader, open_store
 from videollm.checkpoint import Bundle, load, read_config
 from videollm.common.code import code
 from videollm.common.command import tell, usable_device, whole
@@ -26,8 +27,6 @@ from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
 from videollm.data.record import Record
-from videollm.dataset import VisualReader
-from videollm.frames import open_store
 from videollm.generate import GenerateOptions
 from videollm.heads.presets import lay_preset
 from videollm.questions import Unit, plan

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from videollm.assemble import part_of, planned_config, set_trainable
+from videollm.batches.dataset import pack_by_video
+from videollm.batches.order import frames_of
 from videollm.checkpoint import Bundle
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml
@@ -24,9 +26,7 @@ from videollm.common.processes import world_size
 from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.record import Record
-from videollm.dataset import pack_by_video
 from videollm.dry_run import DryRun, Load, NoEstimate, dry_run, prompts_of, word_bundle
-from videollm.grouping import frames_of
 from videollm.model import VideoLLM, VideoLLMConfig
 from videollm.objectives import build_objective
 from videollm.preflight import read_deepspeed, stage_of

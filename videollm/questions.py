@@ -12,10 +12,11 @@ from dataclasses import astuple, dataclass
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from videollm.batches.dataset import Item, VideoDataset, as_it_is, pack_by_video
+from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build, to_dict
 from videollm.data.record import Record
-from videollm.dataset import Item, VideoDataset, VisualReader, as_it_is, pack_by_video
 from videollm.generate import GenerateOptions
 
 AHEAD = 2  # batches whose videos are read while one is answered

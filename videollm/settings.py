@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from videollm.batches.prompt import VisualTokenSettings
 from videollm.common.config import ConfigError, at_least
 from videollm.generate import GenerateOptions
-from videollm.prompt import VisualTokenSettings
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 

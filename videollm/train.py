@@ -21,6 +21,8 @@ from transformers import TrainingArguments, set_seed
 
 from videollm.answering import answer_records
 from videollm.assemble import assemble, part_of, read_settings, set_trainable
+from videollm.batches.dataset import VideoDataset
+from videollm.batches.reader import VisualReader, open_store
 from videollm.checkpoint import Bundle
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, override, read_yaml
@@ -32,9 +34,7 @@ from videollm.data.conversation import SpanMark
 from videollm.data.load import load_records
 from videollm.data.mixture import below, load_training
 from videollm.data.record import Record
-from videollm.dataset import VideoDataset, VisualReader
 from videollm.features import FeatureStore, fill_store
-from videollm.frames import open_store
 from videollm.lora import merge_lora
 from videollm.memory import show_for_run
 from videollm.objectives import build_objective

@@ -21,10 +21,10 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from videollm import saving
 from videollm.assemble import part_of
+from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError
 from videollm.common.processes import out_of_memory
-from videollm.grouping import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
 from videollm.saving import Facts, SaveError
 from videollm.settings import Settings
 

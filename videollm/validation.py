@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from videollm.batches.dataset import VideoDataset
+from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.data.record import Record
-from videollm.dataset import VideoDataset, VisualReader
 from videollm.objectives import Objective
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.models import clips, read_log, turns, write_config, write_lines
-from videollm import dataset, infer, train
+from videollm import infer, train
+from videollm.batches import dataset
 from videollm.data.__main__ import main as check_data
 from videollm.data.load import load_records
 

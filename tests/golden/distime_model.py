@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerFast
 
 from distime.convert import convert
 from distime.time_head import FRAME_TIME, STAMP
+from videollm.batches.dataset import Item, VideoDataset
+from videollm.batches.prompt import PromptEncoder
 from videollm.checkpoint import Bundle, load
 from videollm.data.annotations import parse_record
 from videollm.data.conversation import Token, Turn, VisualMark
-from videollm.dataset import Item, VideoDataset
-from videollm.prompt import PromptEncoder
 
 ROOT = Path(os.environ.get("GOLDEN_DIR", Path(__file__).resolve().parents[3] / "shared" / "golden")) / "distime"
 PUBLISHED = {"compatibility": "published", "gaussians_bf16": False, "expectation_bf16": False}  # made in fp32

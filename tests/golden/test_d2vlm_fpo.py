@@ -17,8 +17,8 @@ from d2vlm.fpo import FPO, FPOOptions
 from d2vlm.names import NAMES
 from tests.golden.d2vlm_model import GoldenReader, golden_bundle
 from tests.models import for_model
+from videollm.batches.dataset import VideoDataset
 from videollm.data.annotations import parse_record
-from videollm.dataset import VideoDataset
 
 pytestmark = pytest.mark.golden
 

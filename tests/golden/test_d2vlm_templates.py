@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from videollm.templates import TEMPLATES
+from videollm.batches.templates import TEMPLATES
 
 pytestmark = pytest.mark.golden
 

@@ -12,12 +12,12 @@ from PIL import Image
 from tests import models as tiny
 from videollm import ask as asking
 from videollm.assemble import assemble, set_trainable
+from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint import load
 from videollm.common.config import ConfigError, build
 from videollm.convert import CheckpointError
 from videollm.data.annotations import parse_record
 from videollm.data.conversation import Role, SpanMark, VisualMark
-from videollm.dataset import VideoDataset
 from videollm.heads.interface import HEADS, TemporalHead, build_head
 from videollm.heads.types import Answer, FrameBatch, SpanRefs
 from videollm.synthetic import make_clip, render, write_video
@@ -201,7 +201,7 @@ def test_a_video_that_breaks_while_it_is_read_is_an_error(model, video, monkeypa
     def broken(*args, **kwargs):
         raise VideoError("clip.mp4: is broken; fetch it again")
 
-    monkeypatch.setattr("videollm.dataset.read_video", broken)
+    monkeypatch.setattr("videollm.batches.dataset.read_video", broken)
     with pytest.raises(VideoError, match="is broken"):
         asking.ask(load(model), video, "when ?", quick())
 

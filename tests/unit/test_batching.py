@@ -12,9 +12,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.models import LINES, NoiseReader, make_bundle, record, settings, turns
+from videollm.batches.dataset import VideoDataset
+from videollm.batches.order import TokenBudgetBatches, item_sizes
 from videollm.common.config import ConfigError
-from videollm.dataset import VideoDataset
-from videollm.grouping import TokenBudgetBatches, item_sizes
 from videollm.train import training_arguments
 from videollm.trainer import FreshFrames, JsonLog, VideoTrainer
 from videollm.video.sampling import Sampler

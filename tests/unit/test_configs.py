@@ -12,11 +12,11 @@ import pytest
 
 from d2vlm.evidence import EvidenceOptions
 from distime.time_head import TimeOptions
+from videollm.batches.templates import TEMPLATES
 from videollm.common.config import ConfigError, build, read_yaml
 from videollm.heads.interface import head_class
 from videollm.heads.text import TextOptions
 from videollm.settings import PARTS, PartSettings, Settings
-from videollm.templates import TEMPLATES
 from videollm.train import accumulation
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,8 +4,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.models import HEADS, LENGTHS, NoiseReader, clip_lines, clips, make_bundle, make_dataset, record, turns
+from videollm.batches.dataset import VideoDataset, pack_by_video
+from videollm.batches.reader import VisualReader
 from videollm.common.config import ConfigError
-from videollm.dataset import VideoDataset, VisualReader, pack_by_video
 from videollm.video.sampling import Sampler
 
 LONG = {"video": "b.mp4", "duration": 6, "tgt": [1, 5], "conversations": turns("<video>\nwhen is it?", "in <span>")}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.models import clips, make_bundle
-from videollm import dataset
+from videollm.batches import dataset
 from videollm.common.config import ConfigError
 from videollm.features import FeatureStore
 from videollm.video.decode import VideoError

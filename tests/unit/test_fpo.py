@@ -8,9 +8,9 @@ import torch
 
 from d2vlm.fpo import FPO, FPOOptions
 from tests.models import HEADS, NoiseReader, for_model, gradients, make_bundle, record, settings, turns
+from videollm.batches.dataset import VideoDataset
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role, span_marks
-from videollm.dataset import VideoDataset
 from videollm.heads.interface import build_head
 from videollm.heads.types import FrameBatch, SpanRefs
 from videollm.objectives import Supervised, build_objective

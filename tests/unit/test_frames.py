@@ -9,10 +9,9 @@ import torch
 
 from tests.models import clip_lines, clips, record, turns, write_config, write_lines
 from videollm import frames, infer
+from videollm.batches.reader import VisualReader, open_store
 from videollm.common.config import ConfigError
 from videollm.data.annotations import parse_record
-from videollm.dataset import VisualReader
-from videollm.frames import open_store
 from videollm.video.decode import VideoError
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler

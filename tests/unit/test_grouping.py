@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.models import NoiseReader, make_bundle, record, turns
+from videollm.batches.dataset import VideoDataset
+from videollm.batches.order import LengthGroupedSampler, item_lengths
 from videollm.common.config import ConfigError
-from videollm.dataset import VideoDataset
-from videollm.grouping import LengthGroupedSampler, item_lengths
 from videollm.video.sampling import Sampler
 
 

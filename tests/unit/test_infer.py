@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.models import LENGTHS, NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
-from videollm import answering, dataset, infer, outputs
+from videollm import answering, infer, outputs
 from videollm.answering import Speed, answer_records
+from videollm.batches import dataset
 from videollm.common.config import ConfigError
 from videollm.common.isolate import Isolated, Stopped, isolated_map
 from videollm.generate import GenerateOptions

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from tests.models import clip_lines, clips, make_bundle, turns, write_lines
+from videollm.batches.dataset import VideoDataset
 from videollm.data.annotations import AnnotationError
 from videollm.data.mixture import load_training
-from videollm.dataset import VideoDataset
 from videollm.video.preprocess import JPEG_QUALITY, Preprocess, through_jpeg
 from videollm.video.sampling import Sampler
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.models import HEADS, byte_tokenizer, record, turns
+from videollm.batches.prompt import PromptEncoder, VisualTokens
+from videollm.batches.templates import TEMPLATES
 from videollm.common.config import ConfigError
 from videollm.data.conversation import FrameSlot, Role, Token, Turn, VisualMark
 from videollm.heads.interface import build_head
-from videollm.prompt import PromptEncoder, VisualTokens
-from videollm.templates import TEMPLATES
 
 EXTRA = ["<evi>", "</evi>", "<TIME_STAMP>", "<FRAME_TIME_REF>", "<frame>", "<img>", "</img>"]
 TOKENIZER = byte_tokenizer()

@@ -7,8 +7,8 @@ import torch
 
 from tests.models import NoiseReader, make_batch, make_bundle, record, settings, turns
 from videollm.assemble import part_of
+from videollm.batches.dataset import VideoDataset
 from videollm.common.config import ConfigError
-from videollm.dataset import VideoDataset
 from videollm.train import flat, load_metric, training_arguments
 from videollm.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer, parameter_groups
 

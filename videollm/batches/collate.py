@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from videollm.batches.dataset import Item
+from videollm.batches.prompt import Prompt
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
-from videollm.dataset import Item
-from videollm.prompt import Prompt
 
 PAD, PREFIX = -1, 0
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler as Order
 
+from videollm.batches.dataset import VideoDataset, share_prompt
+from videollm.batches.prompt import Prompt
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Turn, VisualMark
 from videollm.data.record import Record
-from videollm.dataset import VideoDataset, share_prompt
-from videollm.prompt import Prompt
 from videollm.video.sampling import Sampler
 
 POOL = 50  # batches of all ranks among which lengths are sorted; the more, the less padding and the less chance

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from videollm.batches.templates import Template
 from videollm.common.config import ConfigError
 from videollm.data.conversation import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
 from videollm.heads.interface import TemporalHead
-from videollm.templates import Template
 
 
 @dataclass

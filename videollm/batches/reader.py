@@ -1,0 +1,141 @@
+"""Reads the visuals of a record as the model wants them: from files, stored frames or stored features.
+
+In: a name below the root of the videos, and what of it is looked at. Out: pixels or features, times in seconds, and the
+duration. A decoder that hangs costs its video, not the worker. Knows no prompt and no network.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from videollm.common.config import ConfigError
+from videollm.common.isolate import Isolated, Stopped
+from videollm.data.record import Record
+from videollm.video.decode import VideoError, video_error
+from videollm.video.folder import read_frame_folder
+from videollm.video.preprocess import Preprocess, through_jpeg, tile
+from videollm.video.read import Frames, read_image, read_video, safe_join
+from videollm.video.sampling import Sampler
+from videollm.video.store import FrameStore
+from videollm.video.view import WHOLE, View
+
+
+@dataclass
+class VisualReader:
+    """Reads the visuals of a record as the model wants them, from files or from stored features.
+
+    ``stored`` maps a relative video path to ``(features [F, P, Dv], times_s [F], duration_s)`` or None.
+    """
+
+    root: Path
+    sampler: Sampler
+    preprocess: Preprocess
+    backend: str = "pyav"
+    max_tiles: int = 1
+    stored: Callable[[str], tuple[Tensor, np.ndarray, float] | None] | None = None
+    frames: FrameStore | None = None  # decoded frames to read instead of video files
+    timeout_s: float | None = None  # that decoding a video may take in a data worker
+    last: tuple | None = field(default=None, repr=False)  # the newest video, where its frames are fixed
+    child: Isolated | None = field(default=None, repr=False)  # decodes for this worker
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a video always gives the same frames."""
+        return self.sampler.pick != "random" and not self.preprocess.random_crop
+
+    def video(
+        self, name: str, rng: random.Random | None, view: View = WHOLE
+    ) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
+        """(pixels or None, features or None, times_s, duration_s) of a video; ``times_s`` are those of the whole.
+
+        Questions about one video mostly stand together, so the newest one is kept, unless its frames are drawn.
+        """
+        key = (name, view, self.stored)
+        if self.last is None or self.last[0] != key:
+            try:
+                found = self._video(name, rng, view)
+            except VideoError as error:
+                found = error
+            self.last = (key, found)
+        found = self.last[1]
+        if not self.fixed or view.jpeg:
+            self.last = None
+        if isinstance(found, VideoError):
+            raise found
+        return found
+
+    def _video(
+        self, name: str, rng: random.Random | None, view: View
+    ) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
+        found = self.stored(name) if self.stored and view == WHOLE else None
+        if found is not None:
+            return None, *found
+        frames = self.frames(name) if self.frames is not None and view == WHOLE else None
+        if frames is None:
+            frames = self._in_time(name, rng, view)
+        elif not self.frames.resized:
+            resize = self.preprocess.while_decoding(rng)
+            frames.pixels = torch.from_numpy(np.stack([resize(frame) for frame in frames.pixels.numpy()]))
+        return self.preprocess(frames.pixels), None, frames.times_s, frames.duration_s
+
+    def _in_time(self, name: str, rng: random.Random | None, view: View) -> Frames:
+        """``decode``; in a data worker by a child of it, so that a decoder that hangs or crashes is one bad video."""
+        if self.timeout_s is None or get_worker_info() is None:
+            return self.decode(name, rng, view)
+        if self.child is None:
+            self.child = Isolated(self._decode_arrays, self.timeout_s)
+        try:
+            frames = self.child(name, rng, view)
+        except Stopped as error:
+            problem = f"its decoder {error}"
+            raise video_error(name, problem, "re-encode it, or raise data.decode_timeout_s if it is long") from None
+        return replace(frames, pixels=torch.from_numpy(frames.pixels))
+
+    def _decode_arrays(self, name: str, rng: random.Random | None, view: View) -> Frames:
+        frames = self.decode(name, rng, view)
+        return replace(frames, pixels=frames.pixels.numpy())
+
+    def decode(self, name: str, rng: random.Random | None, view: View) -> Frames:
+        """The frames of a video file or folder, after the first stage of the preprocessing."""
+        path, resize = safe_join(self.root, name), self.preprocess.while_decoding(rng, view.jpeg)
+        options = {"resize": resize, "rng": rng, "window_s": view.bound_s}
+        if view.frames:
+            return read_frame_folder(path, view.frames, self.sampler, **options)
+        return read_video(path, self.sampler, backend=self.backend, **options)
+
+    def images(
+        self, names: Sequence[str], jpeg: random.Random | None = None, max_tiles: int | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """Pixels of all images' tiles, and the number of tiles of each; ``jpeg`` draws every tile's quality."""
+        limit = max(1, (max_tiles or self.max_tiles) // len(names))
+        tiles = [self._tiles(read_image(safe_join(self.root, name)), limit, jpeg) for name in names]
+        return torch.cat(tiles), [len(t) for t in tiles]
+
+    def _tiles(self, image: Frames, limit: int, jpeg: random.Random | None) -> Tensor:
+        """One image as tiles [T, C, S, S]; one tile is the whole image."""
+        pixels = image.pixels[0].numpy()
+        if limit == 1:
+            resize = self.preprocess.while_decoding(jpeg, jpeg=jpeg is not None)
+            return self.preprocess(torch.as_tensor(np.array(resize(pixels)))[None])
+        tiles = tile(pixels, limit, self.preprocess.size)
+        if jpeg is not None:
+            tiles = torch.from_numpy(np.stack([through_jpeg(t, jpeg) for t in tiles.numpy()]))
+        return self.preprocess(tiles)
+
+
+def open_store(folder: str | Path, reader: VisualReader, records: Sequence[Record]) -> None:
+    """Let ``reader`` take frames from the store; ConfigError where it does not fit or holds none of the videos."""
+    store = FrameStore(folder, reader.sampler, reader.preprocess)
+    names = {record.video for record in records if record.video is not None}
+    if names and not names & store.where.keys():
+        raise ConfigError(
+            f"data.frames: {folder} holds none of the {len(names)} videos, such as {min(names)}; build it with these "
+            "annotations and this folder of videos"
+        )
+    reader.frames = store
