@@ -26,7 +26,7 @@ from videollm.batches.collate import Collator
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt, Ref
 from videollm.data.conversation import Role
-from videollm.model import VideoLLM, VideoLLMConfig
+from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 FRAMES, QUESTION, ANSWER = 128, 20, 40  # 60 text tokens behind the frames
 BEFORE = 4  # tokens before the frames

@@ -26,9 +26,9 @@ from videollm.batches.collate import Collator
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt, Ref
 from videollm.data.conversation import Role
-from videollm.generate import GenerateOptions
-from videollm.lora import add_lora, merge_lora
-from videollm.model import VideoLLM, VideoLLMConfig
+from videollm.model.generate import GenerateOptions
+from videollm.model.lora import add_lora, merge_lora
+from videollm.model.videollm import VideoLLM, VideoLLMConfig
 from videollm.settings import LoraSettings, PartSettings, TrainSettings
 
 STAMP, FRAME_TIME, CONTEXT = 10, 11, 12  # token ids; words begin behind them

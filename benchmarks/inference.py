@@ -25,7 +25,7 @@ from videollm.answering import Speed, answer_records
 from videollm.checkpoint import Bundle, load
 from videollm.data.load import load_records
 from videollm.data.record import Record
-from videollm.generate import GenerateOptions
+from videollm.model.generate import GenerateOptions
 
 READ_AHEAD, BATCHING, TOGETHER = 0.85, 3.0, 0.3  # what is claimed
 TOKENS = 48  # of an answer

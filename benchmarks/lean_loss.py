@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from videollm.loss import supervised_cross_entropy
+from videollm.model.loss import supervised_cross_entropy
 
 TARGET_TIME, TARGET_MEMORY = 4.0, 0.25
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks.d2vlm_step import peak_mib, ratio
 from benchmarks.rounds import rounds
-from videollm.connectors import build_connector
-from videollm.vision import build_tower, encode_frames
+from videollm.model.connectors import build_connector
+from videollm.model.towers import build_tower, encode_frames
 
 TOWER = {"layers": 39, "width": 1408, "mlp": 6144, "patches": 256}
 QFORMER = {"layers": 12, "width": 768, "mlp": 3072, "queries": 32, "words": 20, "cross": 6}

@@ -25,7 +25,6 @@ from d2vlm.names import FRAME, TOWER, count, is_base, official, official_fields,
 from videollm.assemble import load_tokenizer
 from videollm.checkpoint import QUESTION_TOKENIZER, read_config
 from videollm.common.config import ConfigError
-from videollm.connectors import build_connector
 from videollm.convert import (
     CheckpointError,
     KeyReport,
@@ -36,7 +35,8 @@ from videollm.convert import (
     read_json,
     write_tensors,
 )
-from videollm.model import VideoLLM, VideoLLMConfig
+from videollm.model.connectors import build_connector
+from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 WRAPPED = "base_model.model."  # what peft puts before every name
 TEMPLATE_OF = {"phi3": "phi3", "llama": "llama3", "qwen2": "qwen2", "gemma2": "gemma2"}

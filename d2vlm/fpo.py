@@ -19,9 +19,9 @@ from videollm.checkpoint import Bundle, load
 from videollm.common.config import ConfigError, at_least
 from videollm.data.record import Record
 from videollm.heads import SpanRefs
-from videollm.loss import token_cross_entropy
-from videollm.model import VideoLLM
-from videollm.objectives import OBJECTIVES, Objective, Reading, Sums
+from videollm.model.loss import token_cross_entropy
+from videollm.model.objective import OBJECTIVES, Objective, Reading, Sums
+from videollm.model.videollm import VideoLLM
 from videollm.settings import Settings
 
 FACTORS = tuple(f"logp_{answer}_{factor}" for answer in ("chosen", "rejected") for factor in ("grounding", "text"))

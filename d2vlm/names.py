@@ -14,7 +14,7 @@ from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from videollm.batches.templates import TEMPLATES
 from videollm.common.config import ConfigError
 from videollm.convert import LazyTensors, NameTable
-from videollm.model import VideoLLMConfig
+from videollm.model.videollm import VideoLLMConfig
 
 FRAME = "<frame>"  # our placeholder of a frame's token; the published code inserts frames without one
 TOWER, QFORMER = "model.vision_tower.vision_tower.", "model.qformer_bert.bert."

@@ -33,7 +33,7 @@ from videollm.convert import (
     read_json,
     write_tensors,
 )
-from videollm.model import VideoLLM, VideoLLMConfig
+from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 
 @dataclass

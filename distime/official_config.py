@@ -12,8 +12,8 @@ from transformers.configuration_utils import PretrainedConfig
 from distime.names import Layout
 from videollm.batches.templates import TEMPLATES
 from videollm.convert import CheckpointError
-from videollm.model import VideoLLMConfig
-from videollm.vision import build_config
+from videollm.model.towers import build_config
+from videollm.model.videollm import VideoLLMConfig
 
 LANGUAGE = {"Qwen2ForCausalLM": "qwen2", "InternLM2ForCausalLM": "internlm2"}  # architecture -> Layout.llm
 NATIVE = {"qwen2": "qwen2", "internlm2": "llama"}  # Layout.llm -> transformers' model_type

@@ -23,7 +23,7 @@ from videollm.checkpoint import Bundle
 from videollm.common.config import build
 from videollm.data.annotations import parse_record
 from videollm.data.record import Record
-from videollm.model import VideoLLM
+from videollm.model.videollm import VideoLLM
 from videollm.settings import Settings
 from videollm.video.decode import VideoError
 

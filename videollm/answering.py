@@ -20,10 +20,10 @@ from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.processes import out_of_memory
 from videollm.data.record import Record
-from videollm.generate import GenerateOptions
 from videollm.heads.types import Answer
+from videollm.model.generate import GenerateOptions
+from videollm.model.towers import CHUNK, encode_frames
 from videollm.questions import Asked, Batch, VideoGroups, plan, read_ahead
-from videollm.vision import CHUNK, encode_frames
 
 
 @dataclass

@@ -23,8 +23,8 @@ from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.conversation import Turn, VisualMark
 from videollm.data.record import Record
-from videollm.generate import GenerateOptions
 from videollm.heads.interface import span_text
+from videollm.model.generate import GenerateOptions
 from videollm.plots import MAX_FRAMES, timeline
 from videollm.video.decode import VideoError, probe
 from videollm.video.read import read_video

@@ -18,11 +18,11 @@ from videollm.batches.prompt import VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, load, read_config, template_named
 from videollm.common.config import ConfigError, build, to_dict
-from videollm.connectors import LinearConnector
 from videollm.heads.interface import head_class
 from videollm.heads.presets import lay_preset
-from videollm.lora import add_lora
-from videollm.model import VideoLLM, VideoLLMConfig, tower_shape
+from videollm.model.connectors import LinearConnector
+from videollm.model.lora import add_lora
+from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.settings import PARTS, ModelSettings, Settings, TrainSettings
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler

@@ -26,8 +26,8 @@ from videollm.batches.templates import TEMPLATES
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build
 from videollm.convert import CheckpointError
-from videollm.lora import merge_lora
-from videollm.model import VideoLLM, VideoLLMConfig
+from videollm.model.lora import merge_lora
+from videollm.model.videollm import VideoLLM, VideoLLMConfig
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 

@@ -26,7 +26,7 @@ from videollm.batches.prompt import Prompt
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle
 from videollm.data.conversation import SpanMark, Turn, VisualMark
-from videollm.model import VideoLLM, tower_shape
+from videollm.model.videollm import VideoLLM, tower_shape
 from videollm.settings import Settings
 
 NOT_FOR_THE_MODEL = ("bad", "ids", "thinned", "padded")

@@ -26,9 +26,9 @@ from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, to_dict
 from videollm.data.record import Record
+from videollm.model.towers import CHUNK, encode_frames
 from videollm.video.decode import VideoError
 from videollm.video.read import safe_join
-from videollm.vision import CHUNK, encode_frames
 
 BLOCKS, BLOCK = 16, 1 << 16  # evenly spread bytes of a file that, with its size, stand for its content
 

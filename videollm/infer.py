@@ -27,8 +27,8 @@ from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
 from videollm.data.record import Record
-from videollm.generate import GenerateOptions
 from videollm.heads.presets import lay_preset
+from videollm.model.generate import GenerateOptions
 from videollm.questions import Unit, plan
 from videollm.video.decode import BACKENDS
 from videollm.video.sampling import Sampler

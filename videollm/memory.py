@@ -27,8 +27,8 @@ from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.record import Record
 from videollm.dry_run import DryRun, Load, NoEstimate, dry_run, prompts_of, word_bundle
-from videollm.model import VideoLLM, VideoLLMConfig
-from videollm.objectives import build_objective
+from videollm.model.objective import build_objective
+from videollm.model.videollm import VideoLLM, VideoLLMConfig
 from videollm.preflight import read_deepspeed, stage_of
 from videollm.settings import Settings
 from videollm.video.sampling import Sampler

@@ -17,7 +17,7 @@ from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build, to_dict
 from videollm.data.record import Record
-from videollm.generate import GenerateOptions
+from videollm.model.generate import GenerateOptions
 
 AHEAD = 2  # batches whose videos are read while one is answered
 UNIT = 4  # full batches of a unit, about: the last one of a unit may be smaller

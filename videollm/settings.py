@@ -10,7 +10,7 @@ from typing import Literal
 
 from videollm.batches.prompt import VisualTokenSettings
 from videollm.common.config import ConfigError, at_least
-from videollm.generate import GenerateOptions
+from videollm.model.generate import GenerateOptions
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 

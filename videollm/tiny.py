@@ -23,11 +23,11 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from videollm.model.towers import ConvTower, ConvTowerConfig
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
-from videollm.vision import ConvTower, ConvTowerConfig
 
 FRAMES = 32  # sampled frames of a clip, as in configs/tiny
 WINDOW = 4  # consecutive sampled frames of a training window

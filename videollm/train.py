@@ -35,9 +35,9 @@ from videollm.data.load import load_records
 from videollm.data.mixture import below, load_training
 from videollm.data.record import Record
 from videollm.features import FeatureStore, fill_store
-from videollm.lora import merge_lora
 from videollm.memory import show_for_run
-from videollm.objectives import build_objective
+from videollm.model.lora import merge_lora
+from videollm.model.objective import build_objective
 from videollm.preemption import EXIT_STATUS, Preempted, StopOnSignal
 from videollm.preflight import check_items, check_start, prepare_process
 from videollm.questions import room_for_question

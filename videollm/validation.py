@@ -15,7 +15,7 @@ from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.data.record import Record
-from videollm.objectives import Objective
+from videollm.model.objective import Objective
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint import Bundle
 from videollm.common.config import build
 from videollm.data.annotations import parse_record
-from videollm.model import VideoLLM
+from videollm.model.videollm import VideoLLM
 from videollm.video.preprocess import Preprocess
 
 

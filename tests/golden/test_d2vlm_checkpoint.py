@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from d2vlm.names import official, official_fields, our_config, ours
 from tests.golden.d2vlm_model import parts, read_config
 from videollm.convert import KeyReport, TensorSource, adapted_layers
-from videollm.model import VideoLLM
+from videollm.model.videollm import VideoLLM
 
 pytestmark = pytest.mark.golden
 PHI3 = {"num_hidden_layers": 32, "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 32}

@@ -15,9 +15,9 @@ from d2vlm.convert import read_published
 from d2vlm.evidence import EVIDENCE
 from tests.golden.d2vlm_model import case_files, golden_batch, golden_bundle, names, read_config
 from videollm.convert import write_tensors
-from videollm.generate import GenerateOptions
 from videollm.heads.types import Prediction
-from videollm.model import VideoLLM
+from videollm.model.generate import GenerateOptions
+from videollm.model.videollm import VideoLLM
 
 pytestmark = pytest.mark.golden
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}  # hidden states reach 20, where float32 itself is 2e-6 coarse

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.golden.d2vlm_model import SFT_CASES, case_files, golden_bundle, padded_rows, read_config, sft_batch
 from videollm.data.conversation import Role
-from videollm.loss import logits_of
-from videollm.model import VideoLLM
+from videollm.model.loss import logits_of
+from videollm.model.videollm import VideoLLM
 
 pytestmark = pytest.mark.golden
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}  # hidden states reach 20, where float32 itself is 2e-6 coarse

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.golden.d2vlm_model import golden_bundle, tokenizers
-from videollm.vision import encode_frames
+from videollm.model.towers import encode_frames
 
 pytestmark = pytest.mark.golden
 TOLERANCE = {"rtol": 0, "atol": 1e-4}

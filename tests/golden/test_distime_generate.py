@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from tests.golden.distime_model import LLMS, ROOT, arrays, existing, golden_bundle, golden_question, names, read
-from videollm.generate import GenerateOptions
+from videollm.model.generate import GenerateOptions
 
 pytestmark = pytest.mark.golden
 KNOWN = "moment dense dense_forced moment_history moment_bf16gauss"

@@ -12,8 +12,8 @@ from tests.golden.distime_model import existing, read
 from videollm.assemble import part_of, set_trainable
 from videollm.common.config import build, read_yaml, to_dict
 from videollm.convert import KeyReport
-from videollm.lora import add_lora
-from videollm.model import VideoLLM
+from videollm.model.lora import add_lora
+from videollm.model.videollm import VideoLLM
 from videollm.settings import Settings
 
 pytestmark = pytest.mark.golden

@@ -22,7 +22,7 @@ from tests.golden.distime_model import (
     golden_bundle,
     read,
 )
-from videollm.loss import logits_of
+from videollm.model.loss import logits_of
 
 pytestmark = pytest.mark.golden
 EMBEDDINGS, TERMS = {"atol": 3e-5, "rtol": 0}, {"lm": "loss_text", "dfl": "loss_time_dfl", "diou": "loss_iou"}

@@ -21,8 +21,8 @@ from tests.golden.distime_model import (
 )
 from videollm.assemble import set_trainable
 from videollm.common.config import build, read_yaml
-from videollm.lora import add_lora, merge_lora
-from videollm.loss import logits_of
+from videollm.model.lora import add_lora, merge_lora
+from videollm.model.loss import logits_of
 from videollm.settings import Settings
 
 pytestmark = pytest.mark.golden

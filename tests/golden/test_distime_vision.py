@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from distime.names import Layout, to_ours
-from videollm.connectors import build_connector, pixel_shuffle
-from videollm.vision import build_tower, encode_frames
+from videollm.model.connectors import build_connector, pixel_shuffle
+from videollm.model.towers import build_tower, encode_frames
 
 pytestmark = pytest.mark.golden
 FEATURES = {"rtol": 0, "atol": 4e-5}

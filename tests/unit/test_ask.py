@@ -47,7 +47,7 @@ def answers(monkeypatch):
     def give(answer, reason="stop"):
         asked = []
         monkeypatch.setattr(
-            "videollm.model.VideoLLM.answer", lambda *args: asked.append(args[-1]) or [(answer, reason)]
+            "videollm.model.videollm.VideoLLM.answer", lambda *args: asked.append(args[-1]) or [(answer, reason)]
         )
         return asked
 

@@ -15,7 +15,7 @@ from videollm.common.config import ConfigError
 from videollm.data.annotations import AnnotationError, parse_record
 from videollm.data.check import validate
 from videollm.data.record import neutral_json
-from videollm.generate import GenerateOptions
+from videollm.model.generate import GenerateOptions
 from videollm.video.decode import VideoError
 from videollm.video.folder import open_folder, read_frame_folder
 from videollm.video.sampling import Sampler

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm.connectors import build_connector
-from videollm.vision import build_tower
+from videollm.model.connectors import build_connector
+from videollm.model.towers import build_tower
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +46,7 @@ def test_a_ratio_is_the_median_of_its_rounds():
 
 def test_the_counted_flops_are_those_of_the_real_tower_and_compressor(monkeypatch):
     cost = importlib.import_module("vision_cost")
-    monkeypatch.setattr("videollm.connectors.create_bidirectional_mask", lambda **_: None)  # it looks at values
+    monkeypatch.setattr("videollm.model.connectors.create_bidirectional_mask", lambda **_: None)  # it looks at values
     with torch.device("meta"):
         tower = build_tower({"type": "instructblip"})
         connector = build_connector({"type": "qformer", "vocab_size": 30523}, 1408, 3072)

@@ -20,7 +20,7 @@ from tests.models import (
     write_config,
     write_lines,
 )
-from videollm.generate import GenerateOptions
+from videollm.model.generate import GenerateOptions
 from videollm.train import main
 
 MIXED = ["two_spans", "image", "turns", "text", "asked", "no_spans"]

@@ -12,8 +12,8 @@ from videollm.assemble import assemble, part_of, set_trainable, template_stop
 from videollm.checkpoint import load
 from videollm.common.config import ConfigError
 from videollm.convert import CheckpointError
-from videollm.generate import GenerateOptions
-from videollm.lora import merge_lora
+from videollm.model.generate import GenerateOptions
+from videollm.model.lora import merge_lora
 
 ALL = list(LINES)
 LORA = {"r": 2, "alpha": 8, "dropout": 0.0}

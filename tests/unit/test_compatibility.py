@@ -11,11 +11,11 @@ from tests.models import HEADS, clip_lines, clips, make_batch, make_bundle, turn
 from videollm.assemble import read_settings
 from videollm.checkpoint import load
 from videollm.common.config import ConfigError
-from videollm.generate import GenerateOptions
 from videollm.heads.interface import build_head
 from videollm.heads.types import FrameBatch
 from videollm.infer import asked_settings
 from videollm.infer import main as infer
+from videollm.model.generate import GenerateOptions
 from videollm.train import main as run_train
 
 RUN = {"model": {"head": {"name": "distime"}}, "data": {"sampler": {"rule": "segments", "pick": "random"}}}

@@ -71,8 +71,8 @@ def test_a_published_systems_expected_parameters_add_up(path):
     import torch
 
     from videollm.assemble import part_of, set_trainable
-    from videollm.lora import add_lora
-    from videollm.model import VideoLLM, VideoLLMConfig
+    from videollm.model.lora import add_lora
+    from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
     settings = build(Settings, read_yaml(ROOT / path))
     config = VideoLLMConfig(head=settings.model.head, **REAL_SIZES.get(path, REAL_SIZES[settings.model.head["name"]]))

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from tests.models import make_bundle
 from videollm.assemble import center_features
 from videollm.common.config import ConfigError
-from videollm.connectors import build_connector
+from videollm.model.connectors import build_connector
 
 
 class Model:

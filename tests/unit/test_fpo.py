@@ -13,7 +13,7 @@ from videollm.common.config import ConfigError
 from videollm.data.conversation import Role, span_marks
 from videollm.heads.interface import build_head
 from videollm.heads.types import FrameBatch, SpanRefs
-from videollm.objectives import Supervised, build_objective
+from videollm.model.objective import Supervised, build_objective
 from videollm.validation import held_out
 
 WORSE = [

@@ -5,8 +5,8 @@ import torch
 
 from tests.models import LINES, PAIRS, for_model, make_batch, make_bundle, make_dataset
 from videollm.assemble import template_stop
-from videollm.generate import GenerateOptions, SpanPenalty
 from videollm.heads.types import Prediction
+from videollm.model.generate import GenerateOptions, SpanPenalty
 
 ALL = list(LINES)
 OPTIONS = GenerateOptions(max_new_tokens=12)

@@ -21,7 +21,7 @@ from videollm.answering import Speed, answer_records
 from videollm.batches import dataset
 from videollm.common.config import ConfigError
 from videollm.common.isolate import Isolated, Stopped, isolated_map
-from videollm.generate import GenerateOptions
+from videollm.model.generate import GenerateOptions
 from videollm.questions import UNIT, plan
 
 SHORT = GenerateOptions(max_new_tokens=4)

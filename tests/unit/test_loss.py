@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from videollm import loss
-from videollm.loss import logits_of, supervised_cross_entropy
+from videollm.model import loss
+from videollm.model.loss import logits_of, supervised_cross_entropy
 
 
 @pytest.fixture(params=["qwen2", "gemma2"])

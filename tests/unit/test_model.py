@@ -17,7 +17,7 @@ from tests.models import (
     turns,
 )
 from videollm.data.conversation import Role
-from videollm.model import VideoLLM
+from videollm.model.videollm import VideoLLM
 
 ALL = list(LINES)
 BROKEN = {"id": "b1", "video": "broken.mp4", "conversations": turns("<video>\nwhen?", "now")}

@@ -6,7 +6,7 @@ Under ZeRO-3 the ranks wait for each other in each module; one that ran another,
 import pytest
 
 from tests.models import LINES, PAIRS, make_batch, make_bundle, make_dataset, turns
-from videollm.objectives import build_objective
+from videollm.model.objective import build_objective
 
 KINDS = {name: name for name in LINES} | {
     "unreadable": {"video": "broken.mp4", "conversations": turns("<video>\nwhen?", "now")},
@@ -21,7 +21,7 @@ WORSE = [{"factor": "wording", "value": "It never happens."}]
 @pytest.fixture(autouse=True)
 def zero3(monkeypatch):
     """As under ZeRO-3; elsewhere a batch may leave out what it does not need."""
-    monkeypatch.setattr("videollm.model.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("videollm.model.videollm.is_deepspeed_zero3_enabled", lambda: True)
 
 
 def order_of(model, batch: dict) -> list[str]:

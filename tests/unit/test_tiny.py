@@ -11,11 +11,11 @@ from transformers import AutoTokenizer
 
 from videollm import synthetic, tiny
 from videollm.assemble import align_words
+from videollm.model.towers import ConvTower, ConvTowerConfig
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
-from videollm.vision import ConvTower, ConvTowerConfig
 
 TEXTS = ["when does the red circle moving left happen ?", "(a) blue square growing (b) it happens at ."]
 WORDS = ["red", "circle", "moving", "(a)", "?", ".", "-", "percent", "seconds", "28", "46", "12.3", "happens", "\n"]

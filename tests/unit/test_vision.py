@@ -8,8 +8,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from videollm.common.config import ConfigError
-from videollm.connectors import CONNECTORS, Connector, build_connector, pixel_shuffle
-from videollm.vision import TOWERS, build_tower, encode_frames
+from videollm.model.connectors import CONNECTORS, Connector, build_connector, pixel_shuffle
+from videollm.model.towers import TOWERS, build_tower, encode_frames
 
 WIDTH, HIDDEN = 16, 24
 BODY = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -18,7 +18,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
-from videollm.vision import build_config, select
+from videollm.model.towers import build_config, select
 
 CONNECTORS = new_registry("connectors")
 WHERE = "model.connector"

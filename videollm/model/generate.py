@@ -15,8 +15,8 @@ from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
 from videollm.heads.interface import TemporalHead
 from videollm.heads.types import Answer, FrameBatch, Prediction
-from videollm.loss import logits_of
-from videollm.passes import LayerTap, VideoLLMOutput
+from videollm.model.loss import logits_of
+from videollm.model.passes import LayerTap, VideoLLMOutput
 
 
 @dataclass

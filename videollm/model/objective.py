@@ -17,7 +17,7 @@ from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
 from videollm.data.record import Record
 from videollm.heads.types import FrameBatch, SpanRefs
-from videollm.loss import supervised_cross_entropy
+from videollm.model.loss import supervised_cross_entropy
 
 OBJECTIVES = new_registry("objectives")
 Sums = dict[str, Tensor]  # name -> scalar

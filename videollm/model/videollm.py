@@ -14,14 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Generat
 from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from videollm.connectors import build_connector
-from videollm.generate import SpanGeneration, SpanState
 from videollm.heads.interface import build_head
 from videollm.heads.types import FrameBatch, SpanRefs
-from videollm.lora import add_lora
-from videollm.objectives import Objective, ObjectiveOptions, Reading, Supervised
-from videollm.passes import LayerTap, VideoLLMOutput, scatter
-from videollm.vision import CHUNK, build_tower, encode_frames
+from videollm.model.connectors import build_connector
+from videollm.model.generate import SpanGeneration, SpanState
+from videollm.model.lora import add_lora
+from videollm.model.objective import Objective, ObjectiveOptions, Reading, Supervised
+from videollm.model.passes import LayerTap, VideoLLMOutput, scatter
+from videollm.model.towers import CHUNK, build_tower, encode_frames
 
 
 class VideoLLMConfig(PretrainedConfig):

@@ -1,0 +1,1 @@
+"""From a batch to loss terms or tokens: tower, connector, language model, head."""
