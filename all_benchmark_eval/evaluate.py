@@ -34,9 +34,9 @@ from all_benchmark_eval.benchmark import (
 )
 from all_benchmark_eval.summary import Summary
 from videollm import infer
-from videollm.checkpoint import read_config
+from videollm.checkpoint.load import read_config
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.command import tell
-from videollm.convert import CheckpointError
 
 WORDING_OF = {"d2vlm": "d2vlm", "distime": "distime", "text": "plain"}  # by head
 INFER_OPTIONS = ("batch_size", "workers", "device", "backend")

@@ -21,7 +21,7 @@ from videollm.assemble import assemble, read_settings, set_trainable
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_sizes
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint import Bundle
+from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import override, read_yaml
 from videollm.data.load import load_records
 from videollm.data.record import Record

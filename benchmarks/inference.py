@@ -22,7 +22,8 @@ import torch
 
 from benchmarks.tiny_checkpoint import QUESTIONS_A_CLIP, make
 from videollm.answering import Speed, answer_records
-from videollm.checkpoint import Bundle, load
+from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint.load import load
 from videollm.data.load import load_records
 from videollm.data.record import Record
 from videollm.model.generate import GenerateOptions

@@ -22,10 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME, TOWER, count, is_base, official, official_fields, our_config, ours, size, tower_fields
-from videollm.assemble import load_tokenizer
-from videollm.checkpoint import QUESTION_TOKENIZER, read_config
-from videollm.common.config import ConfigError
-from videollm.convert import (
+from videollm.checkpoint.bundle import QUESTION_TOKENIZER
+from videollm.checkpoint.load import load_tokenizer, read_config
+from videollm.checkpoint.tensors import (
     CheckpointError,
     KeyReport,
     LazyTensors,
@@ -35,6 +34,7 @@ from videollm.convert import (
     read_json,
     write_tensors,
 )
+from videollm.common.config import ConfigError
 from videollm.model.connectors import build_connector
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 

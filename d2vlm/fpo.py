@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from videollm.checkpoint import Bundle, load
+from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint.load import load
 from videollm.common.config import ConfigError, at_least
 from videollm.data.record import Record
 from videollm.heads import SpanRefs

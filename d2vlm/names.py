@@ -12,8 +12,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from videollm.batches.templates import TEMPLATES
+from videollm.checkpoint.tensors import LazyTensors, NameTable
 from videollm.common.config import ConfigError
-from videollm.convert import LazyTensors, NameTable
 from videollm.model.videollm import VideoLLMConfig
 
 FRAME = "<frame>"  # our placeholder of a frame's token; the published code inserts frames without one

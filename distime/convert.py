@@ -21,9 +21,8 @@ from distime.names import BINS, EMBEDDINGS, merge_lora, to_official, to_ours, wi
 from distime.official_config import layout_of, official_config, our_config, our_layout
 from distime.tokenizer import TIME_TOKENS, add_time_tokens
 from distime.tokenizer import read_tokenizer as read_official_tokenizer
-from videollm.checkpoint import read_config, read_tokenizer, some
-from videollm.common.command import tell
-from videollm.convert import (
+from videollm.checkpoint.load import read_config, read_tokenizer, some
+from videollm.checkpoint.tensors import (
     CheckpointError,
     KeyReport,
     LazyTensors,
@@ -33,6 +32,7 @@ from videollm.convert import (
     read_json,
     write_tensors,
 )
+from videollm.common.command import tell
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 

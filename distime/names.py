@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videollm.convert import LazyTensors, NameTable, fold_adapters
+from videollm.checkpoint.tensors import LazyTensors, NameTable, fold_adapters
 
 BINS = "time_project.project"  # official only: the constant 0, 1, ... R
 EMBEDDINGS, OUTPUT = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"  # our names

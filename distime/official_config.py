@@ -11,7 +11,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 from distime.names import Layout
 from videollm.batches.templates import TEMPLATES
-from videollm.convert import CheckpointError
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.model.towers import build_config
 from videollm.model.videollm import VideoLLMConfig
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from videollm.assemble import assemble, set_trainable
 from videollm.batches.dataset import VideoDataset
-from videollm.checkpoint import Bundle
+from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import build
 from videollm.data.annotations import parse_record
 from videollm.data.record import Record

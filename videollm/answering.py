@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from videollm.assemble import template_stop
 from videollm.batches.dataset import Item
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint import Bundle
+from videollm.checkpoint.bundle import Bundle
 from videollm.common.processes import out_of_memory
 from videollm.data.record import Record
 from videollm.heads.types import Answer
@@ -97,7 +96,7 @@ class Answerer:
 
     def __init__(self, bundle: Bundle):
         self.bundle, self.chunk = bundle, CHUNK  # halved where it does not fit
-        self.collate, self.stop = bundle.collator(left=True), template_stop(bundle)
+        self.collate, self.stop = bundle.collator(left=True), bundle.stop_id
         self.device = next(bundle.model.parameters()).device
 
     def encode(self, group: Asked) -> None:

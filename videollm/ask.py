@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from videollm.answering import answer_records
-from videollm.checkpoint import Bundle, load
+from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint.load import load
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.command import tell, usable_device
 from videollm.common.config import ConfigError, build, override
-from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.conversation import Turn, VisualMark
 from videollm.data.record import Record

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
 from videollm.batches.prompt import VisualTokenSettings
-from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint import Bundle, load, read_config, template_named
+from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint.load import load, load_tokenizer, read_config, template_named
 from videollm.common.config import ConfigError, build, to_dict
 from videollm.heads.interface import head_class
 from videollm.heads.presets import lay_preset
@@ -195,16 +195,6 @@ def from_parts(settings: Settings) -> Bundle:
     return Bundle(model, tokenizer, question)
 
 
-def load_tokenizer(name: str | None, key: str) -> PreTrainedTokenizerBase:
-    """A tokenizer by folder or hub name; ConfigError naming ``key``."""
-    if not name:
-        raise ConfigError(f"{key} is missing: give a folder or hub name with a tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: no tokenizer at {name!r} ({str(error).splitlines()[0]})") from None
-
-
 def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
     """The language model's transformers config, with rows for all tokens."""
     fields = dict(given.language)
@@ -353,8 +343,3 @@ def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
                 raise ConfigError(f"train.parts.{part}.only: {pattern!r} is in no name of the part's parameters")
         for name, parameter in inside.items():
             parameter.requires_grad_(wanted[part] and any(re.search(pattern, name) for pattern in only))
-
-
-def template_stop(bundle: Bundle) -> int:
-    """Id of the token that ends an answer."""
-    return bundle.tokenizer.convert_tokens_to_ids(TEMPLATES[bundle.config.template].stop)

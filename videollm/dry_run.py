@@ -24,7 +24,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from videollm.batches.dataset import Item, share_prompt
 from videollm.batches.prompt import Prompt
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint import Bundle
+from videollm.checkpoint.bundle import Bundle
 from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.videollm import VideoLLM, tower_shape
 from videollm.settings import Settings

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.checkpoint import read_config
+from videollm.checkpoint.load import read_config
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml
-from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
 from videollm.settings import Settings

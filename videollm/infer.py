@@ -18,12 +18,13 @@ import torch
 from videollm import outputs
 from videollm.answering import Speed, answer_records
 from videollm.batches.reader import VisualReader, open_store
-from videollm.checkpoint import Bundle, load, read_config
+from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint.load import load, read_config
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.code import code
 from videollm.common.command import tell, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.processes import RankError, Ranks, local_rank
-from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
 from videollm.data.record import Record

@@ -19,11 +19,11 @@ from rich.table import Table
 from videollm.assemble import part_of, planned_config, set_trainable
 from videollm.batches.dataset import pack_by_video
 from videollm.batches.order import frames_of
-from videollm.checkpoint import Bundle
+from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml
 from videollm.common.processes import world_size
-from videollm.convert import CheckpointError
 from videollm.data.annotations import AnnotationError
 from videollm.data.record import Record
 from videollm.dry_run import DryRun, Load, NoEstimate, dry_run, prompts_of, word_bundle

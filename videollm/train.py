@@ -23,11 +23,11 @@ from videollm.answering import answer_records
 from videollm.assemble import assemble, part_of, read_settings, set_trainable
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader, open_store
-from videollm.checkpoint import Bundle
+from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, override, read_yaml
 from videollm.common.processes import lost_peer, this_rank, world_size
-from videollm.convert import CheckpointError
 from videollm.data import filters
 from videollm.data.annotations import AnnotationError
 from videollm.data.conversation import SpanMark

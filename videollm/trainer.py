@@ -22,7 +22,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from videollm import saving
 from videollm.assemble import part_of
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
-from videollm.checkpoint import Bundle
+from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import ConfigError
 from videollm.common.processes import out_of_memory
 from videollm.saving import Facts, SaveError

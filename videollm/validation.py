@@ -13,7 +13,7 @@ from torch import Tensor
 
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint import Bundle
+from videollm.checkpoint.bundle import Bundle
 from videollm.data.record import Record
 from videollm.model.objective import Objective
 

@@ -9,7 +9,7 @@ import yaml
 
 from tests.models import clip_lines, clips, read_log, turns, write_config, write_lines
 from videollm import infer, train
-from videollm.checkpoint import load
+from videollm.checkpoint.load import load
 
 pytestmark = pytest.mark.end_to_end
 

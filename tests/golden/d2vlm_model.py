@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME, our_config, ours
 from videollm.batches.dataset import VideoDataset
-from videollm.checkpoint import Bundle
+from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import build
 from videollm.data.annotations import parse_record
 from videollm.model.videollm import VideoLLM

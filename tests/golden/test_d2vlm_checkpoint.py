@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from d2vlm.names import official, official_fields, our_config, ours
 from tests.golden.d2vlm_model import parts, read_config
-from videollm.convert import KeyReport, TensorSource, adapted_layers
+from videollm.checkpoint.tensors import KeyReport, TensorSource, adapted_layers
 from videollm.model.videollm import VideoLLM
 
 pytestmark = pytest.mark.golden

@@ -13,9 +13,9 @@ from tests import models as tiny
 from videollm import ask as asking
 from videollm.assemble import assemble, set_trainable
 from videollm.batches.dataset import VideoDataset
-from videollm.checkpoint import load
+from videollm.checkpoint.load import load
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.config import ConfigError, build
-from videollm.convert import CheckpointError
 from videollm.data.annotations import parse_record
 from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.heads.interface import HEADS, TemporalHead, build_head

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import LINES, PAIRS, byte_tokenizer, make_batch, make_bundle, settings
-from videollm.assemble import assemble, part_of, set_trainable, template_stop
-from videollm.checkpoint import load
+from videollm.assemble import assemble, part_of, set_trainable
+from videollm.checkpoint.load import load
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.config import ConfigError
-from videollm.convert import CheckpointError
 from videollm.model.generate import GenerateOptions
 from videollm.model.lora import merge_lora
 
@@ -21,7 +21,7 @@ LORA = {"r": 2, "alpha": 8, "dropout": 0.0}
 
 def answers(bundle):
     batch = make_batch(bundle, ALL, left=True)
-    found = bundle.model.answer(batch, bundle.tokenizer, template_stop(bundle), GenerateOptions(max_new_tokens=8))
+    found = bundle.model.answer(batch, bundle.tokenizer, bundle.stop_id, GenerateOptions(max_new_tokens=8))
     return [(a.raw_text, a.spans, a.evidence_spans, reason) for a, reason in found]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.models import HEADS, clip_lines, clips, make_batch, make_bundle, turns, write_config, write_lines
 from videollm.assemble import read_settings
-from videollm.checkpoint import load
+from videollm.checkpoint.load import load
 from videollm.common.config import ConfigError
 from videollm.heads.interface import build_head
 from videollm.heads.types import FrameBatch

@@ -11,8 +11,8 @@ from d2vlm.convert import main
 from d2vlm.names import TOWER, official
 from tests.models import SIZE, make_batch, make_bundle, settings, tokenizer_folder
 from videollm.assemble import assemble
-from videollm.checkpoint import load
-from videollm.convert import CheckpointError, write_tensors
+from videollm.checkpoint.load import load
+from videollm.checkpoint.tensors import CheckpointError, write_tensors
 
 PREFIX = "base_model.model."
 VISION = {

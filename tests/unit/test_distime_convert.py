@@ -15,9 +15,9 @@ from distime.names import BINS, WRAPPER
 from distime.tokenizer import IMAGE_TOKENS, TIME_TOKENS, read_tokenizer
 from tests.models import SIZE, SPECIAL, byte_tokenizer, make_batch, make_bundle
 from videollm.assemble import assemble
-from videollm.checkpoint import load
+from videollm.checkpoint.load import load
+from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.config import build
-from videollm.convert import CheckpointError
 from videollm.settings import Settings
 
 BACKBONES = {"internvl": "qwen2", "llama": "internlm2"}

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tests.models import LINES, PAIRS, for_model, make_batch, make_bundle, make_dataset
-from videollm.assemble import template_stop
 from videollm.heads.types import Prediction
 from videollm.model.generate import GenerateOptions, SpanPenalty
 
@@ -13,7 +12,7 @@ OPTIONS = GenerateOptions(max_new_tokens=12)
 
 
 def ask(bundle, batch, options=OPTIONS):
-    return bundle.model.answer(batch, bundle.tokenizer, template_stop(bundle), options)
+    return bundle.model.answer(batch, bundle.tokenizer, bundle.stop_id, options)
 
 
 def likely_spans(bundle, names=ALL):
@@ -24,7 +23,7 @@ def likely_spans(bundle, names=ALL):
     original, batch = rows[spans].clone(), make_batch(bundle, names, left=True)
     for factor in (2, -2, 3, -3, 1.5, -1.5, 4, -4, 1.2, -1.2, 6, -6):
         rows[spans] = factor * original
-        ids = bundle.model.generate_ids(batch, 0, template_stop(bundle), OPTIONS)[0]
+        ids = bundle.model.generate_ids(batch, 0, bundle.stop_id, OPTIONS)[0]
         if 0.15 < torch.isin(ids, torch.tensor(spans)).float().mean() < 0.85:
             return bundle
     raise AssertionError("no answers of spans and words")
@@ -78,7 +77,7 @@ def by_hand(bundle, batch, steps):
             embed = head.embed_predicted(embed, predictions[-1], owner, frames)
         ids.append(token.item())
         fed.append(embed)
-        if ids[-1] == template_stop(bundle):
+        if ids[-1] == bundle.stop_id:
             break
         embeds = torch.cat([embeds, embed[:, None]], 1)
     return ids, Prediction.cat(predictions), torch.cat(fed)
@@ -96,7 +95,7 @@ def test_generation_equals_a_loop_without_a_cache(pair):
     hook = bundle.model.decoder.register_forward_pre_hook(
         lambda _m, _a, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
     )
-    sequences, state = bundle.model.generate_ids(batch, 0, template_stop(bundle), GenerateOptions(max_new_tokens=10))
+    sequences, state = bundle.model.generate_ids(batch, 0, bundle.stop_id, GenerateOptions(max_new_tokens=10))
     hook.remove()
     assert sequences[0].tolist() == ids
     steps = [p for p in state.steps if p is not None]
@@ -135,7 +134,7 @@ def test_earlier_answers_are_seen_with_their_spans():
 def test_a_span_token_cut_off_by_the_length_limit_still_gets_its_seconds(head):
     bundle = likely_spans(make_bundle("internvl", head), ["two_spans"])
     batch = make_batch(bundle, ["two_spans"], left=True)
-    ids = bundle.model.generate_ids(batch, 0, template_stop(bundle), OPTIONS)[0][0].tolist()
+    ids = bundle.model.generate_ids(batch, 0, bundle.stop_id, OPTIONS)[0][0].tolist()
     last = next(i for i, t in enumerate(ids) if t in bundle.model.span_ids)
     ((answer, reason),) = ask(bundle, batch, GenerateOptions(max_new_tokens=last + 1))
     count = sum(t in bundle.model.span_ids for t in ids[: last + 1])
@@ -144,7 +143,7 @@ def test_a_span_token_cut_off_by_the_length_limit_still_gets_its_seconds(head):
 
 def test_an_answer_ends_at_its_stop_token():
     bundle = make_bundle("internvl", "text")
-    stop = template_stop(bundle)
+    stop = bundle.stop_id
     batch = make_batch(bundle, ["two_spans", "text"], left=True)
     first = bundle.model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=3))[0][:, 1].tolist()
     answers = bundle.model.answer(batch, bundle.tokenizer, first[0], GenerateOptions(max_new_tokens=8))
@@ -172,7 +171,7 @@ def test_a_repetition_penalty_leaves_span_tokens_alone():
 def test_a_penalty_keeps_an_answer_from_repeating_itself():
     bundle = likely_spans(make_bundle("internvl", "d2vlm"))
     batch = make_batch(bundle, ["two_spans"], left=True)
-    stop = template_stop(bundle)
+    stop = bundle.stop_id
     options = GenerateOptions(max_new_tokens=16, repetition_penalty=1e6)
     ids = bundle.model.generate_ids(batch, 0, stop, options)[0][0].tolist()
     words = [i for i in ids if i not in bundle.model.span_ids]

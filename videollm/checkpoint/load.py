@@ -1,111 +1,25 @@
-"""Checkpoints: one folder with config, weights (safetensors), tokenizer(s) and head, loadable by path alone.
+"""Loading a checkpoint folder by path alone; what is missing, unexpected or of another shape is named.
 
-``Bundle`` is a model with everything that is needed to ask it something. Loading is strict: what is missing,
-unexpected or of another shape is named, and a folder without a head's weights is refused. No pickled file is read.
-``python -m videollm.checkpoint SRC DST`` merges adapters; with ``--adapters BASE`` it stores them and the head alone.
+A folder without a head's weights is refused, unless it is a base and a fresh head is asked for. No pickled
+file is read.
 """
 
-import argparse
-import copy
 import json
 import logging
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from videollm.adapters import has_adapters, read_adapters, write_adapters
-from videollm.batches.collate import Collator
-from videollm.batches.prompt import PromptEncoder, VisualTokens, VisualTokenSettings
-from videollm.batches.reader import VisualReader
 from videollm.batches.templates import TEMPLATES
-from videollm.common.command import tell
-from videollm.common.config import ConfigError, build
-from videollm.convert import CheckpointError
-from videollm.model.lora import merge_lora
+from videollm.checkpoint.adapters import has_adapters, read_adapters
+from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
+from videollm.checkpoint.tensors import CheckpointError
+from videollm.common.config import ConfigError
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
-from videollm.video.preprocess import Preprocess
-from videollm.video.sampling import Sampler
 
 logger = logging.getLogger(__name__)
-QUESTION_TOKENIZER = "question_tokenizer"
-
-
-@dataclass
-class Bundle:
-    """A model, its tokenizers, and the settings they share."""
-
-    model: VideoLLM
-    tokenizer: PreTrainedTokenizerBase
-    question_tokenizer: PreTrainedTokenizerBase | None = None
-
-    @property
-    def config(self) -> VideoLLMConfig:
-        """The model's config."""
-        return self.model.config
-
-    def encoder(self) -> PromptEncoder:
-        """Prompts as this model reads them."""
-        config, tokens = self.config, build(VisualTokenSettings, self.config.visual_tokens, "visual_tokens")
-        per_frame = self.model.connector.tokens_per_frame(self.model.vision_tower.num_patches)
-        visual = VisualTokens(tokens.token, per_frame, tokens.start, tokens.end, tokens.after)
-        return PromptEncoder(self.tokenizer, TEMPLATES[config.template], self.model.head, visual)
-
-    def reader(self, videos: str | Path, sampler: Sampler | None = None, **options) -> VisualReader:
-        """Frames as this model sees them, below the folder ``videos``."""
-        sampler = sampler or build(Sampler, self.config.sampler, "sampler")
-        options = {"max_tiles": self.config.max_tiles} | options
-        return VisualReader(Path(videos), sampler, build(Preprocess, self.config.preprocess, "preprocess"), **options)
-
-    def collator(
-        self,
-        *,
-        left: bool = False,
-        average: str = "tokens",
-        pack: bool = False,
-        rank: bool = False,
-        unseen_id: int | None = None,
-    ) -> Collator:
-        """Batches as this model takes them; ``left`` for generation, ``rank`` for chosen and rejected answers."""
-        split = (self.model.head.inject_layer is not None or pack) and not left
-        pad = self.tokenizer.pad_token_id
-        return Collator(
-            pad_id=0 if pad is None else pad,
-            split_prefix=split,
-            bidirectional=self.config.bidirectional_frames,
-            average=average,
-            left=left,
-            question_tokenizer=self.question_tokenizer,
-            rank=rank,
-            unseen_id=unseen_id,
-        )
-
-    def save(self, folder: str | Path, state_dict: dict | None = None) -> None:
-        """Write everything into ``folder``."""
-        self.model.save_pretrained(folder, state_dict=state_dict)
-        self.save_tokenizers(folder)
-
-    def save_adapters(self, folder: str | Path, base: str | Path) -> list[str]:
-        """Write only what differs from the checkpoint folder ``base``: adapters, head, other trained weights.
-
-        ``load`` takes the folder as long as ``base`` stays where it is. Returns the names of the tensors.
-        """
-        names = write_adapters(self.model.state_dict(), Path(folder), base)
-        config = copy.deepcopy(self.config)
-        config.base = str(Path(base).resolve())
-        config.save_pretrained(folder)
-        self.save_tokenizers(folder)
-        return names
-
-    def save_tokenizers(self, folder: str | Path) -> None:
-        """Write the tokenizers into ``folder``."""
-        self.tokenizer.save_pretrained(folder)
-        if self.question_tokenizer is not None:
-            self.question_tokenizer.save_pretrained(Path(folder) / QUESTION_TOKENIZER)
 
 
 def load(
@@ -235,26 +149,11 @@ def template_named(name: str) -> str:
     return name
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command: adapters folded into whole weights, or taken out of them; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m videollm.checkpoint", description="Merge or extract adapters.")
-    parser.add_argument("source", metavar="SRC", help="checkpoint folder with adapters")
-    parser.add_argument("target", metavar="DST", help="folder to write")
-    parser.add_argument("--adapters", metavar="BASE", help="store only adapters and head, beside this checkpoint")
-    args = parser.parse_args(argv)
+def load_tokenizer(name: str | None, key: str) -> PreTrainedTokenizerBase:
+    """A tokenizer by folder or hub name; ConfigError naming ``key``."""
+    if not name:
+        raise ConfigError(f"{key} is missing: give a folder or hub name with a tokenizer")
     try:
-        bundle = load(args.source)
-        if not bundle.config.lora:
-            raise CheckpointError(f"{args.source}: has no adapters; nothing is to be done")
-        if args.adapters:
-            print(f"{len(bundle.save_adapters(args.target, args.adapters))} tensors that {args.adapters} has not")
-        else:
-            merge_lora(bundle.model)
-            bundle.save(args.target)
-    except (CheckpointError, ConfigError) as error:
-        return tell(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: no tokenizer at {name!r} ({str(error).splitlines()[0]})") from None

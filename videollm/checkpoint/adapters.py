@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from videollm.convert import CheckpointError, TensorSource, adapted_layers
+from videollm.checkpoint.tensors import CheckpointError, TensorSource, adapted_layers
 
 STEM = "adapters"
 

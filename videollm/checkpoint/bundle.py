@@ -1,0 +1,101 @@
+"""``Bundle``: a model with everything that is needed to ask it something, and how it is written.
+
+A checkpoint is one folder with config, weights (safetensors), tokenizer(s) and head; load.py takes it by path alone.
+Knows no training and no data.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from videollm.batches.collate import Collator
+from videollm.batches.prompt import PromptEncoder, VisualTokens, VisualTokenSettings
+from videollm.batches.reader import VisualReader
+from videollm.batches.templates import TEMPLATES
+from videollm.checkpoint.adapters import write_adapters
+from videollm.common.config import build
+from videollm.model.videollm import VideoLLM, VideoLLMConfig
+from videollm.video.preprocess import Preprocess
+from videollm.video.sampling import Sampler
+
+QUESTION_TOKENIZER = "question_tokenizer"
+
+
+@dataclass
+class Bundle:
+    """A model, its tokenizers, and the settings they share."""
+
+    model: VideoLLM
+    tokenizer: PreTrainedTokenizerBase
+    question_tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def config(self) -> VideoLLMConfig:
+        """The model's config."""
+        return self.model.config
+
+    @property
+    def stop_id(self) -> int:
+        """Id of the token that ends an answer."""
+        return self.tokenizer.convert_tokens_to_ids(TEMPLATES[self.config.template].stop)
+
+    def encoder(self) -> PromptEncoder:
+        """Prompts as this model reads them."""
+        config, tokens = self.config, build(VisualTokenSettings, self.config.visual_tokens, "visual_tokens")
+        per_frame = self.model.connector.tokens_per_frame(self.model.vision_tower.num_patches)
+        visual = VisualTokens(tokens.token, per_frame, tokens.start, tokens.end, tokens.after)
+        return PromptEncoder(self.tokenizer, TEMPLATES[config.template], self.model.head, visual)
+
+    def reader(self, videos: str | Path, sampler: Sampler | None = None, **options) -> VisualReader:
+        """Frames as this model sees them, below the folder ``videos``."""
+        sampler = sampler or build(Sampler, self.config.sampler, "sampler")
+        options = {"max_tiles": self.config.max_tiles} | options
+        return VisualReader(Path(videos), sampler, build(Preprocess, self.config.preprocess, "preprocess"), **options)
+
+    def collator(
+        self,
+        *,
+        left: bool = False,
+        average: str = "tokens",
+        pack: bool = False,
+        rank: bool = False,
+        unseen_id: int | None = None,
+    ) -> Collator:
+        """Batches as this model takes them; ``left`` for generation, ``rank`` for chosen and rejected answers."""
+        split = (self.model.head.inject_layer is not None or pack) and not left
+        pad = self.tokenizer.pad_token_id
+        return Collator(
+            pad_id=0 if pad is None else pad,
+            split_prefix=split,
+            bidirectional=self.config.bidirectional_frames,
+            average=average,
+            left=left,
+            question_tokenizer=self.question_tokenizer,
+            rank=rank,
+            unseen_id=unseen_id,
+        )
+
+    def save(self, folder: str | Path, state_dict: dict | None = None) -> None:
+        """Write everything into ``folder``."""
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        self.save_tokenizers(folder)
+
+    def save_adapters(self, folder: str | Path, base: str | Path) -> list[str]:
+        """Write only what differs from the checkpoint folder ``base``: adapters, head, other trained weights.
+
+        ``load`` takes the folder as long as ``base`` stays where it is. Returns the names of the tensors.
+        """
+        names = write_adapters(self.model.state_dict(), Path(folder), base)
+        config = copy.deepcopy(self.config)
+        config.base = str(Path(base).resolve())
+        config.save_pretrained(folder)
+        self.save_tokenizers(folder)
+        return names
+
+    def save_tokenizers(self, folder: str | Path) -> None:
+        """Write the tokenizers into ``folder``."""
+        self.tokenizer.save_pretrained(folder)
+        if self.question_tokenizer is not None:
+            self.question_tokenizer.save_pretrained(Path(folder) / QUESTION_TOKENIZER)
