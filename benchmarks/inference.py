@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.tiny_checkpoint import QUESTIONS_A_CLIP, make
-from videollm.answering import Speed, answer_records
 from videollm.checkpoint.bundle import Bundle
 from videollm.checkpoint.load import load
 from videollm.data.load import load_records
 from videollm.data.record import Record
+from videollm.inference.answer import Speed, answer_records
 from videollm.model.generate import GenerateOptions
 
 READ_AHEAD, BATCHING, TOGETHER = 0.85, 3.0, 0.3  # what is claimed

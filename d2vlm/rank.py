@@ -28,7 +28,7 @@ from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
 from videollm.data.record import Record
-from videollm.outputs import check_writable
+from videollm.inference.output import check_writable
 
 COLUMNS = (*FACTORS, "margin")
 

@@ -24,8 +24,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from all_benchmark_eval.moving_shapes import task
-from videollm import plots
 from videollm.common.code import code
+from videollm.inference import timeline
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
@@ -294,14 +294,14 @@ def draw(args: argparse.Namespace, report: dict) -> None:
     """The pictures: score table, loss curves, timelines."""
     out = args.output
     columns, rows = table_rows(report)
-    plots.score_table(out / "scores.png", rows, columns)
+    timeline.score_table(out / "scores.png", rows, columns)
     logs = {head: [json.loads(x) for x in (out / head / "log.jsonl").read_text().splitlines()] for head in HEADS}
     terms = ("step", "loss", "lm", "grounding", "consistency", "dfl", "diou")
     curves = {
         head: [{k: v for k, v in e.items() if k in terms} for e in log if "lm" in e] for head, log in logs.items()
     }
-    plots.loss_curves(out / "losses.png", curves)
-    plots.timeline_grid(out / "timelines.png", timelines(args))
+    timeline.loss_curves(out / "losses.png", curves)
+    timeline.timeline_grid(out / "timelines.png", timelines(args))
 
 
 def timelines(args: argparse.Namespace) -> list[dict]:
@@ -344,7 +344,7 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
         {"heading": "Cost", "columns": ["step", "wall s", "CPU s"], "rows": costs},
         {"heading": "Run", "code": json.dumps(run, indent=1)},
     ]
-    plots.report_html(out / "report.html", "Moving shapes: three ways to say when", sections)
+    timeline.report_html(out / "report.html", "Moving shapes: three ways to say when", sections)
     title = f"unseen clips, free generation, seed {args.seed}"
     table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
     for i, name in enumerate(columns):

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
-from videollm.answering import answer_records
 from videollm.assemble import assemble, part_of, read_settings, set_trainable
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader, open_store
@@ -35,12 +34,13 @@ from videollm.data.load import load_records
 from videollm.data.mixture import below, load_training
 from videollm.data.record import Record
 from videollm.features import FeatureStore, fill_store
+from videollm.inference.answer import answer_records
+from videollm.inference.plan import room_for_question
 from videollm.memory import show_for_run
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
 from videollm.preemption import EXIT_STATUS, Preempted, StopOnSignal
 from videollm.preflight import check_items, check_start, prepare_process
-from videollm.questions import room_for_question
 from videollm.runfolder import open_run
 from videollm.saving import SaveError
 from videollm.settings import Settings, TrainSettings

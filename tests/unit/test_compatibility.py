@@ -13,8 +13,8 @@ from videollm.checkpoint.load import load
 from videollm.common.config import ConfigError
 from videollm.heads.interface import build_head
 from videollm.heads.types import FrameBatch
-from videollm.infer import asked_settings
 from videollm.infer import main as infer
+from videollm.inference.run import asked_settings
 from videollm.model.generate import GenerateOptions
 from videollm.train import main as run_train
 

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.models import LENGTHS, NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
-from videollm import answering, infer, outputs
-from videollm.answering import Speed, answer_records
+from videollm import infer
 from videollm.batches import dataset
 from videollm.common.config import ConfigError
 from videollm.common.isolate import Isolated, Stopped, isolated_map
+from videollm.inference import answer as answering
+from videollm.inference import output as outputs
+from videollm.inference.answer import Speed, answer_records
+from videollm.inference.plan import UNIT, plan
 from videollm.model.generate import GenerateOptions
-from videollm.questions import UNIT, plan
 
 SHORT = GenerateOptions(max_new_tokens=4)
 
@@ -332,7 +334,7 @@ def test_parts_of_killed_ranks_are_merged_and_a_missing_or_doubled_id_is_named(t
 
 def test_a_second_command_on_the_same_output_is_refused_until_the_first_is_gone(tmp_path):
     output = tmp_path / "o.jsonl"
-    code = "import sys, pathlib; from videollm.outputs import locked\n"
+    code = "import sys, pathlib; from videollm.inference.output import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     held = subprocess.Popen(
         [sys.executable, "-c", code, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

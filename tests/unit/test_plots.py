@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videollm import plots
+from videollm.inference import timeline
 
 
 def pixels(path) -> np.ndarray:
@@ -26,9 +26,9 @@ def sample(**changes) -> dict:
 
 
 def test_a_bar_covers_its_part_of_the_axis(tmp_path):
-    plots.timeline(tmp_path / "made/one.png", **sample())
+    timeline.timeline(tmp_path / "made/one.png", **sample())
     image = pixels(tmp_path / "made/one.png")
-    whole, part = columns_of(image, plots.TRUTH), columns_of(image, plots.PALETTE[0])
+    whole, part = columns_of(image, timeline.TRUTH), columns_of(image, timeline.PALETTE[0])
     length = whole[-1] - whole[0]
     assert (part[0] - whole[0]) / length == pytest.approx(0.25, abs=0.01)
     assert (part[-1] - whole[0]) / length == pytest.approx(0.5, abs=0.01)
@@ -39,27 +39,27 @@ def test_frames_stand_above_their_times_and_an_empty_lane_is_drawn(tmp_path):
     frames[15][:] = (255, 0, 255)  # at 31 s of 40 s
     times = (np.arange(20) + 0.5) * 2
     shown = sample(frames=frames, frame_times_s=times, predictions={"model": []})
-    plots.timeline(tmp_path / "frames.png", **shown)
+    timeline.timeline(tmp_path / "frames.png", **shown)
     image = pixels(tmp_path / "frames.png")
-    whole, frame = columns_of(image, plots.TRUTH), columns_of(image, "#ff00ff")
+    whole, frame = columns_of(image, timeline.TRUTH), columns_of(image, "#ff00ff")
     center = (frame.mean() - whole[0]) / (whole[-1] - whole[0])
     assert center == pytest.approx(31 / 40, abs=0.06)
-    assert not columns_of(image, plots.PALETTE[0]).size
+    assert not columns_of(image, timeline.PALETTE[0]).size
 
 
 def test_a_span_without_length_is_seen(tmp_path):
-    plots.timeline(tmp_path / "point.png", **sample(predictions={"model": [[10.0, 10.0]]}))
-    assert columns_of(pixels(tmp_path / "point.png"), plots.PALETTE[0]).size
+    timeline.timeline(tmp_path / "point.png", **sample(predictions={"model": [[10.0, 10.0]]}))
+    assert columns_of(pixels(tmp_path / "point.png"), timeline.PALETTE[0]).size
 
 
 def test_a_grid_has_a_cell_for_each_sample(tmp_path):
     samples = [sample(title="a $ sign, and a title that is much longer than any picture is wide " * 3)] * 3
-    plots.timeline_grid(tmp_path / "grid.png", samples)
+    timeline.timeline_grid(tmp_path / "grid.png", samples)
     image = pixels(tmp_path / "grid.png")
     half = image.shape[1] // 2
     upper, lower = image[: image.shape[0] // 2], image[image.shape[0] // 2 :]
     cells = [cell for row in (upper, lower) for cell in (row[:, :half], row[:, half:])]
-    assert [bool(columns_of(cell, plots.TRUTH).size) for cell in cells] == [True, True, True, False]
+    assert [bool(columns_of(cell, timeline.TRUTH).size) for cell in cells] == [True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -72,36 +72,36 @@ def test_a_grid_has_a_cell_for_each_sample(tmp_path):
 )
 def test_timelines_that_cannot_be_drawn_are_refused(tmp_path, change, why):
     with pytest.raises(ValueError, match=why):
-        plots.timeline(tmp_path / "no.png", **sample(**change))
+        timeline.timeline(tmp_path / "no.png", **sample(**change))
     assert not (tmp_path / "no.png").exists()
 
 
 def test_an_empty_grid_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no samples"):
-        plots.timeline_grid(tmp_path / "no.png", [])
+        timeline.timeline_grid(tmp_path / "no.png", [])
 
 
 def test_every_run_has_its_line_though_terms_differ(tmp_path):
     long = [{"step": i, "loss": 1 / (i + 1), "lm": 0.5} for i in range(200)]
     long[3]["loss"] = float("nan")
     short = [{"step": i, "loss": 0.5, "dfl": 1.0} for i in range(5)]
-    plots.loss_curves(tmp_path / "curves.png", {"long": long, "short": short})
+    timeline.loss_curves(tmp_path / "curves.png", {"long": long, "short": short})
     image = pixels(tmp_path / "curves.png")
-    assert columns_of(image, plots.PALETTE[0]).size and columns_of(image, plots.PALETTE[1]).size
+    assert columns_of(image, timeline.PALETTE[0]).size and columns_of(image, timeline.PALETTE[1]).size
 
 
 def test_curves_without_a_term_are_refused(tmp_path):
     with pytest.raises(ValueError, match="runs \\['empty'\\] log no term"):
-        plots.loss_curves(tmp_path / "no.png", {"empty": [{"step": 1}]})
+        timeline.loss_curves(tmp_path / "no.png", {"empty": [{"step": 1}]})
 
 
 def test_a_score_table_grows_with_its_rows_and_refuses_a_short_one(tmp_path):
     columns = ["model", "mIoU", "samples"]
-    plots.score_table(tmp_path / "one.png", [["a", 0.5, 10]], columns)
-    plots.score_table(tmp_path / "two.png", [["a", 0.5, 10], ["b", None, 10]], columns)
+    timeline.score_table(tmp_path / "one.png", [["a", 0.5, 10]], columns)
+    timeline.score_table(tmp_path / "two.png", [["a", 0.5, 10], ["b", None, 10]], columns)
     assert pixels(tmp_path / "two.png").shape[0] > pixels(tmp_path / "one.png").shape[0]
     with pytest.raises(ValueError, match="has 2 cells"):
-        plots.score_table(tmp_path / "no.png", [["a", 0.5]], columns)
+        timeline.score_table(tmp_path / "no.png", [["a", 0.5]], columns)
 
 
 class Page(html.parser.HTMLParser):
@@ -121,7 +121,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_a_report_escapes_text_and_needs_no_other_file(tmp_path):
-    plots.score_table(tmp_path / "image.png", [["a", 0.5]], ["model", "mIoU"])
+    timeline.score_table(tmp_path / "image.png", [["a", 0.5]], ["model", "mIoU"])
     sections = [
         {
             "heading": "A < B",
@@ -131,7 +131,7 @@ def test_a_report_escapes_text_and_needs_no_other_file(tmp_path):
         },
         {"image": tmp_path / "image.png", "caption": 'a "picture"', "code": "<i>a > b"},
     ]
-    plots.report_html(tmp_path / "made/report.html", "Report & more", sections)
+    timeline.report_html(tmp_path / "made/report.html", "Report & more", sections)
     (tmp_path / "image.png").unlink()
     page = Page((tmp_path / "made/report.html").read_text())
     assert not {"script", "i", "link"} & set(page.tags)
@@ -142,6 +142,6 @@ def test_a_report_escapes_text_and_needs_no_other_file(tmp_path):
 
 def test_a_report_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(ValueError, match="'Scores': unknown key txt"):
-        plots.report_html(tmp_path / "no.html", "t", [{"heading": "Scores", "txt": ""}])
+        timeline.report_html(tmp_path / "no.html", "t", [{"heading": "Scores", "txt": ""}])
     with pytest.raises(ValueError, match="there is no image"):
-        plots.report_html(tmp_path / "no.html", "t", [{"image": tmp_path / "no.png"}])
+        timeline.report_html(tmp_path / "no.html", "t", [{"image": tmp_path / "no.png"}])

@@ -20,9 +20,9 @@ from videollm.checkpoint.bundle import Bundle
 from videollm.common.processes import out_of_memory
 from videollm.data.record import Record
 from videollm.heads.types import Answer
+from videollm.inference.plan import Asked, Batch, VideoGroups, plan, read_ahead
 from videollm.model.generate import GenerateOptions
 from videollm.model.towers import CHUNK, encode_frames
-from videollm.questions import Asked, Batch, VideoGroups, plan, read_ahead
 
 
 @dataclass

@@ -1,0 +1,176 @@
+"""One inference command from its options to a proven output: load, answer this rank's share, merge, count.
+
+In: the parsed command line (infer.py). Out: ``OUTPUT.jsonl`` and its meta file. Knows no benchmark.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from videollm.batches.reader import VisualReader, open_store
+from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint.load import load, read_config
+from videollm.common.code import code
+from videollm.common.command import usable_device
+from videollm.common.config import ConfigError, build, override, to_dict
+from videollm.common.processes import Ranks, local_rank
+from videollm.data.load import load_records
+from videollm.data.record import Record
+from videollm.heads.presets import lay_preset
+from videollm.inference.answer import Speed, answer_records
+from videollm.inference.output import (
+    add_lines,
+    beside,
+    check_meta,
+    check_writable,
+    gather,
+    locked,
+    model_content,
+    prove,
+    write_meta,
+)
+from videollm.inference.plan import Unit, plan
+from videollm.model.generate import GenerateOptions
+from videollm.video.sampling import Sampler
+
+MOST_WORKERS = 4  # by default, for one process
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OVERRIDES = ("sampler", "generate", "head", "compatibility")  # keys of the command line
+
+
+def asked_settings(overrides: Sequence[str], model: str) -> tuple[GenerateOptions, dict, dict]:
+    """How to answer, the options to lay over the model's head, and over its sampler, as the command line says.
+
+    Raises:
+        ConfigError, CheckpointError: an unknown key or value; no checkpoint whose head ``compatibility`` could mean.
+    """
+    values = override({}, list(overrides))
+    for key in values:
+        if key not in OVERRIDES:
+            raise ConfigError(f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
+    sampling, values["model"] = values.pop("sampler", {}), {"head": values.pop("head", {})}
+    values = lay_preset(values, read_config(Path(model)).head.get("name") if "compatibility" in values else None)
+    return build(GenerateOptions, values.get("generate", {}), "generate"), values["model"]["head"], sampling
+
+
+def special_of(precision: str, head: dict) -> dict:
+    """What of precision and head options is not the default, for the meta file."""
+    given = {"precision": precision} if precision != "fp32" else {}
+    return given | ({"head": head} if head else {})
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load, answer this rank's share, merge, and prove that every question has its line."""
+    options, head, sampling = asked_settings(args.overrides, args.model)
+    records = load_records(args.annotations)
+    units = plan(records, options, args.batch_size)  # also says bad options of a record before the model is loaded
+    if not Path(args.videos).is_dir():
+        raise ConfigError(f"--videos: {args.videos} is not a folder; give the one that the paths are below")
+    bundle = load(args.model, head=head, dtype=PRECISIONS[args.precision])
+    sampler = build(Sampler, bundle.config.sampler | sampling, "sampler")
+    device = usable_device(args.device if args.device != "cuda" else f"cuda:{local_rank()}")
+    reader = bundle.reader(args.videos, sampler, backend=args.backend, timeout_s=args.decode_timeout)
+    if args.frames:
+        open_store(args.frames, reader, records)
+    check_writable(args.output)
+    ranks = Ranks()
+    with locked(args.output) if ranks.rank == 0 else contextlib.nullcontext():
+        missing, meta = None, {}
+        if ranks.rank == 0:
+            meta = {
+                "model": str(args.model), "content": model_content(args.model),
+                "annotations": list(map(str, args.annotations)), "sampler": to_dict(sampler),
+                "decoding": to_dict(options) | special_of(args.precision, head), "config": bundle.config.to_dict(),
+                "commit": code()[0],
+            }  # fmt: skip
+            meta = check_meta(args.output, meta) | meta
+            answered = {i for i, line in gather(args.output, records).items() if not line["error"]}
+            missing = {record.id for record in records} - answered
+            write_meta(args.output, meta)
+        missing = ranks.told(missing)  # told, not read: another node may still see an older file
+        bundle.model.to(device)
+        speed = answer_share(args, bundle, records, reader, units, missing, ranks)
+        speeds = ranks.collected(speed)
+        if ranks.rank == 0:
+            finish(args.output, records, meta, speeds)
+    ranks.close()
+
+
+def answer_share(
+    args: argparse.Namespace, bundle: Bundle, records: list[Record], reader: VisualReader, units: list[Unit],
+    missing: set[str], ranks: Ranks,
+) -> Speed:  # fmt: skip
+    """Answer this rank's units as far as they are missing. A batch is always asked whole, so that its answers are those
+    of a run without a break; lines that are there already are not written again."""
+    left = [[batch for batch in unit if any(r.id in missing for r in batch[1])] for unit in units]
+    batches = [batch for unit in [unit for unit in left if unit][ranks.rank :: ranks.world] for batch in unit]
+    speed = Speed()
+    if not batches:
+        return speed
+    lines = answer_records(
+        bundle, records, reader, GenerateOptions(), batches=batches, workers=workers_for(args.workers, ranks.world),
+        progress=ranks.rank == 0, speed=speed,
+    )  # fmt: skip
+    part = args.output if ranks.world == 1 else beside(args.output, f".part{ranks.rank}")
+    with open(part, "ab", buffering=0) as out:
+        for line in lines:
+            if line["id"] in missing:
+                add_lines(out, [line])
+    return speed
+
+
+def workers_for(asked: int | None, world: int) -> int:
+    """Processes that read videos: as asked, or what the machine has for this rank, at most four."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+
+
+def finish(output: Path, records: list[Record], meta: dict, speeds: list[Speed]) -> None:
+    """Merge and prove the output, complete the meta file, and say what came of it."""
+    gather(output, records)
+    lines = prove(output, records)
+    errors = [line for line in lines if line["error"]]
+    meta["counts"] = {"questions": len(records), "answered": len(lines) - len(errors), "errors": len(errors)}
+    thinned = [line["thinned"] for line in lines if line["thinned"]]
+    meta["thinned"] = {"questions": len(thinned), "frames": sum(thinned)}
+    asked, tokens = sum(s.questions for s in speeds), sum(s.tokens for s in speeds)
+    if asked:
+        meta["speed"] = speed_of(speeds, asked, tokens)
+    write_meta(output, meta)
+    print(f"{output}: {len(lines) - len(errors)} answers, {len(errors)} errors of {len(records)} questions", end="; ")
+    print("every id exactly once")
+    if thinned:
+        print(f"{len(thinned)} questions about videos longer than the context: {sum(thinned)} frames thinned uniformly")
+    if asked:
+        rates = "{samples_per_s} samples/s, {tokens_per_s} tokens/s, {data_wait_share:.0%} of the time without videos"
+        print(rates.format(**meta["speed"]))
+    if errors:
+        report_errors(output, errors, len(lines))
+
+
+def speed_of(speeds: list[Speed], asked: int, tokens: int) -> dict:
+    """What the run that finished the output did, over all ranks."""
+    longest, spent = max(s.seconds for s in speeds), sum(s.seconds for s in speeds)
+    return {
+        "questions": asked,
+        "processes": len(speeds),
+        "seconds": round(longest, 2),
+        "samples_per_s": round(asked / longest, 2),
+        "tokens_per_s": round(tokens / longest, 1),
+        "data_wait_share": round(sum(s.wait_s for s in speeds) / spent, 3),
+    }
+
+
+def report_errors(output: Path, errors: list[dict], questions: int) -> None:
+    """Name the first question that could not be asked; ConfigError if none could be."""
+    first = f"first {errors[0]['id']}: {errors[0]['error']}"
+    if len(errors) == questions:
+        raise ConfigError(f"none of the {questions} questions could be asked, {first} (all of them: {output})")
+    print(f"{len(errors)} questions could not be asked, {first} (all of them: {output})", file=sys.stderr)
