@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
-from videollm.assemble import assemble, read_settings, set_trainable
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_sizes
 from videollm.batches.reader import VisualReader
@@ -25,8 +24,10 @@ from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import override, read_yaml
 from videollm.data.load import load_records
 from videollm.data.record import Record
-from videollm.features import FeatureStore
-from videollm.trainer import NOT_FOR_THE_MODEL
+from videollm.training.assemble import assemble, read_settings
+from videollm.training.features import FeatureStore
+from videollm.training.optimizer import set_trainable
+from videollm.training.trainer import NOT_FOR_THE_MODEL
 
 ROWS = {"one question a row": 48, "packed": 12}  # of about the same number of tokens
 

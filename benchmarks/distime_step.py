@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.rounds import rounds
-from videollm.assemble import set_trainable
 from videollm.batches.collate import Collator
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt, Ref
@@ -29,7 +28,8 @@ from videollm.data.conversation import Role
 from videollm.model.generate import GenerateOptions
 from videollm.model.lora import add_lora, merge_lora
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
-from videollm.settings import LoraSettings, PartSettings, TrainSettings
+from videollm.training.optimizer import set_trainable
+from videollm.training.settings import LoraSettings, PartSettings, TrainSettings
 
 STAMP, FRAME_TIME, CONTEXT = 10, 11, 12  # token ids; words begin behind them
 PER_FRAME, SIZE = 256, 448  # tokens and pixels of a frame

@@ -10,11 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
-from videollm.assemble import assemble
 from videollm.common.config import build, override, read_yaml
-from videollm.settings import Settings
 from videollm.synthetic import write_dataset
 from videollm.tiny import build_word_tokenizer
+from videollm.training.assemble import assemble
+from videollm.training.settings import Settings
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/tiny/distime.yaml"
 QUESTIONS_A_CLIP = 3  # at least: one an event, a dense caption, a choice

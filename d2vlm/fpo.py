@@ -23,7 +23,7 @@ from videollm.heads import SpanRefs
 from videollm.model.loss import token_cross_entropy
 from videollm.model.objective import OBJECTIVES, Objective, Reading, Sums
 from videollm.model.videollm import VideoLLM
-from videollm.settings import Settings
+from videollm.training.settings import Settings
 
 FACTORS = tuple(f"logp_{answer}_{factor}" for answer in ("chosen", "rejected") for factor in ("grounding", "text"))
 

@@ -17,14 +17,15 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from videollm.assemble import assemble, set_trainable
 from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import build
 from videollm.data.annotations import parse_record
 from videollm.data.record import Record
 from videollm.model.videollm import VideoLLM
-from videollm.settings import Settings
+from videollm.training.assemble import assemble
+from videollm.training.optimizer import set_trainable
+from videollm.training.settings import Settings
 from videollm.video.decode import VideoError
 
 SIZE = 28  # pixels a side

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch.utils.data import SequentialSampler
 
 from videollm import train
-from videollm.trainer import VideoTrainer
+from videollm.training.trainer import VideoTrainer
 
 
 def free_port() -> int:

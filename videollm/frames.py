@@ -18,7 +18,7 @@ from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
-from videollm.settings import Settings
+from videollm.training.settings import Settings
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler

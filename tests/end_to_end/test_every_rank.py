@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.models import clip_lines, clips, read_log, turns, write_config
 from tests.ranks import in_order, output_of, run
-from videollm.trainer import VideoTrainer
+from videollm.training.trainer import VideoTrainer
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.distributed]
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from tests.models import clip_lines, read_log, turns, write_config, write_lines
 from tests.ranks import kill_after, output_of, run
-from videollm import saving, train
-from videollm.trainer import VideoTrainer
+from videollm import train
+from videollm.training import saving
+from videollm.training.trainer import VideoTrainer
 
 pytestmark = pytest.mark.end_to_end
 
@@ -348,7 +349,7 @@ def test_resuming_takes_the_intervals_of_the_new_config_and_every_start_is_recor
 @pytest.mark.distributed
 def test_nodes_that_do_not_share_the_output_are_told(tmp_path, repository, monkeypatch):
     monkeypatch.setattr("videollm.common.command.HEAD_START_S", 0.2)
-    monkeypatch.setattr("videollm.runfolder.PATIENCE_S", 1)
+    monkeypatch.setattr("videollm.training.runfolder.PATIENCE_S", 1)
     config = configure(tmp_path, repository, head="text")
     for rank in (0, 1):
         (tmp_path / f"node{rank}").mkdir()

@@ -9,12 +9,12 @@ import torch
 from distime.names import BINS, merge_lora, to_official, to_ours
 from distime.official_config import layout_of, official_config, our_config, our_layout
 from tests.golden.distime_model import existing, read
-from videollm.assemble import part_of, set_trainable
 from videollm.checkpoint.tensors import KeyReport
 from videollm.common.config import build, read_yaml, to_dict
 from videollm.model.lora import add_lora
 from videollm.model.videollm import VideoLLM
-from videollm.settings import Settings
+from videollm.training.optimizer import part_of, set_trainable
+from videollm.training.settings import Settings
 
 pytestmark = pytest.mark.golden
 VISION = {

@@ -19,11 +19,11 @@ from tests.golden.distime_model import (
     golden_bundle,
     read,
 )
-from videollm.assemble import set_trainable
 from videollm.common.config import build, read_yaml
 from videollm.model.lora import add_lora, merge_lora
 from videollm.model.loss import logits_of
-from videollm.settings import Settings
+from videollm.training.optimizer import set_trainable
+from videollm.training.settings import Settings
 
 pytestmark = pytest.mark.golden
 TERMS = {"lm": "loss_text", "dfl": "loss_time_dfl", "diou": "loss_iou"}

@@ -11,7 +11,6 @@ from PIL import Image
 
 from tests import models as tiny
 from videollm import ask as asking
-from videollm.assemble import assemble, set_trainable
 from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint.load import load
 from videollm.checkpoint.tensors import CheckpointError
@@ -21,6 +20,8 @@ from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.heads.interface import HEADS, TemporalHead, build_head
 from videollm.heads.types import Answer, FrameBatch, SpanRefs
 from videollm.synthetic import make_clip, render, write_video
+from videollm.training.assemble import assemble
+from videollm.training.optimizer import set_trainable
 from videollm.video.decode import VideoError
 
 FOUR_FRAMES = {"sampler": {"rule": "segments", "num_frames": 4}}

@@ -15,8 +15,8 @@ from tests.models import LINES, NoiseReader, make_bundle, record, settings, turn
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.order import TokenBudgetBatches, item_sizes
 from videollm.common.config import ConfigError
-from videollm.train import training_arguments
-from videollm.trainer import FreshFrames, JsonLog, VideoTrainer
+from videollm.training.run import training_arguments
+from videollm.training.trainer import FreshFrames, JsonLog, VideoTrainer
 from videollm.video.sampling import Sampler
 
 SETTING = "train.max_tokens_per_batch"

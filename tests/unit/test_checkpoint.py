@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import LINES, PAIRS, byte_tokenizer, make_batch, make_bundle, settings
-from videollm.assemble import assemble, part_of, set_trainable
 from videollm.checkpoint.load import load
 from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.config import ConfigError
 from videollm.model.generate import GenerateOptions
 from videollm.model.lora import merge_lora
+from videollm.training.assemble import assemble
+from videollm.training.optimizer import part_of, set_trainable
 
 ALL = list(LINES)
 LORA = {"r": 2, "alpha": 8, "dropout": 0.0}

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.models import HEADS, clip_lines, clips, make_batch, make_bundle, turns, write_config, write_lines
-from videollm.assemble import read_settings
 from videollm.checkpoint.load import load
 from videollm.common.config import ConfigError
 from videollm.heads.interface import build_head
@@ -17,6 +16,7 @@ from videollm.infer import main as infer
 from videollm.inference.run import asked_settings
 from videollm.model.generate import GenerateOptions
 from videollm.train import main as run_train
+from videollm.training.assemble import read_settings
 
 RUN = {"model": {"head": {"name": "distime"}}, "data": {"sampler": {"rule": "segments", "pick": "random"}}}
 FLAGS = {  # the table of docs/distime.md: flag -> (default, published)
@@ -166,7 +166,7 @@ def test_a_checkpoint_keeps_its_time_head_when_training_goes_on(tmp_path):
         "model": {"checkpoint": str(tmp_path / "run/final")},
         "data": {"train": [write_lines(tmp_path / "x.jsonl", clip_lines())], "videos": str(clips())},
     })  # fmt: skip
-    from videollm.assemble import assemble
+    from videollm.training.assemble import assemble
 
     first, second = load(tmp_path / "run/final").model.head, assemble(again).model.head
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

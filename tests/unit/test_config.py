@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from videollm.common.config import ConfigError, build, merge, override, read_yaml, to_dict
-from videollm.settings import Settings
+from videollm.training.settings import Settings
 
 
 @dataclass

@@ -16,8 +16,8 @@ from videollm.batches.templates import TEMPLATES
 from videollm.common.config import ConfigError, build, read_yaml
 from videollm.heads.interface import head_class
 from videollm.heads.text import TextOptions
-from videollm.settings import PARTS, PartSettings, Settings
-from videollm.train import accumulation
+from videollm.training.run import accumulation
+from videollm.training.settings import PARTS, PartSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -70,9 +70,9 @@ def test_a_published_systems_expected_parameters_add_up(path):
     """The numbers in the comment are those of the real sizes, built without memory."""
     import torch
 
-    from videollm.assemble import part_of, set_trainable
     from videollm.model.lora import add_lora
     from videollm.model.videollm import VideoLLM, VideoLLMConfig
+    from videollm.training.optimizer import part_of, set_trainable
 
     settings = build(Settings, read_yaml(ROOT / path))
     config = VideoLLMConfig(head=settings.model.head, **REAL_SIZES.get(path, REAL_SIZES[settings.model.head["name"]]))

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from d2vlm.convert import main
 from d2vlm.names import TOWER, official
 from tests.models import SIZE, make_batch, make_bundle, settings, tokenizer_folder
-from videollm.assemble import assemble
 from videollm.checkpoint.load import load
 from videollm.checkpoint.tensors import CheckpointError, write_tensors
+from videollm.training.assemble import assemble
 
 PREFIX = "base_model.model."
 VISION = {

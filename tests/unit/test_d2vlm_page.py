@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from d2vlm.fpo import FPOOptions
-from videollm.assemble import read_settings
 from videollm.common.config import build
 from videollm.heads.interface import build_head
+from videollm.training.assemble import read_settings
 
 RUN = {"model": {"head": {"name": "d2vlm"}}, "data": {}}
 

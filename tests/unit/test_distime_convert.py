@@ -14,11 +14,11 @@ from distime.convert import convert, main
 from distime.names import BINS, WRAPPER
 from distime.tokenizer import IMAGE_TOKENS, TIME_TOKENS, read_tokenizer
 from tests.models import SIZE, SPECIAL, byte_tokenizer, make_batch, make_bundle
-from videollm.assemble import assemble
 from videollm.checkpoint.load import load
 from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.config import build
-from videollm.settings import Settings
+from videollm.training.assemble import assemble
+from videollm.training.settings import Settings
 
 BACKBONES = {"internvl": "qwen2", "llama": "internlm2"}
 IMG = {"token": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>"}

@@ -9,7 +9,7 @@ import torch
 from tests.models import clips, make_bundle
 from videollm.batches import dataset
 from videollm.common.config import ConfigError
-from videollm.features import FeatureStore
+from videollm.training.features import FeatureStore
 from videollm.video.decode import VideoError
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler

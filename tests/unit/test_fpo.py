@@ -14,7 +14,7 @@ from videollm.data.conversation import Role, span_marks
 from videollm.heads.interface import build_head
 from videollm.heads.types import FrameBatch, SpanRefs
 from videollm.model.objective import Supervised, build_objective
-from videollm.validation import held_out
+from videollm.training.validation import held_out
 
 WORSE = [
     {"factor": "shift", "value": "at <span> and <span>.", "tgt": [2, 3, 0, 1]},

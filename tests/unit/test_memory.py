@@ -11,10 +11,19 @@ from torch.profiler import ProfilerActivity, profile
 from tests.models import make_bundle, record, settings, turns, write_config
 from videollm import memory
 from videollm.common.config import ConfigError
-from videollm.dry_run import Load, NoEstimate, dry_run, let_go, make_batch
 from videollm.heads.text import TextTimeHead
-from videollm.memory import MASTER, MOMENTS, Zero, assumed_load, estimate, held_states, largest_load, planned_model
-from videollm.trainer import parameter_groups
+from videollm.training.dry_run import Load, NoEstimate, dry_run, let_go, make_batch
+from videollm.training.memory import (
+    MASTER,
+    MOMENTS,
+    Zero,
+    assumed_load,
+    estimate,
+    held_states,
+    largest_load,
+    planned_model,
+)
+from videollm.training.optimizer import parameter_groups
 
 
 def given(backbone="internvl", head="distime", data=None, **train):

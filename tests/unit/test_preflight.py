@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from tests.models import settings
-from videollm import preflight, saving
 from videollm.common.config import ConfigError, to_dict
-from videollm.saving import Facts
+from videollm.training import preflight, saving
+from videollm.training.saving import Facts
 
 
 def zero_file(tmp_path, stage: int = 2, **changes) -> str:
@@ -166,6 +166,6 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_is_built(tmp_
     (tmp_path / "run").write_text("a file")
     assert "train.output: cannot write to" in refused(run_settings(tmp_path))
     (tmp_path / "run").unlink()
-    monkeypatch.setattr("videollm.runfolder.os.access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr("videollm.training.runfolder.os.access", lambda path, mode: False)  # root may write everywhere
     message = refused(run_settings(tmp_path))
     assert f"no permission to write in {tmp_path}" in message and not (tmp_path / "run").exists()

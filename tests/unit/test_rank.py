@@ -8,7 +8,7 @@ import torch
 from d2vlm import rank
 from d2vlm.fpo import FPO, FPOOptions
 from tests.models import NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
-from videollm.validation import held_out
+from videollm.training.validation import held_out
 
 WORSE = [
     {"factor": "shift", "value": "at <span> and <span>.", "tgt": [2, 3, 0, 1]},

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videollm import saving
-from videollm.saving import Facts
+from videollm.training import saving
+from videollm.training.saving import Facts
 
 
 def write(output, step: int) -> None:

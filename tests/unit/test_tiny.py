@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from videollm import synthetic, tiny
-from videollm.assemble import align_words
 from videollm.model.towers import ConvTower, ConvTowerConfig
 from videollm.synthetic import COLORS, MOTIONS, SHAPES
+from videollm.training.assemble import align_words
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler

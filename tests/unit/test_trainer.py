@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.models import NoiseReader, make_batch, make_bundle, record, settings, turns
-from videollm.assemble import part_of
 from videollm.batches.dataset import VideoDataset
 from videollm.common.config import ConfigError
-from videollm.train import flat, load_metric, training_arguments
-from videollm.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer, parameter_groups
+from videollm.training.optimizer import parameter_groups, part_of
+from videollm.training.run import training_arguments
+from videollm.training.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer
+from videollm.training.validation import flat, load_metric
 
 GOOD = {"video": "a.mp4", "tgt": [0, 2], "conversations": turns("<video>\nwhen?", "in <span>")}
 BAD = {"video": "broken.mp4", "conversations": turns("<video>\nwhen?", "now")}

@@ -27,7 +27,7 @@ from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.bundle import Bundle
 from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.videollm import VideoLLM, tower_shape
-from videollm.settings import Settings
+from videollm.training.settings import Settings
 
 NOT_FOR_THE_MODEL = ("bad", "ids", "thinned", "padded")
 QUESTION = 32  # of a prompt's words, at most; the others are answered, so that losses are not underestimated

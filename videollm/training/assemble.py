@@ -4,7 +4,6 @@ Knows the config tree and the parts' builders; nothing of data or training loops
 """
 
 import difflib
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from videollm.heads.presets import lay_preset
 from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
-from videollm.settings import PARTS, ModelSettings, Settings, TrainSettings
+from videollm.training.settings import ModelSettings, Settings
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 
@@ -310,36 +309,3 @@ def align_words(
             index = tokenizer.convert_tokens_to_ids(piece)
             if index not in (None, tokenizer.unk_token_id):
                 weight[index] = (norm * row / row.norm()).to(weight.dtype)
-
-
-def part_of(name: str) -> str:
-    """The part (see ``settings.PARTS``) that a parameter belongs to."""
-    if "lora_" in name:
-        return "lora"
-    first = name.split(".", 1)[0]
-    if first != "language_model":
-        return first
-    if "embed_tokens" in name:
-        return "embeddings"
-    return "lm_head" if ".lm_head" in name else "language_model"
-
-
-def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
-    """Freeze and unfreeze by part. Default: all but the tower; with LoRA, not the language model and its ends.
-
-    Raises:
-        ConfigError: a pattern of ``train.parts.PART.only`` that no parameter of the part has.
-    """
-    frozen = {"vision_tower"} | ({"language_model", "embeddings", "lm_head"} if train.lora else set())
-    wanted = {part: part not in frozen for part in PARTS}
-    wanted |= {part: s.train for part, s in train.parts.items() if s.train is not None}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(wanted[part_of(name)])
-    model.frozen_tower = not wanted["vision_tower"]
-    for part, only in ((part, s.only) for part, s in train.parts.items() if s.only is not None):
-        inside = {name: p for name, p in model.named_parameters() if part_of(name) == part}
-        for pattern in only:
-            if not any(re.search(pattern, name) for name in inside):
-                raise ConfigError(f"train.parts.{part}.only: {pattern!r} is in no name of the part's parameters")
-        for name, parameter in inside.items():
-            parameter.requires_grad_(wanted[part] and any(re.search(pattern, name) for pattern in only))

@@ -14,19 +14,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_pt_utils import get_parameter_names
 
-from videollm import saving
-from videollm.assemble import part_of
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
 from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import ConfigError
 from videollm.common.processes import out_of_memory
-from videollm.saving import Facts, SaveError
-from videollm.settings import Settings
+from videollm.training import saving
+from videollm.training.optimizer import parameter_groups
+from videollm.training.saving import Facts, SaveError
+from videollm.training.settings import Settings
 
 NOT_FOR_THE_MODEL = ("bad", "ids", "thinned", "padded")
 TORCH_SAVE = ("inline_container", "PytorchStreamWriter")  # named in what it raises on a full disk
@@ -318,27 +316,6 @@ def unsaved(what: str, error: Exception) -> SaveError:
         f"train.output: cannot write {what} ({reason}); what was saved before is whole: make room, then go on with "
         "train.resume=true"
     )
-
-
-def parameter_groups(model: nn.Module, settings: Settings) -> list[dict]:
-    """Trainable parameters by part and decay: none on biases and norms, but with ``train.decay_all``.
-
-    Groups keep the model's order, as resuming needs.
-    """
-    train = settings.train
-    spared = ([], []) if train.decay_all else ([nn.LayerNorm], [r"bias", r"norm"])
-    decayed = set(get_parameter_names(model, *spared))
-    groups: dict[tuple[str, bool], dict] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        part, decays = part_of(name), name in decayed
-        given = train.parts.get(part)
-        lr = train.lr if given is None or given.lr is None else given.lr
-        decay = train.weight_decay if given is None or given.weight_decay is None else given.weight_decay
-        group = groups.setdefault((part, decays), {"params": [], "lr": lr, "weight_decay": decay if decays else 0.0})
-        group["params"].append(parameter)
-    return list(groups.values())
 
 
 class FreshFrames(TrainerCallback):

@@ -17,9 +17,9 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from videollm.common.config import ConfigError, read_yaml, to_dict
 from videollm.common.processes import world_size
-from videollm.runfolder import check_writable
-from videollm.saving import Checkpoint, last_good
-from videollm.settings import Settings
+from videollm.training.runfolder import check_writable
+from videollm.training.saving import Checkpoint, last_good
+from videollm.training.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import yaml
 
 from videollm.common.code import this_start
 from videollm.common.config import ConfigError, to_dict
-from videollm.saving import rewind, tidy
-from videollm.settings import Settings
+from videollm.training.saving import rewind, tidy
+from videollm.training.settings import Settings
 
 PATIENCE_S = 10  # for a file to appear on another node
 

@@ -1,0 +1,239 @@
+"""A training run from settings to its final model: check, assemble, read ahead, train, save.
+
+Runs as one process, under ``torchrun --nproc_per_node N`` or under the ``deepspeed`` launcher, on CPU or GPU. Writes
+``output/``: ``config.yaml`` (resolved), ``starts.jsonl``, ``log.jsonl``, ``checkpoint-N/`` (resumable), ``best/`` (by
+validation) and ``final/``. Every part of it has a file of its own beside this one.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainingArguments, set_seed
+
+from videollm.batches.dataset import VideoDataset
+from videollm.batches.reader import VisualReader, open_store
+from videollm.checkpoint.bundle import Bundle
+from videollm.common.config import ConfigError
+from videollm.common.processes import this_rank, world_size
+from videollm.data import filters
+from videollm.data.mixture import load_training
+from videollm.data.record import Record
+from videollm.model.lora import merge_lora
+from videollm.model.objective import build_objective
+from videollm.training.assemble import assemble
+from videollm.training.features import FeatureStore, fill_store
+from videollm.training.memory import show_for_run
+from videollm.training.optimizer import part_of, set_trainable
+from videollm.training.preemption import Preempted, StopOnSignal
+from videollm.training.preflight import check_items, check_start, prepare_process
+from videollm.training.runfolder import open_run
+from videollm.training.settings import Settings, TrainSettings
+from videollm.training.trainer import FreshFrames, JsonLog, VideoTrainer
+from videollm.training.validation import make_validation
+
+logger = logging.getLogger(__name__)
+
+logger = logging.getLogger(__name__)
+
+
+def train(settings: Settings) -> Path:
+    """Run the training that ``settings`` describe; returns the folder of the final model.
+
+    Raises:
+        ConfigError, AnnotationError, CheckpointError, BadVideosError, OutOfMemory, SaveError: one message that names
+            key, line or file.
+        Preempted: told to stop by SIGTERM; the state is saved.
+    """
+    check_reporting(settings.train.report_to)
+    checkpoint = check_start(settings)
+    prepare_process(settings)
+    data = settings.data
+    if not Path(settings.data.videos).is_dir():
+        raise ConfigError(f"data.videos: {settings.data.videos} is not a folder; give the one the paths are below")
+    if not data.train:
+        raise ConfigError("data.train: no annotation file given")
+    records, root = load_training(data.train, data.videos, raw_spans=data.raw_spans)
+    records, left_out = filters.wanted(records, data.duration_s, data.max_answer_words)
+    objective = build_objective(settings.train.objective)
+    objective.check(records, settings)
+    bundle = assemble(settings)
+    set_trainable(bundle.model, settings.train)
+    if this_rank() == 0:
+        print_trainable(bundle)
+        show_for_run(settings, bundle, records)
+    arguments = training_arguments(settings)  # starts the process group
+    objective.prepare(bundle, settings)
+    bundle.model.objective = objective
+    rank, world = arguments.process_index, arguments.world_size
+    open_run(settings, checkpoint.facts.step if checkpoint else 0, world, rank)
+    if rank == 0:
+        tell_left_out(left_out, Path(settings.train.output))
+    reader = make_reader(bundle, settings, arguments, records, root)
+    dataset = make_dataset(bundle, settings, reader, records)
+    if len(dataset) < world:
+        raise ConfigError(f"data.train: {len(dataset)} items for {world} processes; start at most that many")
+    check_items(checkpoint, len(dataset))
+    validate = make_validation(bundle, settings, reader, arguments)
+    trainer = VideoTrainer(
+        bundle,
+        settings,
+        validate=validate,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=[] if validate else None,  # ``validate`` holds its own records; the Trainer only asks whether any
+        data_collator=bundle.collator(
+            average=settings.train.loss_average,
+            pack=settings.data.pack,
+            rank=objective.rejected is not None,
+            unseen_id=settings.data.unseen_id,
+        ),
+        callbacks=[FreshFrames(), JsonLog()],
+    )
+    if rank:
+        set_seed(settings.train.seed + rank)  # of dropout; the order of the data follows train.seed on all ranks
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        if stop.stopped:
+            raise Preempted(f"told to stop: saved checkpoint-{trainer.state.global_step}, go on with train.resume=true")
+        return save_final(trainer, settings)
+
+
+def tell_left_out(left_out: Sequence[dict], output: Path) -> None:
+    """Count the records that the filters of ``data`` leave out, and name them in the output folder."""
+    if left_out:
+        filters.write(left_out, output)
+        logger.warning("%d records left out (%s): %s", len(left_out), filters.told(left_out), output / filters.FILE)
+
+
+def check_reporting(names: Sequence[str]) -> None:
+    """ConfigError where the package of a ``train.report_to`` is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"train.report_to: {name} is not installed; pip install {name}, or leave it out")
+
+
+def accumulation(train: TrainSettings) -> int:
+    """Batches of one optimisation step on each process; ConfigError where ``train.global_batch`` cannot be split so."""
+    if train.global_batch is None:
+        return train.accumulation
+    world = world_size()
+    steps, rest = divmod(train.global_batch, train.batch_size * world)
+    if rest or not steps:
+        raise ConfigError(
+            f"train.global_batch: {train.global_batch} items cannot be split over {world} processes with "
+            f"train.batch_size={train.batch_size}; start a number of processes that divides it, or change either"
+        )
+    return steps
+
+
+def training_arguments(settings: Settings) -> TrainingArguments:
+    """The run as transformers' own arguments."""
+    t = settings.train
+    kinds = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    checkpointing = checkpointing if t.gradient_checkpointing else {}  # transformers renames it: no warning unasked
+    return TrainingArguments(
+        output_dir=t.output,
+        max_steps=t.steps or -1,
+        num_train_epochs=t.epochs,
+        per_device_train_batch_size=t.batch_size,
+        gradient_accumulation_steps=accumulation(t),
+        learning_rate=t.lr,
+        adam_beta1=t.betas[0],
+        adam_beta2=t.betas[1],
+        max_grad_norm=t.clip,
+        lr_scheduler_type=kinds[t.schedule],
+        lr_scheduler_kwargs={"min_lr_rate": t.min_lr_ratio} if t.schedule == "cosine" else {},
+        warmup_steps=int(t.warmup) if t.warmup >= 1 else t.warmup,
+        bf16=t.precision == "bf16",
+        deepspeed=t.deepspeed,
+        seed=t.seed,
+        data_seed=t.seed,
+        logging_steps=min(t.log_every, t.steps or t.log_every),  # a short run logs its losses too
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if t.save_every else "no",
+        save_steps=t.save_every or 500,
+        eval_strategy="steps" if t.validate_every else "no",
+        eval_steps=t.validate_every,
+        report_to=t.report_to or "none",
+        dataloader_num_workers=settings.data.workers,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        disable_tqdm=None,
+        **checkpointing,
+    )
+
+
+def make_reader(
+    bundle: Bundle, settings: Settings, arguments: TrainingArguments, records: Sequence[Record], root: Path
+) -> VisualReader:
+    """Frames for training, from below ``root``; with ``data.features``, the frozen tower's features are made first."""
+    data = settings.data
+    reader = bundle.reader(root, data.sampler, backend=data.backend)
+    if data.preprocess is not None:
+        reader.preprocess = data.preprocess
+    reader.timeout_s = data.decode_timeout_s
+    if data.frames:
+        open_store(data.frames, reader, records)
+    if not data.features:
+        return reader
+    if not bundle.model.frozen_tower:
+        raise ConfigError(
+            "data.features: the vision tower is trained (train.parts.vision_tower), so nothing can be kept"
+        )
+    if changed := [r for r in records if r.asking.view.jpeg]:
+        raise ConfigError(
+            f"data.features: {changed[0].where} is of a data set with data_augment, which changes its frames each "
+            "time; set that to false, or leave data.features out"
+        )
+    store = FeatureStore(data.features, reader, bundle.model.vision_tower)
+    fill_store(store, records, bundle, arguments)
+    reader.stored = store
+    return reader
+
+
+def make_dataset(bundle: Bundle, settings: Settings, reader: VisualReader, records: Sequence[Record]) -> VideoDataset:
+    """The training data."""
+    return VideoDataset(
+        records,
+        reader,
+        bundle.encoder(),
+        max_length=bundle.config.context_length,
+        pack=settings.data.pack,
+        max_questions=settings.data.max_questions,
+        rejected=bundle.model.objective.rejected,
+        seed=settings.train.seed,
+    )
+
+
+def print_trainable(bundle: Bundle) -> None:
+    """A table of what trains."""
+    totals: dict[str, list[int]] = {}
+    for name, parameter in bundle.model.named_parameters():
+        row = totals.setdefault(part_of(name), [0, 0])
+        row[0] += parameter.numel()
+        row[1] += parameter.numel() * parameter.requires_grad
+    table = Table("part", "parameters", "trained", title="What trains")
+    for part, (count, trained) in [*totals.items(), ("all", [sum(v) for v in zip(*totals.values(), strict=True)])]:
+        table.add_row(part, f"{count:,}", f"{trained:,}")
+    Console(width=80).print(table)
+
+
+def save_final(trainer: VideoTrainer, settings: Settings) -> Path:
+    """Write ``output/final``, with adapters folded in if asked."""
+    final = Path(settings.train.output) / "final"
+    if trainer.bundle.config.lora and settings.train.merge_lora:
+        merge_lora(trainer.bundle.model)
+        with trainer.writing(final.name) as folder:
+            if trainer.args.process_index == 0:
+                trainer.bundle.save(folder)
+    else:
+        trainer.save_model(str(final))
+    return final

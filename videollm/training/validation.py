@@ -1,0 +1,142 @@
+"""Validation while a model trains: held-out questions answered by free generation, held-out pairs compared.
+
+In: the model as it is, records that no training saw. Out: ``{metric: value}``, the same on every rank. Teacher forcing
+would show a head the true frames, so spans are scored as they are generated. Writes no file.
+"""
+
+import importlib.util
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import TrainingArguments
+
+from videollm.batches.dataset import VideoDataset
+from videollm.batches.reader import VisualReader
+from videollm.checkpoint.bundle import Bundle
+from videollm.common.config import ConfigError
+from videollm.data.conversation import SpanMark
+from videollm.data.load import load_records
+from videollm.data.mixture import below
+from videollm.data.record import Record
+from videollm.inference.answer import answer_records
+from videollm.inference.plan import room_for_question
+from videollm.model.objective import Objective
+from videollm.training.features import fill_store
+from videollm.training.settings import Settings
+from videollm.training.trainer import BadVideosError
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def held_out(
+    bundle: Bundle, objective: Objective, records: Sequence[Record], reader: VisualReader, size: int
+) -> dict[str, float]:
+    """The objective's logged numbers over all answers of ``records``; each rank reads its share, ``size`` at a time.
+
+    Records that cannot be read are named in a warning and left out.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    dataset = VideoDataset(
+        records[rank::world], reader, bundle.encoder(), max_length=bundle.config.context_length,
+        rejected=objective.rejected and "all",
+    )  # fmt: skip
+    collate, model = bundle.collator(rank=objective.rejected is not None), bundle.model
+    device = next(model.parameters()).device
+    total = torch.zeros(2, len(objective.logged), dtype=torch.float64, device=device)  # sums, counts
+    for start in range(0, len(dataset), size):
+        batch = collate([dataset[i] for i in range(start, min(start + size, len(dataset)))])
+        for bad in batch["bad"]:
+            logger.warning("validation leaves out %s", bad)
+        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        sums, counts = objective.sums(model, batch, model.read(batch))[1], objective.counts(model, batch)
+        total += torch.stack([torch.stack([of[n].double() for n in objective.logged]) for of in (sums, counts)])
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return dict(zip(objective.logged, (total[0] / total[1]).tolist(), strict=True))
+
+
+def make_validation(
+    bundle: Bundle, settings: Settings, reader: VisualReader, arguments: TrainingArguments
+) -> Callable[[], dict[str, float]] | None:
+    """A function that answers the validation questions by free generation and scores the spans, and has the objective
+    compare their rejected answers; None without any."""
+    if not settings.train.validate_every:
+        return None
+    if not settings.data.validation:
+        raise ConfigError("data.validation: train.validate_every needs annotation files to validate on")
+    known = below(load_records(settings.data.validation), Path(settings.data.videos), reader.root)
+    objective = bundle.model.objective
+    pairs = [r for r in known if objective.rejected and r.rejected][: settings.train.validation_size]
+    truths = {r.id: (r, spans) for r in known if (spans := answer_spans(r))}
+    truths = dict(itertools.islice(truths.items(), settings.train.validation_size))
+    if not truths:
+        raise ConfigError("data.validation: no record has an answer with a span; give some, or no train.validate_every")
+    records, world = [record for record, _ in truths.values()], arguments.world_size
+    mine = records[arguments.process_index :: world]
+    plain = bundle.reader(reader.root, backend=settings.data.backend)
+    plain.frames = reader.frames if plain.sampler == reader.sampler else None
+    if reader.stored is not None and plain.sampler == reader.sampler:
+        fill_store(reader.stored, records, bundle, arguments)
+        plain.stored = reader.stored
+    room_for_question(bundle, settings.generate)
+    score, best = load_metric(settings.train.metric), settings.train.best
+    names = [*flat(score(*[[spans for _, spans in truths.values()]] * 2)), *(objective.logged if pairs else ())]
+    if best and best not in names:
+        raise ConfigError(f"train.best: {settings.train.metric} gives no {best!r}, only {', '.join(names)}")
+
+    def validate() -> dict[str, float]:
+        device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(device):  # training goes on as it would without validation
+            lines = {line["id"]: line for line in answer_records(bundle, mine, plain, settings.generate, batch_size=32)}
+        if dist.is_initialized():
+            shares: list = [None] * world
+            dist.all_gather_object(shares, lines)
+            lines = {k: v for share in shares for k, v in share.items()}
+        bad = limit_unasked(lines, settings.data.max_bad_fraction)
+        good = [r.id for r in records if not lines[r.id]["error"]]
+        found = score([lines[i]["spans"] for i in good], [truths[i][1] for i in good]) | {"unreadable": bad}
+        return flat(found) | (held_out(bundle, objective, pairs, plain, size=8) if pairs else {})
+
+    return validate
+
+
+def answer_spans(record: Record) -> list[list[float]]:
+    """The spans of the answer that is to be given, [start, end] in seconds; not those of the turns before it."""
+    parts = record.turns[-1].parts if record.has_answer else ()
+    return [list(record.spans_s[p.span]) for p in parts if isinstance(p, SpanMark)]
+
+
+def limit_unasked(lines: dict[str, dict], allowed: float) -> int:
+    """How many questions could not be asked; BadVideosError past the tolerated share, or if it is all of them."""
+    bad = [line for line in lines.values() if line["error"]]
+    if bad and (len(bad) > allowed * len(lines) or len(bad) == len(lines)):
+        raise BadVideosError(
+            f"{len(bad)} of {len(lines)} validation questions could not be asked (data.max_bad_fraction={allowed}), "
+            f"first {bad[0]['id']}: {bad[0]['error']}; mend or remove them, or raise the fraction"
+        )
+    for line in bad:
+        logger.warning("validation leaves out %s: %s", line["id"], line["error"])
+    return len(bad)
+
+
+def flat(scores: dict, prefix: str = "") -> dict[str, float]:
+    """Nested scores under one level of names: ``{"R@1": {"0.5": x}}`` as ``{"R@1_0.5": x}``."""
+    found = {}
+    for name, value in scores.items():
+        found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {f"{prefix}{name}": float(value)}
+    return found
+
+
+def load_metric(name: str) -> Callable:
+    """The function ``package.module:function``; ConfigError if there is none."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"train.metric: no function {name!r} ({error}); write package.module:function") from None
