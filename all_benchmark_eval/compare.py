@@ -16,8 +16,8 @@ import numpy as np
 from rich.table import Table
 
 from all_benchmark_eval.benchmark import BenchmarkError, read_json
+from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
 from all_benchmark_eval.score import wide_console
-from all_benchmark_eval.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
 from videollm.common.command import tell
 
 

@@ -31,7 +31,7 @@ from all_benchmark_eval.benchmark import (
     sha256,
     write_text,
 )
-from all_benchmark_eval.significance import CONFIDENCE, bootstrap_interval, by_samples
+from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from videollm.common.command import tell
 
 WIDTH = 110  # characters that the widest table needs

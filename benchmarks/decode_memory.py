@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from quickstart.clips import write_dataset
 from videollm.batches.reader import VisualReader
 from videollm.common.isolate import Isolated
-from videollm.synthetic import write_dataset
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 from videollm.video.view import WHOLE

@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 
 from all_benchmark_eval.moving_shapes import task
-from videollm import quickstart
+from quickstart.stages import Stage, launcher, run_stages
 
 KINDS = {  # over the config's objective
     "SFT": ["train.objective={name: supervised}"],
@@ -25,7 +25,7 @@ KINDS = {  # over the config's objective
 METRICS = ("mIoU", "R@1 0.5", "dense_F1", "dense_caption_F1", "mc_accuracy", "accuracy", "margin")
 
 
-def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, seed: int) -> quickstart.Stage:
+def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, seed: int) -> Stage:
     """Train one kind from the supervised model of ``folder``."""
     values = {
         "model.checkpoint": folder / "d2vlm/final",
@@ -36,25 +36,25 @@ def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, se
         "train.output": run,
         "train.seed": seed,
     }
-    command = [*quickstart.launcher(1), "videollm.train", "--config", str(args.config)]
+    command = [*launcher(1), "videollm.train", "--config", str(args.config)]
     command += [*(f"{key}={value}" for key, value in values.items()), *KINDS[kind], *args.overrides]
-    return quickstart.Stage(f"train {run.name}", command, run.with_suffix(".train.txt"))
+    return Stage(f"train {run.name}", command, run.with_suffix(".train.txt"))
 
 
-def answer_stage(folder: Path, run: Path, model: Path) -> quickstart.Stage:
+def answer_stage(folder: Path, run: Path, model: Path) -> Stage:
     """Answer the questions about unseen clips."""
-    command = [*quickstart.launcher(1), "videollm.infer", "--model", str(model)]
+    command = [*launcher(1), "videollm.infer", "--model", str(model)]
     command += ["--videos", str(folder / "data/videos")]
     command += ["--annotations", str(folder / "data/test.jsonl"), "--output", str(run.with_suffix(".test.jsonl"))]
     command += ["--batch-size", "64", "generate.max_new_tokens=48"]
-    return quickstart.Stage(f"answer {run.name}", command, run.with_suffix(".answer.txt"))
+    return Stage(f"answer {run.name}", command, run.with_suffix(".answer.txt"))
 
 
-def rank_stage(folder: Path, run: Path, model: Path) -> quickstart.Stage:
+def rank_stage(folder: Path, run: Path, model: Path) -> Stage:
     """Rank the held-out pairs."""
-    command = [*quickstart.launcher(1), "d2vlm.rank", "--model", str(model), "--videos", str(folder / "data/videos")]
+    command = [*launcher(1), "d2vlm.rank", "--model", str(model), "--videos", str(folder / "data/videos")]
     command += ["--annotations", str(folder / "pairs/val.jsonl"), "--output", str(run.with_suffix(".ranks.json"))]
-    return quickstart.Stage(f"rank {run.name}", command, run.with_suffix(".rank.txt"))
+    return Stage(f"rank {run.name}", command, run.with_suffix(".rank.txt"))
 
 
 def scores(folder: Path, run: Path) -> dict[str, float]:
@@ -102,12 +102,12 @@ def main() -> None:
         for seed in args.seeds
     ]
     fresh = [one for one in runs if not (one[2] / "final").is_dir()]  # the same command again goes on
-    quickstart.run_stages([train_stage(args, folder, run, kind, seed) for kind, folder, run, seed in fresh], args.slots)
+    run_stages([train_stage(args, folder, run, kind, seed) for kind, folder, run, seed in fresh], args.slots)
     models = [(folder, run, folder / "d2vlm/final") for folder, run in starts.items()]
     models += [(folder, run, run / "final") for _, folder, run, _ in runs]
     stages = [answer_stage(*model) for model in models]  # what is answered is not asked again
     stages += [rank_stage(*model) for model in models if not model[1].with_suffix(".ranks.json").is_file()]
-    quickstart.run_stages(stages, args.slots)
+    run_stages(stages, args.slots)
     results = {"before": [scores(folder, run) for folder, run in starts.items()]}
     for kind, folder, run, _ in runs:
         results.setdefault(kind, []).append(scores(folder, run))

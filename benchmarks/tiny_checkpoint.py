@@ -10,9 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
+from quickstart.clips import write_dataset
+from quickstart.tower import build_word_tokenizer
 from videollm.common.config import build, override, read_yaml
-from videollm.synthetic import write_dataset
-from videollm.tiny import build_word_tokenizer
 from videollm.training.assemble import assemble
 from videollm.training.settings import Settings
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from d2vlm.factors import ATTRIBUTES, FACTORS, Library, Scene, Severity, visual_of, wording_of
-from d2vlm.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
-from d2vlm.packed import read_packed
-from d2vlm.wording import Wording
+from d2vlm.preferences.factors import ATTRIBUTES, FACTORS, Library, Scene, Severity, visual_of, wording_of
+from d2vlm.preferences.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
+from d2vlm.preferences.packed import read_packed
+from d2vlm.preferences.wording import Wording
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
 from videollm.data.annotations import SHOWN, AnnotationError, parse_record

@@ -6,7 +6,7 @@ usage() {
 Make moving-shapes clips, train the D2VLM, DisTime and plain-text heads on them, go on with D2VLM's by preferences (FPO)
 and without, answer unseen clips, write a report.
 
-usage: bash scripts/quickstart.sh [--output DIR] [options of videollm.quickstart]
+usage: bash scripts/quickstart.sh [--output DIR] [options of python -m quickstart]
 
 environment:
   SEED=n            seed of data and training (default 0)
@@ -21,4 +21,4 @@ esac
 
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 cd "$REPO"
-exec "$PYTHON" -m videollm.quickstart "$@"
+exec "$PYTHON" -m quickstart "$@"

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from videollm import synthetic
+from quickstart import clips
 
 CLIPS = 2
 OPTIONS = ["a cat sleeps", "a dog runs", "nothing", "rain falls", "a bird sings"]
 
 
-def clip(index: int) -> synthetic.Clip:
+def clip(index: int) -> clips.Clip:
     """A clip of at least two events, always the same for an index."""
     seed = 100 * index
-    while len((made := synthetic.make_clip(np.random.default_rng(seed))).events) < 2:
+    while len((made := clips.make_clip(np.random.default_rng(seed))).events) < 2:
         seed += 1
     return made
 
 
 def events(index: int) -> list[tuple[list[float], str]]:
     """(span, phrase) of each event of a clip, in order."""
-    return [(event.span, synthetic.phrase(event.kind)) for event in clip(index).events]
+    return [(event.span, clips.phrase(event.kind)) for event in clip(index).events]
 
 
 def duration(index: int) -> float:
@@ -41,7 +41,7 @@ def write_all(root: Path) -> Path:
     films = root / "films"
     films.mkdir(parents=True)
     for index in range(CLIPS):
-        synthetic.write_video(films / f"{index}.mp4", synthetic.render(clip(index)))
+        clips.write_video(films / f"{index}.mp4", clips.render(clip(index)))
     for writer in WRITERS:
         writer(root, lambda index, path: _link(films / f"{index}.mp4", path))
     return root
@@ -178,9 +178,7 @@ def longvideobench(root: Path, place: Place) -> None:
 
 def moving_shapes(root: Path, place: Place) -> None:
     rows = [
-        json.dumps(line)
-        for i in range(CLIPS)
-        for line in synthetic.annotate(clip(i), "test", i, np.random.default_rng(i))
+        json.dumps(line) for i in range(CLIPS) for line in clips.annotate(clip(i), "test", i, np.random.default_rng(i))
     ]
     _lines(root / "moving_shapes/test.jsonl", rows)
     for i in range(CLIPS):

@@ -22,8 +22,8 @@ from all_benchmark_eval.benchmark import (
     scored_spans,
     worded,
 )
-from all_benchmark_eval.intervals import iou_union
-from all_benchmark_eval.moments import (
+from all_benchmark_eval.metrics.intervals import iou_union
+from all_benchmark_eval.metrics.moments import (
     Located,
     Moments,
     as_object,

@@ -26,8 +26,8 @@ from all_benchmark_eval.benchmark import (
     read_lines,
     read_text,
 )
-from all_benchmark_eval.dense import THRESHOLDS, harmonic
-from all_benchmark_eval.dense_scores import (
+from all_benchmark_eval.metrics.dense import THRESHOLDS, harmonic
+from all_benchmark_eval.metrics.dense_scores import (
     DenseAnswers,
     DenseTruth,
     Words,
@@ -38,8 +38,8 @@ from all_benchmark_eval.dense_scores import (
     mean_over_thresholds,
     published_measures,
 )
-from all_benchmark_eval.intervals import iou_epsilon
-from all_benchmark_eval.moments import State, as_object, moment_questions, seconds, state_counts, table
+from all_benchmark_eval.metrics.intervals import iou_epsilon
+from all_benchmark_eval.metrics.moments import State, as_object, moment_questions, seconds, state_counts, table
 
 WORDINGS = {
     "distime": (

@@ -30,8 +30,8 @@ from all_benchmark_eval.benchmark import (
     scored_spans,
     worded,
 )
-from all_benchmark_eval.intervals import iou_hull, iou_union
-from all_benchmark_eval.moments import (
+from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
+from all_benchmark_eval.metrics.moments import (
     THRESHOLDS,
     Located,
     Moments,
@@ -46,7 +46,7 @@ from all_benchmark_eval.moments import (
     table,
     true_spans,
 )
-from all_benchmark_eval.parsing import evidence_and_answer_spans
+from all_benchmark_eval.metrics.parsing import evidence_and_answer_spans
 
 DURATIONS = "Charades_v1_test.csv"  # of the Charades data set: columns id, length
 WORDINGS = {

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.choices import read_choice
 from all_benchmark_eval.etbench.grounding import THRESHOLDS
 from all_benchmark_eval.etbench.samples import CAPTION, MOMENT, REFERRING, Outcome, Sample, Spans, cut
-from all_benchmark_eval.intervals import iou_union
-from all_benchmark_eval.moments import SLACK
-from all_benchmark_eval.parsing import read_moment, read_spans, split_evidence
+from all_benchmark_eval.metrics.choices import read_choice
+from all_benchmark_eval.metrics.intervals import iou_union
+from all_benchmark_eval.metrics.moments import SLACK
+from all_benchmark_eval.metrics.parsing import read_moment, read_spans, split_evidence
 from videollm.common.spans import set_f1
 
 Floats = NDArray[np.float64]

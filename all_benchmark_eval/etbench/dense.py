@@ -12,22 +12,22 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval import captions
-from all_benchmark_eval.captions import Group, Pair
-from all_benchmark_eval.dense import Events, Overlaps, harmonic, overlaps
-from all_benchmark_eval.dense_scores import Words
 from all_benchmark_eval.etbench.grounding import EVIDENCE_VARIANTS, THRESHOLDS
 from all_benchmark_eval.etbench.samples import Outcome, Sample, Spans, cut
-from all_benchmark_eval.intervals import iou_epsilon, iou_union
-from all_benchmark_eval.moments import SLACK
-from all_benchmark_eval.parsing import (
+from all_benchmark_eval.metrics import captions
+from all_benchmark_eval.metrics.captions import Group, Pair
+from all_benchmark_eval.metrics.dense import Events, Overlaps, harmonic, overlaps
+from all_benchmark_eval.metrics.dense_scores import Words
+from all_benchmark_eval.metrics.intervals import iou_epsilon, iou_union
+from all_benchmark_eval.metrics.moments import SLACK
+from all_benchmark_eval.metrics.parsing import (
     published_steps,
     published_steps_with_evidence,
     read_spans,
     read_steps,
     split_evidence,
 )
-from all_benchmark_eval.sentences import SentenceModel
+from all_benchmark_eval.metrics.sentences import SentenceModel
 
 MAX_STEPS = 1000  # of one video, as published
 RANDOM_STRINGS = 500  # different ones: enough for a mean, and few enough to embed

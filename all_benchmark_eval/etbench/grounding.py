@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from all_benchmark_eval.etbench.samples import Outcome, Sample, Spans
-from all_benchmark_eval.intervals import iou_union
-from all_benchmark_eval.parsing import (
+from all_benchmark_eval.metrics.intervals import iou_union
+from all_benchmark_eval.metrics.parsing import (
     DELIMITER,
     published_number,
     published_spans,

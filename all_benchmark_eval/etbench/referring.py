@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from all_benchmark_eval.benchmark import BenchmarkError
-from all_benchmark_eval.choices import Verdict, etbench_verdict
 from all_benchmark_eval.etbench.grounding import (
     EVIDENCE_VARIANTS,
     THRESHOLDS,
@@ -20,8 +19,9 @@ from all_benchmark_eval.etbench.grounding import (
     recall_at,
 )
 from all_benchmark_eval.etbench.samples import LETTERS, Outcome, Sample
-from all_benchmark_eval.parsing import DELIMITER
-from all_benchmark_eval.sentences import SentenceModel
+from all_benchmark_eval.metrics.choices import Verdict, etbench_verdict
+from all_benchmark_eval.metrics.parsing import DELIMITER
+from all_benchmark_eval.metrics.sentences import SentenceModel
 
 _TINY = 1e-7  # in the denominator of D2VLM's ratios
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from all_benchmark_eval.benchmark import Options, Scores
-from all_benchmark_eval.dense_scores import Words
 from all_benchmark_eval.etbench import corrected, dense, grounding, referring
 from all_benchmark_eval.etbench.samples import CAPTION, PRIMARY, REFERRING, Outcome, Sample
-from all_benchmark_eval.sentences import SentenceModel, sentence_model
+from all_benchmark_eval.metrics.dense_scores import Words
+from all_benchmark_eval.metrics.sentences import SentenceModel, sentence_model
 
 Outcomes = dict[str, dict[str, Outcome]]  # task -> source
 Grouped = dict[str, dict[str, list[Sample]]]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from all_benchmark_eval.benchmark import SETTINGS, Benchmark, BenchmarkError, Layout, Options, Scores, Setting, worded
-from all_benchmark_eval.choices import (
+from all_benchmark_eval.metrics.choices import (
     Mark,
     Question,
     letter_of,
@@ -25,7 +25,7 @@ from all_benchmark_eval.choices import (
     state_counts,
     tally,
 )
-from all_benchmark_eval.moments import seconds
+from all_benchmark_eval.metrics.moments import seconds
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
 
 GROUPS = ("duration_group", "question_category")

@@ -1,4 +1,4 @@
-"""Moving shapes: grounding, dense captions and grounded multiple choice on synthetic clips (``videollm.synthetic``).
+"""Moving shapes: grounding, dense captions and grounded multiple choice on synthetic clips (``quickstart.clips``).
 
 The functions ``load``, ``to_record``, ``to_prediction``, ``score``, in the order of their use, and as every benchmark
 ``TASK``. It must not know which model or head wrote an answer. An annotation line, and the prediction made from it::

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, BenchmarkError, Layout, Options, Scores, worded
-from all_benchmark_eval.choices import (
+from all_benchmark_eval.metrics.choices import (
     Mark,
     Question,
     letter_of,
@@ -26,7 +26,7 @@ from all_benchmark_eval.choices import (
     state_counts,
     tally,
 )
-from all_benchmark_eval.moments import seconds
+from all_benchmark_eval.metrics.moments import seconds
 from all_benchmark_eval.mvbench.tasks import FRAMES, TASKS, stem
 
 _CAREFULLY = (

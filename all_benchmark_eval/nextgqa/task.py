@@ -29,8 +29,8 @@ from all_benchmark_eval.benchmark import (
     scored_spans,
     worded,
 )
-from all_benchmark_eval.intervals import iou_union, nextgqa_overlap
-from all_benchmark_eval.moments import (
+from all_benchmark_eval.metrics.intervals import iou_union, nextgqa_overlap
+from all_benchmark_eval.metrics.moments import (
     SLACK,
     State,
     as_object,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines, read_text
-from all_benchmark_eval.moments import State, as_object, read_span, seconds
+from all_benchmark_eval.metrics.moments import State, as_object, read_span, seconds
 
 CLIP_S = 2
 PREFIX = "QVHighlight_"  # of DisTime's qids

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval.benchmark import BenchmarkError, Scores
-from all_benchmark_eval.moments import SLACK, State, order_and_clip, state_counts, table
+from all_benchmark_eval.metrics.moments import SLACK, State, order_and_clip, state_counts, table
 from all_benchmark_eval.qvhighlights.files import NO_WINDOW, Submission
 from all_benchmark_eval.qvhighlights.highlights import LEVELS, highlight_scores
 from all_benchmark_eval.qvhighlights.retrieval import THRESHOLDS, average_precision, best_iou

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.intervals import iou_hull, iou_union
+from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))  # 0.5, 0.55 .. 0.95
 TOGETHER = 16  # queries with up to so many predicted windows are padded to one array

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Layout, Options, Scores, scored_spans, worded
-from all_benchmark_eval.moments import moment_questions
+from all_benchmark_eval.metrics.moments import moment_questions
 from all_benchmark_eval.qvhighlights.files import NO_WINDOW, PREFIX, Queries, Submission, read_submission, read_truth
 from all_benchmark_eval.qvhighlights.metrics import VARIANTS
 

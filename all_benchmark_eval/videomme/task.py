@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, worded
-from all_benchmark_eval.choices import (
+from all_benchmark_eval.metrics.choices import (
     Mark,
     Question,
     once,

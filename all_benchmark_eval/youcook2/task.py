@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from all_benchmark_eval import captions
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, BenchmarkError, Layout, Options, Scores, read_json
-from all_benchmark_eval.dense import THRESHOLDS, Events, Floats, harmonic
-from all_benchmark_eval.dense_scores import (
+from all_benchmark_eval.metrics import captions
+from all_benchmark_eval.metrics.dense import THRESHOLDS, Events, Floats, harmonic
+from all_benchmark_eval.metrics.dense_scores import (
     DenseAnswers,
     DenseTruth,
     Words,
@@ -29,9 +29,17 @@ from all_benchmark_eval.dense_scores import (
     mean_over_thresholds,
     published_measures,
 )
-from all_benchmark_eval.intervals import iou_epsilon
-from all_benchmark_eval.moments import State, as_object, moment_questions, read_span, seconds, state_counts, table
-from all_benchmark_eval.parsing import published_steps_with_evidence
+from all_benchmark_eval.metrics.intervals import iou_epsilon
+from all_benchmark_eval.metrics.moments import (
+    State,
+    as_object,
+    moment_questions,
+    read_span,
+    seconds,
+    state_counts,
+    table,
+)
+from all_benchmark_eval.metrics.parsing import published_steps_with_evidence
 
 WORDINGS = {
     "distime": (

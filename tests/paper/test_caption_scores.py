@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from all_benchmark_eval import captions
 from all_benchmark_eval.benchmark import Options, get, read_json
+from all_benchmark_eval.metrics import captions
 
 pytestmark = pytest.mark.paper
 

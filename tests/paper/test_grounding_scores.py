@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from all_benchmark_eval.benchmark import Options, get, read_json
-from all_benchmark_eval.intervals import iou_epsilon, iou_hull, iou_union, nextgqa_overlap
+from all_benchmark_eval.metrics.intervals import iou_epsilon, iou_hull, iou_union, nextgqa_overlap
 from all_benchmark_eval.qvhighlights.files import parse_windows
 from all_benchmark_eval.qvhighlights.retrieval import average_precision
 

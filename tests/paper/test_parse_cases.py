@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from all_benchmark_eval.benchmark import read_json
-from all_benchmark_eval.choices import longvideobench_right, mvbench_right, videomme_letter
-from all_benchmark_eval.parsing import (
+from all_benchmark_eval.metrics.choices import longvideobench_right, mvbench_right, videomme_letter
+from all_benchmark_eval.metrics.parsing import (
     published_number,
     published_spans,
     published_spans_with_evidence,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from quickstart.clips import make_clip, render, write_video
 from tests import models as tiny
 from videollm import ask as asking
 from videollm.batches.dataset import VideoDataset
@@ -19,7 +20,6 @@ from videollm.data.annotations import parse_record
 from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.heads.interface import HEADS, TemporalHead, build_head
 from videollm.heads.types import Answer, FrameBatch, SpanRefs
-from videollm.synthetic import make_clip, render, write_video
 from videollm.training.assemble import assemble
 from videollm.training.optimizer import set_trainable
 from videollm.video.decode import VideoError

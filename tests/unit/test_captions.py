@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
-from all_benchmark_eval import captions, java
-from all_benchmark_eval.java import STATS, JavaError, Meteor, meteor_scores, ptb_tokenize
+from all_benchmark_eval.metrics import captions, java
+from all_benchmark_eval.metrics.java import STATS, JavaError, Meteor, meteor_scores, ptb_tokenize
 
 ODD = [
     "two\nlines\r\nand\x0bmore\x0c\x85\u2028\u2029end",

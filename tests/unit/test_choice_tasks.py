@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from all_benchmark_eval import sentences
 from all_benchmark_eval.benchmark import BenchmarkError, Options, get
 from all_benchmark_eval.etbench.task import official_text
+from all_benchmark_eval.metrics import sentences
 
 TVG = {"task": "tvg", "source": "a", "idx": 0, "video": "a/0.mp4", "duration": 60.0, "tgt": [10.0, 20.0], "q": "when?"}
 RAR = {"task": "rar", "source": "a", "idx": 0, "video": "a/1.mp4", "duration": 60.0, "src": 31.0, "p": 1}
@@ -59,11 +59,11 @@ def no_java_and_no_model(monkeypatch, tmp_path):
     monkeypatch.setattr(sentences.SentenceModel, "encode", embed)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setattr("all_benchmark_eval.dense_scores.find_java", raise_java_error)
+    monkeypatch.setattr("all_benchmark_eval.metrics.dense_scores.find_java", raise_java_error)
 
 
 def raise_java_error():
-    from all_benchmark_eval.java import JavaError
+    from all_benchmark_eval.metrics.java import JavaError
 
     raise JavaError("no java")
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from all_benchmark_eval import captions, dense_scores
 from all_benchmark_eval.benchmark import BenchmarkError, Options, get
-from all_benchmark_eval.dense import (
+from all_benchmark_eval.metrics import captions, dense_scores
+from all_benchmark_eval.metrics.dense import (
     THRESHOLDS,
     Events,
     _best_alignment,
@@ -19,9 +19,9 @@ from all_benchmark_eval.dense import (
     precision_recall,
     unmatched,
 )
-from all_benchmark_eval.dense_scores import answer_events
-from all_benchmark_eval.intervals import iou_epsilon
-from all_benchmark_eval.java import JavaError
+from all_benchmark_eval.metrics.dense_scores import answer_events
+from all_benchmark_eval.metrics.intervals import iou_epsilon
+from all_benchmark_eval.metrics.java import JavaError
 
 # ---- events against events -------------------------------------------------------------------------------------------
 

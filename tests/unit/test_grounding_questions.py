@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from all_benchmark_eval.benchmark import BenchmarkError, get
-from all_benchmark_eval.moments import State
+from all_benchmark_eval.metrics.moments import State
 from tests.grounding_files import COUNT, TRUTH, truth_of, write
 
 CSV = "video_id,frame_count,question,answer,qid,type,a0,a1,a2,a3,a4\n{}"

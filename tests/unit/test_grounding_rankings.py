@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from all_benchmark_eval.intervals import iou_union
+from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.qvhighlights.highlights import highlight_scores
 from all_benchmark_eval.qvhighlights.retrieval import THRESHOLDS, average_precision
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from all_benchmark_eval.benchmark import BenchmarkError, Options, Scores, get
-from all_benchmark_eval.moments import State
+from all_benchmark_eval.metrics.moments import State
 from all_benchmark_eval.qvhighlights.files import parse_windows
 from tests.grounding_files import COUNT, GROUNDING, PERFECT, TRUTH, truth_of, write
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from all_benchmark_eval.moving_shapes import task
-from videollm import synthetic
+from quickstart import clips
 
 EVENTS = [
     {"color": "red", "shape": "circle", "motion": "left", "span": [2.0, 6.0]},
@@ -218,7 +218,7 @@ def test_the_synthetic_data_set_is_read_and_its_own_answers_score_one(tmp_path):
     lines = []
     for index in range(6):
         rng = np.random.default_rng(index)
-        lines += synthetic.annotate(synthetic.make_clip(rng), "test", index, rng)
+        lines += clips.annotate(clips.make_clip(rng), "test", index, rng)
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
     items = task.load(tmp_path / "test.jsonl")
     answers = {}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from all_benchmark_eval import choices, parsing
+from all_benchmark_eval.metrics import choices, parsing
 
 LONG = 100_000  # characters
 SECONDS = 5.0  # for any text of that length; measured: below 0.6 s alone on a core

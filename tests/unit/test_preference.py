@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from d2vlm.factors import FACTORS, Library, Severity, tiou, wording_of
-from d2vlm.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
 from d2vlm.preference import Mix, PreferenceOptions, _scene, add_rejected, main
-from d2vlm.wording import take_apart
+from d2vlm.preferences.factors import FACTORS, Library, Severity, tiou, wording_of
+from d2vlm.preferences.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
+from d2vlm.preferences.wording import take_apart
 from videollm.common.config import ConfigError, build
 from videollm.data.annotations import parse_record
 from videollm.data.load import load_records

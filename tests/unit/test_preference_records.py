@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from d2vlm.packed import read_packed
+from d2vlm.preferences.packed import read_packed
 from videollm.data.__main__ import main
 from videollm.data.annotations import AnnotationError, parse_record
 from videollm.data.check import validate

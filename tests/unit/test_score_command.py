@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from all_benchmark_eval import benchmark, compare, score
-from all_benchmark_eval.significance import bootstrap_interval, bootstrap_means, by_samples, sign_flip_p
+from all_benchmark_eval.metrics.significance import bootstrap_interval, bootstrap_means, by_samples, sign_flip_p
 
 QUERIES = 40
 IDS = [f"v_A-{i}" for i in range(QUERIES)]
@@ -203,7 +203,7 @@ def test_bootstrap_means_scatter_as_the_mean_of_independent_samples_does() -> No
 def test_resamples_do_not_depend_on_how_many_fit_into_memory(monkeypatch) -> None:
     values = np.random.default_rng(1).normal(size=(50, 1))
     once = bootstrap_means(values, 64, 0), sign_flip_p(values, 64, 0)
-    monkeypatch.setattr("all_benchmark_eval.significance._AT_ONCE", 500)
+    monkeypatch.setattr("all_benchmark_eval.metrics.significance._AT_ONCE", 500)
     again = bootstrap_means(values, 64, 0), sign_flip_p(values, 64, 0)
     for a, b in zip(once, again, strict=True):
         assert a.shape == b.shape

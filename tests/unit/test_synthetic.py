@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videollm import synthetic
-from videollm.synthetic import EVENT_KINDS, SEEN_KINDS, UNSEEN_KINDS, Clip, Event, Kind, make_clip, phrase, render
+from quickstart import clips
+from quickstart.clips import EVENT_KINDS, SEEN_KINDS, UNSEEN_KINDS, Clip, Event, Kind, make_clip, phrase, render
 
 COUNTS = {"train": 6, "val": 1, "test": 2, "unseen": 3}
 
@@ -23,7 +23,7 @@ def clip_of(seed: int, unseen: bool = False) -> Clip:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
-    synthetic.write_dataset(folder, COUNTS, seed=3, progress=False)
+    clips.write_dataset(folder, COUNTS, seed=3, progress=False)
     return folder
 
 
@@ -120,13 +120,13 @@ def test_successive_samples_of_32_show_the_motion():
 
 
 def test_the_same_settings_give_the_same_bytes_over_one_process_or_two(dataset, tmp_path):
-    synthetic.write_dataset(tmp_path, COUNTS, seed=3, workers=2, progress=False)
+    clips.write_dataset(tmp_path, COUNTS, seed=3, workers=2, progress=False)
     assert digest(tmp_path) == digest(dataset)
 
 
 def test_a_clip_depends_on_the_seed_but_not_on_the_number_of_clips(dataset, tmp_path):
-    synthetic.write_dataset(tmp_path / "few", {"test": 1}, seed=3, progress=False)
-    synthetic.write_dataset(tmp_path / "other", {"test": 1}, seed=4, progress=False)
+    clips.write_dataset(tmp_path / "few", {"test": 1}, seed=3, progress=False)
+    clips.write_dataset(tmp_path / "other", {"test": 1}, seed=4, progress=False)
     whole, few, other = (
         digest(folder)["videos/test/00000.mp4"] for folder in (dataset, tmp_path / "few", tmp_path / "other")
     )
@@ -134,7 +134,7 @@ def test_a_clip_depends_on_the_seed_but_not_on_the_number_of_clips(dataset, tmp_
 
 
 def test_a_file_decodes_to_what_was_rendered(dataset):
-    clip = make_clip(np.random.default_rng([3, synthetic.SPLITS.index("train"), 0]))
+    clip = make_clip(np.random.default_rng([3, clips.SPLITS.index("train"), 0]))
     with av.open(str(dataset / "videos/train/00000.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.average_rate, stream.pix_fmt) == ("h264", 4, "yuv420p")
@@ -195,20 +195,20 @@ def test_the_vocabulary_is_small_and_lower_case(records):
 
 def test_a_finished_data_set_is_left_alone_and_an_unfinished_one_is_made_again(dataset, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*.mp4")}
-    manifest = synthetic.write_dataset(dataset, COUNTS, seed=3, progress=False)
+    manifest = clips.write_dataset(dataset, COUNTS, seed=3, progress=False)
     assert manifest == json.loads((dataset / "manifest.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*.mp4")} == before
     (tmp_path / "videos/test").mkdir(parents=True)
     (tmp_path / "videos/test/00000.mp4").write_bytes(b"cut off")
-    synthetic.write_dataset(tmp_path, {"test": 1}, seed=3, progress=False)
+    clips.write_dataset(tmp_path, {"test": 1}, seed=3, progress=False)
     assert digest(tmp_path)["videos/test/00000.mp4"] == digest(dataset)["videos/test/00000.mp4"]
 
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(dataset, capsys):
     with pytest.raises(FileExistsError, match="manifest.json describes other settings"):
-        synthetic.write_dataset(dataset, COUNTS, seed=5, progress=False)
+        clips.write_dataset(dataset, COUNTS, seed=5, progress=False)
     with pytest.raises(SystemExit):
-        synthetic.main(["--output", str(dataset), "--seed", "5"])
+        clips.main(["--output", str(dataset), "--seed", "5"])
     assert "use another folder" in capsys.readouterr().err
 
 
@@ -223,12 +223,12 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(dataset, capsys):
 )
 def test_impossible_settings_are_refused_before_anything_is_written(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        synthetic.write_dataset(tmp_path / "new", **arguments)
+        clips.write_dataset(tmp_path / "new", **arguments)
     assert not (tmp_path / "new").exists()
 
 
 def test_the_command_line_writes_what_it_says(tmp_path, capsys):
     counts = ["--train=1", "--val=0", "--test=0", "--unseen=1"]
-    synthetic.main(["--output", str(tmp_path), *counts, "--seed", "3"])
+    clips.main(["--output", str(tmp_path), *counts, "--seed", "3"])
     assert "2 clips" in capsys.readouterr().out
     assert len(list(tmp_path.rglob("*.mp4"))) == 2

@@ -17,7 +17,7 @@ from pycocoevalcap.bleu import bleu_scorer
 from pycocoevalcap.cider.cider_scorer import precook
 from pycocoevalcap.rouge.rouge import Rouge
 
-from all_benchmark_eval.java import TIMEOUT_S, Meteor, meteor_scores, ptb_tokenize
+from all_benchmark_eval.metrics.java import TIMEOUT_S, Meteor, meteor_scores, ptb_tokenize
 
 Pair = tuple[str, str]  # (hypothesis, reference), tokenized
 Group = Sequence[Pair]

@@ -4,7 +4,7 @@ The tower is *prepared* by supervised attribute classification on the training c
 motion labels): without it nothing was learnt in the time that a quickstart has. ``attributes.safetensors`` holds the
 classifier's direction of every attribute word, from which the language model's word embeddings start (CLIP-like).
 
-    python -m videollm.tiny --data DIR --output DIR --tokenizer DIR --seed 0
+    python -m quickstart.tower --data DIR --output DIR --tokenizer DIR --seed 0
 """
 
 import argparse
@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from quickstart.clips import COLORS, MOTIONS, SHAPES
 from videollm.model.towers import ConvTower, ConvTowerConfig
-from videollm.synthetic import COLORS, MOTIONS, SHAPES
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
@@ -71,7 +71,7 @@ def build_word_tokenizer(texts: Iterable[str], special_tokens: Sequence[str] = (
 def read_records(folder: Path, split: str) -> list[dict]:
     """The records of one split. Raises ValueError, naming file and line, unless they tell their clips' events."""
     file = folder / f"{split}.jsonl"
-    remedy = "make the data with python -m videollm.synthetic"
+    remedy = "make the data with python -m quickstart.clips"
     if not file.is_file():
         raise ValueError(f"no {file}; {remedy}")
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -204,8 +204,8 @@ def accuracy(tower: ConvTower, classifier: Classifier, clips: Clips) -> dict[str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the tokenizer and the tower."""
-    parser = argparse.ArgumentParser(prog="videollm.tiny", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder made by videollm.synthetic")
+    parser = argparse.ArgumentParser(prog="quickstart.tower", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder made by quickstart.clips")
     parser.add_argument("--output", type=Path, required=True, help="folder of the tower")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
     parser.add_argument("--steps", type=int, default=800)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2vlm.factors import tiou, wording_of
-from d2vlm.wording import MARK, Wording, take_apart, words
+from d2vlm.preferences.factors import tiou, wording_of
+from d2vlm.preferences.wording import MARK, Wording, take_apart, words
 from videollm.common.config import ConfigError
 from videollm.data.record import Record
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval.benchmark import BenchmarkError, Scores
-from all_benchmark_eval.intervals import iou_union
+from all_benchmark_eval.metrics.intervals import iou_union
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 SLACK = 1e-9  # of the corrected protocol: an IoU that is 0.5 on paper is a hit, whatever float64 makes of it

@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.captions import Group, Pair
+from all_benchmark_eval.metrics.captions import Group, Pair
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval import captions
 from all_benchmark_eval.benchmark import BenchmarkError, Options
-from all_benchmark_eval.dense import (
+from all_benchmark_eval.metrics import captions
+from all_benchmark_eval.metrics.dense import (
     THRESHOLDS,
     Events,
     Floats,
@@ -24,10 +24,10 @@ from all_benchmark_eval.dense import (
     soda,
     unmatched,
 )
-from all_benchmark_eval.intervals import iou_union
-from all_benchmark_eval.java import JavaError, find_java
-from all_benchmark_eval.moments import SLACK, State, order_and_clip, read_span
-from all_benchmark_eval.parsing import read_steps
+from all_benchmark_eval.metrics.intervals import iou_union
+from all_benchmark_eval.metrics.java import JavaError, find_java
+from all_benchmark_eval.metrics.moments import SLACK, State, order_and_clip, read_span
+from all_benchmark_eval.metrics.parsing import read_steps
 
 _WRITTEN = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s\s*-\s*(\d+(?:\.\d+)?)\s*s\s*\]")  # a span in an answer's neutral text
 

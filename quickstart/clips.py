@@ -5,7 +5,7 @@ schema, and ``DIR/manifest.json``, written last, so its existence means the data
 on (seed, split, number), never on the counts or on the number of processes. The distribution is fixed: published
 numbers of the quickstart belong to it, so a change of it must raise ``VERSION``. Knows no model and no tokenizer.
 
-    python -m videollm.synthetic --output DIR --train 1500 --val 100 --test 300 --unseen 100 --seed 0 --workers 2
+    python -m quickstart.clips --output DIR --train 1500 --val 100 --test 300 --unseen 100 --seed 0 --workers 2
 """
 
 import argparse
@@ -338,9 +338,7 @@ def write_dataset(
 
 def main(argv: list[str] | None = None) -> None:
     """Command line; see the module docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m videollm.synthetic", description="Write the moving-shapes data set."
-    )
+    parser = argparse.ArgumentParser(prog="python -m quickstart.clips", description="Write the moving-shapes data set.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     for split, count in DEFAULT_COUNTS.items():
         parser.add_argument(f"--{split}", type=int, default=count, help=f"clips in {split} (default {count})")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from all_benchmark_eval.benchmark import BenchmarkError, read_json
-from all_benchmark_eval.moments import as_object
-from all_benchmark_eval.parsing import split_evidence
+from all_benchmark_eval.metrics.moments import as_object
+from all_benchmark_eval.metrics.parsing import split_evidence
 
 # ---- published -------------------------------------------------------------------------------------------------------
 

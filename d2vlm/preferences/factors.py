@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from d2vlm.wording import Event, Span, Wording, take_apart, words
+from d2vlm.preferences.wording import Event, Span, Wording, take_apart, words
 from videollm.common.config import ConfigError
 from videollm.data.conversation import span_marks
 from videollm.data.record import Record, spelled

@@ -1,0 +1,1 @@
+"""Metrics and answer parsing that several benchmarks share."""

@@ -1,0 +1,81 @@
+"""The quickstart: moving shapes from mp4 files to a scored, pictured comparison of three heads, on a laptop's CPU.
+
+The evidence head's model then goes on in two ways, with preferences and, for comparison, as before.
+``bash scripts/quickstart.sh`` calls this. Every step is a command that a user could type (stages.py); this file only
+orders them, and report.py turns their outputs into ``report.json``, ``report.html`` and pictures. Nothing here is
+needed to train or evaluate anything else.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from quickstart.report import SPLITS, draw, score_all, write_report
+from quickstart.stages import (
+    FURTHER,
+    HEADS,
+    infer_stage,
+    own_answers_stage,
+    pair_stages,
+    prepare_stages,
+    rank_stage,
+    run_stages,
+    train_stage,
+)
+from videollm.common.code import code
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; the environment variables SEED and GPUS give the defaults."""
+    parser = argparse.ArgumentParser(prog="quickstart", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--configs", type=Path, default=Path("configs/tiny"))
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", 0)))
+    given = os.environ.get("GPUS")
+    parser.add_argument("--processes", type=int, default=int(given) if given else max(1, torch.cuda.device_count()))
+    parser.add_argument("--train", type=int, default=1500, help="training clips")
+    parser.add_argument("--val", type=int, default=100)
+    parser.add_argument("--test", type=int, default=300)
+    parser.add_argument("--unseen", type=int, default=100)
+    parser.add_argument("--steps", type=int, help="training steps of every head (default: the configs' own)")
+    parser.add_argument("--tower-steps", type=int, default=600)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all of it."""
+    args = arguments(argv)
+    start, usage = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+    # One job a core where every job is one CPU process; on GPUs, or with several processes a job, one after the other.
+    alone = args.processes > 1 or torch.cuda.is_available()
+    slots = 1 if alone else len(HEADS)
+    stages = prepare_stages(args)
+    run_stages(stages, 1)
+    for group in (
+        [train_stage(args, head) for head in HEADS],
+        [own_answers_stage(args), *(infer_stage(args, head, split) for head in HEADS for split in SPLITS)],
+        pair_stages(args),
+        [train_stage(args, run) for run in FURTHER],
+        [rank_stage(args), *(infer_stage(args, run, "test") for run in FURTHER)],
+    ):
+        run_stages(group, slots)
+        stages += group
+    report = score_all(args)
+    report |= {"seed": args.seed, "commit": code()[0], "processes": args.processes, "torch": torch.__version__}
+    draw(args, report)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    own_s = own.ru_utime + own.ru_stime - usage.ru_utime - usage.ru_stime
+    report["wall_s"] = {s.name: s.wall_s for s in stages} | {"total": time.monotonic() - start}
+    report["cpu_s"] = {s.name: s.cpu_s for s in stages} | {"total": sum(s.cpu_s for s in stages) + own_s}
+    write_report(args, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""The quickstart's commands: what is run with which options, one after the other or at once, and what each cost."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from quickstart.clips import COLORS, MOTIONS, SHAPES
+
+HEADS = ("d2vlm", "distime", "text")
+FURTHER = {"d2vlm_sft_more": "d2vlm + SFT", "d2vlm_fpo": "d2vlm + FPO"}  # how d2vlm's model goes on, as it is shown
+PAIR_CLIPS = 400  # training clips whose questions the model goes on with
+# Pairs to train on are the model's own mistakes. In pairs to rank, only what they say gives rejected answers away:
+# words that the model knows, times as fine as the true ones, no second span behind an "and" that no right answer has.
+RANKED = (
+    f"attributes={json.dumps([list(COLORS), list(SHAPES), list(MOTIONS.values())])}",
+    "severity.step_s=0.25", "mix.repeated=0", "mix.spurious=0",
+)  # fmt: skip
+PAIRS = {"train": ("pairs/questions.jsonl", ("per_record=0",)), "val": ("data/val.jsonl", RANKED)}
+CONSOLE = Console()
+
+
+@dataclass
+class Stage:
+    """A command with what it cost."""
+
+    name: str
+    command: list[str]
+    log: Path
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    process: subprocess.Popen | None = field(default=None, repr=False)
+    started: float = 0.0
+
+    def start(self) -> None:
+        """Run the command, its output in the log."""
+        CONSOLE.print(f"{self.name}:  {' '.join(self.command[2:])}", highlight=False, markup=False, soft_wrap=True)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.started = time.monotonic()
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT)
+
+    def poll(self) -> bool:
+        """Whether it has ended; SystemExit with the end of its log if it failed."""
+        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        if pid == 0:
+            return False
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.wall_s = time.monotonic() - self.started
+        self.cpu_s = usage.ru_utime + usage.ru_stime
+        if self.process.returncode:
+            tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+            raise SystemExit(f"{self.name} failed (whole log: {self.log}):\n" + "\n".join(tail))
+        return True
+
+
+def run_stages(stages: Sequence[Stage], slots: int) -> None:
+    """Run the commands, at most ``slots`` at a time; if one fails, the others are ended."""
+    waiting, running = list(stages), []
+    with CONSOLE.status("") as status:
+        try:
+            while waiting or running:
+                while waiting and len(running) < slots:
+                    running.append(waiting.pop(0))
+                    running[-1].start()
+                running = [stage for stage in running if not stage.poll()]
+                status.update(escape(" | ".join(f"{s.name}: {last_line(s.log)}" for s in running)))
+                time.sleep(0.2)
+        finally:
+            for stage in running:
+                if stage.process is not None and stage.process.returncode is None:
+                    stage.process.terminate()
+
+
+def last_line(log: Path) -> str:
+    """The newest piece of a log, where progress bars rewrite their line."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 400))
+        text = file.read().decode("utf-8", "replace").replace("\r", "\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:60] if lines else "starting"
+
+
+def launcher(processes: int) -> list[str]:
+    """Plain python for one process, torchrun for more."""
+    if processes == 1:
+        return [sys.executable, "-u", "-m"]
+    options = ["--standalone", "--nproc_per_node", str(processes), "-m"]
+    return [sys.executable, "-u", "-m", "torch.distributed.run", *options]
+
+
+def prepare_stages(args: argparse.Namespace) -> list[Stage]:
+    """Data, tokenizer and tower, one after the other."""
+    out, python = args.output, [sys.executable, "-u", "-m"]
+    counts = [f"--{split}={getattr(args, split)}" for split in ("train", "val", "test", "unseen")]
+    workers, seed = str(os.cpu_count() or 1), str(args.seed)
+    data = ["quickstart.clips", "--output", str(out / "data"), *counts, "--seed", seed, "--workers", workers]
+    tower = ["quickstart.tower", "--data", str(out / "data"), "--output", str(out / "tower"), "--seed", seed]
+    tower += ["--steps", str(args.tower_steps), "--tokenizer", str(out / "tokenizer")]
+    return [
+        Stage("make clips", [*python, *data], out / "logs/data.txt"),
+        Stage("prepare tower", [*python, *tower], out / "logs/tower.txt"),
+    ]
+
+
+def overrides(args: argparse.Namespace, run: str) -> list[str]:
+    """Where this run's files are, for its config."""
+    out = args.output
+    parts = {
+        "model.vision_weights": out / "tower",
+        "model.tokenizer": out / "tokenizer",
+        "model.word_vectors": out / "tower/attributes.safetensors",
+        "model.feature_mean": out / "tower/feature_mean.safetensors",
+    }
+    annotations = out / ("pairs" if run in FURTHER else "data")
+    values = ({"model.checkpoint": out / "d2vlm/final"} if run in FURTHER else parts) | {
+        "data.train": f"[{annotations / 'train.jsonl'}]",
+        "data.validation": f"[{annotations / 'val.jsonl'}]",
+        "data.videos": out / "data/videos",
+        "data.features": out / "features",
+        "train.output": out / run,
+        "train.seed": args.seed,
+    }
+    if run == "d2vlm_sft_more":
+        values["train.objective"] = "{name: supervised}"
+    if args.steps:
+        values["train.steps"] = args.steps
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def train_stage(args: argparse.Namespace, run: str) -> Stage:
+    """Train one head, or go on with one, with DeepSpeed; what an earlier quickstart left of it is removed."""
+    shutil.rmtree(args.output / run, ignore_errors=True)
+    config = args.configs / f"{'d2vlm_fpo' if run in FURTHER else run}.yaml"
+    command = ["videollm.train", "--config", str(config), *overrides(args, run)]
+    return Stage(f"train {run}", [*launcher(args.processes), *command], args.output / f"logs/train_{run}.txt")
+
+
+def infer_stage(args: argparse.Namespace, run: str, split: str) -> Stage:
+    """Answer the questions of one split."""
+    out = args.output
+    return answer_stage(args, run, f"{split} {run}", [out / f"data/{split}.jsonl"], out / run / f"{split}.jsonl")
+
+
+def answer_stage(
+    args: argparse.Namespace, run: str, name: str, annotations: Sequence[Path], answers: Path, *more: str
+) -> Stage:
+    """Answer questions with the model of one run."""
+    command = ["videollm.infer", "--model", str(args.output / run / "final")]
+    command += ["--videos", str(args.output / "data/videos"), "--output", str(answers)]
+    command += ["--annotations", *map(str, annotations), "--batch-size", "64", "generate.max_new_tokens=48", *more]
+    log = args.output / f"logs/{name.replace(' ', '_')}.txt"
+    return Stage(f"answer {name}", [*launcher(args.processes), *command], log)
+
+
+def own_answers_stage(args: argparse.Namespace) -> Stage:
+    """Let the evidence head's model answer, by sampling, what pairs are made for: its own mistakes are among them."""
+    pairs = args.output / "pairs"
+    shutil.rmtree(pairs, ignore_errors=True)
+    pairs.mkdir()
+    lines = (args.output / "data/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    clips = list(dict.fromkeys(json.loads(line)["video"] for line in lines))[:PAIR_CLIPS]
+    kept = [line for line in lines if json.loads(line)["video"] in clips]
+    (pairs / "questions.jsonl").write_text("".join(kept), encoding="utf-8")
+    sampled = ("generate.do_sample=true", f"generate.seed={args.seed}")
+    asked = (pairs / "questions.jsonl", args.output / "data/val.jsonl")
+    return answer_stage(args, "d2vlm", "own d2vlm", asked, pairs / "own.jsonl", *sampled)
+
+
+def pair_stages(args: argparse.Namespace) -> list[Stage]:
+    """Make pairs to train on, and pairs of validation clips to rank."""
+    out, stages = args.output, []
+    for split, (annotations, options) in PAIRS.items():
+        command = [sys.executable, "-u", "-m", "d2vlm.preference", "--annotations", str(out / annotations)]
+        command += ["--answers", str(out / "pairs/own.jsonl"), "--output", str(out / f"pairs/{split}.jsonl")]
+        command += [f"seed={args.seed}", *options]
+        stages.append(Stage(f"make {split} pairs", command, out / f"logs/pairs_{split}.txt"))
+    return stages
+
+
+def rank_stage(args: argparse.Namespace) -> Stage:
+    """Rank the held-out pairs with the supervised model and with both that went on from it."""
+    out = args.output
+    models = [str(out / run / "final") for run in ("d2vlm", *FURTHER)]
+    command = [sys.executable, "-u", "-m", "d2vlm.rank", "--model", *models, "--videos", str(out / "data/videos")]
+    command += ["--annotations", str(out / "pairs/val.jsonl"), "--output", str(out / "pairs/ranks.json")]
+    return Stage("rank held-out pairs", command, out / "logs/rank.txt")
