@@ -9,7 +9,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(
-        include=[name + end for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart") for end in ("", ".*")]
+        include=[
+            name + end
+            for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart")
+            for end in ("", ".*")
+        ]
     ),
     install_requires=[
         "torch>=2.6",

@@ -12,7 +12,7 @@ import pytest
 
 from tests.models import clips, read_log, turns, write_config, write_lines
 from videollm import infer, train
-from videollm.batches import dataset
+from videollm.batches import reader
 from videollm.data.__main__ import main as check_data
 from videollm.data.load import load_records
 
@@ -82,14 +82,14 @@ def write_file(path, kind: str, whole: bytes) -> None:
 def a_decoder_hangs_or_crashes(monkeypatch, folder):
     _, _, truth = folder
     faults = {ident[:-1]: kind for ident, kind in truth.items() if kind in DECODER}
-    read = dataset.read_video
+    read = reader.read_video
 
     def decode(path, *args, **options):
         if faults.get(path.stem) == "crashes":
             os.kill(os.getpid(), signal.SIGKILL)
         return time.sleep(60) if path.stem in faults else read(path, *args, **options)
 
-    monkeypatch.setattr(dataset, "read_video", decode)
+    monkeypatch.setattr(reader, "read_video", decode)
 
 
 def test_training_and_inference_go_through_a_folder_with_bad_videos(folder, tmp_path, capsys):

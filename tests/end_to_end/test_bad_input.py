@@ -14,6 +14,7 @@ from videollm.common.command import tell
 from videollm.common.config import ConfigError
 from videollm.data.__main__ import main as check_data
 from videollm.data.load import load_records
+from videollm.training import run as training_run
 
 pytestmark = pytest.mark.end_to_end
 
@@ -291,12 +292,12 @@ def test_an_output_that_cannot_be_written_or_is_not_ours_is_refused(tmp_path, mo
 
 
 def test_more_ranks_than_items_is_an_error(tmp_path, capsys, monkeypatch):
-    arguments = train.training_arguments
+    arguments = training_run.training_arguments
 
     class TwoRanks:
         process_index, world_size, device = 0, 2, "cpu"
 
-    monkeypatch.setattr(train, "training_arguments", lambda given: arguments(given) and TwoRanks())
+    monkeypatch.setattr(training_run, "training_arguments", lambda given: arguments(given) and TwoRanks())
     assert run_train(tmp_path, clip_lines(1)) == 2
     assert the_error(capsys) == "data.train: 1 items for 2 processes; start at most that many"
 

@@ -10,6 +10,7 @@ import yaml
 from tests.models import clip_lines, clips, read_log, turns, write_config, write_lines
 from videollm import infer, train
 from videollm.checkpoint.load import load
+from videollm.inference import run as inference_run
 
 pytestmark = pytest.mark.end_to_end
 
@@ -113,13 +114,13 @@ def test_interrupted_inference_goes_on_and_refuses_other_settings(trained, capsy
     whole = output.read_text()
     cut = whole.splitlines(keepends=True)
     output.write_text("".join(cut[:2]) + cut[2][:20])  # killed in the middle of a line
-    asked, answer = [], infer.answer_records
+    asked, answer = [], inference_run.answer_records
 
     def watched(*args, batches, **options):
         asked.extend(record.id for _, batch in batches for record in batch)
         return answer(*args, batches=batches, **options)
 
-    monkeypatch.setattr(infer, "answer_records", watched)
+    monkeypatch.setattr(inference_run, "answer_records", watched)
     assert run_infer(model, annotations, output, small) == 0
     assert asked == ["q2", "q3"] and output.read_text() == whole
     capsys.readouterr()

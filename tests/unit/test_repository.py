@@ -69,7 +69,7 @@ def test_every_package_is_installed(repository, tmp_path):
     command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
     subprocess.run(command, cwd=repository, check=True, capture_output=True)
     names = (tmp_path / "videollm.egg-info/top_level.txt").read_text().split()
-    assert names == ["all_benchmark_eval", "d2vlm", "distime", "videollm"]
+    assert names == ["all_benchmark_eval", "d2vlm", "distime", "quickstart", "videollm"]
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from tests.models import LENGTHS, NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
 from videollm import infer
 from videollm.batches import dataset
+from videollm.batches import reader as reading
 from videollm.common.config import ConfigError
 from videollm.common.isolate import Isolated, Stopped, isolated_map
 from videollm.inference import answer as answering
 from videollm.inference import output as outputs
+from videollm.inference import run
 from videollm.inference.answer import Speed, answer_records
 from videollm.inference.plan import UNIT, plan
 from videollm.model.generate import GenerateOptions
@@ -225,14 +227,14 @@ def test_a_call_that_hangs_or_dies_is_stopped_and_the_next_one_works():
 
 
 def test_a_hanging_decoder_is_one_bad_video(model, tmp_path, monkeypatch, capsys):
-    read = dataset.read_video
+    read = reading.read_video
 
     def hang(path, *args, **options):
         if path.name == "clip1.mp4":
             time.sleep(60)
         return read(path, *args, **options)
 
-    monkeypatch.setattr(dataset, "read_video", hang)
+    monkeypatch.setattr(reading, "read_video", hang)
     annotations, start = write_lines(tmp_path / "a.jsonl", four_a_clip()), time.monotonic()
     assert ask(model, annotations, tmp_path / "o.jsonl", "--workers", 1, "--decode-timeout", 4) == 0
     assert time.monotonic() - start < 50
@@ -259,11 +261,11 @@ def test_a_run_broken_anywhere_ends_with_the_bytes_of_an_unbroken_one(model, tmp
                     raise KeyboardInterrupt
                 yield line
 
-        monkeypatch.setattr(infer, "answer_records", killed)
+        monkeypatch.setattr(run, "answer_records", killed)
         with pytest.raises(KeyboardInterrupt):
             ask(model, annotations, written, *sampled)
         written.write_bytes(written.read_bytes()[:-7])  # the last line is torn
-    monkeypatch.setattr(infer, "answer_records", answer)
+    monkeypatch.setattr(run, "answer_records", answer)
     assert ask(model, annotations, written, *sampled) == 0
     assert written.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not [p.name for p in tmp_path.iterdir() if p.suffix in (".lock", ".tmp") or ".part" in p.name]

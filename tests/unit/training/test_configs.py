@@ -19,7 +19,7 @@ from videollm.heads.text import TextOptions
 from videollm.training.run import accumulation
 from videollm.training.settings import PARTS, PartSettings, Settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 PUBLISHED = (
     "configs/d2vlm/sft_etchat_phi3.yaml",

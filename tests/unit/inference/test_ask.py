@@ -20,6 +20,7 @@ from videollm.data.annotations import parse_record
 from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.heads.interface import HEADS, TemporalHead, build_head
 from videollm.heads.types import Answer, FrameBatch, SpanRefs
+from videollm.inference import question
 from videollm.training.assemble import assemble
 from videollm.training.optimizer import set_trainable
 from videollm.video.decode import VideoError
@@ -86,7 +87,7 @@ def test_generate_overrides_reach_the_model(capsys, model, video, answers):
 
 
 def test_an_untrained_model_answers_something(model, video):
-    line = asking.ask(load(model), video, "when ?", quick())
+    line = question.ask(load(model), video, "when ?", quick())
     assert line["error"] is None and line["raw_text"] and line["finish_reason"] in ("stop", "length")
 
 
@@ -97,8 +98,8 @@ def test_sampler_overrides_are_laid_over_the_checkpoints_own(model, video, monke
         seen.append(reader)
         return [{"error": None}]
 
-    monkeypatch.setattr(asking, "answer_records", catch)
-    asking.ask(load(model), video, "when ?", build(asking.AskOptions, {"sampler": {"num_frames": 7}}))
+    monkeypatch.setattr(question, "answer_records", catch)
+    question.ask(load(model), video, "when ?", build(question.AskOptions, {"sampler": {"num_frames": 7}}))
     assert (seen[0].sampler.rule, seen[0].sampler.num_frames, seen[0].root) == ("segments", 7, video.parent)
 
 
@@ -106,22 +107,22 @@ def test_a_link_to_a_video_in_another_folder_is_followed(model, video, tmp_path,
     answers(Answer("yes", ""))
     link = tmp_path / "link.mp4"
     link.symlink_to(video)
-    assert asking.ask(load(model), link, "when ?", quick())["text"] == "yes"
+    assert question.ask(load(model), link, "when ?", quick())["text"] == "yes"
 
 
 def test_marks_that_the_user_types_stay_text():
-    question = "what do <span> , <evi> and <video> mean ?"
-    record = asking.make_record("v.mp4", question)
-    assert record.turns[0].parts == (VisualMark(0), question)
-    assert record.question == question and not record.has_answer
+    typed = "what do <span> , <evi> and <video> mean ?"
+    record = question.make_record("v.mp4", typed)
+    assert record.turns[0].parts == (VisualMark(0), typed)
+    assert record.question == typed and not record.has_answer
 
 
 @pytest.mark.parametrize("typed", ["<TIME_STAMP>", "<IMG_CONTEXT>", "<|im_end|>"])
 def test_typed_special_tokens_never_become_tokens(model, typed):
     encoder = load(model).encoder()
-    turns = asking.make_record("v.mp4", f"when {typed}").turns
+    turns = question.make_record("v.mp4", f"when {typed}").turns
     prompt = encoder.encode(turns, [], [("video", 2)], 4.0)
-    plain = encoder.encode(asking.make_record("v.mp4", "when").turns, [], [("video", 2)], 4.0)
+    plain = encoder.encode(question.make_record("v.mp4", "when").turns, [], [("video", 2)], 4.0)
     special = encoder.special[typed][0]
     assert prompt.ids.count(special) == plain.ids.count(special)
     assert len(prompt) > len(plain)
@@ -130,7 +131,7 @@ def test_typed_special_tokens_never_become_tokens(model, typed):
 def test_the_record_is_what_an_annotation_of_the_same_question_gives():
     turns = [{"from": "human", "value": "<video>\nwhen ?"}]
     parsed = parse_record({"id": "ask", "video": "v.mp4", "conversations": turns}, 1, "--question")
-    assert parsed == asking.make_record("v.mp4", "when ?")
+    assert parsed == question.make_record("v.mp4", "when ?")
 
 
 # ---- the picture -----------------------------------------------------------------------------------------------------
@@ -139,8 +140,8 @@ def test_the_record_is_what_an_annotation_of_the_same_question_gives():
 def test_draws_the_frames_over_the_spans(capsys, model, video, answers, tmp_path, monkeypatch):
     answers(Answer("at .", "", [[1.0, 2.5]], [[0.5, 3.0]], [0.9]))
     drawn = []
-    timeline = asking.timeline
-    monkeypatch.setattr(asking, "timeline", lambda *args: (drawn.append(args), timeline(*args)))
+    timeline = question.timeline
+    monkeypatch.setattr(question, "timeline", lambda *args: (drawn.append(args), timeline(*args)))
     status, out, _ = run(capsys, model, video, "generate.max_new_tokens=8", "--output", str(tmp_path / "a" / "b.png"))
     assert status == 0 and str(tmp_path / "a" / "b.png") in out
     _, frames, times_s, duration_s, truth, spans, title = drawn[0]
@@ -155,7 +156,7 @@ def test_draws_the_frames_over_the_spans(capsys, model, video, answers, tmp_path
 
 
 def quick():
-    return build(asking.AskOptions, {"generate": {"max_new_tokens": 4}})
+    return build(question.AskOptions, {"generate": {"max_new_tokens": 4}})
 
 
 def test_every_bad_input_is_one_clear_line_and_status_two(capsys, model, video, tmp_path):
@@ -204,7 +205,7 @@ def test_a_video_that_breaks_while_it_is_read_is_an_error(model, video, monkeypa
 
     monkeypatch.setattr("videollm.batches.dataset.read_video", broken)
     with pytest.raises(VideoError, match="is broken"):
-        asking.ask(load(model), video, "when ?", quick())
+        question.ask(load(model), video, "when ?", quick())
 
 
 # ---- docs/heads.md ---------------------------------------------------------------------------------------------------
@@ -291,5 +292,5 @@ def test_the_pages_head_trains_and_answers_inside_a_model(example, video, tmp_pa
     optimizer.step()
     assert set(output.terms) == {"lm", "l1"} and not torch.equal(before, bundle.model.head.decode.weight)
     bundle.save(tmp_path / "final")
-    line = asking.ask(load(tmp_path / "final"), video, "when ?", quick())
+    line = question.ask(load(tmp_path / "final"), video, "when ?", quick())
     assert line["error"] is None and line["duration"] > 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from quickstart import pictures
 from videollm.inference import timeline
 
 
@@ -85,23 +86,23 @@ def test_every_run_has_its_line_though_terms_differ(tmp_path):
     long = [{"step": i, "loss": 1 / (i + 1), "lm": 0.5} for i in range(200)]
     long[3]["loss"] = float("nan")
     short = [{"step": i, "loss": 0.5, "dfl": 1.0} for i in range(5)]
-    timeline.loss_curves(tmp_path / "curves.png", {"long": long, "short": short})
+    pictures.loss_curves(tmp_path / "curves.png", {"long": long, "short": short})
     image = pixels(tmp_path / "curves.png")
     assert columns_of(image, timeline.PALETTE[0]).size and columns_of(image, timeline.PALETTE[1]).size
 
 
 def test_curves_without_a_term_are_refused(tmp_path):
     with pytest.raises(ValueError, match="runs \\['empty'\\] log no term"):
-        timeline.loss_curves(tmp_path / "no.png", {"empty": [{"step": 1}]})
+        pictures.loss_curves(tmp_path / "no.png", {"empty": [{"step": 1}]})
 
 
 def test_a_score_table_grows_with_its_rows_and_refuses_a_short_one(tmp_path):
     columns = ["model", "mIoU", "samples"]
-    timeline.score_table(tmp_path / "one.png", [["a", 0.5, 10]], columns)
-    timeline.score_table(tmp_path / "two.png", [["a", 0.5, 10], ["b", None, 10]], columns)
+    pictures.score_table(tmp_path / "one.png", [["a", 0.5, 10]], columns)
+    pictures.score_table(tmp_path / "two.png", [["a", 0.5, 10], ["b", None, 10]], columns)
     assert pixels(tmp_path / "two.png").shape[0] > pixels(tmp_path / "one.png").shape[0]
     with pytest.raises(ValueError, match="has 2 cells"):
-        timeline.score_table(tmp_path / "no.png", [["a", 0.5]], columns)
+        pictures.score_table(tmp_path / "no.png", [["a", 0.5]], columns)
 
 
 class Page(html.parser.HTMLParser):
@@ -121,7 +122,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_a_report_escapes_text_and_needs_no_other_file(tmp_path):
-    timeline.score_table(tmp_path / "image.png", [["a", 0.5]], ["model", "mIoU"])
+    pictures.score_table(tmp_path / "image.png", [["a", 0.5]], ["model", "mIoU"])
     sections = [
         {
             "heading": "A < B",
@@ -131,7 +132,7 @@ def test_a_report_escapes_text_and_needs_no_other_file(tmp_path):
         },
         {"image": tmp_path / "image.png", "caption": 'a "picture"', "code": "<i>a > b"},
     ]
-    timeline.report_html(tmp_path / "made/report.html", "Report & more", sections)
+    pictures.report_html(tmp_path / "made/report.html", "Report & more", sections)
     (tmp_path / "image.png").unlink()
     page = Page((tmp_path / "made/report.html").read_text())
     assert not {"script", "i", "link"} & set(page.tags)
@@ -142,6 +143,6 @@ def test_a_report_escapes_text_and_needs_no_other_file(tmp_path):
 
 def test_a_report_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(ValueError, match="'Scores': unknown key txt"):
-        timeline.report_html(tmp_path / "no.html", "t", [{"heading": "Scores", "txt": ""}])
+        pictures.report_html(tmp_path / "no.html", "t", [{"heading": "Scores", "txt": ""}])
     with pytest.raises(ValueError, match="there is no image"):
-        timeline.report_html(tmp_path / "no.html", "t", [{"image": tmp_path / "no.png"}])
+        pictures.report_html(tmp_path / "no.html", "t", [{"image": tmp_path / "no.png"}])

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from __main__.clips import annotate, make_clip
-from __main__.tower import build_word_tokenizer
 
 from d2vlm.preference import PreferenceOptions, add_rejected
-from quickstart import __main__
+from quickstart.clips import annotate, make_clip
+from quickstart.stages import RANKED
+from quickstart.tower import build_word_tokenizer
 from videollm.common.config import build, override
 from videollm.data.annotations import parse_record
 from videollm.data.record import spelled
@@ -23,7 +23,7 @@ def lines():
 
 @pytest.fixture(scope="module")
 def made(lines):
-    options = build(PreferenceOptions, override({}, list(__main__.RANKED)))
+    options = build(PreferenceOptions, override({}, list(RANKED)))
     return add_rejected([parse_record(line, k, "train.jsonl") for k, line in enumerate(lines, 1)], options)
 
 

@@ -12,6 +12,7 @@ from videollm import frames, infer
 from videollm.batches.reader import VisualReader, open_store
 from videollm.common.config import ConfigError
 from videollm.data.annotations import parse_record
+from videollm.video import store
 from videollm.video.decode import VideoError
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
@@ -55,8 +56,8 @@ def test_stored_frames_are_those_of_the_video_bit_for_bit(tmp_path, monkeypatch,
 def test_a_build_goes_on_where_it_was_broken(tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     build(whole)
-    monkeypatch.setattr(frames, "SHARD_BYTES", 1)  # one video a shard
-    write, written = frames.write_shard, []
+    monkeypatch.setattr(store, "SHARD_BYTES", 1)  # one video a shard
+    write, written = store.write_shard, []
 
     def killed(path, videos):
         if len(written) == 2:
@@ -65,18 +66,18 @@ def test_a_build_goes_on_where_it_was_broken(tmp_path, monkeypatch):
         written.append(videos[0][0])
         write(path, videos)
 
-    monkeypatch.setattr(frames, "write_shard", killed)
+    monkeypatch.setattr(store, "write_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "s")
-    monkeypatch.setattr(frames, "write_shard", write)
-    decoded, decode = [], frames.isolated_map
+    monkeypatch.setattr(store, "write_shard", write)
+    decoded, decode = [], store.isolated_map
 
     def watched(function, names, *rest):
         names = list(names)
         decoded.extend(names)
         return decode(function, names, *rest)
 
-    monkeypatch.setattr(frames, "isolated_map", watched)
+    monkeypatch.setattr(store, "isolated_map", watched)
     assert build(tmp_path / "s") == (4, {})
     assert sorted(decoded + written) == NAMES
     one, other = (FrameStore(folder, FOUR, PLAIN) for folder in (whole, tmp_path / "s"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.models import clips, make_bundle
-from videollm.batches import dataset
+from videollm.batches import reader
 from videollm.common.config import ConfigError
 from videollm.training.features import FeatureStore
 from videollm.video.decode import VideoError
@@ -66,13 +66,13 @@ def test_ranks_share_the_work(bundle, tmp_path):
 
 
 def test_workers_read_ahead_and_a_decoder_that_hangs_costs_its_video(bundle, tmp_path, monkeypatch):
-    alone, read = store_of(bundle, tmp_path / "alone"), dataset.read_video
+    alone, read = store_of(bundle, tmp_path / "alone"), reader.read_video
     alone.fill(NAMES, bundle.model.vision_tower)
 
     def decode(path, *args, **options):
         return time.sleep(60) if path.name == "clip1.mp4" else read(path, *args, **options)
 
-    monkeypatch.setattr(dataset, "read_video", decode)
+    monkeypatch.setattr(reader, "read_video", decode)
     store = store_of(bundle, tmp_path / "ahead", timeout_s=1.0)
     state = torch.get_rng_state()
     store.fill(NAMES, bundle.model.vision_tower, workers=1)
