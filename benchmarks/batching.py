@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
+from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_sizes
 from videollm.batches.reader import VisualReader
@@ -27,7 +28,6 @@ from videollm.data.record import Record
 from videollm.training.assemble import assemble, read_settings
 from videollm.training.features import FeatureStore
 from videollm.training.optimizer import set_trainable
-from videollm.training.trainer import NOT_FOR_THE_MODEL
 
 ROWS = {"one question a row": 48, "packed": 12}  # of about the same number of tokens
 
@@ -67,10 +67,10 @@ def padding(sizes: np.ndarray, batches: list[list[int]], aligned: bool) -> float
     return 1 - sizes.sum() / places
 
 
-def step(bundle: Bundle, batch: dict) -> float:
+def step(bundle: Bundle, batch: Batch) -> float:
     """Processor seconds of forward and backward."""
     start = time.process_time()
-    bundle.model(**{key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL}).loss.backward()
+    bundle.model(batch).loss.backward()
     bundle.model.zero_grad()
     return time.process_time() - start
 
@@ -101,7 +101,7 @@ def main() -> None:
             seconds = step(bundle, batch)
             if turn >= 0:
                 spent[kind] += seconds
-                questions[kind] += batch["num_samples"]
+                questions[kind] += batch.num_samples
     print("| a pass over the data | steps | padding | ms a question | ms a step |\n|---|---|---|---|---|")
     for kind, (*_, batches, share) in kinds.items():
         each, whole = 1000 * spent[kind] / questions[kind], 1000 * spent[kind] / args.steps

@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 import d2vlm.evidence  # noqa: F401 - registers the head
 from benchmarks.rounds import rounds
 from d2vlm.fpo import FPO, FPOOptions
+from videollm.batches.batch import Batch
 from videollm.batches.collate import Collator
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt, Ref
@@ -39,10 +41,10 @@ class TwoPass(VideoLLM):
 
     def training_states(self, batch, embeds, refs, frames):
         layer, length = self.head.inject_layer, embeds.shape[1]
-        embeds = self.embed_refs(embeds, refs.select(batch["early_refs"]), frames)
-        prefix = self.run(batch, embeds, slice(0, batch["prefix_columns"]), {layer, -1})
+        embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
+        prefix = self.run(batch, embeds, slice(0, batch.prefix_columns), {layer, -1})
         frames.states[layer] = self.states_of_frames(batch, prefix[layer])
-        embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
+        embeds = self.embed_refs(embeds, refs.select(batch.late_refs), frames)
         return self.run(batch, embeds, slice(0, length), {-1, self.head.query_layer, *self.head.frame_layers})
 
 
@@ -62,7 +64,7 @@ def make_model(args: argparse.Namespace, kind: type[VideoLLM], attention: str) -
     )  # fmt: skip
     torch.manual_seed(0)
     model = kind(config).to(args.device, getattr(torch, args.dtype))
-    model.frame_tokens = lambda batch: batch["tokens"]  # given: neither tower nor connector runs
+    model.frame_tokens = lambda batch: batch.features  # given: neither tower nor connector runs
     model.frozen_tower = True
     return model.train()
 
@@ -104,41 +106,39 @@ def make_items(args: argparse.Namespace, answers: int) -> list[Item]:
     return items
 
 
-def make_batch(args: argparse.Namespace, model: VideoLLM, items: list[Item], rank: bool) -> dict:
+def make_batch(args: argparse.Namespace, model: VideoLLM, items: list[Item], rank: bool) -> Batch:
     """A batch with given frame tokens, which learn, as a connector behind them would."""
     batch = Collator(pad_id=0, split_prefix=True, bidirectional=True, rank=rank)(items)
-    dropped = ("bad", "ids", "thinned", "padded")
-    batch = {k: v.to(args.device) if isinstance(v, Tensor) else v for k, v in batch.items() if k not in dropped}
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randn(len(items), FRAMES, 1, args.width, generator=generator)
     if len(items) > args.batch:  # two sequences of one video each: chosen ones, then rejected ones
         tokens = torch.cat([tokens[: args.batch]] * 2)
-    return batch | {"tokens": tokens.flatten(0, 1).to(args.device, model.dtype).requires_grad_()}
+    return replace(batch.to(args.device), features=tokens.flatten(0, 1).to(args.device, model.dtype).requires_grad_())
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
 
-def sft_step(model: VideoLLM, batch: dict) -> float:
+def sft_step(model: VideoLLM, batch: Batch) -> float:
     """Forward and backward; returns the loss."""
-    loss = model(**batch).loss
+    loss = model(batch).loss
     loss.backward()
     return loss.item()
 
 
-def fpo_step(model: VideoLLM, batch: dict, apart: bool) -> float:
+def fpo_step(model: VideoLLM, batch: Batch, apart: bool) -> float:
     """The preference loss and the chosen answers' language-model loss, of one row a pair, or of two."""
     objective = FPO(FPOOptions())
     token, factors = objective.factors(model, batch, model.read(batch))
     half = len(factors) // 2
     chosen, rejected = (factors[:half], factors[half:]) if apart else (factors[::2], factors[1::2])
-    own = batch["label_sample"] < half if apart else batch["label_sample"] % 2 == 0
+    own = batch.pairs.label_sample < half if apart else batch.pairs.label_sample % 2 == 0
     loss = -nn.functional.logsigmoid(0.1 * (chosen - rejected).sum(-1)).mean() + token[own].sum() / own.sum()
     loss.backward()
     return loss.item()
 
 
-def apart_batch(args: argparse.Namespace, model: VideoLLM, items: list[Item]) -> dict:
+def apart_batch(args: argparse.Namespace, model: VideoLLM, items: list[Item]) -> Batch:
     """Chosen and rejected answers as sequences of their own: all chosen ones, then all rejected ones."""
     rows = []
     for k in range(2):
@@ -193,7 +193,7 @@ def step_of(args: argparse.Namespace, kind: type[VideoLLM], attention: str, batc
     own = argparse.Namespace(**vars(args) | {"batch": batch_size})
     model = make_model(own, kind, attention)
     batch = make_batch(own, model, make_items(own, 1), rank=False)
-    return model, lambda: sft_step(model, batch), batch["tokens"]
+    return model, lambda: sft_step(model, batch), batch.features
 
 
 def supervised(args: argparse.Namespace) -> dict:

@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.rounds import rounds
+from videollm.batches.batch import Batch
 from videollm.batches.collate import Collator
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt, Ref
@@ -100,11 +100,10 @@ def make_item(args: argparse.Namespace, seed: int, answered: bool = True, frames
     return Item([prompt], [spans], features=features, times_s=times, duration_s=30.0, ids=[str(seed)])
 
 
-def make_batch(args: argparse.Namespace, items: list[Item], left: bool = False) -> dict:
+def make_batch(args: argparse.Namespace, items: list[Item], left: bool = False) -> Batch:
     """The collator's batch, on the device."""
     batch = Collator(pad_id=0, split_prefix=False, bidirectional=False, average="samples", left=left)(items)
-    dropped = ("bad", "ids", "thinned", "padded")
-    return {k: v.to(args.device) if isinstance(v, Tensor) else v for k, v in batch.items() if k not in dropped}
+    return batch.to(args.device)
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------
@@ -120,7 +119,7 @@ def train_step(model: VideoLLM, batches: list[dict]) -> list[float]:
     model.zero_grad(set_to_none=True)
     losses = []
     for batch in batches:
-        loss = model(**batch).loss
+        loss = model(batch).loss
         (loss / len(batches)).backward()
         losses.append(loss.item())
     return losses
@@ -144,7 +143,7 @@ def stored(args: argparse.Namespace, model: VideoLLM) -> dict:
         features = model.vision_tower(pixels.to(args.device, model.dtype)).cpu()
     found = make_batch(args, [item])
     kept, run = found | {"features": features.to(args.device)}, found | {"pixel_values": pixels.to(args.device)}
-    del run["features"]
+    del run.features
     losses = [train_step(model, [batch])[0] for batch in (run, kept)]
     kinds = {"tower": lambda: train_step(model, [run]), "stored": lambda: train_step(model, [kept])}
     times = rounds(kinds, args.repeats, args.device)
@@ -158,7 +157,7 @@ def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
     merge_lora(model)  # as a finished run is asked
     model.eval()
 
-    def generate(batch: dict, tokens: int) -> Callable[[], object]:
+    def generate(batch: Batch, tokens: int) -> Callable[[], object]:
         options = GenerateOptions(max_new_tokens=tokens)
         return lambda: model.generate_ids(batch, 0, 2, options)  # token 2 is as unlikely as any
 
@@ -170,7 +169,7 @@ def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
     size = {"1": 1, "all": args.answers}
     speed = {name: size[name] * (args.tokens - 1) / statistics.median(after[name]) for name in whole}
     return {
-        "prompt": one["input_ids"].shape[1], "tokens a second after the prompt": speed, "seconds": times,
+        "prompt": one.input_ids.shape[1], "tokens a second after the prompt": speed, "seconds": times,
         "speedup after the prompt": ratio(after["1"], after["all"]) * args.answers,
         "speedup with the prompt": ratio(whole["1"], whole["all"]) * args.answers,
     }  # fmt: skip

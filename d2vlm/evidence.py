@@ -223,8 +223,8 @@ def question_slot(mark) -> SpanSlot:
 
 def compose_answer(turn: Turn) -> Turn:
     """One assistant turn: evidence stage, ``</evi>``, a blank, answer; adjacent marks have nothing between them."""
-    stage = [SpanSlot(EVIDENCE, Role.EVIDENCE, m.span, event=m.span) for m in span_marks(turn)]
-    answer = replace_marks(turn, lambda m: SpanSlot(EVIDENCE, Role.ANSWER, m.span, event=m.span))
+    stage = [SpanSlot(EVIDENCE, Role.EVIDENCE, m.span) for m in span_marks(turn)]
+    answer = replace_marks(turn, lambda m: SpanSlot(EVIDENCE, Role.ANSWER, m.span))
     return Turn(turn.role, (*stage, Token(EVIDENCE_END), " ", *answer.parts))
 
 
@@ -352,7 +352,7 @@ def pair_events(refs: SpanRefs) -> tuple[Tensor, Tensor]:
     """
     if not len(refs):
         return refs.index, refs.seconds.new_zeros(0)
-    same = (refs.sample == refs.sample[:, None]) & (refs.event == refs.event[:, None])  # [N, N]
+    same = (refs.sample == refs.sample[:, None]) & (refs.span == refs.span[:, None])  # [N, N]
     rank = (same & (refs.role == refs.role[:, None])).tril(-1).sum(-1)  # [N]
     match = same & (rank == rank[:, None]) & (refs.role[:, None] == Role.EVIDENCE) & (refs.role == Role.ANSWER)
     return match.int().argmax(-1), match.any(-1).float()

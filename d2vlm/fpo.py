@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from videollm.batches.batch import Batch
 from videollm.checkpoint.bundle import Bundle
 from videollm.checkpoint.load import load
 from videollm.common.config import ConfigError, at_least
@@ -105,40 +106,40 @@ class FPO(Objective):
 
     # ---- the loss --------------------------------------------------------------------------------------------------
 
-    def counts(self, model: VideoLLM, batch: dict) -> Sums:
+    def counts(self, model: VideoLLM, batch: Batch) -> Sums:
         """Supervised counts of the chosen answers; the number of pairs for all that is about pairs."""
-        pairs = torch.full((), float(len(batch["pair_chosen"])), device=batch["pair_chosen"].device)
-        chosen = chosen_spans(batch, model.refs(batch).select(batch["span_refs"]))
-        supervised = {"lm": batch["label_weight"].sum(), **model.head.counts(chosen)}
+        pairs = torch.full((), float(len(batch.pairs.chosen)), device=batch.pairs.chosen.device)
+        chosen = chosen_spans(batch, batch.refs.select(batch.span_refs))
+        supervised = {"lm": batch.label_weight.sum(), **model.head.counts(chosen)}
         return {**supervised, "fpo": pairs, **dict.fromkeys(self.logged, pairs)}
 
-    def sums(self, model: VideoLLM, batch: dict, reading: Reading) -> tuple[Sums, Sums]:
+    def sums(self, model: VideoLLM, batch: Batch, reading: Reading) -> tuple[Sums, Sums]:
         """``fpo``, and ``lm`` and the head's terms of the chosen answers; the factors, margin and accuracy."""
         token, factors = self.factors(model, batch, reading)
         chosen, rejected, margin = self.pairs(factors, batch, reading)
         spans = chosen_spans(batch, reading.spans)
-        losses = model.head.loss(reading.queries[batch["chosen_refs"]], spans, reading.frames)
-        losses["lm"] = (token * batch["label_weight"]).sum()
+        losses = model.head.loss(reading.queries[batch.pairs.chosen_refs], spans, reading.frames)
+        losses["lm"] = (token * batch.label_weight).sum()
         losses = {name: self.options.supervised_weight * value for name, value in losses.items()}
         losses["fpo"] = -logsigmoid(margin).sum()
         logged = (*chosen.sum(0), *rejected.sum(0), margin.sum(), (margin > 0).float().sum())
         return losses, {name: value.detach() for name, value in zip(self.logged, logged, strict=True)}
 
-    def pairs(self, factors: Tensor, batch: dict, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+    def pairs(self, factors: Tensor, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
         """Factors [P, 2] of the chosen and of the rejected answer of every pair, and their margin [P]."""
-        chosen, rejected = factors[batch["pair_chosen"]], factors[batch["pair_rejected"]]  # [P, 2]
+        chosen, rejected = factors[batch.pairs.chosen], factors[batch.pairs.rejected]  # [P, 2]
         margin = self.options.beta * (self._gap(factors, batch) - self._reference_gap(batch, reading))  # [P]
         return chosen, rejected, margin
 
-    def factors(self, model: VideoLLM, batch: dict, reading: Reading) -> tuple[Tensor, Tensor]:
+    def factors(self, model: VideoLLM, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every label [M], and log-probability of every answer's times and words [S, 2]."""
-        token = token_cross_entropy(model.language_model, reading.states, batch["label_index"], batch["label_ids"])
-        answers = batch["answer_refs"]  # not those of earlier turns, which chosen and rejected share
+        token = token_cross_entropy(model.language_model, reading.states, batch.label_index, batch.label_ids)
+        answers = batch.pairs.answer_refs  # not those of earlier turns, which chosen and rejected share
         spans = reading.spans.select(answers)
         times = model.head.log_prob(reading.queries[answers], spans, reading.frames)
-        samples = batch["num_samples"]
+        samples = batch.num_samples
         grounding = self._per_answer(times, spans.sample, samples)
-        return token, torch.stack([grounding, self._per_answer(-token, batch["label_sample"], samples)], -1)
+        return token, torch.stack([grounding, self._per_answer(-token, batch.pairs.label_sample, samples)], -1)
 
     def _per_answer(self, values: Tensor, sample: Tensor, samples: int) -> Tensor:
         """Sum (or mean) of ``values`` [K] over each of the answers; what no answer owns is left out. [S]."""
@@ -148,13 +149,13 @@ class FPO(Objective):
             total = total / count.clamp(min=1)
         return total[:samples]
 
-    def _gap(self, factors: Tensor, batch: dict) -> Tensor:
+    def _gap(self, factors: Tensor, batch: Batch) -> Tensor:
         """Weighted log p(chosen) - log p(rejected), [P]."""
         weight = factors.new_tensor([self.options.grounding_weight, self.options.text_weight])
-        return ((factors[batch["pair_chosen"]] - factors[batch["pair_rejected"]]) * weight).sum(-1)
+        return ((factors[batch.pairs.chosen] - factors[batch.pairs.rejected]) * weight).sum(-1)
 
     @torch.no_grad()
-    def _reference_gap(self, batch: dict, reading: Reading) -> Tensor | float:
+    def _reference_gap(self, batch: Batch, reading: Reading) -> Tensor | float:
         """The same of the reference model; 0 without one."""
         if self.reference is None:
             return 0.0
@@ -162,7 +163,7 @@ class FPO(Objective):
         return self._gap(self.factors(model, batch, model.read(batch))[1], batch)
 
 
-def chosen_spans(batch: dict, spans: SpanRefs) -> SpanRefs:
+def chosen_spans(batch: Batch, spans: SpanRefs) -> SpanRefs:
     """The span places of the chosen answers and of their questions, counted by row: one chosen answer each."""
-    chosen = spans.select(batch["chosen_refs"])
-    return replace(chosen, sample=chosen.owner, num_samples=batch["num_samples"] - len(batch["pair_rejected"]))
+    chosen = spans.select(batch.pairs.chosen_refs)
+    return replace(chosen, sample=chosen.owner, num_samples=batch.num_samples - len(batch.pairs.rejected))

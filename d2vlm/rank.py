@@ -49,13 +49,12 @@ def compare(
     device = next(model.parameters()).device
     names, rows, bad = [], [torch.zeros(0, len(COLUMNS))], []
     for start in tqdm(range(0, len(dataset), size), unit="batch", desc="ranking"):
-        batch = collate([dataset[i] for i in range(start, min(start + size, len(dataset)))])
-        bad += batch["bad"]
-        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        batch = collate([dataset[i] for i in range(start, min(start + size, len(dataset)))]).to(device)
+        bad += batch.bad
         reading = model.read(batch)
         chosen, rejected, margin = objective.pairs(objective.factors(model, batch, reading)[1], batch, reading)
         rows.append(torch.cat([chosen, rejected, margin[:, None]], -1).float().cpu())
-        names += [answer.factor for i in batch["ids"] for answer in by_id[i].rejected]
+        names += [answer.factor for i in batch.ids for answer in by_id[i].rejected]
     return names, torch.cat(rows), bad
 
 

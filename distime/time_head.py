@@ -119,7 +119,7 @@ class TimeHead(TemporalHead):
 
         def stamped(turn: Turn) -> Turn:
             role = Role.ANSWER if turn.role == "assistant" else Role.QUESTION
-            return replace_marks(turn, lambda mark: SpanSlot(STAMP, role, mark.span, event=mark.span))
+            return replace_marks(turn, lambda mark: SpanSlot(STAMP, role, mark.span))
 
         return [stamped(turn) for turn in turns]
 

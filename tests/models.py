@@ -193,12 +193,7 @@ def make_batch(bundle: Bundle, names, *, left: bool = False, pack: bool = False,
     """A batch as the model takes it: for training, or (``left``) to generate the last answer."""
     dataset = make_dataset(bundle, names, answers=not left, pack=pack, **options)
     collate = bundle.collator(left=left, pack=pack, average=average)
-    return for_model(collate([dataset[i] for i in range(len(dataset))]))
-
-
-def for_model(batch: dict) -> dict:
-    """A batch without what only the trainer reads."""
-    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned", "padded")}
+    return collate([dataset[i] for i in range(len(dataset))])
 
 
 def gradients(model: VideoLLM) -> dict[str, torch.Tensor]:

@@ -55,7 +55,7 @@ def noting(folder, then=None):
 
         def noted(self, batches, device):
             with open(folder / f"order{rank}", "a") as out:
-                out.write(json.dumps([self.state.global_step, [batch["ids"] for batch in batches]]) + "\n")
+                out.write(json.dumps([self.state.global_step, [batch.ids for batch in batches]]) + "\n")
             return get(self, batches, device)
 
         VideoTrainer._get_num_items_in_batch = noted

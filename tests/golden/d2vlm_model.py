@@ -92,7 +92,7 @@ def golden_batch(
     records = [parse_record({**line, "id": str(k)}, 1, "golden.jsonl", raw_spans=raw) for k, line in enumerate(lines)]
     dataset = VideoDataset(records, GoldenReader(bundle, frames), bundle.encoder(), max_length=4096, answers=not left)
     batch = bundle.collator(left=left)([dataset[k] for k in range(len(records))])
-    assert not batch["bad"]
+    assert not batch.bad
     return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned", "padded")}
 
 

@@ -113,7 +113,7 @@ def golden_item(bundle: Bundle, folder: Path, sample: str) -> Item:
 def golden_batch(bundle: Bundle, folder: Path, samples: list[str]) -> dict:
     """Golden training samples as a batch; places with token id 0 are unseen, as published."""
     collator = bundle.collator(average="samples", unseen_id=0)
-    return for_model(collator([golden_item(bundle, folder, sample) for sample in samples]))
+    return collator([golden_item(bundle, folder, sample) for sample in samples])
 
 
 def golden_question(bundle: Bundle, folder: Path, *cases: dict) -> dict:
@@ -121,7 +121,7 @@ def golden_question(bundle: Bundle, folder: Path, *cases: dict) -> dict:
     encoder = bundle.encoder()
     encoder.visual = replace(encoder.visual, after="")  # most published prompts have no newline here (spec 3)
     items = [question_item(encoder, folder, case) for case in cases]
-    return for_model(bundle.collator(left=True)(items))
+    return bundle.collator(left=True)(items)
 
 
 def question_item(encoder: PromptEncoder, folder: Path, case: dict) -> Item:
@@ -143,8 +143,3 @@ def question_item(encoder: PromptEncoder, folder: Path, case: dict) -> Item:
 def spoken(text: str) -> tuple[str | Token, ...]:
     """Text of a prompt; a stamp in it is a plain token, as published (spec 7)."""
     return tuple(Token(STAMP) if part == STAMP else part for part in re.split(f"({STAMP})", text) if part)
-
-
-def for_model(batch: dict) -> dict:
-    """A batch without what only the trainer reads."""
-    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned", "padded")}

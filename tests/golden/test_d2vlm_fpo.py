@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from d2vlm.fpo import FPO, FPOOptions
 from d2vlm.names import NAMES
 from tests.golden.d2vlm_model import GoldenReader, golden_bundle
-from tests.models import for_model
 from videollm.batches.dataset import VideoDataset
 from videollm.data.annotations import parse_record
 
@@ -64,8 +63,8 @@ def preference_batch(bundle, folder: Path, run: dict) -> dict:
     reader = GoldenReader(bundle, load_file(folder / "fpo_frames.safetensors"))
     dataset = VideoDataset(records, reader, bundle.encoder(), max_length=4096, rejected="one")
     batch = bundle.collator(rank=True)([dataset[k] for k in range(len(dataset))])
-    assert not batch["bad"]
-    return for_model(batch)
+    assert not batch.bad
+    return batch
 
 
 @pytest.mark.parametrize("run", runs())
@@ -76,10 +75,10 @@ def test_factors_and_every_loss_equal_the_published_ones(folder, bundle, run):
         reading = bundle.model.read(batch)
         _, factors = objective.factors(bundle.model, batch, reading)
         sums, _ = objective.sums(bundle.model, batch, reading)
-        total = bundle.model(**batch).loss.item()
+        total = bundle.model(batch).loss.item()
     for pair, wanted in enumerate(info["losses"]["logps"]):
         for which in ("chosen", "reject"):
-            sample = batch["pair_chosen" if which == "chosen" else "pair_rejected"][pair]
+            sample = (batch.pairs.chosen if which == "chosen" else batch.pairs.rejected)[pair]
             grounding, text = factors[sample].tolist()
             assert grounding == pytest.approx(wanted[which].get("grounding", 0.0), rel=RELATIVE)
             assert text == pytest.approx(wanted[which]["text"], rel=RELATIVE)
@@ -97,7 +96,7 @@ def test_factors_and_every_loss_equal_the_published_ones(folder, bundle, run):
 def test_every_gradient_equals_the_published_one(folder, bundle, run):
     info = read_run(folder, run)
     bundle.model.zero_grad(set_to_none=True)
-    bundle.model(**preference_batch(bundle, folder, info)).loss.backward()
+    bundle.model(preference_batch(bundle, folder, info)).loss.backward()
     found = {name: parameter.grad for name, parameter in bundle.model.named_parameters()}
     arrays = load_file(folder / f"{run}.safetensors")
     compared = 0
@@ -121,10 +120,10 @@ def test_every_gradient_equals_the_published_one(folder, bundle, run):
 def test_the_same_tokens_are_predicted_at_the_same_positions(folder, bundle, run):
     info = read_run(folder, run)
     batch = preference_batch(bundle, folder, info)
-    positions = batch["position_ids"].flatten()[batch["label_index"]]
+    positions = batch.position_ids.flatten()[batch.label_index]
     for pair, (event,) in enumerate(info["conflict_events"]):
         at = [*info["pos_id"][pair], -1]  # index -1 is the last token of the prompt
-        for which, samples in (("chosen", batch["pair_chosen"]), ("reject", batch["pair_rejected"])):
-            mine, text = batch["label_sample"] == samples[pair], event[which]["text"]
-            assert batch["label_ids"][mine].tolist() == text["logit_token_id"]
+        for which, samples in (("chosen", batch.pairs.chosen), ("reject", batch.pairs.rejected)):
+            mine, text = batch.pairs.label_sample == samples[pair], event[which]["text"]
+            assert batch.label_ids[mine].tolist() == text["logit_token_id"]
             assert positions[mine].tolist() == [info["relative_offset"][pair] + at[i] for i in text["input_index"]]

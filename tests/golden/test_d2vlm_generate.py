@@ -103,7 +103,7 @@ def check(run: Generation) -> None:
     info, arrays, frames = run.info, run.arrays, run.state.frames
     head, count = run.bundle.model.head, len(arrays["frames_u8"])
     assert run.ids == info["new_tokens"]
-    torch.testing.assert_close(run.batch["pixel_values"], arrays["image"], **CLOSE)
+    torch.testing.assert_close(run.batch.pixel_values, arrays["image"], **CLOSE)
     torch.testing.assert_close(frames.embeds[0], arrays["frame_embeds"], **CLOSE)
     torch.testing.assert_close(frames.states[head.inject_layer][0], arrays["hidden6_frames"], **CLOSE)
     torch.testing.assert_close(run.inputs[0], arrays["prefill_inputs_embeds"], **CLOSE)

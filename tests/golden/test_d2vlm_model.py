@@ -41,7 +41,7 @@ class Trace:
                 self.tokens = self.model.frame_tokens(self.batch)
                 self.frames = self.model.frame_batch(self.batch, self.tokens)
                 embeds = self.model.embed(self.batch, self.tokens)
-                self.refs = self.model.refs(self.batch)
+                self.refs = self.batch.refs
                 self.model.training_states(self.batch, embeds, self.refs, self.frames)
         finally:
             del self.model.run
@@ -58,7 +58,7 @@ class Trace:
 
     def real(self, row: int) -> Tensor:
         """Columns of a row that are no padding, in order."""
-        return (self.batch["segment_ids"][row] >= 0).nonzero().squeeze(-1)
+        return (self.batch.segment_ids[row] >= 0).nonzero().squeeze(-1)
 
     def expected(self, folder, row: int):
         """(json, arrays, row) to compare row ``row`` with."""
@@ -82,14 +82,14 @@ def rows(trace, folder):
 @pytest.mark.parametrize("name", SFT_CASES)
 def test_prompts_are_the_published_ids_and_labels(traced, bundle, folder, name):
     trace = traced(name)
-    batch, length = trace.batch, trace.batch["input_ids"].shape[1]
-    supervised = {int(i): int(t) for i, t in zip(batch["label_index"], batch["label_ids"], strict=True)}
+    batch, length = trace.batch, trace.batch.input_ids.shape[1]
+    supervised = {int(i): int(t) for i, t in zip(batch.label_index, batch.label_ids, strict=True)}
     placeholder = bundle.tokenizer.convert_tokens_to_ids("<frame>")
     for row, real, info, arrays, at in rows(trace, folder):
         part1 = arrays["input_ids_part1"][at][arrays["attention_mask_part1"][at].bool()]
         ids = [*part1[:-1].tolist(), *[placeholder] * len(info["tag"][at]), *arrays[f"input_ids_part2.{at}"].tolist()]
-        assert batch["input_ids"][row, real].tolist() == ids
-        assert batch["position_ids"][row, real].tolist() == list(range(len(ids)))
+        assert batch.input_ids[row, real].tolist() == ids
+        assert batch.position_ids[row, real].tolist() == list(range(len(ids)))
         labels = arrays["pass2_labels"][at, : len(ids)].tolist()
         # A label stands at its token; ours at the place that predicts it.
         wanted = {int(row * length + real[k - 1]): label for k, label in enumerate(labels) if label != -100}
@@ -99,16 +99,16 @@ def test_prompts_are_the_published_ids_and_labels(traced, bundle, folder, name):
 @pytest.mark.parametrize("name", SFT_CASES)
 def test_frames_become_the_published_pixels_and_tokens(traced, folder, name):
     trace = traced(name)
-    owner = trace.batch["frame_row"]
+    owner = trace.batch.frame_row
     for row, _, _, arrays, at in rows(trace, folder):
-        torch.testing.assert_close(trace.batch["pixel_values"][owner == row], arrays[f"image.{at}"], **CLOSE)
+        torch.testing.assert_close(trace.batch.pixel_values[owner == row], arrays[f"image.{at}"], **CLOSE)
         torch.testing.assert_close(trace.tokens[owner == row, 0], arrays[f"frame_embeds.{at}"], **CLOSE)
 
 
 @pytest.mark.parametrize("name", SFT_CASES)
 def test_attention_sees_what_the_published_masks_show(traced, folder, name):
     trace = traced(name)
-    length = trace.batch["input_ids"].shape[1]
+    length = trace.batch.input_ids.shape[1]
     mask = trace.model.attention_mask(trace.batch, slice(0, length), torch.float32)[:, 0] == 0  # [B, L, L]
     for row, real, info, arrays, at in rows(trace, folder):
         own = mask[row][real][:, real]

@@ -54,7 +54,7 @@ def test_losses_and_gradients_equal_the_published_ones(bundle, folder, name):
     if padded_rows(arrays):
         pytest.skip(f"{name}: the published code pads in the middle of a row, see the next test")
     bundle.model.zero_grad(set_to_none=True)
-    out = bundle.model(**sft_batch(bundle, folder, info["samples"]))
+    out = bundle.model(sft_batch(bundle, folder, info["samples"]))
     for term in TERMS:
         assert out.terms[term].item() == pytest.approx(info["losses"][term], rel=1e-4), term
     assert out.loss.item() == pytest.approx(info["losses"]["total"], rel=1e-4)
@@ -78,8 +78,8 @@ def test_a_sample_loses_the_same_alone_and_in_unequal_company(bundle, folder, na
     head, samples = bundle.model.head.options, info["samples"]
     grounded = [row for row in range(len(samples)) if info["tgt"][row]]
     with torch.no_grad():
-        together = bundle.model(**sft_batch(bundle, folder, samples)).terms
-        alone = [bundle.model(**sft_batch(bundle, folder, [k])).terms for k in samples]
+        together = bundle.model(sft_batch(bundle, folder, samples)).terms
+        alone = [bundle.model(sft_batch(bundle, folder, [k])).terms for k in samples]
     weights = {"grounding": head.grounding_weight, "consistency": head.consistency_weight}
     raw = {"grounding": "grounding_bce_per_sample_unscaled", "consistency": "consistency_l1_per_sample_unscaled"}
     for term, weight in weights.items():
@@ -106,5 +106,5 @@ def test_a_converted_checkpoint_has_the_published_losses(folder, tmp_path):
         info, arrays = case_files(folder, name)
         if not padded_rows(arrays):
             with torch.no_grad():
-                loss = again.model(**sft_batch(again, folder, info["samples"])).loss
+                loss = again.model(sft_batch(again, folder, info["samples"])).loss
             assert loss.item() == pytest.approx(info["losses"]["total"], rel=1e-4), name

@@ -81,7 +81,7 @@ def test_every_step_is_the_published_one(folder, llm, bundles, generated, case):
     info, expected = read(folder / "generate" / llm / case), arrays(folder / "generate" / llm / case)
     bundle = bundles[info["gaussian"]]
     batch = golden_question(bundle, folder, info)
-    assert batch["input_ids"].equal(expected["prompt_ids"])
+    assert batch.input_ids.equal(expected["prompt_ids"])
     ids, state, steps = generated(bundle, batch, info["forced_schedule"], info["eos_token_id"], info["max_new_tokens"])
     assert ids.tolist() == info["generated_ids"]
     embeds, logits, hidden = zip(*steps, strict=True)

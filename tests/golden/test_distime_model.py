@@ -4,6 +4,7 @@ Released weights come in through the converter. Limits are 10 times the agreemen
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def bf16_gaussians(folder, llm, tmp_path_factory):
 
 def losses_of(bundle, batch, **counts):
     with torch.no_grad():
-        return {n: v.item() for n, v in bundle.model(**batch, counts=counts or None).terms.items()}
+        return {n: v.item() for n, v in bundle.model(batch, counts=counts or None).terms.items()}
 
 
 def assert_losses(found, published):
@@ -69,11 +70,11 @@ def test_the_converted_model_knows_the_published_tokens(folder, llm, bundle):
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_prompt_and_labels_are_the_published_ones(folder, llm, bundle, sample):
     expected, batch = arrays(folder / "train" / llm / sample), golden_batch(bundle, folder, [sample])
-    assert batch["input_ids"].equal(expected["input_ids"])
-    assert batch["position_ids"].equal(expected["position_ids"])
-    assert (batch["segment_ids"] >= 0).equal(expected["attention_mask"] > 0)
+    assert batch.input_ids.equal(expected["input_ids"])
+    assert batch.position_ids.equal(expected["position_ids"])
+    assert (batch.segment_ids >= 0).equal(expected["attention_mask"] > 0)
     labels = torch.full_like(expected["labels"], -100).flatten()
-    labels[batch["label_index"] + 1] = batch["label_ids"]
+    labels[batch.label_index + 1] = batch.label_ids
     assert labels.equal(expected["labels"].flatten())
 
 
@@ -83,9 +84,9 @@ def test_states_logits_and_losses_are_the_published_ones(folder, llm, bundle, sa
     info, expected = read(folder / "train" / llm / sample), arrays(folder / "train" / llm / sample)
     batch, model = golden_batch(bundle, folder, [sample]), bundle.model
     tokens = model.frame_tokens(batch)
-    if batch["visual_index"].numel():
+    if batch.visual_index.numel():
         torch.testing.assert_close(tokens, expected["vit_embeds"], **EMBEDDINGS)
-    embeds = model.embed_refs(model.embed(batch, tokens), model.refs(batch), model.frame_batch(batch, tokens))
+    embeds = model.embed_refs(model.embed(batch, tokens), batch.refs, model.frame_batch(batch, tokens))
     torch.testing.assert_close(embeds, expected["inputs_embeds"], **EMBEDDINGS)
     reading = model.read(batch)
     torch.testing.assert_close(reading.states, expected["last_hidden"][0], **HIDDEN)
@@ -110,13 +111,13 @@ def test_bf16_gaussians_give_the_published_losses(folder, llm, bf16_gaussians, s
 def test_a_mixed_batch_gives_each_sample_the_loss_it_has_alone(folder, llm, bundle):
     samples = [s for s in SAMPLES if (folder / "train" / llm / f"{s}.json").is_file()]
     batch = golden_batch(bundle, folder, samples)
-    assert batch["input_ids"].shape[0] == len(samples)
-    length, one = batch["input_ids"].shape[1], torch.tensor(1.0)
+    assert batch.input_ids.shape[0] == len(samples)
+    length, one = batch.input_ids.shape[1], torch.tensor(1.0)
     for row, sample in enumerate(samples):
         published = read(folder / "train" / llm / sample)["losses"]
-        of_row = batch["label_index"] // length == row
-        spans = batch["span_refs"][batch["ref_sample"][batch["span_refs"]] == row]
-        alone = batch | {"label_weight": batch["label_weight"] * of_row, "span_refs": spans}
+        of_row = batch.label_index // length == row
+        spans = batch.span_refs[batch.refs.sample[batch.span_refs] == row]
+        alone = replace(batch, label_weight=batch.label_weight * of_row, span_refs=spans)
         assert_losses(losses_of(bundle, alone, lm=one, dfl=one, diou=one), published)
     mean = losses_of(bundle, batch)
     for name, official in TERMS.items():
@@ -132,7 +133,7 @@ def test_gradients_are_the_published_ones(folder, llm, bundle, sample):
     model.requires_grad_(True)
     model.zero_grad()
     try:
-        model(**golden_batch(bundle, folder, [sample])).loss.backward()
+        model(golden_batch(bundle, folder, [sample])).loss.backward()
         grads = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()}
     finally:
         model.frozen_tower = True
@@ -174,4 +175,4 @@ def test_the_whole_model_in_bf16_is_near_the_published_one(folder, llm, sample, 
     assert reading.states.dtype == torch.bfloat16
     bins = head._expected(head._logits(reading.queries).softmax(-1)).float() / head.options.reg_max
     seconds = torch.tensor(case["pred_seconds"] or []).reshape(-1, 2)
-    torch.testing.assert_close(bins, seconds / batch["duration_s"], atol=0.05, rtol=0)
+    torch.testing.assert_close(bins, seconds / batch.duration_s, atol=0.05, rtol=0)

@@ -86,14 +86,14 @@ def assert_forward(bundle, folder, llm, info, losses):
     expected, model = arrays(folder / "lora" / llm / "forward"), bundle.model
     batch = golden_batch(bundle, folder, [info["sample"]])
     with torch.no_grad():
-        assert_losses(model(**batch), losses)
+        assert_losses(model(batch), losses)
         reading = model.read(batch)
         torch.testing.assert_close(reading.states, expected["last_hidden"][0], **HIDDEN)
         tail = logits_of(model.language_model, reading.states[-len(expected["logits_tail"]) :])
         torch.testing.assert_close(tail, expected["logits_tail"], **LOGITS)
         logits = model.head._logits(reading.queries)
         torch.testing.assert_close(logits.flatten(1), expected["time_logits"], **LOGITS)
-        seconds = model.head._seconds(model.head._expected(logits.softmax(-1)), batch["duration_s"])
+        seconds = model.head._seconds(model.head._expected(logits.softmax(-1)), batch.duration_s)
         torch.testing.assert_close(seconds, expected["pred_seconds"], atol=2e-3, rtol=0)
 
 
@@ -106,7 +106,7 @@ def test_the_recipe_trains_the_published_parameters(info, adapted):
 
 
 def test_gradients_of_what_trains_are_the_published_ones(folder, info, adapted):
-    adapted.model(**golden_batch(adapted, folder, [info["sample"]])).loss.backward()
+    adapted.model(golden_batch(adapted, folder, [info["sample"]])).loss.backward()
     norms = {name: parameter.grad.norm().item() for name, parameter in official_names(adapted).items()}
     assert norms == {name: pytest.approx(norm, **NORMS) for name, norm in info["grad_norms"].items()}
 
@@ -126,7 +126,7 @@ def test_adamw_steps_are_the_published_ones(folder, info, adapted):
         parameters, lr=plan["lr"], betas=plan["betas"], eps=plan["eps"], weight_decay=plan["weight_decay"]
     )
     for step in plan["steps"]:
-        output = adapted.model(**golden_batch(adapted, folder, [step["sample"]]))
+        output = adapted.model(golden_batch(adapted, folder, [step["sample"]]))
         assert_losses(output, step["losses"])
         output.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, plan["clip"])

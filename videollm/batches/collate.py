@@ -1,8 +1,7 @@
-"""From items to one batch of tensors: where every token, frame and span stands, as flat indices made on the CPU.
+"""From items to one ``Batch``.
 
-A row is a prefix (up to the last visual token) and, behind it, one or more *segments*: conversations that see the
-prefix and themselves but not each other. Flat indices (row * L + column) let the model gather and scatter without a
-host sync. Knows ``Item`` and ``Prompt``; no files and no network.
+Selections and flat indices (row * L + column) are made here, on the CPU, so that the model gathers and scatters without
+a host sync. Knows ``Item`` and ``Prompt``; no files and no network.
 """
 
 from collections.abc import Sequence
@@ -13,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from videollm.batches.batch import PAD, PREFIX, Batch, Pairs
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
-
-PAD, PREFIX = -1, 0
+from videollm.heads.types import SpanRefs
 
 
 @dataclass
 class Collator:
-    """Items -> batch (dict of tensors).
+    """Items -> ``Batch``.
 
     Args:
         pad_id: id at padded places (never seen: they are masked by place, not by id).
@@ -34,19 +33,6 @@ class Collator:
         question_tokenizer: tokenises the question for a connector that reads it, or None.
         rank: every item's first answer is the chosen one, all others are rejected and get no weight.
         unseen_id: places with this id are seen by no other place (published DisTime: 0, spec 2), or None.
-
-    The batch: ``input_ids``, ``position_ids``, ``segment_ids`` (-1 padding, 0 prefix, 1.. segments), ``block_ids``
-    (all [B, L]); ``prefix_columns`` (int); ``label_index``, ``label_ids``, ``label_weight`` [M] (``label_index`` is
-    the place whose state predicts the label); ``visual_index`` [V * k]; ``pixel_values`` [U, C, S, S],
-    ``features`` [U', P, Dv], or both, each frame of each visual once; where the batch has them otherwise,
-    ``frame_source`` [V], which of them (pixels first) each frame is; ``frame_row``, ``frame_col`` [V] (column -1 for
-    image tiles); ``times_s``, ``frame_mask`` [B, F]; ``duration_s`` [B]; ``ref_*`` [N]; ``num_samples``;
-    ``plain_causal`` (a place sees all of its row before it) and ``needs_mask`` (but for that: padding in front, or
-    unseen places); ``keep_prefix`` (no answered span stands in a prefix); ``prefix_labels`` (a label is predicted from
-    a place in one); and for a connector that reads the question ``question_ids``, ``question_mask`` [B, Lq]. ``ids``
-    and ``bad`` are lists of strings; ``padded`` holds the numbers of padded and of all places. With ``rank`` also
-    ``pair_chosen``, ``pair_rejected`` [P] (samples), ``label_sample`` [M] (``num_samples`` in a prefix, which answers
-    share), ``answer_refs`` and ``chosen_refs`` (indices into ``span_refs``).
     """
 
     pad_id: int
@@ -58,32 +44,30 @@ class Collator:
     rank: bool = False
     unseen_id: int | None = None
 
-    def __call__(self, items: Sequence[Item]) -> dict:
+    def __call__(self, items: Sequence[Item]) -> Batch:
         bad = [f"{', '.join(item.ids)}: {item.bad}" for item in items if item.bad]
         items = [item for item in items if not item.bad]
-        batch = {"bad": bad, "ids": [i for item in items for i in item.ids]}
-        batch["num_samples"] = sum(len(item.prompts) for item in items)
-        batch["thinned"] = sum(item.thinned > 0 for item in items)
+        told = {"bad": bad, "ids": [i for item in items for i in item.ids]}
+        told["thinned"] = sum(item.thinned > 0 for item in items)
+        samples = sum(len(item.prompts) for item in items)
         items = items or [Item([Prompt([self.pad_id], [False], [-1])], [np.zeros((0, 2))])]
         rows = [self._row(item) for item in items]
         # At least one column (padding, where nothing has visuals): all ranks make a prefix pass, as ZeRO-3 demands.
         prefix = max(1, *(r.prefix for r in rows)) if self.split_prefix else 0
         rest = max((len(r.ids) - (r.prefix if self.split_prefix else 0) for r in rows), default=1)
         length = prefix + rest
-        batch["padded"] = (len(rows) * length - sum(len(r.ids) for r in rows), len(rows) * length)
+        told["padded"] = (len(rows) * length - sum(len(r.ids) for r in rows), len(rows) * length)
         places = [self._columns(r, prefix, length) for r in rows]
-        batch |= self._tokens(rows, places, prefix, length)
-        batch |= self._labels(rows, places, length)
-        batch["prefix_labels"] = bool((batch["label_index"] % length < prefix).any())
-        batch |= self._refs(items, rows, places, length)
-        # An answer in front of a later turn's video: its spans change the prefix, which then cannot be kept.
-        answered = (t < r.prefix and ref.role in (Role.EVIDENCE, Role.ANSWER) for r in rows for _, t, ref in r.refs)
-        batch["keep_prefix"] = not any(answered)
-        batch |= self._visuals(items, rows, places, length)
+        batch = Batch(
+            **self._tokens(rows, places, prefix, length),
+            **self._labels(rows, places, prefix, length),
+            **self._refs(items, rows, places, length, samples),
+            **self._visuals(items, rows, places, length),
+            **(self._questions(items) if self.question_tokenizer is not None else {}),
+            **told,
+        )
         if self.rank:
-            batch |= self._pairs(items, rows, batch)
-        if self.question_tokenizer is not None:
-            batch |= self._questions(items)
+            batch.pairs = self._pairs(items, rows, batch)
         return batch
 
     def _row(self, item: Item) -> "Row":
@@ -130,7 +114,7 @@ class Collator:
         batch |= {"plain_causal": causal, "needs_mask": not causal or self.left or bool(unseen.any())}
         return batch | {"prefix_columns": 0 if self.left else prefix}
 
-    def _labels(self, rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
+    def _labels(self, rows: list["Row"], places: list[np.ndarray], prefix: int, length: int) -> dict:
         index, ids, weight = [], [], []
         for b, (row, columns) in enumerate(zip(rows, places, strict=True)):
             where = np.flatnonzero(row.supervised)
@@ -140,51 +124,57 @@ class Collator:
             counts = np.bincount(sample, minlength=1)
             share = 1.0 / counts[sample] if self.average == "samples" else np.ones(len(where))
             weight.append(share * (sample == 0) if self.rank else share)
+        index = flat(index, torch.long)
         return {
-            "label_index": flat(index, torch.long),
+            "prefix_labels": bool((index % length < prefix).any()),
+            "label_index": index,
             "label_ids": flat(ids, torch.long),
             "label_weight": flat(weight, torch.float32),
         }
 
-    def _refs(self, items: Sequence[Item], rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
+    def _refs(
+        self, items: Sequence[Item], rows: list["Row"], places: list[np.ndarray], length: int, samples: int
+    ) -> dict:
         """Spans and frame times: FRAME seconds are the frame's time twice."""
         table, seconds, sample0 = [], [], 0
         for b, (item, row, columns) in enumerate(zip(items, rows, places, strict=True)):
             for sample, token, ref in row.refs:
                 place, before = b * length + columns[token], b * length + columns[row.before[token]]
-                table.append((place, before, b, sample0 + sample, int(ref.role), ref.event, ref.frame))
+                table.append((place, before, b, sample0 + sample, int(ref.role), ref.span, ref.frame))
                 is_frame = ref.role is Role.FRAME
                 seconds.append([item.times_s[ref.frame]] * 2 if is_frame else item.spans_s[sample][ref.span])
             sample0 += len(item.prompts)
-        columns_ = torch.as_tensor(np.asarray(table, np.int64).reshape(-1, 7)).unbind(1)
-        names = ("index", "query_index", "owner", "sample", "role", "event", "frame")
-        refs = {f"ref_{n}": c.contiguous() for n, c in zip(names, columns_, strict=True)}
-        # Selections by role, made here so that the model never has to look at a role on the device.
-        role = refs["ref_role"]
-        answered = (role == Role.EVIDENCE) | (role == Role.ANSWER)
-        refs |= {"early_refs": (~answered).nonzero().flatten(), "late_refs": answered.nonzero().flatten()}
-        refs |= {"span_refs": (role != Role.FRAME).nonzero().flatten()}
-        return refs | {"ref_seconds": torch.as_tensor(np.asarray(seconds, np.float32).reshape(-1, 2))}
+        columns = (c.contiguous() for c in torch.as_tensor(np.asarray(table, np.int64).reshape(-1, 7)).unbind(1))
+        refs = SpanRefs(*columns, torch.as_tensor(np.asarray(seconds, np.float32).reshape(-1, 2)), samples)
+        answered = (refs.role == Role.EVIDENCE) | (refs.role == Role.ANSWER)
+        # An answer in front of a later turn's video: its spans change the prefix, which then cannot be kept.
+        early = (t < r.prefix and ref.role in (Role.EVIDENCE, Role.ANSWER) for r in rows for _, t, ref in r.refs)
+        return {
+            "refs": refs,
+            "early_refs": (~answered).nonzero().flatten(),
+            "late_refs": answered.nonzero().flatten(),
+            "span_refs": (refs.role != Role.FRAME).nonzero().flatten(),
+            "keep_prefix": not any(early),
+        }
 
-    def _pairs(self, items: Sequence[Item], rows: list["Row"], batch: dict) -> dict:
+    def _pairs(self, items: Sequence[Item], rows: list["Row"], batch: Batch) -> Pairs:
         """Which samples are compared, and what of labels and spans belongs to which."""
-        sizes = [len(item.prompts) for item in items][: batch["num_samples"]]  # a stand-in has no sample
+        samples = batch.num_samples
+        sizes = [len(item.prompts) for item in items][:samples]  # a stand-in has no sample
         first = np.cumsum([0, *sizes])[: len(sizes)].astype(np.int64)
         owner = []
         for start, row in zip(first, rows, strict=False):
             where = np.flatnonzero(row.supervised)
             shared = np.asarray(row.segment)[where] == PREFIX
-            owner.append(np.where(shared, batch["num_samples"], start + np.asarray(row.sample)[where]))
-        chosen = torch.as_tensor(first)
-        spans = batch["span_refs"]
-        sample, place = batch["ref_sample"][spans], batch["ref_index"][spans]
-        return {
-            "pair_chosen": chosen.repeat_interleave(torch.tensor(sizes, dtype=torch.long) - 1),
-            "pair_rejected": torch.as_tensor(np.setdiff1d(np.arange(batch["num_samples"]), first), dtype=torch.long),
-            "label_sample": flat(owner, torch.long),
-            "answer_refs": (batch["segment_ids"].flatten()[place] > PREFIX).nonzero().flatten(),
-            "chosen_refs": torch.isin(sample, chosen).nonzero().flatten(),
-        }
+            owner.append(np.where(shared, samples, start + np.asarray(row.sample)[where]))
+        chosen, spans = torch.as_tensor(first), batch.refs.select(batch.span_refs)
+        return Pairs(
+            chosen=chosen.repeat_interleave(torch.tensor(sizes, dtype=torch.long) - 1),
+            rejected=torch.as_tensor(np.setdiff1d(np.arange(samples), first), dtype=torch.long),
+            label_sample=flat(owner, torch.long),
+            answer_refs=(batch.segment_ids.flatten()[spans.index] > PREFIX).nonzero().flatten(),
+            chosen_refs=torch.isin(spans.sample, chosen).nonzero().flatten(),
+        )
 
     def _visuals(self, items: Sequence[Item], rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
         num_frames = max((len(item.times_s) for item in items), default=0)

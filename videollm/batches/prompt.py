@@ -49,7 +49,6 @@ class Ref:
     position: int
     role: Role
     span: int = -1
-    event: int = -1
     frame: int = -1
 
 
@@ -213,7 +212,7 @@ class PromptEncoder:
         if name not in self.special:
             raise ConfigError(f"tokenizer: no special token {name!r}; use the tokenizer saved with the checkpoint")
         if isinstance(part, SpanSlot):
-            prompt.refs.append(Ref(len(prompt), part.role, span=part.span, event=part.event))
+            prompt.refs.append(Ref(len(prompt), part.role, span=part.span))
         elif isinstance(part, FrameTimeSlot):
             prompt.refs.append(Ref(len(prompt), Role.FRAME, frame=part.frame))
         token_id, token = self.special[name]

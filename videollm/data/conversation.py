@@ -40,12 +40,11 @@ class Token:
 
 @dataclass(frozen=True)
 class SpanSlot:
-    """A span token that stands for ``spans[span]``; EVIDENCE and ANSWER slots of one event share ``event``."""
+    """A span token that stands for ``spans[span]``; EVIDENCE and ANSWER slots of one event share it."""
 
     token: str
     role: Role
     span: int
-    event: int = 0
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class SpanRefs:
 
     ``index`` is the place in the flattened batch (row * L + position). ``query_index`` is the place before it, whose
     hidden state predicts it. ``sample`` counts conversations over the batch (a packed row holds several);
-    ``event`` pairs the EVIDENCE and ANSWER places of one event within a sample. ``frame`` is the frame for FRAME
-    places, else -1.
+    ``span`` counts a conversation's spans; the EVIDENCE and ANSWER places of one event share it. ``frame`` is the frame
+    for FRAME places, else -1.
     """
 
     index: Tensor  # [N] int64
@@ -59,7 +59,7 @@ class SpanRefs:
     owner: Tensor  # [N] int64, row
     sample: Tensor  # [N] int64
     role: Tensor  # [N] int64, a Role
-    event: Tensor  # [N] int64
+    span: Tensor  # [N] int64, -1 for FRAME places
     frame: Tensor  # [N] int64
     seconds: Tensor  # [N, 2] float32
     num_samples: int = 0
@@ -69,7 +69,7 @@ class SpanRefs:
 
     def select(self, keep: Tensor) -> "SpanRefs":
         """The places where ``keep`` (bool [N] or int64 indices) holds."""
-        names = ("index", "query_index", "owner", "sample", "role", "event", "frame", "seconds")
+        names = ("index", "query_index", "owner", "sample", "role", "span", "frame", "seconds")
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
 

@@ -162,7 +162,7 @@ class Answerer:
         model, tokenizer = self.bundle.model, self.bundle.tokenizer
         if options.do_sample:  # by what is asked, not by what was asked before: a resumed run draws the same
             torch.manual_seed(seed_of([record.id for record, _ in pairs], options.seed))
-        batch = to_device(self.collate([item for _, item in pairs]), self.device)
+        batch = self.collate([item for _, item in pairs]).to(self.device, non_blocking=True)
         answers = model.answer(batch, tokenizer, self.stop, options)
         lines = [
             answer_line(record, answer, reason, item.duration_s, item.thinned)
@@ -174,11 +174,6 @@ class Answerer:
 def seed_of(ids: Sequence[str], seed: int) -> int:
     """The seed of a batch that answers the questions ``ids``."""
     return int(hashlib.sha256(f"{seed} {' '.join(ids)}".encode()).hexdigest()[:15], 16)
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    """The batch with its tensors on ``device``."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def answer_line(record: Record, answer: Answer, reason: str, duration_s: float, thinned: int) -> dict:

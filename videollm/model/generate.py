@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
+from videollm.batches.batch import Batch
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
 from videollm.heads.interface import TemporalHead
@@ -49,7 +50,7 @@ class SpanState:
     span_ids: Tensor  # [S]
     owner: Tensor  # [B]
     frames: FrameBatch | None = None
-    batch: dict | None = None
+    batch: Batch | None = None
     query: Tensor | None = None  # [B, D], the state that predicts the next token
     steps: list[Prediction | None] = field(default_factory=list)
 
@@ -82,36 +83,36 @@ class SpanGeneration:
 
     @torch.no_grad()
     def answer(
-        self, batch: dict, tokenizer: PreTrainedTokenizerBase, stop_id: int, options: GenerateOptions
+        self, batch: Batch, tokenizer: PreTrainedTokenizerBase, stop_id: int, options: GenerateOptions
     ) -> list[tuple[Answer, str]]:
         """Answers and finish reasons (``stop`` or ``length``) for a left-padded batch, in order."""
         sequences, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options)
         return [self._read(row, b, state, batch, tokenizer, stop_id) for b, row in enumerate(sequences.tolist())]
 
     def generate_ids(
-        self, batch: dict, pad_id: int | None, stop_id: int, options: GenerateOptions
+        self, batch: Batch, pad_id: int | None, stop_id: int, options: GenerateOptions
     ) -> tuple[Tensor, SpanState]:
         """Generated ids [B, S] (stop token included, then padding) and the state with every prediction."""
         tokens = self.frame_tokens(batch)
         frames = self.frame_batch(batch, tokens)
-        refs = self.refs(batch)
+        refs = batch.refs
         refs = refs if options.encode_spans else refs.select(refs.role == Role.FRAME)
         embeds = self.embed(batch, tokens)
-        if self.head.inject_layer is not None and options.encode_spans and len(batch["late_refs"]):
-            embeds = self.embed_refs(embeds, refs.select(batch["early_refs"]), frames)
+        if self.head.inject_layer is not None and options.encode_spans and len(batch.late_refs):
+            embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
             self._frame_states(batch, embeds, frames)
-            embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
+            embeds = self.embed_refs(embeds, refs.select(batch.late_refs), frames)
         else:
             embeds = self.embed_refs(embeds, refs, frames)
         rows = embeds.shape[0]
         state = SpanState(
-            self.head, torch.tensor(self.span_ids, device=embeds.device), batch["frame_row"].new_tensor(range(rows))
+            self.head, torch.tensor(self.span_ids, device=embeds.device), batch.frame_row.new_tensor(range(rows))
         )
         state.frames, state.batch = frames, batch
         sequences = self.generate(
             inputs_embeds=embeds,
-            attention_mask=(batch["segment_ids"] >= 0).long(),
-            position_ids=batch["position_ids"],
+            attention_mask=(batch.segment_ids >= 0).long(),
+            position_ids=batch.position_ids,
             past_key_values=DynamicCache(),
             generation_config=self._generation_config(pad_id, stop_id, options),
             logits_processor=self._processors(options, state),
@@ -121,7 +122,7 @@ class SpanGeneration:
             state.record(sequences[:, -1])
         return sequences, state
 
-    def _frame_states(self, batch: dict, embeds: Tensor, frames: FrameBatch) -> None:
+    def _frame_states(self, batch: Batch, embeds: Tensor, frames: FrameBatch) -> None:
         """Frame states for a prompt that itself holds answered spans (earlier turns): one pass before the prefill."""
         layer = self.head.inject_layer
         states = self.run(batch, embeds, slice(0, embeds.shape[1]), {layer})
@@ -141,14 +142,14 @@ class SpanGeneration:
         if options.repetition_penalty == 1.0:
             return LogitsProcessorList()
         batch = state.batch
-        ids, words = batch["input_ids"], batch["segment_ids"] >= 0  # [B, L]
-        words = words.flatten().index_fill(0, batch["visual_index"], False).view_as(ids)
+        ids, words = batch.input_ids, batch.segment_ids >= 0  # [B, L]
+        words = words.flatten().index_fill(0, batch.visual_index, False).view_as(ids)
         count = torch.zeros(len(ids), self.config.text_config.vocab_size, device=ids.device)
         prompt = count.scatter_add(1, ids, words.float()) > 0  # [B, V]
         return LogitsProcessorList([SpanPenalty(options.repetition_penalty, state.span_ids, prompt)])
 
     def _read(
-        self, ids: list[int], row: int, state: SpanState, batch: dict, tokenizer: PreTrainedTokenizerBase, stop_id: int
+        self, ids: list[int], row: int, state: SpanState, batch: Batch, tokenizer: PreTrainedTokenizerBase, stop_id: int
     ) -> tuple[Answer, str]:
         """One row's answer: its ids up to the stop token, and the predictions of its span tokens."""
         stopped = stop_id in ids
@@ -156,7 +157,7 @@ class SpanGeneration:
         found = [state.steps[step] for step, token in enumerate(ids) if token in self.span_ids]
         parts = [Prediction(p.seconds[row, None], p.score[row, None], p.raw[row, None]) for p in found]
         prediction = Prediction.cat(parts) if parts else None
-        duration_s = float(batch["duration_s"][row])
+        duration_s = float(batch.duration_s[row])
         answer = self.head.read(ids, prediction, tokenizer, duration_s)
         answer.tokens = len(ids) + stopped
         return answer, "stop" if stopped else "length"
@@ -189,7 +190,7 @@ class SpanGeneration:
         layers = {-1, head.query_layer}
         if prefill:
             layers |= {*head.frame_layers} | ({head.inject_layer} if head.inject_layer is not None else set())
-            if not batch["plain_causal"]:
+            if not batch.plain_causal:
                 attention_mask = self.attention_mask(batch, slice(0, inputs_embeds.shape[1]), inputs_embeds.dtype)
         with LayerTap(self.decoder, layers) as tap:
             out = self.decoder(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from videollm.batches.batch import Batch
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
 from videollm.data.record import Record
@@ -64,11 +65,11 @@ class Objective:
     def prepare(self, bundle: Any, settings: Any) -> None:
         """Once the model is there: load what else is needed."""
 
-    def counts(self, model: nn.Module, batch: dict) -> Sums:
+    def counts(self, model: nn.Module, batch: Batch) -> Sums:
         """What every loss term and every logged number of this batch is to be divided by."""
         raise NotImplementedError
 
-    def sums(self, model: nn.Module, batch: dict, reading: Reading) -> tuple[Sums, Sums]:
+    def sums(self, model: nn.Module, batch: Batch, reading: Reading) -> tuple[Sums, Sums]:
         """Loss terms (on the graph, weighted) and logged numbers (detached), both as sums; keys as ``counts``."""
         raise NotImplementedError
 
@@ -77,16 +78,16 @@ class Objective:
 class Supervised(Objective):
     """The annotated answers' cross-entropy and the head's own losses."""
 
-    def counts(self, model: nn.Module, batch: dict) -> Sums:
+    def counts(self, model: nn.Module, batch: Batch) -> Sums:
         """The language model's weights, and what the head counts."""
-        spans = model.refs(batch).select(batch["span_refs"])
-        return {"lm": batch["label_weight"].sum(), **model.head.counts(spans)}
+        spans = batch.refs.select(batch.span_refs)
+        return {"lm": batch.label_weight.sum(), **model.head.counts(spans)}
 
-    def sums(self, model: nn.Module, batch: dict, reading: Reading) -> tuple[Sums, Sums]:
+    def sums(self, model: nn.Module, batch: Batch, reading: Reading) -> tuple[Sums, Sums]:
         """``lm`` and the head's terms; nothing is only logged."""
         sums = model.head.loss(reading.queries, reading.spans, reading.frames)
         sums["lm"] = supervised_cross_entropy(
-            model.language_model, reading.states, batch["label_index"], batch["label_ids"], batch["label_weight"]
+            model.language_model, reading.states, batch.label_index, batch.label_ids, batch.label_weight
         )
         return sums, {}
 

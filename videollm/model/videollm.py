@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Generat
 from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from videollm.batches.batch import Batch
 from videollm.heads.interface import build_head
 from videollm.heads.types import FrameBatch, SpanRefs
 from videollm.model.connectors import build_connector
@@ -125,13 +126,13 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
 
     # ---- frames ----------------------------------------------------------------------------------------------------
 
-    def frame_tokens(self, batch: dict) -> Tensor:
+    def frame_tokens(self, batch: Batch) -> Tensor:
         """Tokens of all frames of a batch, [V, k, D]; a blank frame (V = 1) stands in where it has none.
 
         The stand-in keeps every module on the graph of every rank; its tokens are used nowhere.
         """
-        features, pixels = batch.get("features"), batch.get("pixel_values")
-        owner = batch["frame_row"]
+        features, pixels = batch.features, batch.pixel_values
+        owner = batch.frame_row
         if pixels is None and (features is None or is_deepspeed_zero3_enabled()):
             # Under ZeRO-3 a rank waits for the others in every module, so all run the tower, though some have features.
             shape = tower_shape(self.vision_tower)
@@ -145,10 +146,10 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
             fresh = self.encode_frames(pixels)
             features = fresh if features is None else torch.cat([fresh, features.to(fresh.dtype)])
         features = features.to(self.dtype)
-        source = batch.get("frame_source", slice(None))
+        source = slice(None) if batch.frame_source is None else batch.frame_source
         if not self.connector.reads_question:
             return self.connector(features)[source]
-        question = {"query_ids": batch["question_ids"], "query_mask": batch["question_mask"]}
+        question = {"query_ids": batch.question_ids, "query_mask": batch.question_mask}
         return self.connector(features[source], **question, owner=owner)
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
@@ -159,46 +160,41 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         chunk = len(pixels) if is_deepspeed_zero3_enabled() else CHUNK
         return encode_frames(self.vision_tower, pixels.to(self.dtype), chunk)
 
-    def frame_batch(self, batch: dict, tokens: Tensor) -> FrameBatch:
+    def frame_batch(self, batch: Batch, tokens: Tensor) -> FrameBatch:
         """Times and connector outputs of the frames, as a head sees them."""
-        frames = FrameBatch(batch["times_s"], batch["frame_mask"], batch["duration_s"])
+        frames = FrameBatch(batch.times_s, batch.frame_mask, batch.duration_s)
         frames.embeds = self.per_frame(batch, tokens)
         return frames
 
-    def per_frame(self, batch: dict, tokens: Tensor) -> Tensor:
+    def per_frame(self, batch: Batch, tokens: Tensor) -> Tensor:
         """Visual-token states [V, k, D] -> one vector a timed frame [B, F, D]; image tiles are left out."""
-        rows, columns = batch["frame_row"], batch["frame_col"]
-        out = tokens.new_zeros(*batch["times_s"].shape, tokens.shape[-1])  # [B, F, D]
+        rows, columns = batch.frame_row, batch.frame_col
+        out = tokens.new_zeros(*batch.times_s.shape, tokens.shape[-1])  # [B, F, D]
         count = rows.shape[0]
         # Tiles (column -1) land in a column behind the last one, which is cut off: no boolean mask, no host sync.
         out = torch.cat([out, out[:, :1]], 1)
         column = torch.where(columns < 0, out.shape[1] - 1, columns)
         return out.index_put((rows, column), tokens[:count].mean(1))[:, :-1]
 
-    def states_of_frames(self, batch: dict, states: Tensor) -> Tensor:
+    def states_of_frames(self, batch: Batch, states: Tensor) -> Tensor:
         """Hidden states [B, L', D] of a pass -> one vector a frame [B, F, D]. L' may be the prefix only."""
-        length = batch["input_ids"].shape[1]
-        index = batch["visual_index"]
+        length = batch.input_ids.shape[1]
+        index = batch.visual_index
         rows, columns = index // length, index % length
         picked = states[rows, columns]  # [V * k, D]
-        frames = batch["frame_row"].shape[0]
+        frames = batch.frame_row.shape[0]
         return self.per_frame(batch, picked.view(frames, -1, picked.shape[-1]) if frames else picked[:, None])
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
-    def refs(self, batch: dict) -> SpanRefs:
-        """The batch's span places."""
-        names = ("index", "query_index", "owner", "sample", "role", "event", "frame", "seconds")
-        return SpanRefs(**{n: batch[f"ref_{n}"] for n in names}, num_samples=batch["num_samples"])
-
-    def embed(self, batch: dict, tokens: Tensor) -> Tensor:
+    def embed(self, batch: Batch, tokens: Tensor) -> Tensor:
         """Input embeddings with the frames in place, [B, L, D]."""
-        embeds = self.get_input_embeddings()(batch["input_ids"])
+        embeds = self.get_input_embeddings()(batch.input_ids)
         visual = tokens.flatten(0, 1)
         # A stand-in frame is tied in with weight zero.
-        keep = batch["visual_index"].shape[0]
+        keep = batch.visual_index.shape[0]
         embeds = embeds + 0.0 * visual[keep:].sum() if keep < visual.shape[0] else embeds
-        return scatter(embeds, batch["visual_index"], visual[:keep].to(embeds.dtype))
+        return scatter(embeds, batch.visual_index, visual[:keep].to(embeds.dtype))
 
     def embed_refs(self, embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """``embeds`` with what the head puts at ``refs``."""
@@ -207,13 +203,13 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
-    def attention_mask(self, batch: dict, queries: slice, dtype: torch.dtype) -> Tensor:
+    def attention_mask(self, batch: Batch, queries: slice, dtype: torch.dtype) -> Tensor:
         """Additive mask [B, 1, Q, K] for the given query columns and all key columns up to their last.
 
         A place sees what is not behind it in its own segment or the prefix, and all of its own run of frames.
         """
         stop = queries.stop
-        segment, block = batch["segment_ids"][:, :stop], batch["block_ids"][:, :stop]
+        segment, block = batch.segment_ids[:, :stop], batch.block_ids[:, :stop]
         column = torch.arange(stop, device=segment.device)
         seg_q, blk_q, col_q = segment[:, queries, None], block[:, queries, None], column[queries, None]
         seg_k, blk_k = segment[:, None], block[:, None]
@@ -224,24 +220,24 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
     def run(
-        self, batch: dict, embeds: Tensor, columns: slice, layers: set[int], cache: DynamicCache | None = None
+        self, batch: Batch, embeds: Tensor, columns: slice, layers: set[int], cache: DynamicCache | None = None
     ) -> dict[int, Tensor]:
         """One pass of the decoder over ``columns``; the wanted layers' states [B, Q, D]."""
-        if not batch["plain_causal"] or columns.start:
+        if not batch.plain_causal or columns.start:
             mask = self.attention_mask(batch, columns, embeds.dtype)
         else:  # padding behind a row is seen by nothing that counts: attention is faster without a mask
-            mask = (batch["segment_ids"][:, columns] >= 0).long() if batch["needs_mask"] else None
+            mask = (batch.segment_ids[:, columns] >= 0).long() if batch.needs_mask else None
         with LayerTap(self.decoder, layers) as tap:
             out = self.decoder(
                 inputs_embeds=embeds[:, columns],
                 attention_mask=mask,
-                position_ids=batch["position_ids"][:, columns],
+                position_ids=batch.position_ids[:, columns],
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
             return tap.finish(embeds[:, columns], out.last_hidden_state)
 
-    def training_states(self, batch: dict, embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[int, Tensor]:
+    def training_states(self, batch: Batch, embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[int, Tensor]:
         """States [B, L, D] of the layers that the loss and the head read, spans embedded.
 
         A head that injects frame states needs them first: one pass over the prefix, whose keys and values the second
@@ -250,65 +246,66 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         """
         head, length = self.head, embeds.shape[1]
         layers = {-1, head.query_layer, *head.frame_layers}
-        if head.inject_layer is None or not batch["prefix_columns"]:
+        if head.inject_layer is None or not batch.prefix_columns:
             embeds = self.embed_refs(embeds, refs, frames)
             return self.run(batch, embeds, slice(0, length), layers)
-        embeds = self.embed_refs(embeds, refs.select(batch["early_refs"]), frames)
-        cut = batch["prefix_columns"]
+        embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
+        cut = batch.prefix_columns
         checkpointing = self.training and self.decoder.layers[0].gradient_checkpointing
-        again = checkpointing or not batch["keep_prefix"]
+        again = checkpointing or not batch.keep_prefix
         cache = None if again else DynamicCache()
         # Under ZeRO-3 ranks wait for each other in every layer, forward and back. So neither the depth nor what is on
         # the graph depends on the batch.
         wanted = {head.inject_layer} if checkpointing else layers | {head.inject_layer}
         prefix = self.run(batch, embeds, slice(0, cut), wanted, cache)
         frames.states[head.inject_layer] = self.states_of_frames(batch, prefix[head.inject_layer])
-        embeds = self.embed_refs(embeds, refs.select(batch["late_refs"]), frames)
+        embeds = self.embed_refs(embeds, refs.select(batch.late_refs), frames)
         if again:
             embeds = embeds + 0.0 * prefix[head.inject_layer if checkpointing else -1].sum()
             return self.run(batch, embeds, slice(0, length), layers)
         text = self.run(batch, embeds, slice(cut, length), layers, cache)
-        unread = -1 not in (head.query_layer, *head.frame_layers) and not batch["prefix_labels"]
+        unread = -1 not in (head.query_layer, *head.frame_layers) and not batch.prefix_labels
         if unread and not is_deepspeed_zero3_enabled():  # of the prefix the last layer gives keys and values only
             prefix[-1] = prefix[-1].detach()
         return {layer: torch.cat([prefix[layer], text[layer]], 1) for layer in layers}
 
     def forward(
         self,
+        batch: Batch | None = None,
+        counts: dict[str, Tensor] | None = None,
+        *,
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
         span_state: SpanState | None = None,
-        counts: dict[str, Tensor] | None = None,
-        **batch,
+        **_generate,
     ) -> VideoLLMOutput:
-        """Training on a batch of the collator, or (with ``span_state``) one step of generation.
+        """Training on ``batch``, or (with ``span_state``) one step of transformers' generation.
 
         ``counts`` are the divisors of the loss terms over the whole optimisation step; by default this batch's own.
         """
         if span_state is not None:
             return self.decode_step(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, span_state)
-        batch |= {"input_ids": input_ids, "position_ids": position_ids}
         losses, logged = self.objective.sums(self, batch, self.read(batch))
         counts = counts or self.counts(batch)
         terms = {n: value / counts[n].to(value.device).clamp(min=1e-6) for n, value in (losses | logged).items()}
         return VideoLLMOutput(loss=sum(terms[n] for n in losses), terms={n: t.detach() for n, t in terms.items()})
 
-    def read(self, batch: dict) -> Reading:
+    def read(self, batch: Batch) -> Reading:
         """One pass over a batch of the collator, for an objective."""
-        refs = self.refs(batch)
+        refs = batch.refs
         tokens = self.frame_tokens(batch)
         frames = self.frame_batch(batch, tokens)
         states = self.training_states(batch, self.embed(batch, tokens), refs, frames)
         for layer in self.head.frame_layers:
             frames.states[layer] = self.states_of_frames(batch, states[layer])
-        spans = refs.select(batch["span_refs"])
+        spans = refs.select(batch.span_refs)
         queries = states[self.head.query_layer].flatten(0, 1)[spans.query_index]  # [N, D]
         return Reading(states[-1].flatten(0, 1), queries, spans, frames)
 
-    def counts(self, batch: dict) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What each loss term of this batch is to be divided by; sums over batches are right for several."""
         return self.objective.counts(self, batch)
 

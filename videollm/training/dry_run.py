@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from videollm.batches.batch import Batch, moved
 from videollm.batches.dataset import Item, share_prompt
 from videollm.batches.prompt import Prompt
 from videollm.batches.templates import TEMPLATES
@@ -29,7 +30,6 @@ from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.videollm import VideoLLM, tower_shape
 from videollm.training.settings import Settings
 
-NOT_FOR_THE_MODEL = ("bad", "ids", "thinned", "padded")
 QUESTION = 32  # of a prompt's words, at most; the others are answered, so that losses are not underestimated
 REST = "embeddings, logits, losses"
 
@@ -87,11 +87,11 @@ def dry_run(model: VideoLLM, settings: Settings, load: Load, zero_stage: int = 0
     # Autocast is that of the CPU: of the common layers it only runs norms in bf16 that a GPU's runs in fp32.
     half = settings.train.precision == "bf16" and not settings.train.deepspeed
     autocast = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
-    mask = nullcontext() if batch["needs_mask"] else without_mask(model.decoder)
+    mask = nullcontext() if batch.needs_mask else without_mask(model.decoder)
     with shapes, zero3(zero_stage == 3), mask:
-        batch = {key: as_shape(value, shapes) for key, value in batch.items()}
-        tensors = [value for value in batch.values() if isinstance(value, Tensor)]
-        found.columns, found.batch = batch["input_ids"].shape[1], sum(map(size_of, tensors))
+        tensors: list[Tensor] = []
+        batch = moved(batch, lambda tensor: tensors.append(as_shape(tensor, shapes)) or tensors[-1])
+        found.columns, found.batch = batch.input_ids.shape[1], sum(map(size_of, tensors))
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(let_go)
@@ -99,7 +99,7 @@ def dry_run(model: VideoLLM, settings: Settings, load: Load, zero_stage: int = 0
         try:
             with LiveBytes([*model.parameters(), *model.buffers(), *tensors]) as live:
                 with live.watching(parts), autocast:
-                    loss = model(**batch).loss
+                    loss = model(batch).loss
                 live.enter("backward")
                 loss.backward()
         except (RuntimeError, NotImplementedError) as error:
@@ -204,10 +204,8 @@ def hollow(model: nn.Module, shapes: FakeTensorMode) -> None:
                 held[name] = made[id(old)][1]
 
 
-def as_shape(value, shapes: FakeTensorMode):
+def as_shape(value: Tensor, shapes: FakeTensorMode) -> Tensor:
     """A batch's tensor without memory; indices keep nothing but their shape either."""
-    if not isinstance(value, Tensor):
-        return value
     return torch.empty(value.shape, dtype=value.dtype) if value.is_meta else shapes.from_tensor(value)
 
 
@@ -259,7 +257,7 @@ def prompts_of(bundle: Bundle, load: Load, answers: int = 0) -> list[Prompt]:
     return [one] * load.questions
 
 
-def make_batch(model: VideoLLM, settings: Settings, load: Load) -> dict:
+def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
     """A batch of the collator's, its pixels (or features, where they are stored) without memory."""
     bundle, pairs = word_bundle(model), model.objective.rejected is not None
     prompts = prompts_of(bundle, load, answers=2 if pairs else 0)
@@ -278,5 +276,4 @@ def make_batch(model: VideoLLM, settings: Settings, load: Load) -> dict:
         **visual,
     )
     collate = bundle.collator(average=settings.train.loss_average, pack=settings.data.pack, rank=pairs)
-    batch = collate([item] * load.rows)
-    return {key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL}
+    return collate([item] * load.rows)

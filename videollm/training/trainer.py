@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from videollm.batches.batch import Batch
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
 from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import ConfigError
@@ -26,7 +27,6 @@ from videollm.training.optimizer import parameter_groups
 from videollm.training.saving import Facts, SaveError
 from videollm.training.settings import Settings
 
-NOT_FOR_THE_MODEL = ("bad", "ids", "thinned", "padded")
 TORCH_SAVE = ("inline_container", "PytorchStreamWriter")  # named in what it raises on a full disk
 # What transformers does not save: counts of the run, and the sums behind the next log entry.
 PROGRESS = ("skipped", "first_bad", "padded", "term_sums", "term_steps", "_tr_loss", "_globalstep_last_logged")
@@ -56,7 +56,7 @@ class VideoTrainer(Trainer):
         self.skipped = torch.zeros(2)  # unreadable and thinned items so far, over all ranks
         self.first_bad = ""  # of this rank
         self.padded = torch.zeros(2)  # padded and all places since the last log, of this rank
-        self.step_batches: list[tuple[list[str], dict]] = []  # ids and tensors of the batches of the step that runs
+        self.step_batches: list[Batch] = []  # of the step that runs
         self.writes_checkpoint = False
         super().__init__(model=bundle.model, processing_class=bundle.tokenizer, **kwargs)
 
@@ -67,15 +67,13 @@ class VideoTrainer(Trainer):
         if not batch_samples:
             return None
         total: dict[str, torch.Tensor] = {}
-        self.step_batches = []
+        self.step_batches = batch_samples
         for batch in batch_samples:
-            bad, ids, thinned, padded = (batch.pop(name) for name in NOT_FOR_THE_MODEL)
-            self._note_bad(bad)
-            self.step_batches.append((ids, batch))
-            self.padded += torch.tensor(padded)
+            self._note_bad(batch.bad)
+            self.padded += torch.tensor(batch.padded)
             counts = self.bundle.model.counts(batch) | {
-                "bad": torch.tensor(float(len(bad))),
-                "thinned": torch.tensor(float(thinned)),
+                "bad": torch.tensor(float(len(batch.bad))),
+                "thinned": torch.tensor(float(batch.thinned)),
             }
             for name, value in counts.items():
                 total[name] = total.get(name, 0.0) + value.to(device, torch.float32)
@@ -92,11 +90,15 @@ class VideoTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's part of the step's loss, times the ranks (whose gradients are averaged)."""
-        output = model(**inputs, counts=num_items_in_batch)
+        output = model(batch=inputs, counts=num_items_in_batch)
         for name, value in output.terms.items():
             self.term_sums[name] = self.term_sums.get(name, 0.0) + value
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """transformers' own rule: 6 a parameter and token."""
+        return 6 * inputs.input_ids.numel() * self.model.num_parameters(exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Add every loss term, averaged over the steps since the last log."""
@@ -158,14 +160,15 @@ class VideoTrainer(Trainer):
     def _describe_step(self) -> str:
         """The batches of the step that runs, and the largest sample among them."""
         shapes, largest = [], (0, 0, "none")
-        for ids, batch in self.step_batches:
-            segments = batch["segment_ids"].cpu()
-            frames = torch.bincount(batch["frame_row"].cpu(), minlength=len(segments))
+        for batch in self.step_batches:
+            segments = batch.segment_ids.cpu()
+            frames = torch.bincount(batch.frame_row.cpu(), minlength=len(segments))
             shapes.append(f"{segments.shape[0]} rows x {segments.shape[1]} tokens with {int(frames.sum())} frames")
             questions = segments.amax(1)  # of each row; more than one behind a shared prefix
-            first = (questions.cumsum(0) - questions) if int(questions.sum()) == len(ids) else range(len(ids))
+            packed = int(questions.sum()) == len(batch.ids)
+            first = (questions.cumsum(0) - questions) if packed else range(len(batch.ids))
             for row, at in enumerate(map(int, first)):
-                size = (int((segments[row] >= 0).sum()), int(frames[row]), ids[at])
+                size = (int((segments[row] >= 0).sum()), int(frames[row]), batch.ids[at])
                 largest = max(largest, size)
         return (
             f"in batches of {'; '.join(shapes)}; the largest sample is {largest[2]} with {largest[0]} tokens and "

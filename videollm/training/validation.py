@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from transformers import TrainingArguments
 
 from videollm.batches.dataset import VideoDataset
@@ -50,10 +49,9 @@ def held_out(
     device = next(model.parameters()).device
     total = torch.zeros(2, len(objective.logged), dtype=torch.float64, device=device)  # sums, counts
     for start in range(0, len(dataset), size):
-        batch = collate([dataset[i] for i in range(start, min(start + size, len(dataset)))])
-        for bad in batch["bad"]:
+        batch = collate([dataset[i] for i in range(start, min(start + size, len(dataset)))]).to(device)
+        for bad in batch.bad:
             logger.warning("validation leaves out %s", bad)
-        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         sums, counts = objective.sums(model, batch, model.read(batch))[1], objective.counts(model, batch)
         total += torch.stack([torch.stack([of[n].double() for n in objective.logged]) for of in (sums, counts)])
     if dist.is_initialized():

@@ -120,12 +120,12 @@ def test_lengths_are_those_of_the_rows_without_a_video_opened(bundles, head, for
     collate = bundle.collator(pack=options["pack"], rank=form == "rejected")
     sizes = item_sizes(dataset, SETTING)
     for i in range(len(dataset)):
-        padded, total = collate([dataset[i]])["padded"]
+        padded, total = collate([dataset[i]]).padded
         assert sizes[i].sum() == total - padded, lines[i]
     if form == "thinned":
         assert any(dataset[i].thinned for i in range(len(dataset)))
     batch = collate([dataset[i] for i in range(len(dataset))])
-    assert batch["padded"][1] == places(sizes, list(range(len(dataset))), collate.split_prefix)
+    assert batch.padded[1] == places(sizes, list(range(len(dataset))), collate.split_prefix)
 
 
 def test_a_video_without_a_duration_is_named_where_frames_follow_from_it(bundles):
@@ -158,7 +158,7 @@ def trainer_of(folder, head="distime", items=10, **train):
 
     def watched(items):
         batch = collate(items)
-        seen.append(batch["ids"])
+        seen.append(batch.ids)
         return batch
 
     watched.split_prefix = collate.split_prefix

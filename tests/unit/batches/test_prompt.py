@@ -180,8 +180,8 @@ def test_a_prompt_without_its_answer_is_the_beginning_of_the_one_with_it(head):
 
 def test_places_of_spans_are_those_of_their_tokens():
     prompt = encode("two_spans", "d2vlm")
-    found = [(r.role, r.span, r.event) for r in prompt.refs]
-    stages = [(role, span, span) for role in (Role.EVIDENCE, Role.ANSWER) for span in (0, 1)]
+    found = [(r.role, r.span) for r in prompt.refs]
+    stages = [(role, span) for role in (Role.EVIDENCE, Role.ANSWER) for span in (0, 1)]
     assert found == stages
     assert {TOKENIZER.convert_ids_to_tokens(prompt.ids[r.position]) for r in prompt.refs} == {"<evi>"}
     asked = encode("asked", "d2vlm")

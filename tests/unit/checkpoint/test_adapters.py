@@ -29,7 +29,7 @@ def trained(backbone="internvl", head="distime"):
 
 
 def loss(bundle):
-    return bundle.model(**make_batch(bundle, NAMES)).loss.item()
+    return bundle.model(make_batch(bundle, NAMES)).loss.item()
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def answers(bundle):
 
 
 def loss(bundle) -> float:
-    return bundle.model(**make_batch(bundle, ALL)).loss.item()
+    return bundle.model(make_batch(bundle, ALL)).loss.item()
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -152,7 +152,7 @@ def train_adapters(bundle, steps=3):
     optimizer = torch.optim.SGD([p for p in bundle.model.parameters() if p.requires_grad], lr=0.5)
     bundle.model.train()
     for _ in range(steps):
-        bundle.model(**make_batch(bundle, ["two_spans"])).loss.backward()
+        bundle.model(make_batch(bundle, ["two_spans"])).loss.backward()
         torch.nn.utils.clip_grad_norm_(bundle.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

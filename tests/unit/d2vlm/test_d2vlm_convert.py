@@ -127,7 +127,7 @@ def test_there_and_back_gives_the_same_model(own, published, tmp_path):
         own_part = getattr(again.config, part)
         assert own_part == wanted or {**own_part, **wanted} == {**wanted, **own_part}, part
     batch = make_batch(before, ["asked", "two_spans"])
-    assert again.model(**batch).loss.item() == pytest.approx(before.model(**batch).loss.item(), rel=1e-6)
+    assert again.model(batch).loss.item() == pytest.approx(before.model(batch).loss.item(), rel=1e-6)
 
 
 def test_the_published_form_samples_without_truncation(published):
@@ -191,7 +191,7 @@ def test_etchat_is_a_base_to_train_from_and_refused_for_evaluation(copy, own, tm
     kept = {n: t for n, t in load(own).model.state_dict().items() if not n.startswith("head.")}
     state = bundle.model.state_dict()
     assert all(torch.equal(state[n], t) for n, t in kept.items())
-    loss = bundle.model(**make_batch(bundle, ["two_spans"])).loss
+    loss = bundle.model(make_batch(bundle, ["two_spans"])).loss
     assert loss.isfinite() and bundle.model.head.evi_head[1].weight.std() > 0
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2vlm.fpo import FPO, FPOOptions
-from tests.models import HEADS, NoiseReader, for_model, gradients, make_bundle, record, settings, turns
+from tests.models import HEADS, NoiseReader, gradients, make_bundle, record, settings, turns
 from videollm.batches.dataset import VideoDataset
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role, span_marks
@@ -64,7 +64,7 @@ def make_dataset(bundle, names, **options):
 
 
 def collated(bundle, dataset, **options):
-    return for_model(bundle.collator(**options)([dataset[k] for k in range(len(dataset))]))
+    return bundle.collator(**options)([dataset[k] for k in range(len(dataset))])
 
 
 def ranked(bundle, names, rejected="all"):
@@ -93,13 +93,13 @@ def scored_alone(bundle, alone):
     batch, (prompt,), model = collated(bundle, dataset), dataset[0].prompts, bundle.model
     with torch.no_grad():
         reading = model.read(batch)
-        logp = model.get_output_embeddings()(reading.states[batch["label_index"]]).log_softmax(-1)
-        text = logp.gather(-1, batch["label_ids"][:, None])[:, 0]
-        position = batch["position_ids"].flatten()
+        logp = model.get_output_embeddings()(reading.states[batch.label_index]).log_softmax(-1)
+        text = logp.gather(-1, batch.label_ids[:, None])[:, 0]
+        position = batch.position_ids.flatten()
         start = prompt.answer_start - 1
         times = model.head.log_prob(reading.queries, reading.spans, reading.frames)
         own = position[reading.spans.query_index] >= start
-        return times[own].sum().item(), text[position[batch["label_index"]] >= start].sum().item()
+        return times[own].sum().item(), text[position[batch.label_index] >= start].sum().item()
 
 
 @pytest.mark.parametrize("name", ["two_spans", "asked", "turns", "no_video"])
@@ -117,7 +117,7 @@ def test_a_batch_is_its_rows(bundle):
     names = ["two_spans", "asked", "turns", "text_only", "no_video"]
     batch, apart = ranked(bundle, names), [ranked(bundle, [n]) for n in names]
     torch.testing.assert_close(
-        factors_of(bundle, batch)[torch.cat([batch["pair_chosen"].unique(), batch["pair_rejected"]])],
+        factors_of(bundle, batch)[torch.cat([batch.pairs.chosen.unique(), batch.pairs.rejected])],
         torch.cat([torch.cat([factors_of(bundle, b)[:1] for b in apart]), *[factors_of(bundle, b)[1:] for b in apart]]),
         **CLOSE,
     )
@@ -125,7 +125,7 @@ def test_a_batch_is_its_rows(bundle):
     each = [model.counts(b) for b in apart]
     assert {n: sum(c[n] for c in each).item() for n in counts} == {n: c.item() for n, c in counts.items()}
     assert counts["fpo"] == 7  # two_spans has three rejected answers
-    whole, singles = model(**batch, counts=counts), [model(**b, counts=counts) for b in apart]
+    whole, singles = model(batch, counts=counts), [model(b, counts=counts) for b in apart]
     assert whole.loss.item() == pytest.approx(sum(s.loss.item() for s in singles), rel=1e-5)
     for name, term in whole.terms.items():
         assert term.item() == pytest.approx(sum(s.terms[name].item() for s in singles), rel=1e-4, abs=1e-5), name
@@ -133,9 +133,9 @@ def test_a_batch_is_its_rows(bundle):
 
 def test_supervised_terms_are_those_of_the_chosen_answers_alone(bundle, monkeypatch):
     names = ["two_spans", "asked", "turns"]
-    found = bundle.model(**ranked(bundle, names)).terms
+    found = bundle.model(ranked(bundle, names)).terms
     monkeypatch.setattr(bundle.model, "objective", Supervised(None))
-    wanted = bundle.model(**collated(bundle, make_dataset(bundle, names))).terms
+    wanted = bundle.model(collated(bundle, make_dataset(bundle, names))).terms
     for name, term in wanted.items():
         assert found[name].item() == pytest.approx(term.item(), rel=1e-4), name
 
@@ -144,7 +144,7 @@ def test_loss_margin_and_accuracy_follow_from_the_factors(bundle, objective):
     objective(beta=0.05, grounding_weight=0.5, text_weight=2.0)
     batch = ranked(bundle, ["two_spans", "asked"])
     factors = factors_of(bundle, batch).tolist()
-    terms = {name: value.item() for name, value in bundle.model(**batch).terms.items()}
+    terms = {name: value.item() for name, value in bundle.model(batch).terms.items()}
     gaps = [
         0.05 * (0.5 * (c[0] - r[0]) + 2.0 * (c[1] - r[1]))
         for c, r in [(factors[0], factors[k]) for k in (1, 2, 3)] + [(factors[4], factors[5])]
@@ -161,14 +161,14 @@ def test_the_preference_alone_reaches_every_parameter_and_is_learnt(bundle, obje
     names, model = ["two_spans", "asked", "turns"], bundle.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = ranked(bundle, names)
-    model(**batch).loss.backward()
+    model(batch).loss.backward()
     grads = gradients(model)
     assert not [name for name, grad in grads.items() if grad is None]
     assert not [name for name, grad in grads.items() if name.startswith("head.") and not grad.any()]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
     terms = []
     for _ in range(12):
-        out = model(**batch)
+        out = model(batch)
         out.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -179,7 +179,7 @@ def test_the_preference_alone_reaches_every_parameter_and_is_learnt(bundle, obje
 
 def test_without_weight_on_times_the_heads_own_parameters_get_no_preference(bundle, objective):
     objective(grounding_weight=0.0, supervised_weight=0.0)
-    bundle.model(**ranked(bundle, ["two_spans"])).loss.backward()
+    bundle.model(ranked(bundle, ["two_spans"])).loss.backward()
     grads = gradients(bundle.model)
     decoders = [name for name in grads if name.startswith(("head.evi_head", "head.frm_head", "head.time_gen"))]
     assert not any(grads[name].any() for name in decoders)
@@ -191,15 +191,15 @@ def test_text_only_pairs_share_their_first_token_and_train_no_end(bundle):
     chosen, rejected = dataset[0].prompts
     batch = collated(bundle, dataset, rank=True)
     stop = bundle.encoder().stop_id
-    assert stop not in batch["label_ids"]
+    assert stop not in batch.label_ids
     shared = chosen.ids[chosen.prefix_length - 1]
     assert shared == rejected.ids[rejected.prefix_length - 1] and chosen.supervised[chosen.prefix_length - 1]
     # The shared token is learnt as a part of the chosen answer, and compared in neither.
-    assert batch["label_ids"][0] == shared and batch["label_weight"][0] == 1
-    assert batch["label_sample"][0] == batch["num_samples"]
-    assert (batch["label_sample"] == 0).sum() == sum(chosen.supervised) - 1
+    assert batch.label_ids[0] == shared and batch.label_weight[0] == 1
+    assert batch.pairs.label_sample[0] == batch.num_samples
+    assert (batch.pairs.label_sample == 0).sum() == sum(chosen.supervised) - 1
     normal = LINES["text_only"] | {"rejected": [{"factor": "wording", "value": "a cat or a cow"}]}
-    ends = ranked(bundle, [normal])["label_ids"] == stop
+    ends = ranked(bundle, [normal]).label_ids == stop
     assert ends.sum() == 2
 
 
@@ -207,12 +207,10 @@ def test_normalised_factors_are_means_over_tokens_and_spans(bundle, objective):
     batch = ranked(bundle, ["two_spans", "turns"])
     total = factors_of(bundle, batch)
     objective(normalise=True)
-    tokens = torch.bincount(batch["label_sample"], minlength=batch["num_samples"] + 1)[:-1]
-    roles = batch["ref_role"][batch["span_refs"]][batch["answer_refs"]]
+    tokens = torch.bincount(batch.pairs.label_sample, minlength=batch.num_samples + 1)[:-1]
+    roles = batch.refs.role[batch.span_refs][batch.pairs.answer_refs]
     assert set(roles.tolist()) <= {Role.EVIDENCE, Role.ANSWER}
-    spans = torch.bincount(
-        batch["ref_sample"][batch["span_refs"]][batch["answer_refs"]], minlength=batch["num_samples"]
-    )
+    spans = torch.bincount(batch.refs.sample[batch.span_refs][batch.pairs.answer_refs], minlength=batch.num_samples)
     wanted = total / torch.stack([spans.clamp(min=1), tokens], -1)
     torch.testing.assert_close(factors_of(bundle, batch), wanted, **CLOSE)
 
@@ -220,10 +218,10 @@ def test_normalised_factors_are_means_over_tokens_and_spans(bundle, objective):
 def test_a_reference_takes_its_own_preference_off(bundle, objective, tmp_path):
     bundle.save(tmp_path / "reference")
     batch = ranked(bundle, ["two_spans", "asked"])
-    plain = bundle.model(**batch).terms["margin"]
+    plain = bundle.model(batch).terms["margin"]
     own = objective(reference=str(tmp_path / "reference"))
     own.prepare(bundle, settings("internvl", "text"))
-    out = bundle.model(**batch)
+    out = bundle.model(batch)
     assert out.terms["margin"].item() == pytest.approx(0.0, abs=1e-4)
     assert out.terms["fpo"].item() == pytest.approx(math.log(2), abs=1e-4)
     out.loss.backward()
@@ -231,12 +229,12 @@ def test_a_reference_takes_its_own_preference_off(bundle, objective, tmp_path):
     assert all(p.grad is None for p in own.reference.parameters())
     with torch.no_grad():
         own.reference.get_output_embeddings().weight.mul_(0.0)  # every token alike: longer is less probable
-    moved = bundle.model(**batch).terms["margin"].item()
+    moved = bundle.model(batch).terms["margin"].item()
     flat = -math.log(bundle.config.text_config.vocab_size)
-    lengths = torch.bincount(batch["label_sample"], minlength=batch["num_samples"])
-    gap = flat * (lengths[batch["pair_chosen"]] - lengths[batch["pair_rejected"]]).float().mean().item()
+    lengths = torch.bincount(batch.pairs.label_sample, minlength=batch.num_samples)
+    gap = flat * (lengths[batch.pairs.chosen] - lengths[batch.pairs.rejected]).float().mean().item()
     times = factors_of(bundle, batch)[:, 0]
-    times = (times[batch["pair_chosen"]] - times[batch["pair_rejected"]]).mean().item()
+    times = (times[batch.pairs.chosen] - times[batch.pairs.rejected]).mean().item()
     assert moved == pytest.approx(plain.item() - 0.1 * (gap + times), rel=1e-3, abs=1e-3)
     assert "reference" not in " ".join(bundle.model.state_dict())
 
@@ -250,7 +248,7 @@ def test_a_reference_of_another_kind_is_refused(bundle, objective, tmp_path):
 
 def test_unreadable_pairs_leave_a_zero_that_reaches_every_parameter(bundle):
     batch = collated(bundle, make_dataset(bundle, [BROKEN], rejected="one"), rank=True)
-    out = bundle.model(**batch)
+    out = bundle.model(batch)
     out.loss.backward()
     assert out.loss == 0 and bundle.model.counts(batch)["fpo"] == 0
     assert all(grad is not None and torch.isfinite(grad).all() for grad in gradients(bundle.model).values())
@@ -264,7 +262,7 @@ def test_held_out_pairs_give_the_means_of_the_logged_numbers(bundle):
         NoiseReader(),
         size=2,
     )
-    wanted = bundle.model(**ranked(bundle, ["two_spans", "asked"])).terms
+    wanted = bundle.model(ranked(bundle, ["two_spans", "asked"])).terms
     assert found == pytest.approx({n: wanted[n].item() for n in bundle.model.objective.logged}, rel=1e-4, abs=1e-5)
 
 

@@ -100,8 +100,8 @@ def test_a_model_returns_from_the_official_layout_as_it_left(official_of, tmp_pa
     before, after = load(folder / "ours"), load(tmp_path / "again")
     same(before.model.state_dict(), after.model.state_dict())
     batches = [make_batch(bundle, ["two_spans", "turns", "image"]) for bundle in (before, after)]
-    assert batches[0]["input_ids"].equal(batches[1]["input_ids"])
-    assert before.model(**batches[0]).loss == after.model(**batches[1]).loss
+    assert batches[0].input_ids.equal(batches[1].input_ids)
+    assert before.model(batches[0]).loss == after.model(batches[1]).loss
 
 
 @pytest.mark.parametrize("shards, binary", [(3, False), (1, True), (2, True)])
@@ -179,7 +179,7 @@ def test_a_base_gets_the_time_tokens_and_can_be_trained_but_not_asked(base, tmp_
     layer = bundle.model.head.time_gen.layers[0]
     assert layer.weight.abs().max() <= (6 / 64) ** 0.5 + 1e-6 and not layer.bias.any()  # Xavier, zeros
     assert layer.weight.equal(assemble(given).model.head.time_gen.layers[0].weight)  # from the run's seed
-    assert bundle.model(**make_batch(bundle, ["two_spans"])).loss.isfinite()
+    assert bundle.model(make_batch(bundle, ["two_spans"])).loss.isfinite()
 
 
 def test_a_base_goes_back_without_a_head(base, tmp_path):

@@ -109,9 +109,9 @@ def test_expected_times_lie_on_the_bf16_grid_as_published():
 def test_losses_with_the_bf16_grid_have_gradients_and_stay_near():
     bundle = make_bundle("internvl", "distime")
     batch = make_batch(bundle, ["two_spans", "turns"])
-    exact = bundle.model(**batch).terms
+    exact = bundle.model(batch).terms
     bundle.model.head.options.expectation_bf16 = True
-    output = bundle.model(**batch)
+    output = bundle.model(batch)
     output.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in bundle.model.head.time_gen.parameters())
     for name, value in output.terms.items():
@@ -152,7 +152,7 @@ def test_given_times_are_encoded_as_in_training():
     encode = bundle.model.head._encode
     bundle.model.head._encode = lambda bins: seen.append(bins) or encode(bins)
     with torch.no_grad():
-        bundle.model(**make_batch(bundle, [ASKED]))
+        bundle.model(make_batch(bundle, [ASKED]))
         bundle.model.generate_ids(make_batch(bundle, [ASKED], left=True), 0, 1, GenerateOptions(max_new_tokens=1))
     trained, asked = seen[0], seen[1]
     torch.testing.assert_close(trained[:-1], asked)  # all but the stamp of the last answer, which is to be found

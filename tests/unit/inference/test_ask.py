@@ -287,7 +287,7 @@ def test_the_pages_head_trains_and_answers_inside_a_model(example, video, tmp_pa
     batch = bundle.collator()([data[0]])
     before = bundle.model.head.decode.weight.clone()
     optimizer = torch.optim.SGD([p for p in bundle.model.parameters() if p.requires_grad], 0.1)
-    output = bundle.model.train()(**batch)
+    output = bundle.model.train()(batch)
     output.loss.backward()
     optimizer.step()
     assert set(output.terms) == {"lm", "l1"} and not torch.equal(before, bundle.model.head.decode.weight)

@@ -151,8 +151,8 @@ def test_a_batch_that_does_not_fit_is_split_and_a_question_that_does_not_is_name
     generate, rows = bundle.model.generate_ids, []
 
     def little_room(batch, *args):
-        rows.append(len(batch["input_ids"]))
-        if rows[-1] > 2 or "b.mp41" in batch["ids"]:
+        rows.append(len(batch.input_ids))
+        if rows[-1] > 2 or "b.mp41" in batch.ids:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return generate(batch, *args)
 

@@ -29,7 +29,7 @@ HEADS = [pair for pair in PAIRS if pair[0] == "internvl" and pair[1] != "text"]
 
 def step_of(bundle, names=MIXED):
     """Terms and gradients of one training step without dropout."""
-    output = bundle.model(**make_batch(bundle, names))
+    output = bundle.model(make_batch(bundle, names))
     output.loss.backward()
     return output.terms, {n: g.clone() for n, g in gradients(bundle.model).items() if g is not None}
 
@@ -92,7 +92,7 @@ def test_no_loop_over_samples_runs_a_layer_more_often_for_more_of_them():
     layer = bundle.model.decoder.layers[0]
     layer.register_forward_hook(lambda *_: calls.append(1))
     for names in (["two_spans"], MIXED):
-        bundle.model(**make_batch(bundle, names))
+        bundle.model(make_batch(bundle, names))
     assert len(calls) == 2
 
 

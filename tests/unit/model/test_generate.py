@@ -1,9 +1,11 @@
 """Answers do not depend on what else is in the batch, and a span token's time is fed back as the head says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests.models import LINES, PAIRS, for_model, make_batch, make_bundle, make_dataset
+from tests.models import LINES, PAIRS, make_batch, make_bundle, make_dataset
 from videollm.heads.types import Prediction
 from videollm.model.generate import GenerateOptions, SpanPenalty
 
@@ -51,19 +53,19 @@ def by_hand(bundle, batch, steps):
     """Greedy answering with nothing cached: every step runs the whole sequence again."""
     model, head = bundle.model, bundle.model.head
     tokens = model.frame_tokens(batch)
-    base, refs = model.embed(batch, tokens), model.refs(batch)
+    base, refs = model.embed(batch, tokens), batch.refs
     frames = model.frame_batch(batch, tokens)
     embeds = model.embed_refs(base, refs, frames)
     prompt_length, ids, predictions, fed = embeds.shape[1], [], [], []
     for _ in range(steps):
         length = embeds.shape[1]
         more = length - prompt_length
-        now = {**batch, "position_ids": torch.arange(length)[None], "input_ids": torch.zeros(1, length)}
-        now["segment_ids"] = torch.nn.functional.pad(batch["segment_ids"], (0, more), value=1)
-        now["block_ids"] = torch.nn.functional.pad(batch["block_ids"], (0, more), value=-1)
+        now = replace(batch, position_ids=torch.arange(length)[None], input_ids=torch.zeros(1, length))
+        now.segment_ids = torch.nn.functional.pad(batch.segment_ids, (0, more), value=1)
+        now.block_ids = torch.nn.functional.pad(batch.block_ids, (0, more), value=-1)
         mask = model.attention_mask(now, slice(0, length), embeds.dtype)
         out = model.decoder(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=now["position_ids"], output_hidden_states=True,
+            inputs_embeds=embeds, attention_mask=mask, position_ids=now.position_ids, output_hidden_states=True,
             use_cache=False,
         )  # fmt: skip
         frames = model.frame_batch(batch, tokens)
@@ -118,12 +120,12 @@ def test_earlier_answers_are_seen_with_their_spans():
     bundle.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: logits.append(out[:, -1]))
     for seconds in (1.0, 0.0):
         item.spans_s[0][0] = [seconds, 3.0]
-        ask(bundle, for_model(collate([item])), GenerateOptions(max_new_tokens=1))
+        ask(bundle, collate([item]), GenerateOptions(max_new_tokens=1))
     trained = make_bundle("internvl", "d2vlm")
     item.spans_s[0][0] = [1.0, 3.0]
     whole = make_batch(trained, ["turns"])
     trained.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: logits.append(out))
-    trained.model(**whole)
+    trained.model(whole)
     first, moved, teacher = logits
     assert not torch.allclose(first, moved, atol=1e-4)
     open_place = sum(dataset[0].prompts[0].supervised)  # labels before the last answer's first

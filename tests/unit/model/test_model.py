@@ -1,5 +1,7 @@
 """A training step gives the same numbers however the batch is cut, packed, cached or attended to."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -9,7 +11,6 @@ from tests.models import (
     HEADS,
     LINES,
     PAIRS,
-    for_model,
     gradients,
     make_batch,
     make_bundle,
@@ -32,7 +33,7 @@ def bundle(request):
 def step(model: VideoLLM, batch: dict, **options):
     """(loss, terms, gradients) of one training step."""
     model.train()
-    out = model(**batch, **options)
+    out = model(batch, **options)
     out.loss.backward()
     model.eval()
     return out.loss.item(), {k: v.item() for k, v in out.terms.items()}, gradients(model)
@@ -76,7 +77,7 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_samples_under_common_counts(bundl
     added = [bundle.model.counts(b) for b in apart]
     assert {k: sum(c[k] for c in added).item() for k in counts} == {k: v.item() for k, v in counts.items()}
     bundle.model.train()
-    singles = [bundle.model(**b, counts=counts) for b in apart]
+    singles = [bundle.model(b, counts=counts) for b in apart]
     sum(s.loss for s in singles).backward()
     bundle.model.eval()
     assert sum(s.loss.item() for s in singles) == pytest.approx(loss, rel=1e-5)
@@ -87,8 +88,8 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_samples_under_common_counts(bundl
 def test_averaging_over_samples_weighs_each_conversation_alike(bundle):
     names = ["turns", "text"]
     batch = make_batch(bundle, names, average="samples")
-    each = [bundle.model(**make_batch(bundle, [n])).terms["lm"].item() for n in names]
-    assert bundle.model(**batch).terms["lm"].item() == pytest.approx(sum(each) / 2, rel=1e-5)
+    each = [bundle.model(make_batch(bundle, [n])).terms["lm"].item() for n in names]
+    assert bundle.model(batch).terms["lm"].item() == pytest.approx(sum(each) / 2, rel=1e-5)
 
 
 def test_eager_and_sdpa_attention_agree(bundle):
@@ -125,8 +126,8 @@ def test_packed_questions_give_the_loss_and_gradients_of_single_ones(backbone, h
         "text",
     ]  # fmt: skip
     apart, packed = make_batch(bundle, lines), make_batch(bundle, lines, pack=True)
-    assert packed["input_ids"].shape[0] == 3 < apart["input_ids"].shape[0]
-    assert packed["pixel_values"].shape[0] == 4 + 6 < apart["pixel_values"].shape[0]
+    assert packed.input_ids.shape[0] == 3 < apart.input_ids.shape[0]
+    assert packed.pixel_values.shape[0] == 4 + 6 < apart.pixel_values.shape[0]
     loss, terms, grads = step(bundle.model, apart)
     packed_loss, packed_terms, packed_grads = step(bundle.model, packed)
     assert packed_terms == pytest.approx(terms, rel=1e-5) and packed_loss == pytest.approx(loss, rel=1e-5)
@@ -141,7 +142,7 @@ def reference_loss(bundle, batch: dict) -> torch.Tensor:
     model, head = bundle.model, bundle.model.head
     tokens = model.frame_tokens(batch)
     frames = model.frame_batch(batch, tokens)
-    refs = model.refs(batch)
+    refs = batch.refs
     embeds = model.embed(batch, tokens)
     length = embeds.shape[1]
     mask = model.attention_mask(batch, slice(0, length), embeds.dtype)
@@ -149,15 +150,15 @@ def reference_loss(bundle, batch: dict) -> torch.Tensor:
 
     def states(inputs):
         out = model.decoder(
-            inputs_embeds=inputs, attention_mask=mask, position_ids=batch["position_ids"], output_hidden_states=True,
+            inputs_embeds=inputs, attention_mask=mask, position_ids=batch.position_ids, output_hidden_states=True,
             use_cache=False,
         )  # fmt: skip
         return out.hidden_states
 
     def frame_means(layer):  # [B, L, D] -> [B, F, D], frame by frame
-        means = torch.zeros(*batch["times_s"].shape, layer.shape[-1])
-        picked = layer.flatten(0, 1)[batch["visual_index"]].unflatten(0, (len(batch["frame_row"]), -1)).mean(1)
-        for row, column, state in zip(batch["frame_row"], batch["frame_col"], picked, strict=True):
+        means = torch.zeros(*batch.times_s.shape, layer.shape[-1])
+        picked = layer.flatten(0, 1)[batch.visual_index].unflatten(0, (len(batch.frame_row), -1)).mean(1)
+        for row, column, state in zip(batch.frame_row, batch.frame_col, picked, strict=True):
             if column >= 0:
                 means[row, column] = means[row, column] + state
         return means
@@ -171,7 +172,7 @@ def reference_loss(bundle, batch: dict) -> torch.Tensor:
     logits = model.get_output_embeddings()(final[-1]).flatten(0, 1)
     if cap := getattr(model.config.text_config, "final_logit_softcapping", None):
         logits = cap * (logits / cap).tanh()
-    lm = cross_entropy(logits[batch["label_index"]], batch["label_ids"])
+    lm = cross_entropy(logits[batch.label_index], batch.label_ids)
     return lm + sum(value / counts[name] for name, value in sums.items())
 
 
@@ -211,8 +212,8 @@ def test_checkpointed_training_runs_the_prefix_only_up_to_the_injected_layer(bac
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     with torch.no_grad():
-        model(**batch)
-    prefix, length = batch["prefix_columns"], batch["input_ids"].shape[1]
+        model(batch)
+    prefix, length = batch.prefix_columns, batch.input_ids.shape[1]
     depth, count = model.head.inject_layer, len(model.decoder.layers)
     assert depth < count
     assert calls == [(k, prefix) for k in range(depth)] + [(k, length) for k in range(count)]
@@ -227,7 +228,7 @@ def test_a_video_behind_an_answer_with_spans_is_trained_as_it_is_asked():
     bundle = make_bundle("internvl", "d2vlm")
     batch = make_batch(bundle, [line, "two_spans"])
     expected = reference_loss(bundle, batch).item()
-    assert bundle.model(**batch).loss.item() == pytest.approx(expected, rel=1e-5)
+    assert bundle.model(batch).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_words_said_before_a_video_are_learnt_from_the_prefix():
@@ -239,7 +240,7 @@ def test_words_said_before_a_video_are_learnt_from_the_prefix():
     bundle = make_bundle("internvl", "d2vlm")
     for lines, labels in ((ALL, False), ([early, "two_spans"], True)):
         batch = make_batch(bundle, lines)
-        assert batch["keep_prefix"] and batch["prefix_labels"] is labels
+        assert batch.keep_prefix and batch.prefix_labels is labels
         reference_loss(bundle, batch).backward()
         wanted = gradients(bundle.model)
         assert_same_gradients(wanted, step(bundle.model, batch)[2])
@@ -248,7 +249,7 @@ def test_words_said_before_a_video_are_learnt_from_the_prefix():
 def test_the_injection_layer_must_exist():
     bundle = make_bundle("internvl", "d2vlm", head={"name": "d2vlm", "inject_layer": 9})
     with pytest.raises(ValueError, match="layer 9"):
-        bundle.model(**make_batch(bundle, ["two_spans"]))
+        bundle.model(make_batch(bundle, ["two_spans"]))
 
 
 # ---- tower and frames ------------------------------------------------------------------------------------------------
@@ -269,32 +270,31 @@ def test_stored_features_give_the_loss_of_the_pixels(backbone):
     bundle = make_bundle(backbone, "d2vlm")
     names = ["two_spans", "asked"]
     batch = make_batch(bundle, names)
-    stored = {k: v for k, v in batch.items() if k != "pixel_values"}
-    stored["features"] = bundle.model.vision_tower(batch["pixel_values"])
-    assert bundle.model(**stored).loss.item() == pytest.approx(bundle.model(**batch).loss.item(), rel=1e-6)
+    stored = replace(batch, pixel_values=None, features=bundle.model.vision_tower(batch.pixel_values))
+    assert bundle.model(stored).loss.item() == pytest.approx(bundle.model(batch).loss.item(), rel=1e-6)
 
 
 def test_every_frame_and_its_order_matter():
     bundle = make_bundle("internvl", "d2vlm")
     batch = make_batch(bundle, ["two_spans"])
-    loss = bundle.model(**batch).loss.item()
+    loss = bundle.model(batch).loss.item()
     for f in range(4):
-        pixels = batch["pixel_values"].clone()
+        pixels = batch.pixel_values.clone()
         pixels[f] += 1.0
-        assert bundle.model(**batch | {"pixel_values": pixels}).loss.item() != pytest.approx(loss, rel=1e-6)
+        assert bundle.model(replace(batch, pixel_values=pixels)).loss.item() != pytest.approx(loss, rel=1e-6)
 
 
 def test_padding_and_company_change_nothing():
     bundle = make_bundle("etchat", "d2vlm")
     dataset = make_dataset(bundle, ["two_spans", "turns"])
     collate = bundle.collator()
-    alone = for_model(collate([dataset[0]]))
-    beside = for_model(collate([dataset[0], dataset[1]]))
+    alone = collate([dataset[0]])
+    beside = collate([dataset[0], dataset[1]])
     counts = bundle.model.counts(beside)
-    rest = bundle.model(**for_model(collate([dataset[1]])), counts=counts).loss.item()
-    mine = bundle.model(**alone, counts=counts).loss.item()
-    beside["input_ids"][beside["segment_ids"] < 0] = 7
-    assert bundle.model(**beside, counts=counts).loss.item() == pytest.approx(mine + rest, rel=1e-5)
+    rest = bundle.model(collate([dataset[1]]), counts=counts).loss.item()
+    mine = bundle.model(alone, counts=counts).loss.item()
+    beside.input_ids[beside.segment_ids < 0] = 7
+    assert bundle.model(beside, counts=counts).loss.item() == pytest.approx(mine + rest, rel=1e-5)
 
 
 # ---- numbers that must not move --------------------------------------------------------------------------------------
@@ -310,5 +310,5 @@ def test_padding_and_company_change_nothing():
 )
 def test_loss_terms_of_fixed_tiny_models(pair, expected):
     bundle = make_bundle(*pair)
-    terms = {k: v.item() for k, v in bundle.model(**make_batch(bundle, ALL)).terms.items()}
+    terms = {k: v.item() for k, v in bundle.model(make_batch(bundle, ALL)).terms.items()}
     assert terms == pytest.approx(expected, rel=1e-4)

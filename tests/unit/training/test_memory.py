@@ -46,13 +46,13 @@ def real_batch(run, load):
     batch = make_batch(planned_model(run), run, load)
     batch = {k: torch.zeros(v.shape) if isinstance(v, Tensor) and v.is_meta else v for k, v in batch.items()}
     if load.rows > 1:
-        batch["segment_ids"][-1, -1] = -1
+        batch.segment_ids[-1, -1] = -1
     return batch
 
 
 def step(model, batch, run):
     with torch.autocast("cpu", torch.bfloat16) if run.train.precision == "bf16" else nullcontext():
-        return model(**batch).loss
+        return model(batch).loss
 
 
 def measured(run, backbone, head, load):
