@@ -88,7 +88,7 @@ def prompt(rng: np.random.Generator, question: list[int], vocabulary: int) -> Pr
     return Prompt(
         ids=ids, supervised=[i >= answer for i in range(len(ids))],
         block=[0 if BEFORE <= i < start else -1 for i in range(len(ids))], visual=list(range(BEFORE, start)),
-        refs=[Ref(place, role, span=k, event=k) for place, role, k in roles], prefix_length=start,
+        refs=[Ref(place, role, span=k) for place, role, k in roles], prefix_length=start,
     )  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def preference(args: argparse.Namespace) -> dict:
             f"two sequences, batch {size}": lambda m=model, b=apart: fpo_step(m, b, apart=True),
         }
         one, two = (
-            gradients(model, step, b["tokens"], size) for step, b in zip(pair.values(), (together, apart), strict=True)
+            gradients(model, step, b.features, size) for step, b in zip(pair.values(), (together, apart), strict=True)
         )
         differences.append(difference(one, two))
         steps |= pair

@@ -91,7 +91,7 @@ def make_item(args: argparse.Namespace, seed: int, answered: bool = True, frames
         answer = words(ANSWER + int(rng.integers(-10, 11)))
         for event, place in enumerate((5, 25)):
             answer[place] = STAMP
-            prompt.refs.append(Ref(len(prompt) + place, Role.ANSWER, span=event, event=event))
+            prompt.refs.append(Ref(len(prompt) + place, Role.ANSWER, span=event))
         add(answer, supervised=True)
     prompt.block = [-1] * len(prompt)
     times = np.linspace(0, 29, count)

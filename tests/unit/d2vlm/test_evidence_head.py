@@ -82,14 +82,14 @@ def test_an_answer_grounds_before_it_speaks(head):
     question, answer = head.compose(turns, [[0, 1]] * 3, 9.0)
     assert question.parts == ("When after ", SpanSlot("<evi>", Role.QUESTION, 0), "?")
     assert answer.parts == (
-        SpanSlot("<evi>", Role.EVIDENCE, 1, 1),
-        SpanSlot("<evi>", Role.EVIDENCE, 2, 2),
+        SpanSlot("<evi>", Role.EVIDENCE, 1),
+        SpanSlot("<evi>", Role.EVIDENCE, 2),
         Token("</evi>"),
         " ",
         "At ",
-        SpanSlot("<evi>", Role.ANSWER, 1, 1),
+        SpanSlot("<evi>", Role.ANSWER, 1),
         " and ",
-        SpanSlot("<evi>", Role.ANSWER, 2, 2),
+        SpanSlot("<evi>", Role.ANSWER, 2),
     )
 
 

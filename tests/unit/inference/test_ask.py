@@ -203,7 +203,7 @@ def test_a_video_that_breaks_while_it_is_read_is_an_error(model, video, monkeypa
     def broken(*args, **kwargs):
         raise VideoError("clip.mp4: is broken; fetch it again")
 
-    monkeypatch.setattr("videollm.batches.dataset.read_video", broken)
+    monkeypatch.setattr("videollm.batches.reader.read_video", broken)
     with pytest.raises(VideoError, match="is broken"):
         question.ask(load(model), video, "when ?", quick())
 

@@ -34,8 +34,7 @@ def test_counts_are_summed_over_the_accumulated_batches(tmp_path):
     trainer = make_trainer(tmp_path, [GOOD])
     model = trainer.bundle.model
     batches = [make_batch(trainer.bundle, [n]) for n in ("two_spans", "text")]
-    extra = {"bad": [], "ids": [], "thinned": 0, "padded": (0, 1)}
-    counts = trainer._get_num_items_in_batch([b | extra for b in batches], torch.device("cpu"))
+    counts = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
     singles = [model.counts(b) for b in batches]
     assert counts == {k: sum(s[k] for s in singles) for k in singles[0]}
 
