@@ -196,6 +196,7 @@ def test_the_whole_model_in_bf16_generates_near_the_published_one(folder, llm, g
         bundle, golden_question(bundle, folder, info), dict(enumerate(answer)), info["eos_token_id"], len(answer)
     )
     assert ids.tolist() == answer and len(found) == answer.count(stamp) == len(case["pred_time_bins"])
+    assert steps[0][2].dtype == torch.bfloat16
     logits = torch.stack([step[1] for step in steps]).float()
     theirs = expected["step_logits"][: common + 1]  # a step's logits hang on the tokens before it
     errors = (logits[: len(theirs)] - theirs[: len(logits)]).norm(dim=-1) / theirs[: len(logits)].norm(dim=-1)
