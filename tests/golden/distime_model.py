@@ -8,6 +8,7 @@ import ast
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ ROOT = Path(os.environ.get("GOLDEN_DIR", Path(__file__).resolve().parents[3] / "
 PUBLISHED = {"compatibility": "published", "gaussians_bf16": False, "expectation_bf16": False}  # made in fp32
 MAX_LENGTH = 8192
 HIDDEN, LOGITS = {"atol": 9e-5, "rtol": 0}, {"atol": 2e-4, "rtol": 0}  # 10 times what its README found
+UNIT = 2**-8  # rounding to bf16 moves a value by at most this part of it: 8 bits of mantissa
+ROUNDED = 20  # tensors that a layer rounds one after the other: some 12 results, some 8 weights
 
 
 def names(below: str, known: str) -> list[str]:
@@ -143,3 +146,36 @@ def question_item(encoder: PromptEncoder, folder: Path, case: dict) -> Item:
 def spoken(text: str) -> tuple[str | Token, ...]:
     """Text of a prompt; a stamp in it is a plain token, as published (spec 7)."""
     return tuple(Token(STAMP) if part == STAMP else part for part in re.split(f"({STAMP})", text) if part)
+
+
+# ---- a whole model in bf16 -------------------------------------------------------------------------------------------
+
+
+def bf16_limit(folder: Path, llm: str) -> float:
+    """How far from fp32 the logits of a model in bf16 may lie, as a part of their length (L2).
+
+    Roundings point anywhere, so n of them in a row add up to about sqrt(n) of one; a typical one is 0.4 units. What
+    a model enlarges on its way is not known here: twice sqrt(n) whole units leave it a factor of 5. Which token is
+    greatest, and any single number, is left to the processor's kernels: they add in other orders.
+    """
+    config = read(folder / llm / "config")
+    layers = config["llm_config"]["num_hidden_layers"] + config["vision_config"]["num_hidden_layers"]
+    return 2 * UNIT * (ROUNDED * layers) ** 0.5
+
+
+def assert_times_near(found: list[tuple[Tensor, Tensor]], logits: Sequence[Tensor], bins: Tensor, limit: float) -> None:
+    """Times found in bf16, each as (time logits [2, K], bins [2]), near those published.
+
+    The logits lie within ``limit`` of the fp32 ``logits``, the bins within what follows from it of the bf16 ``bins``.
+    """
+    for (ours, raw), theirs, published in zip(found, logits, bins, strict=True):
+        assert (ours - theirs).norm() <= limit * theirs.norm()
+        places, p = torch.arange(theirs.shape[-1]), theirs.softmax(-1)
+        # The probabilities are rounded, and then their expectation, which therefore lies on bf16's grid.
+        torch.testing.assert_close(raw, (ours.softmax(-1) * places).sum(-1), atol=0, rtol=2 * UNIT)
+        assert raw.equal(raw.bfloat16().float())
+        # An expectation moves by the sum of p (k - mean) times what moves logit k. The published one was rounded up
+        # to four times: as here, and on its way to seconds.
+        lever = (p * (places - (p * places).sum(-1, keepdim=True))).square().sum(-1).sqrt()
+        allowed = limit * theirs.square().mean(-1).sqrt() * lever + 4 * UNIT * published
+        assert ((raw - published).abs() <= allowed).all(), (raw, published, allowed)

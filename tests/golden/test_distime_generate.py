@@ -10,7 +10,18 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from tests.golden.distime_model import LLMS, ROOT, arrays, existing, golden_bundle, golden_question, names, read
+from tests.golden.distime_model import (
+    LLMS,
+    ROOT,
+    arrays,
+    assert_times_near,
+    bf16_limit,
+    existing,
+    golden_bundle,
+    golden_question,
+    names,
+    read,
+)
 from videollm.model.generate import GenerateOptions
 
 pytestmark = pytest.mark.golden
@@ -128,19 +139,6 @@ def test_a_batch_of_cases_gives_each_the_answer_it_has_alone(folder, llm, bundle
 BF16 = ROOT / "bf16_model.json"
 BF16_TIMES = {"gaussians_bf16": True, "expectation_bf16": True}
 WHOLE = json.loads(BF16.read_text())["results"] if BF16.is_file() else {}
-UNIT = 2**-8  # rounding to bf16 moves a value by at most this part of it: 8 bits of mantissa
-ROUNDED = 20  # tensors that a layer rounds one after the other: some 12 results, some 8 weights
-
-
-def bf16_limit(config: dict) -> float:
-    """How far from fp32 a bf16 model's logits may lie, as a part of their length (L2).
-
-    Roundings point anywhere, so n of them in a row add up to about sqrt(n) of one; a typical one is 0.4 units. What
-    a model enlarges on its way is not known here: twice sqrt(n) whole units leave it a factor of 5. Which token is
-    greatest, and any single number, is left to the processor's kernels: they add in other orders.
-    """
-    layers = config["llm_config"]["num_hidden_layers"] + config["vision_config"]["num_hidden_layers"]
-    return 2 * UNIT * (ROUNDED * layers) ** 0.5
 
 
 def common_steps(one: list[int], other: list[int]) -> int:
@@ -164,20 +162,6 @@ def feed_times(monkeypatch, head, published: list[list[float]]) -> list:
     return found
 
 
-def assert_times_near(found, logits, bins, limit):
-    """Time logits within ``limit`` of fp32's; their expectation, rounded, within what follows of the bf16 ``bins``."""
-    for (ours, raw), theirs, published in zip(found, logits, torch.tensor(bins), strict=True):
-        assert (ours - theirs).norm() <= limit * theirs.norm()
-        places, p = torch.arange(theirs.shape[-1]), theirs.softmax(-1)
-        # bf16 rounds the probabilities and then their expectation; raw itself lies on bf16's grid
-        torch.testing.assert_close(raw, (ours.softmax(-1) * places).sum(-1), atol=0, rtol=2 * UNIT)
-        assert raw.equal(raw.bfloat16().float())
-        # an expectation moves by sum of p (k - mean) times what moves logit k
-        lever = (p * (places - (p * places).sum(-1, keepdim=True))).square().sum(-1).sqrt()
-        allowed = limit * theirs.square().mean(-1).sqrt() * lever + 2 * UNIT * published
-        assert ((raw - published).abs() <= allowed).all(), (raw, published, allowed)
-
-
 @pytest.mark.parametrize("name", sorted({c.split("/")[1] for c in WHOLE if "/generate_" in c} or {"generate_moment"}))
 def test_the_whole_model_in_bf16_generates_near_the_published_one(folder, llm, generated, monkeypatch, name, tmp_path):
     """With the published bf16 answer fed: near the fp32 logits while both answers agree, its tokens always likely."""
@@ -185,7 +169,7 @@ def test_the_whole_model_in_bf16_generates_near_the_published_one(folder, llm, g
     if case is None:
         pytest.skip(f"bf16_model.json has no {llm}/{name}")
     below = folder / "generate" / llm / name.removeprefix("generate_")
-    info, expected, limit = read(below), arrays(below), bf16_limit(read(folder / llm / "config"))
+    info, expected, limit = read(below), arrays(below), bf16_limit(folder, llm)
     bundle = golden_bundle(folder, llm, tmp_path, dtype=torch.bfloat16, head=BF16_TIMES)
     answer, stamp = case["generated_ids"], bundle.model.span_ids[0]
     common = common_steps(answer, info["generated_ids"])
@@ -196,6 +180,7 @@ def test_the_whole_model_in_bf16_generates_near_the_published_one(folder, llm, g
         bundle, golden_question(bundle, folder, info), dict(enumerate(answer)), info["eos_token_id"], len(answer)
     )
     assert ids.tolist() == answer and len(found) == answer.count(stamp) == len(case["pred_time_bins"])
+    assert steps[0][2].dtype == torch.bfloat16
     logits = torch.stack([step[1] for step in steps]).float()
     theirs = expected["step_logits"][: common + 1]  # a step's logits hang on the tokens before it
     errors = (logits[: len(theirs)] - theirs[: len(logits)]).norm(dim=-1) / theirs[: len(logits)].norm(dim=-1)
@@ -205,4 +190,4 @@ def test_the_whole_model_in_bf16_generates_near_the_published_one(folder, llm, g
     assert (gaps[free] <= 2 * limit).all(), gaps  # two logits in two runs: four errors, sqrt(4)
     own = [logits for logits, _ in found[shared:]]  # no fp32 to compare with: the answers differ before
     fp32 = [*expected["stamp_logits"][:shared].unflatten(-1, (2, -1)), *own] if shared else own
-    assert_times_near(found, fp32, case["pred_time_bins"], limit)
+    assert_times_near(found, fp32, torch.tensor(case["pred_time_bins"]), limit)
