@@ -22,7 +22,7 @@ setup(
         "nncore>=0.4.5",
         "numpy>=1.26",
         "scipy>=1.11.1",
-        "av>=13",
+        "av>=17.1",
         "pillow>=10",
         "psutil>=5.9.4",
         "matplotlib>=3.8",

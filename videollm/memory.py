@@ -145,7 +145,8 @@ def planned_model(settings: Settings, config: VideoLLMConfig | None = None) -> V
     set_trainable(model, settings.train)
     model.objective = build_objective(settings.train.objective)
     if settings.train.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers has the new name since 5.23, and warns of the old one since then.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model.train()
 
 
