@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Shared set-up; source it: it sets PYTHON (an interpreter with the requirements) and REPO, and goes nowhere.
 #   VIDEOLLM_PYTHON=/path/to/python   use this interpreter as it is and install nothing
+# A script that sets versions=oldest first gets .venv-oldest with the lowest versions of setup.py (scripts/test.sh does).
 set -euo pipefail
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -16,9 +17,10 @@ use_given_python() {
     echo "using $PYTHON (VIDEOLLM_PYTHON)" >&2
 }
 
+# use_own_venv FOLDER TEXT LIST: a venv in FOLDER with the packages of LIST, whose source the user knows as TEXT.
 use_own_venv() {
-    local venv="$REPO/.venv" wanted
-    wanted="$(sha256sum "$REPO/requirements.txt" | cut -d' ' -f1)"
+    local venv="$REPO/$1" source="$2" list="$3" wanted
+    wanted="$(sha256sum <<<"$list" | cut -d' ' -f1)"
     PYTHON="$venv/bin/python"
     # The stamp is written last, so an interrupted installation is done again.
     if [ -x "$PYTHON" ] && [ "$(cat "$venv/requirements.sha256" 2>/dev/null)" = "$wanted" ]; then
@@ -26,15 +28,23 @@ use_own_venv() {
         return
     fi
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "error: requirements.txt needs Python >= 3.11, python3 is $(python3 --version 2>&1)." \
-            "Put a newer python3 first on PATH, or set VIDEOLLM_PYTHON to one with the packages of setup.py." >&2
+        echo "error: $source needs Python >= 3.11, python3 is $(python3 --version 2>&1)." \
+            "Put a newer python3 first on PATH, or set VIDEOLLM_PYTHON (not for --oldest) to one with" \
+            "the packages of setup.py." >&2
         exit 1
     }
-    echo "installing requirements.txt into $venv (once, some minutes)" >&2
+    echo "installing $source into $venv (once, some minutes)" >&2
     python3 -m venv "$venv"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$REPO/requirements.txt" >&2
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r /dev/stdin <<<"$list" >&2
     echo "$wanted" >"$venv/requirements.sha256"
 }
 
-if [ -n "${VIDEOLLM_PYTHON:-}" ]; then use_given_python; else use_own_venv; fi
+if [ "${versions:-}" = oldest ]; then
+    floors="$(python3 "$REPO/scripts/_floors.py")"
+    use_own_venv .venv-oldest "the lowest versions of setup.py" "$floors"
+elif [ -n "${VIDEOLLM_PYTHON:-}" ]; then
+    use_given_python
+else
+    use_own_venv .venv requirements.txt "$(cat "$REPO/requirements.txt")"
+fi
 export PYTHON REPO

@@ -5,8 +5,9 @@ usage() {
     cat <<'TEXT'
 Check the style (ruff) and run the tests (pytest).
 
-usage: bash scripts/test.sh [--all] [pytest arguments]
-  --all   the slow tests too (-n 0 runs all in one process)
+usage: bash scripts/test.sh [--all | --oldest] [pytest arguments]
+  --all      the slow tests too (-n 0 runs all in one process)
+  --oldest   on the lowest versions that setup.py allows, always in .venv-oldest
 
 environment:
   GOLDEN_DIR, PAPER_DIR, VIDEO_DIR   reference data (default: ../shared/{golden,paper,videos}); tests skip without it
@@ -18,6 +19,7 @@ selection=(-m "not slow")
 case "${1:-}" in
 -h | --help) usage && exit 0 ;;
 --all) selection=() && shift ;;
+--oldest) versions=oldest && shift ;;
 esac
 
 here="$(dirname "${BASH_SOURCE[0]}")"

@@ -5,12 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 MAX_LINES = 500
+EMPTY = "setup(install_requires=[{}], extras_require={{'dev': []}})\n"  # of a checkout that needs nothing
 CODE = {".py", ".sh", ".yaml", ".md", ".toml"}
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:work|home|root|Users)/\w")
 
@@ -58,17 +61,45 @@ def test_no_file_is_longer_than_can_be_read(texts):
     assert not long
 
 
-def test_every_direct_dependency_is_pinned_and_has_a_range(repository):
-    lines = (repository / "requirements.txt").read_text().splitlines()
-    pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
-    ranges = re.findall(r'"([\w-]+)(?:>=[\d.]+)(?:,<\d+)?"', (repository / "setup.py").read_text())
-    assert set(pins) <= {name.lower() for name in ranges}
-
-
-def test_every_package_is_installed(repository, tmp_path):
-    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+@pytest.fixture(scope="module")
+def metadata(repository, tmp_path_factory) -> Distribution:
+    """What setup.py tells an installer, packages and requirements."""
+    folder = tmp_path_factory.mktemp("metadata")
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(folder)]
     subprocess.run(command, cwd=repository, check=True, capture_output=True)
-    names = (tmp_path / "videollm.egg-info/top_level.txt").read_text().split()
+    return Distribution.at(folder / "videollm.egg-info")
+
+
+@pytest.fixture(scope="module")
+def needed(metadata) -> dict[str, Requirement]:
+    """{name: requirement} of what running and testing need; optional extras are not among it."""
+    requirements = [Requirement(text) for text in metadata.requires]
+    return {r.name.lower(): r for r in requirements if r.marker is None or r.marker.evaluate({"extra": "dev"})}
+
+
+def exact(text: str) -> dict[str, str]:
+    """{name: version} of lines such as ``name==version  # why``."""
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    return dict(line.lower().split("==") for line in lines if line)
+
+
+def test_every_dependency_is_pinned_to_a_version_in_its_range(repository, metadata, needed):
+    pins = exact((repository / "requirements.txt").read_text())
+    assert set(needed) <= set(pins)
+    ranges = {requirement.name.lower(): requirement.specifier for requirement in map(Requirement, metadata.requires)}
+    assert [name for name, version in pins.items() if version not in ranges[name]] == []
+
+
+def test_the_oldest_versions_are_the_lowest_of_every_range(repository, needed):
+    command = [sys.executable, "scripts/_floors.py"]
+    floors = exact(subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout)
+    assert set(floors) == set(needed)
+    for name, version in floors.items():
+        assert f">={version}" in str(needed[name].specifier).split(","), name
+
+
+def test_every_package_is_installed(metadata):
+    names = metadata.read_text("top_level.txt").split()
     assert names == ["all_benchmark_eval", "d2vlm", "distime", "quickstart", "videollm"]
 
 
@@ -97,8 +128,10 @@ def test_the_registry_needs_no_opencv(repository):
 def small_checkout(tmp_path, repository) -> Path:
     """The set-up script in a folder of its own, with nothing to install."""
     (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts/_venv.sh").write_text((repository / "scripts/_venv.sh").read_text())
+    for name in ("scripts/_venv.sh", "scripts/_floors.py"):
+        (tmp_path / name).write_text((repository / name).read_text())
     (tmp_path / "requirements.txt").write_text("# nothing\n")
+    (tmp_path / "setup.py").write_text(EMPTY.format(""))
     return tmp_path
 
 
@@ -119,12 +152,18 @@ def test_set_up_uses_the_given_interpreter_and_installs_nothing(small_checkout):
 
 @pytest.mark.slow
 @pytest.mark.end_to_end
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="the pinned requirements need Python 3.11")
-def test_set_up_installs_once_and_again_when_the_requirements_change(small_checkout):
-    own = str(small_checkout / ".venv/bin/python")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    first, second = set_up(small_checkout, PATH=path), set_up(small_checkout, PATH=path)
+@pytest.mark.parametrize(
+    ("versions", "folder", "file", "text"),
+    [
+        ("", ".venv", "requirements.txt", "# nothing, otherwise\n"),
+        ("oldest", ".venv-oldest", "setup.py", EMPTY.format("""'x>=1;python_version<"3"'""")),
+    ],
+)
+def test_set_up_installs_once_and_again_when_the_requirements_change(small_checkout, versions, folder, file, text):
+    own = str(small_checkout / folder / "bin/python")
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "versions": versions}
+    first, second = set_up(small_checkout, **environment), set_up(small_checkout, **environment)
     assert first.stdout.strip() == second.stdout.strip() == own
     assert "installing" in first.stderr and "installing" not in second.stderr
-    (small_checkout / "requirements.txt").write_text("# nothing, otherwise\n")
-    assert "installing" in set_up(small_checkout, PATH=path).stderr
+    (small_checkout / file).write_text(text)
+    assert "installing" in set_up(small_checkout, **environment).stderr

@@ -59,7 +59,7 @@ def measured(run, backbone, head, load):
     """(bytes saved for the backward pass, the most that the CPU held) of one step beside weights and batch."""
     model, batch = make_bundle(backbone, head).model.train(), real_batch(run, load)
     if run.train.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     known = [*model.parameters(), *model.buffers(), *(v for v in batch.values() if isinstance(v, Tensor))]
     known, saved = {t.untyped_storage().data_ptr() for t in known}, {}
 
