@@ -14,7 +14,8 @@ STARTS = ("python3? -m ", "bash ", "sh ", "torchrun ", "deepspeed ", "srun ", "s
 TYPED = re.compile(rf"(?:\w+=\S+ )*(?:{'|'.join(STARTS)})")
 OPENS = re.compile(r"(for|while|if|case)\b")
 CLOSES = re.compile(r"(done|fi|esac)\b")
-FILE = re.compile(r"[\w.*{},/-]+\.(?:py|sh|sbatch|md|yaml|json|toml|cff|txt|cfg|png)")
+PATH = r"[\w.*{},/-]+"
+FILE = re.compile(rf"{PATH}\.(?:py|sh|sbatch|md|yaml|json|toml|cff|txt|cfg|png)")
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,16 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
 
 
-def named_files(text: str) -> list[str]:
-    """What stands in backticks and looks like a file with a folder before it; ``{a,b}`` spelled out."""
-    prose = "\n".join(line for language, _, lines in blocks(text) if language is None for line in lines)
-    whole = [code for _, code in spans(prose.splitlines()) if "/" in code and FILE.fullmatch(code)]
-    words = [word for _, code in spans(prose.splitlines()) if TYPED.match(code) for word in code.split()]
-    return [name for path in whole + [w for w in words if "/" in w and FILE.fullmatch(w)] for name in spelled(path)]
+def named_paths(text: str, folders: set[str]) -> list[str]:
+    """What stands in backticks, alone or in a command, and looks like a path: a file with a folder before it, or what
+    begins with one of ``folders``; ``{a,b}`` spelled out."""
+    found = []
+    for language, _, lines in blocks(text):
+        for _, code in spans(lines) if language is None else ():
+            words = code.split() if TYPED.match(code) else [code]
+            paths = [word for word in words if "/" in word and re.fullmatch(PATH, word)]
+            found += [path for path in paths if FILE.fullmatch(path) or path.split("/")[0] in folders]
+    return [name for path in found for name in spelled(path)]
 
 
 def spelled(path: str) -> list[str]:

@@ -7,7 +7,8 @@ repository, so that every command imports it anew. $WARM_MODE says what a call o
 
     run        what it says
     parse      reads its command line with argparse, and ends there; launchers (``LAUNCHERS``) are looked through
-    settings   the same, but a training builds its model without memory (``python -m videollm.memory``)
+    settings   the same, but a training builds its model without memory (``python -m videollm.memory``), once for the
+               same settings
 """
 
 import argparse
@@ -32,10 +33,10 @@ PROGRAMS = ("python", "torchrun", "deepspeed", "srun", "sbatch")
 TOOLS = ("pytest", "ruff")  # -m of it is not started
 LAUNCHERS = ("videollm.launch", "torch.distributed.run")
 SMALL = ("--frames", "2", "--text", "8", "--questions", "1")  # of a batch without memory
-LIBRARIES = (
-    "torch", "torch.distributed.run", "torch.utils.data", "transformers", "transformers.trainer", "transformers.models.auto",
-    "transformers.models.qwen2.modeling_qwen2", "transformers.models.phi3.modeling_phi3", "peft", "accelerate", "av",
-    "scipy.optimize", "rich.console", "matplotlib.figure", "nncore", "safetensors.torch",
+LIBRARIES = (  # what most commands import
+    "torch", "torch.distributed.run", "torch.utils.data", "transformers", "transformers.trainer", "peft", "accelerate",
+    "transformers.models.auto", "transformers.models.qwen2.modeling_qwen2", "transformers.models.phi3.modeling_phi3",
+    "av", "scipy.optimize", "rich.console", "matplotlib.figure", "nncore", "safetensors.torch",
 )  # fmt: skip
 
 
@@ -98,13 +99,20 @@ def send(mode: str, arguments: list[str]) -> int:
     """Let the server run it with this process' files; the exit status."""
     if arguments[0] in TOOLS and mode != "run":
         return 0
+    told = json.dumps(arguments).replace(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0], "")
+    passed = Path(os.environ["WARM"] + ".passed")
+    if mode == "settings" and passed.is_file() and told in passed.read_text().splitlines():
+        return 0
     request = {"mode": mode, "arguments": arguments, "cwd": os.getcwd(), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ["WARM"])
         socket.send_fds(server, [b"."], [0, 1, 2])
         server.sendall(json.dumps(request).encode() + b"\n")
-        status = server.makefile().readline()
-    return int(status or 1)
+        status = int(server.makefile().readline() or 1)
+    if mode == "settings" and status == 0:
+        with passed.open("a") as lines:
+            lines.write(told + "\n")
+    return status
 
 
 # ---- the server ------------------------------------------------------------------------------------------------------
