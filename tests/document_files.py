@@ -6,7 +6,6 @@ public commands only.
 """
 
 import gzip
-import importlib.util
 import json
 import re
 import shutil
@@ -14,11 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import benchmark_data
-from tests.models import make_bundle
+from tests.models import BACKBONES, make_bundle
 
 OWN = ("runs", "data", "checkpoints", ".git", ".venv")  # of the repository: not for the commands
-MAKER = "quickstart" if importlib.util.find_spec("quickstart") else "videollm"
-CLIPS, TOWER = ("clips", "tower") if MAKER == "quickstart" else ("synthetic", "tiny")
 QUICK = "train.steps=2 train.deepspeed=null"
 LAYERS = 8  # the recipes of D2VLM inject after the sixth
 LINES = 12  # of an annotation file
@@ -50,16 +47,16 @@ def desk(base: Path, folder: Path) -> Path:
 def quickstart(folder: Path, run: Callable[[str, Path], None]) -> None:
     """runs/quickstart: clips, tower, tokenizer and the evidence head's model, as its own commands make them."""
     data = "runs/quickstart/data"
-    run(f"python -m {MAKER}.{CLIPS} --output {data} --train 8 --val 2 --test 2 --unseen 2", folder)
-    tower = f"python -m {MAKER}.{TOWER} --data {data} --output runs/quickstart/tower --steps 2"
+    run(f"python -m quickstart.clips --output {data} --train 8 --val 2 --test 2 --unseen 2", folder)
+    tower = f"python -m quickstart.tower --data {data} --output runs/quickstart/tower --steps 2"
     run(f"{tower} --tokenizer runs/quickstart/tokenizer", folder)
     run(f"python -m videollm.train --config configs/tiny/d2vlm.yaml {QUICK}", folder)
 
 
 def models(folder: Path) -> None:
     """Checkpoints under the names of the documents: D2VLM's and DisTime's forms, at a few thousand parameters."""
-    language = {"language": make_language("etchat")}
-    make_bundle("etchat", "d2vlm", **language).save(folder / "MODEL")
+    deep = BACKBONES["etchat"]["language"] | {"num_hidden_layers": LAYERS}
+    make_bundle("etchat", "d2vlm", language=deep).save(folder / "MODEL")
     for name in ("checkpoints/etchat_phi3_stage2", "runs/d2vlm_sft/final", "runs/sft/final", "runs/fpo/final"):
         shutil.copytree(folder / "MODEL", folder / name)
     make_bundle("internvl", "distime").save(folder / "checkpoints/internvl2_5_1b")
@@ -67,13 +64,6 @@ def models(folder: Path) -> None:
         shutil.copytree(folder / "checkpoints/internvl2_5_1b", folder / name)
     adapters = {"lora": {"r": 2, "targets": ["q_proj"]}}
     make_bundle("internvl", "distime", adapters).save(folder / "runs/NAME/final")
-
-
-def make_language(backbone: str) -> dict:
-    """The language model of a tiny backbone, with as many layers as the recipes need."""
-    from tests.models import BACKBONES
-
-    return BACKBONES[backbone]["language"] | {"num_hidden_layers": LAYERS}
 
 
 def annotations(folder: Path) -> None:

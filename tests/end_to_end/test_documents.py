@@ -30,7 +30,7 @@ LIMIT_S = 300  # for one command
 class Rule:
     """How the commands that begin with ``pattern`` are run.
 
-    run: as it stands, but for ``swaps`` and what ``more`` appends. parse: until its command line is read, which needs no
+    run: as it stands, but for ``swaps`` and what ``more`` appends. parse: until its command line is read, needing no
     weights, network or GPU. settings: the same, and of a training the whole config, with a model without memory. help:
     it is only named, its ``--help`` runs. told: not ours to run, and ``why``. slow: run in the slow test, in the fast
     one parsed.
@@ -218,3 +218,23 @@ def test_rules_and_known_failures_belong_to_a_command():
     for file, prefix in KNOWN:
         hits = [command for command in shown if command.file == file and command.text.startswith(prefix)]
         assert len(hits) == 1, f"{file}: {len(hits)} commands begin with {prefix!r}"
+
+
+@pytest.mark.parametrize(
+    "mode, text, says",
+    [
+        ("parse", "python -m d2vlm.convert SRC DST --bock", "--bock"),
+        ("parse", "bash scripts/infer.sh MODEL questions.jsonl VIDEOS out.jsonl --batchsize 3", "--batchsize"),
+        ("settings", "bash scripts/train.sh configs/tiny/text.yaml train.step=3", "train.step: unknown key"),
+        ("settings", "torchrun --nproc_per_node 2 -m videollm.train --config no.yaml", "no.yaml"),
+        ("run", "SEEDS=1 bash scripts/quickstart.sh --help", "names no SEEDS"),
+        ("run", "python -m videollm.nothing", "videollm.nothing"),
+        ("run", "python -m videollm.data check --annotations nothing.jsonl", "nothing.jsonl"),
+    ],
+)
+def test_a_command_that_is_wrong_is_seen(shell, mode, text, says):
+    assert says in shell.run(text, shell.base, mode)
+
+
+def test_a_command_that_no_rule_covers_is_seen():
+    assert rule_of(Command("docs/new.md", 1, "python -m videollm.new --option")) is None
