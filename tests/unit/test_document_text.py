@@ -1,0 +1,100 @@
+"""README.md and docs/*.md name nothing that is not there: links, paths, tests, Python modules; and are finished."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.documents import anchors, blocks, documents, links, named_paths, placeholders, shell_commands, spans
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCUMENTS = pytest.mark.parametrize("path", documents(REPOSITORY), ids=lambda path: path.stem)
+MADE = {"runs", "data", "checkpoints"}  # by the reader's commands
+ELSEWHERE = {"ET-Instruct/evi.json", "center_width/__init__.py"}  # in a data set; written by the reader
+
+
+@DOCUMENTS
+def test_nothing_is_left_to_be_written(path):
+    assert not placeholders(path.read_text(encoding="utf-8"))
+
+
+@DOCUMENTS
+def test_every_link_leads_to_a_file_and_a_heading(path):
+    broken = []
+    for link in links(path.read_text(encoding="utf-8")):
+        name, _, heading = link.partition("#")
+        target = path.parent / name if name else path
+        if re.match(r"\w+://", link):
+            continue
+        if not target.exists() or heading and heading not in anchors(target.read_text(encoding="utf-8")):
+            broken.append(link)
+    assert not broken
+
+
+@DOCUMENTS
+def test_every_path_is_there(path):
+    folders = {entry.name for entry in REPOSITORY.iterdir() if entry.is_dir()} - MADE
+    names = named_paths(path.read_text(encoding="utf-8"), folders)
+    names = {name for name in names if name.split("/")[0] not in MADE} - ELSEWHERE
+    assert not sorted(name for name in names if not any(REPOSITORY.glob(name)) and not any(path.parent.glob(name)))
+
+
+@DOCUMENTS
+def test_every_test_that_is_named_is_there(path):
+    written = "".join(file.read_text(encoding="utf-8") for file in (REPOSITORY / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"def (test_\w+)\(", written))
+    text = path.read_text(encoding="utf-8")
+    named = [code for language, _, lines in blocks(text) if language is None for _, code in spans(lines)]
+    assert not [name for name in named if re.fullmatch(r"test_\w+", name) and name not in there]
+
+
+@DOCUMENTS
+def test_every_import_of_an_example_works(path):
+    for language, _, lines in blocks(path.read_text(encoding="utf-8")):
+        if language == "python":
+            compile("\n".join(lines), str(path), "exec")
+            exec("\n".join(line for line in lines if re.match(r"(from|import) ", line)), {})
+
+
+def test_what_the_readme_lists_is_there():
+    there = {entry.name for entry in REPOSITORY.glob("*/**/*")} | {entry.name for entry in REPOSITORY.iterdir()}
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    plain = "\n".join(line for language, _, lines in blocks(text) if language == "text" for line in lines)
+    listed = set(re.findall(r"\b\w+\.py\b|(?<!\S)\w+(?=/,?(?:\s|$))", plain))
+    assert {"train.py", "configs"} <= listed and not listed - there
+
+
+# ---- how a document is read ------------------------------------------------------------------------------------------
+
+
+def test_continued_lines_are_joined_loops_are_whole_and_comments_may_hold_a_command():
+    block = """# a remark
+python -m a --x 1 \\
+    --y 2   # what it does
+for i in 1 2; do
+    python -m b $i
+done
+bash c.sh   # or: python -m d key=value"""
+    assert list(shell_commands(block.splitlines())) == [
+        (1, "python -m a --x 1 --y 2"),
+        (3, "for i in 1 2; do\n    python -m b $i\ndone"),
+        (6, "python -m d key=value"),
+        (6, "bash c.sh"),
+    ]
+
+
+def test_of_a_console_only_what_follows_the_prompt_is_typed():
+    assert list(shell_commands(["$ python -m a", "it prints", "$ bash b.sh"], True)) == [
+        (0, "python -m a"),
+        (2, "bash b.sh"),
+    ]
+
+
+@pytest.mark.parametrize("line", ["STEP_ROWS", "see below, TODO", "XXX"])
+def test_a_forgotten_placeholder_is_found(line):
+    assert placeholders(f"a line\n{line}\n`MASTER_ADDR` is set") == [f"2: {line}"]
+
+
+def test_paths_are_told_from_other_words():
+    text = "`configs/{a,b}.json`, `bash scripts/x.sh key=value`, `a / b`, `yes/no`, `docs/`\n```\n`docs/z.md`\n```\n"
+    assert named_paths(text, {"docs"}) == ["configs/a.json", "configs/b.json", "scripts/x.sh", "docs/"]
