@@ -110,7 +110,7 @@ def build_objective(config: dict) -> Objective:
         known = ", ".join(sorted(OBJECTIVES.keys()))
         raise ConfigError(
             f"train.objective.name: no objective {name!r}; registered: {known}. One of another package is named by the "
-            "module that registers it, for example d2vlm.fpo"
+            "module that registers it, PACKAGE.MODULE (docs/training.md)"
         )
     cls = OBJECTIVES.get(name)
     return cls(build(cls.Options, options, "train.objective"))

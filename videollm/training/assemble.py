@@ -154,7 +154,7 @@ def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenize
     """The config of a model of parts, and its tokenizer with all tokens."""
     given = settings.model
     if not given.head:
-        raise ConfigError("model.head.name is missing: name a head, for example d2vlm, distime or text")
+        raise ConfigError("model.head.name is missing: name a head (docs/heads.md)")
     tokens = given.visual_tokens or VisualTokenSettings()
     tokenizer = load_tokenizer(given.tokenizer or given.language_weights, "model.tokenizer")
     head = head_class(given.head.get("name", ""))
