@@ -24,6 +24,7 @@ from transformers import AttentionInterface, PreTrainedTokenizerFast
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from videollm.batches.batch import Batch, moved
 from videollm.batches.dataset import Item, share_prompt
 from videollm.batches.prompt import Prompt
 from videollm.batches.templates import TEMPLATES
@@ -69,8 +70,8 @@ def read_zero(settings: Settings, world: int) -> Zero:
         return Zero(world)
     found = read_deepspeed(settings.train.deepspeed, settings.train.precision)
     stage, given = stage_of(found), {k: v for k, v in found.get("zero_optimization", {}).items() if v != "auto"}
-    moved = {"gradients": "offload_optimizer", "optimizer": "offload_optimizer", "weights": "offload_param"}
-    offloaded = tuple(n for n, key in moved.items() if (given.get(key) or {}).get("device", "none") != "none")
+    keys = {"gradients": "offload_optimizer", "optimizer": "offload_optimizer", "weights": "offload_param"}
+    offloaded = tuple(n for n, key in keys.items() if (given.get(key) or {}).get("device", "none") != "none")
     buffers = 1 + bool(given.get("overlap_comm", stage == 3)) if given.get("contiguous_gradients", True) else 0
     bucket = buffers * int(given.get("reduce_bucket_size", 5e8)) if stage else 0
     gathered = int(given.get("stage3_max_live_parameters", 1e9)) if stage == 3 else 0
@@ -141,13 +142,13 @@ class LiveBytes(TorchDispatchMode):
         self.highest[self.part] = max(self.highest[self.part], self.now)
 
 
-def dry_run(model: VideoLLM, settings: Settings, batch: dict, zero3: bool = False) -> LiveBytes:
+def dry_run(model: VideoLLM, settings: Settings, batch: Batch, zero3: bool = False) -> LiveBytes:
     """Bytes of one forward and backward pass of a ``planned_model``, beside weights, their gradients and the batch.
 
     Uses the model up. Raises ConfigError where its head or objective looks at numbers.
     """
-    batch = {k: SHAPES.from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    live = LiveBytes([*model.parameters(), *model.buffers(), *(v for v in batch.values() if isinstance(v, Tensor))])
+    batch = moved(batch, SHAPES.from_tensor)
+    live = LiveBytes([*model.parameters(), *model.buffers(), *tensors_of(batch)])
     # Under ZeRO-3 some parts take all at once what they take in chunks elsewhere: they ask whether this object lives.
     told = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}}) if zero3 else None
     # Autocast is that of the CPU: of the common layers it only runs norms in bf16 that a GPU's runs in fp32.
@@ -162,7 +163,7 @@ def dry_run(model: VideoLLM, settings: Settings, batch: dict, zero3: bool = Fals
     try:
         with SHAPES, live:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = model(**batch).loss
+                loss = model(batch).loss
             live.part = "backward"
             loss.backward()
     except RuntimeError as error:
@@ -170,6 +171,13 @@ def dry_run(model: VideoLLM, settings: Settings, batch: dict, zero3: bool = Fals
         raise ConfigError(f"model.head or train.objective looks at numbers: no estimate ({reason})") from error
     del told
     return live
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """All tensors of a batch."""
+    found: list[Tensor] = []
+    moved(batch, found.append)
+    return found
 
 
 def word_bundle(model: VideoLLM) -> Bundle:
@@ -190,7 +198,7 @@ def make_prompt(bundle: Bundle, frames: int, text: int) -> Prompt:
     return bundle.encoder().encode(turns, [(0.0, float(frames))], [("video", frames)], float(frames))
 
 
-def make_batch(model: VideoLLM, settings: Settings, load: Load) -> dict:
+def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
     """A batch of the collator's; pixels, or features where they are stored, are shapes."""
     bundle, pairs = word_bundle(model), model.objective.rejected is not None
     prompt = make_prompt(bundle, load.frames, load.text)
@@ -204,8 +212,8 @@ def make_batch(model: VideoLLM, settings: Settings, load: Load) -> dict:
     with SHAPES:  # a tensor a row: the collator takes one of several rows only once
         items = [replace(one, **{kind: torch.empty(load.frames, *shape)}) for _ in range(load.rows)]
     data, unseen = settings.data, None if settings.data.unseen_id is None else WORD
-    batch = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=unseen)(items)
-    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned", "padded")}
+    collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=unseen)
+    return collate(items)
 
 
 def planned_model(settings: Settings) -> VideoLLM:
@@ -224,7 +232,8 @@ def planned_model(settings: Settings) -> VideoLLM:
     set_trainable(model, settings.train)
     model.objective = build_objective(settings.train.objective)
     if settings.train.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        # The first name is that of transformers 5.23, where the second warns.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model.train()
 
 
@@ -245,7 +254,7 @@ def assumed_load(settings: Settings, model: VideoLLM, frames: int | None, text: 
 class Estimate:
     """``terms`` are bytes on one device by name, ``offloaded`` bytes in the machine's memory."""
 
-    load: Load
+    batch: Batch
     zero: Zero
     parts: dict[str, Counter]
     live: LiveBytes
@@ -254,14 +263,14 @@ class Estimate:
 
 
 def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) -> Estimate:
-    """What one of ``world`` processes needs to train a ``planned_model``; errors as of ``read_zero`` and ``dry_run``."""
+    """What each of ``world`` processes needs to train a ``planned_model``; errors of ``read_zero`` and ``dry_run``."""
     zero, width = read_zero(settings, world), model.dtype.itemsize
     parts, batch = held_states(model, zero), make_batch(model, settings, load)
     live = dry_run(model, settings, batch, zero3=zero.stage == 3)
     states = sum(parts.values(), Counter())
     sent = zero.bucket if zero.stage else states["trained"] * (world > 1)
     step = {
-        "batch": sum(value.nbytes for value in batch.values() if isinstance(value, Tensor)),
+        "batch": sum(tensor.nbytes for tensor in tensors_of(batch)),
         "activations": max(live.highest.values()),
         "gradients on their way": width * sent,
         "gathered weights, at most": width * min(zero.gathered, states["parameters"]),
@@ -270,7 +279,7 @@ def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) ->
     own = MASTER * states["trained"] // world if zero.stage and "optimizer" not in zero.offloaded else 0
     step["beyond that, while the optimizer steps"] = max(0, own - sum(step.values()))
     terms = {name: states[name] for name in STATES if name not in zero.offloaded} | step
-    return Estimate(load, zero, parts, live, terms, sum(states[name] for name in zero.offloaded))
+    return Estimate(batch, zero, parts, live, terms, sum(states[name] for name in zero.offloaded))
 
 
 def size(count: int) -> str:
@@ -284,13 +293,14 @@ def tables(found: Estimate) -> list[Table]:
     for name, part in found.parts.items():
         counts = f"{part['parameters']:,}", f"{part['trained']:,}"
         held.add_row(name, *counts, *(size(part[state]) for state in STATES))
-    run = Table("", "highest", "kept for backward", title=f"A batch of {found.load.rows} x {found.load.frames} frames")
+    (rows, columns), frames = found.batch.input_ids.shape, found.batch.times_s.shape[1]
+    run = Table("", "highest", "kept for backward", title=f"One batch: {rows} x {frames} frames, {columns} tokens")
     for name, most in found.live.highest.items():
         run.add_row(name, size(most), "" if name == "backward" else size(max(0, found.live.kept[name])))
     zero = "no DeepSpeed" if found.zero.stage is None else f"ZeRO-{found.zero.stage}"
     total = Table("", "bytes", title=f"One device of {found.zero.world}, {zero}")
-    rows = found.terms | {"at most at once": sum(found.terms.values()), "in the machine's memory": found.offloaded}
-    for name, count in rows.items():
+    terms = found.terms | {"at most at once": sum(found.terms.values()), "in the machine's memory": found.offloaded}
+    for name, count in terms.items():
         if count:
             total.add_row(name, size(count))
     return [held, run, total]

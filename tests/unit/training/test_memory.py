@@ -5,7 +5,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from tests.models import make_bundle, settings, write_config
@@ -25,6 +24,7 @@ from videollm.training.memory import (
     make_batch,
     planned_model,
     read_zero,
+    tensors_of,
 )
 from videollm.training.optimizer import parameter_groups
 
@@ -47,7 +47,7 @@ def deepspeed_file(folder, stage, **options):
 def real_batch(run, load):
     """The batch of the dry run with numbers in it; the last of several rows is a token shorter, as rows mostly are."""
     batch = make_batch(planned_model(run), run, load)
-    batch |= {name: torch.zeros(batch[name].shape) for name in ("pixel_values", "features") if name in batch}
+    batch.pixel_values = torch.zeros(batch.pixel_values.shape)
     if load.rows > 1:
         batch.segment_ids[-1, -1] = -1
     return batch
@@ -59,7 +59,7 @@ def told(run, load):
 
 
 def columns(run, load):
-    return make_batch(planned_model(run), run, load)["input_ids"].shape[1]
+    return make_batch(planned_model(run), run, load).input_ids.shape[1]
 
 
 def step(model, batch, run):
@@ -72,7 +72,7 @@ def measured(run, backbone, head, load):
     model, batch = make_bundle(backbone, head).model.train(), real_batch(run, load)
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    known = [*model.parameters(), *model.buffers(), *(v for v in batch.values() if isinstance(v, Tensor))]
+    known = [*model.parameters(), *model.buffers(), *tensors_of(batch)]
     known, saved = {t.untyped_storage().data_ptr() for t in known}, {}
 
     def note(tensor):
@@ -97,16 +97,18 @@ def measured(run, backbone, head, load):
 
 
 @pytest.mark.parametrize(
-    "backbone, head, train, load, tolerance",
+    "backbone, head, train, data, load, tolerance",
     [
-        ("internvl", "distime", {}, Load(2, 40, 1, 300), 0.01),
-        ("internvl", "d2vlm", {"precision": "bf16"}, Load(1, 40, 1, 300), 0.01),
+        ("internvl", "distime", {}, {}, Load(2, 40, 1, 300), 0.01),
+        ("internvl", "distime", {}, {"unseen_id": 0}, Load(2, 40, 1, 300), 0.01),  # every layer keeps a mask
+        ("internvl", "d2vlm", {"precision": "bf16"}, {}, Load(1, 40, 1, 300), 0.01),
+        ("internvl", "d2vlm", {}, {"pack": True}, Load(1, 40, 3, 100), 0.01),
         # The Q-Former's mask: where all questions are equally long transformers leaves it out, here it cannot see that.
-        ("etchat", "d2vlm", {}, Load(2, 12, 1, 100), 0.06),
+        ("etchat", "d2vlm", {}, {}, Load(2, 12, 1, 100), 0.06),
     ],
 )
-def test_what_is_kept_and_the_peak_are_those_of_a_real_step(backbone, head, train, load, tolerance):
-    run = given(backbone, head, **train)
+def test_what_is_kept_and_the_peak_are_those_of_a_real_step(backbone, head, train, data, load, tolerance):
+    run = given(backbone, head, data, **train)
     live, (kept, peak) = told(run, load), measured(run, backbone, head, load)
     # Saved tensors whose result nobody uses are let go before the forward pass ends, but the hook has seen them.
     left = sum(count for part, count in live.kept.items() if part != "backward")
@@ -127,7 +129,7 @@ def test_each_row_of_a_batch_has_frames_of_its_own():
     one, two = (told(given(), Load(rows, 40, 1, 300)) for rows in (1, 2))
     for part in ("connector", "language model"):
         assert two.kept[part] == pytest.approx(2 * one.kept[part], rel=0.01)
-    assert make_batch(planned_model(given()), given(), Load(2, 40, 1, 300))["pixel_values"].shape[0] == 80
+    assert make_batch(planned_model(given()), given(), Load(2, 40, 1, 300)).pixel_values.shape[0] == 80
 
 
 def test_weights_gradients_and_optimizer_are_those_of_a_real_step():
