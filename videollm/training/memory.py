@@ -43,6 +43,7 @@ TEXT = 256  # tokens of a question with its answer
 QUESTION = 32  # of these the question's, at most; the others are answered, so that losses are not underestimated
 MOMENTS = 8  # bytes of AdamW's two averages, float32
 MASTER = 4  # bytes of a weight in float32
+MIB = 2**20
 WORD = 0  # id of all words
 REST = "embeddings, logits, losses"
 SHAPES = FakeTensorMode(allow_non_fake_inputs=True)  # one for all: tensors of two do not mix
@@ -282,25 +283,22 @@ def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) ->
     return Estimate(batch, zero, parts, live, terms, sum(states[name] for name in zero.offloaded))
 
 
-def size(count: int) -> str:
-    """Bytes as a number to read."""
-    return f"{count / 2**20:,.1f} MiB"
-
-
 def tables(found: Estimate) -> list[Table]:
     """What each part of the model holds, what one batch takes, and the sum."""
-    held = Table("part", "parameters", "trained", *STATES, title="Held by a process")
+    held = Table("part", "parameters", "trained", *STATES, title="Held by a process, MiB")
     for name, part in found.parts.items():
         counts = f"{part['parameters']:,}", f"{part['trained']:,}"
-        held.add_row(name, *counts, *(size(part[state]) for state in STATES))
+        held.add_row(name, *counts, *(f"{part[state] / MIB:,.1f}" for state in STATES))
     (rows, columns), frames = found.batch.input_ids.shape, found.batch.times_s.shape[1]
-    run = Table("", "highest", "kept for backward", title=f"One batch: {rows} x {frames} frames, {columns} tokens")
+    title = f"One batch, {rows} x {frames} frames, {columns} tokens, MiB"
+    run = Table("", "highest", "kept for backward", title=title)
     for name, most in found.live.highest.items():
-        run.add_row(name, size(most), "" if name == "backward" else size(max(0, found.live.kept[name])))
+        kept = "" if name == "backward" else f"{max(0, found.live.kept[name]) / MIB:,.1f}"
+        run.add_row(name, f"{most / MIB:,.1f}", kept)
     zero = "no DeepSpeed" if found.zero.stage is None else f"ZeRO-{found.zero.stage}"
-    total = Table("", "bytes", title=f"One device of {found.zero.world}, {zero}")
+    total = Table("", "MiB", title=f"One device of {found.zero.world}, {zero}")
     terms = found.terms | {"at most at once": sum(found.terms.values()), "in the machine's memory": found.offloaded}
     for name, count in terms.items():
         if count:
-            total.add_row(name, size(count))
+            total.add_row(name, f"{count / MIB:,.1f}")
     return [held, run, total]

@@ -187,6 +187,15 @@ def test_without_deepspeed_only_several_processes_pass_gradients():
     assert two.terms["gradients on their way"] == 4 * trained
 
 
+def test_a_further_term_is_counted_and_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(STATES, "cache", lambda parameter, zero: 2**20 * (parameter.ndim == 1))
+    found = terms_of(given(), 1)
+    assert found.terms["cache"] == 2**20 * sum(p.ndim == 1 for p in planned_model(given()).parameters())
+    assert memory.main(["--config", str(write_config(tmp_path, "distime")), "--frames", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{found.terms['cache'] / 2**20:,.1f}" in printed and printed.count("cache") == 2
+
+
 # ---- what a batch holds ----------------------------------------------------------------------------------------------
 
 
