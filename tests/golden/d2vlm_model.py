@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME, our_config, ours
+from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import build
@@ -87,13 +88,13 @@ class GoldenReader:
 
 def golden_batch(
     bundle: Bundle, lines: list[dict], frames: dict[str, Tensor], *, left: bool = False, raw: bool = True
-) -> dict:
+) -> Batch:
     """Annotation ``lines`` as a batch, their spans as published (``raw``); ``video`` is a key of ``frames``."""
     records = [parse_record({**line, "id": str(k)}, 1, "golden.jsonl", raw_spans=raw) for k, line in enumerate(lines)]
     dataset = VideoDataset(records, GoldenReader(bundle, frames), bundle.encoder(), max_length=4096, answers=not left)
     batch = bundle.collator(left=left)([dataset[k] for k in range(len(records))])
     assert not batch.bad
-    return {key: value for key, value in batch.items() if key not in ("bad", "ids", "thinned", "padded")}
+    return batch
 
 
 def names(prefix: str, documented: Iterable[str]) -> list[str]:

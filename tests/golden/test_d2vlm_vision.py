@@ -122,4 +122,4 @@ def test_frames_of_a_training_sample_become_the_official_frame_tokens(folder, to
 def tokenise(folder, queries):
     _, tokenizer = tokenizers(folder)
     batch = tokenizer(queries, padding=True, truncation=True, max_length=256, return_tensors="pt")
-    return batch.input_ids, batch["attention_mask"]
+    return batch["input_ids"], batch["attention_mask"]
