@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 STAGING = ".saving"
 MANIFEST = "manifest.json"
-UNFINISHED = "unfinished"  # a file in a checkpoint that is being written; in the end it becomes the manifest
+UNFINISHED = "unfinished"  # a file in a folder that is being written; of a checkpoint it becomes the manifest
 OLD, GONE = ".old", ".gone"  # ends of names below ``.saving``: about to be replaced, about to be deleted
 
 
@@ -48,9 +48,8 @@ class Checkpoint:
 
 
 def begin(folder: Path) -> None:
-    """An empty folder for a checkpoint, instead of one that is there."""
-    if folder.exists():
-        discard(folder)
+    """An empty folder to write into, instead of one that is there."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / UNFINISHED).touch()
 
@@ -70,15 +69,10 @@ def staged(target: Path) -> Path:
     return target.parent / STAGING / target.name
 
 
-def start(target: Path) -> None:
-    """An empty folder to write a model into."""
-    shutil.rmtree(staged(target), ignore_errors=True)
-    staged(target).mkdir(parents=True)
-
-
 def publish(target: Path) -> None:
     """Put the written model in place; one that is there goes only then."""
     new = staged(target)
+    (new / UNFINISHED).unlink()
     if target.exists():
         target.rename(new.with_suffix(OLD))
     new.rename(target)

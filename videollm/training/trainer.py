@@ -164,6 +164,7 @@ class VideoTrainer(Trainer, TrainerCallback):
             reason, output = " ".join(str(error).split())[:200], self.args.output_dir
             if out_of_memory(error):
                 where = self._describe_step() if self.bundle.model.training else "in validation"
+                where = f"while writing {self.written.name}" if self.written else where
                 rank = f" on rank {self.args.process_index}" if self.args.world_size > 1 else ""
                 raise OutOfMemory(
                     f"out of memory in step {self.state.global_step + 1}{rank}, {where}; lower train.batch_size (and "
@@ -261,7 +262,7 @@ class VideoTrainer(Trainer, TrainerCallback):
         """
         self.written = Path(self.args.output_dir) / name
         with self._explaining():
-            self._first_alone(saving.start, self.written)
+            self._first_alone(saving.begin, saving.staged(self.written))
             yield saving.staged(self.written)
             self._first_alone(saving.publish, self.written)
         self.written = None

@@ -88,7 +88,7 @@ def test_a_model_that_was_being_replaced_is_put_back(tmp_path):
     """Killed between the two renames: the old folder is aside, the new one is not there yet."""
     best = tmp_path / "best"
     for text in ("old", "new"):
-        saving.start(best)
+        saving.begin(saving.staged(best))
         (saving.staged(best) / "model").write_text(text)
         if text == "old":
             saving.publish(best)
