@@ -134,6 +134,20 @@ def test_the_best_model_is_kept_also_over_a_resumed_run(tmp_path):
     assert worse.state.global_step == 4 and best not in again
 
 
+def test_a_log_entry_that_older_code_began_is_finished(tmp_path):
+    """It kept transformers' own sum of the losses in a checkpoint, not one among those of the terms."""
+    options = {"log_every": 2, "save_every": 1, "steps": 2, "keep": 2}
+    make_trainer(tmp_path, [GOOD] * 2, **options).train()
+    saved = tmp_path / "checkpoint-1" / "progress_0.pt"
+    progress = torch.load(saved, weights_only=True)
+    progress["_tr_loss"] = progress["term_sums"].pop("loss")
+    torch.save(progress, saved)
+    make_trainer(tmp_path, [GOOD] * 2, **options).train(resume_from_checkpoint=str(saved.parent))
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    whole, broken = (e for e in log if "loss" in e)
+    assert broken == pytest.approx(whole)
+
+
 def test_a_best_metric_that_validation_does_not_give_is_named(tmp_path):
     trainer = make_trainer(tmp_path, [GOOD], validate=lambda: {"score": 1.0}, steps=1, validate_every=1, best="mIoU")
     with pytest.raises(ValueError, match="train.best.*'mIoU'.*eval_score"):
