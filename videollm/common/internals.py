@@ -7,7 +7,7 @@ and behind a colon stands a parameter that a function takes.
 
 GENERATE = "videollm/model/generate.py"
 MODEL = "videollm/model/videollm.py"
-DRY_RUN = "videollm/training/dry_run.py"
+MEMORY = "videollm/training/memory.py"
 
 # (name, the file of ours that uses it, why)
 INTERNALS = (
@@ -20,7 +20,7 @@ INTERNALS = (
     ("transformers.PreTrainedModel._supports_flash_attn", MODEL, "as above"),
     ("transformers.PreTrainedModel._supports_attention_backend", MODEL, "as above"),
     ("transformers.PretrainedConfig()._attn_implementation", MODEL, "which attention was asked for; no public getter"),
-    ("transformers.PretrainedConfig()._attn_implementation", "videollm/training/memory.py", "as in the model"),
+    ("transformers.PretrainedConfig()._attn_implementation", MEMORY, "as in the model"),
     ("transformers.modeling_layers.GradientCheckpointingLayer.gradient_checkpointing", MODEL,
      "whether layers are checkpointed; the public property has one name up to 5.22 and another behind it"),
     ("transformers.GenerationMixin.prepare_inputs_for_generation:is_first_iteration", GENERATE,
@@ -31,10 +31,6 @@ INTERNALS = (
     ("transformers.convert_slow_tokenizer.import_protobuf", "distime/tokenizer.py", "as above"),
     ("deepspeed.ops.__compatible_ops__", "videollm/training/preflight.py",
      "else DeepSpeed compiles its shared-memory op with g++ where there is no GPU"),
-    ("torch._subclasses.fake_tensor.FakeTensorMode", DRY_RUN, "tensors with a shape and no memory"),
-    ("torch.utils._python_dispatch.TorchDispatchMode", DRY_RUN, "sees every tensor that an operator makes"),
-    ("torch.utils._pytree.tree_map_only", DRY_RUN, "as above"),
-    ("torch.UntypedStorage()._cdata", DRY_RUN, "which storage a tensor has, where there is no memory to point to"),
-    ("torch.nn.Module()._parameters", DRY_RUN, "to put another tensor in the place of a weight"),
-    ("torch.nn.Module()._buffers", DRY_RUN, "as above"),
+    ("torch._subclasses.fake_tensor.FakeTensorMode", MEMORY, "tensors with a shape and no memory"),
+    ("torch.utils._python_dispatch.TorchDispatchMode", MEMORY, "sees every tensor that an operator makes"),
 )  # fmt: skip
