@@ -17,6 +17,7 @@ from pathlib import Path
 from torch.utils.data import SequentialSampler
 
 from videollm import train
+from videollm.training import trainer
 from videollm.training.trainer import VideoTrainer
 
 
@@ -122,4 +123,4 @@ def kill_after(
 
 def in_order(_rank: int) -> None:
     """A hook: items come in the order of the file, so that with batches of one, rank r of n gets items r, n + r, ..."""
-    VideoTrainer._get_train_sampler = lambda self, *_: SequentialSampler(self.train_dataset)
+    trainer.RandomSampler = SequentialSampler

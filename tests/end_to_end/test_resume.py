@@ -51,14 +51,16 @@ def noting(folder, then=None):
     """A hook that writes the ids of each step's items to a file of the rank, and then does what ``then`` does."""
 
     def hook(rank: int) -> None:
-        get = VideoTrainer._get_num_items_in_batch
+        get = VideoTrainer.get_batch_samples
 
-        def noted(self, batches, device):
-            with open(folder / f"order{rank}", "a") as out:
-                out.write(json.dumps([self.state.global_step, [batch.ids for batch in batches]]) + "\n")
-            return get(self, batches, device)
+        def noted(self, *args):
+            batches, counts = get(self, *args)
+            if batches:
+                with open(folder / f"order{rank}", "a") as out:
+                    out.write(json.dumps([self.state.global_step, [batch.ids for batch in batches]]) + "\n")
+            return batches, counts
 
-        VideoTrainer._get_num_items_in_batch = noted
+        VideoTrainer.get_batch_samples = noted
         if then is not None:
             then(rank)
 
@@ -181,16 +183,17 @@ def die_in(name: str, calls: int):
     return hook
 
 
-@pytest.mark.parametrize("name, calls, left", [("publish", 2, [2]), ("discard", 4, [4, 6]), ("publish", 5, [6, 7])])
+@pytest.mark.parametrize("name, calls, left", [("finish", 2, [2, 4]), ("remove", 1, [4, 6]), ("publish", 1, [6, 7])])
 def test_a_kill_while_saving_leaves_the_last_good_checkpoint(whole, broken, name, calls, left):
-    """Before the second checkpoint is in place, while an old one is deleted, and while the final model is written."""
+    """Before the second checkpoint has its manifest, while an old one is deleted, while the final model is written."""
     started(broken, then=die_in(name, calls), status=-signal.SIGKILL)
     folder = broken.parent / "run"
-    assert (folder / saving.STAGING).is_dir() and not (folder / "final").exists()
-    assert sorted(step for step, _ in saving.checkpoint_folders(folder)) == left
+    assert (folder / saving.STAGING).is_dir() or (folder / "checkpoint-4" / saving.UNFINISHED).is_file()
+    assert sorted(step for step, _ in saving.checkpoint_folders(folder)) == left and not (folder / "final").exists()
+    assert saving.last_good(folder).facts.step == (2 if name == "finish" else left[-1])
     started(broken, "train.resume=auto")
     assert_same(whole, broken)
-    assert not (folder / saving.STAGING).exists()
+    assert not (folder / saving.STAGING).exists() and not list(folder.rglob(saving.UNFINISHED))
 
 
 def test_a_checkpoint_that_lost_a_file_is_passed_over_and_replaced(whole, broken, caplog):
@@ -269,18 +272,21 @@ def full_disk(step: int, only: int = 0):
     """A hook: from ``step`` on, no file of the rank may grow beyond a few bytes, as on a full disk."""
 
     def hook(rank: int) -> None:
-        save = VideoTrainer._save_checkpoint
+        save, train = VideoTrainer.save_model, VideoTrainer.train
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-        def limited(self, *args):
-            full = self.state.global_step == step and rank == only
-            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]) if full else limits)
+        def limited(self, *args, **options):  # the beginning of a checkpoint
+            if self.state.global_step == step and rank == only:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+            save(self, *args, **options)
+
+        def freed(self, *args, **options):
             try:
-                save(self, *args)
+                train(self, *args, **options)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-        VideoTrainer._save_checkpoint = limited
+        VideoTrainer.save_model, VideoTrainer.train = limited, freed
 
     return hook
 

@@ -29,7 +29,7 @@ class LayerTap:
         count = len(decoder.layers)
         self.states: dict[int, Tensor] = {}
         self.wanted = wanted
-        self.config, self.count, self.depth = decoder.config, count, 1
+        self.decoder, self.layers, self.depth = decoder, decoder.layers, 1
         self.hooks = []
         for layer in wanted - {0, -1}:
             index = layer if layer > 0 else count + 1 + layer
@@ -48,11 +48,11 @@ class LayerTap:
 
     def __enter__(self) -> "LayerTap":
         if -1 not in self.wanted:
-            self.config.num_hidden_layers = self.depth  # transformers' decoders run layers[:num_hidden_layers]
+            self.decoder.layers = self.layers[: self.depth]
         return self
 
     def __exit__(self, *_error) -> None:
-        self.config.num_hidden_layers = self.count
+        self.decoder.layers = self.layers
         for hook in self.hooks:
             hook.remove()
 

@@ -110,7 +110,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
     @property
     def decoder(self) -> nn.Module:
         """The language model without its output layer."""
-        return self.language_model.model
+        return self.language_model.get_decoder()
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
@@ -251,7 +251,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
             return self.run(batch, embeds, slice(0, length), layers)
         embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
         cut = batch.prefix_columns
-        checkpointing = self.training and self.decoder.layers[0].gradient_checkpointing
+        checkpointing = self.training and any(layer.gradient_checkpointing for layer in self.decoder.layers)
         again = checkpointing or not batch.keep_prefix
         cache = None if again else DynamicCache()
         # Under ZeRO-3 ranks wait for each other in every layer, forward and back. So neither the depth nor what is on

@@ -6,7 +6,6 @@ In: a model and ``train.parts``. Out: ``requires_grad``, and groups for AdamW in
 import re
 
 from torch import nn
-from transformers.trainer_pt_utils import get_parameter_names
 
 from videollm.common.config import ConfigError
 from videollm.model.videollm import VideoLLM
@@ -52,13 +51,13 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict]:
     Groups keep the model's order, as resuming needs.
     """
     train = settings.train
-    spared = ([], []) if train.decay_all else ([nn.LayerNorm], [r"bias", r"norm"])
-    decayed = set(get_parameter_names(model, *spared))
     groups: dict[tuple[str, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part, decays = part_of(name), name in decayed
+        part, owner = part_of(name), model.get_submodule(name.rpartition(".")[0])
+        spared = isinstance(owner, nn.LayerNorm) or re.search("bias|norm", name.lower())
+        decays = train.decay_all or not spared
         given = train.parts.get(part)
         lr = train.lr if given is None or given.lr is None else given.lr
         decay = train.weight_decay if given is None or given.weight_decay is None else given.weight_decay

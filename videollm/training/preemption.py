@@ -6,8 +6,6 @@ Trainer's callback interface and signals; nothing of models or files.
 
 import signal
 import threading
-from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -44,11 +42,6 @@ class StopOnSignal(TrainerCallback):
     def _note(self, _number, _frame) -> None:
         self.told = True
 
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        """Let data workers live on when all processes of a job get the signal: the running step needs its batch."""
-        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)  # accelerate wraps it
-        loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
-
     def on_step_end(self, args, state, control, **kwargs):
         """Ask all ranks."""
         told = self.told
@@ -61,8 +54,9 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
-def start_worker(then: Callable[[int], None] | None, worker: int) -> None:
-    """In a data worker: ignore SIGTERM, then do what else was to be done. Workers end when their loader does."""
+def outlive_signal(_worker: int) -> None:
+    """In a data worker: ignore SIGTERM, which all processes of a job get; the running step needs its batch.
+
+    Workers end when their loader does.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if then is not None:
-        then(worker)

@@ -32,10 +32,8 @@ from videollm.training.preemption import Preempted, StopOnSignal
 from videollm.training.preflight import check_items, check_start, prepare_process
 from videollm.training.runfolder import open_run
 from videollm.training.settings import Settings, TrainSettings
-from videollm.training.trainer import FreshFrames, JsonLog, VideoTrainer
+from videollm.training.trainer import VideoTrainer
 from videollm.training.validation import make_validation
-
-logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +88,6 @@ def train(settings: Settings) -> Path:
             rank=objective.rejected is not None,
             unseen_id=settings.data.unseen_id,
         ),
-        callbacks=[FreshFrames(), JsonLog()],
     )
     if rank:
         set_seed(settings.train.seed + rank)  # of dropout; the order of the data follows train.seed on all ranks

@@ -1,9 +1,10 @@
-"""Folders that are whole or not there: written aside, listed in a manifest, put in place by one rename.
+"""Folders that count only if they are whole: a checkpoint has its manifest, a model comes by one rename.
 
-Every rank writes below ``OUTPUT/.saving/NAME``; once all are done, one of them lists the files with their sizes and
-renames the folder to ``OUTPUT/NAME``. So a killed run leaves its last good checkpoint, and one that lost a file later
-is seen. Also finds the newest good checkpoint, keeps the last few, and takes logs back to its step. Knows folders and
-small facts about a run; no trainer, no model.
+All ranks write a checkpoint in its place, marked as unfinished; once all are done, one of them lists the files with
+their sizes in its manifest. A model is written below ``OUTPUT/.saving/NAME`` and renamed to ``OUTPUT/NAME``. So a
+killed run leaves its last good checkpoint and model, and a checkpoint that lost a file later is seen. Also finds the
+newest good checkpoint, keeps the last few, and takes logs back to its step. Knows folders and small facts about a
+run; no trainer, no model.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 STAGING = ".saving"
 MANIFEST = "manifest.json"
-OLD = ".old"
+UNFINISHED = "unfinished"  # a file in a folder that is being written; of a checkpoint it becomes the manifest
+OLD, GONE = ".old", ".gone"  # ends of names below ``.saving``: about to be replaced, about to be deleted
 
 
 class SaveError(RuntimeError):
@@ -45,50 +47,65 @@ class Checkpoint:
     facts: Facts
 
 
-def staged(output: Path, name: str) -> Path:
-    """Where ``name`` is written before it is published."""
-    return output / STAGING / name
-
-
-def start(output: Path, name: str) -> None:
-    """An empty folder to write ``name`` into."""
-    folder = staged(output, name)
+def begin(folder: Path) -> None:
+    """An empty folder to write into, instead of one that is there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    (folder / UNFINISHED).touch()
 
 
-def publish(output: Path, name: str, facts: Facts | None = None) -> None:
-    """Put the written folder in place, instead of one that is there; with ``facts`` as a checkpoint."""
-    folder, target = staged(output, name), output / name
-    if facts is not None:
-        content = {**vars(facts), "files": sizes(folder)}
-        (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    old = folder.with_name(name + OLD)
+def finish(folder: Path, facts: Facts, keep: int) -> None:
+    """All files of a checkpoint are written: its manifest makes it count. The newest ``keep`` up to it stay."""
+    files, mark = sizes(folder), folder / UNFINISHED
+    del files[UNFINISHED]
+    mark.write_text(json.dumps({**vars(facts), "files": files}, indent=1) + "\n", encoding="utf-8")
+    mark.rename(folder / MANIFEST)
+    for _, old in [f for f in checkpoint_folders(folder.parent) if f[0] <= facts.step][keep:]:
+        discard(old)
+
+
+def staged(target: Path) -> Path:
+    """Where the model that is to be in the folder ``target`` is written."""
+    return target.parent / STAGING / target.name
+
+
+def publish(target: Path) -> None:
+    """Put the written model in place; one that is there goes only then."""
+    new = staged(target)
+    (new / UNFINISHED).unlink()
     if target.exists():
-        target.rename(old)
-    folder.rename(target)
-    discard(old)
+        target.rename(new.with_suffix(OLD))
+    new.rename(target)
+    remove(new.with_suffix(OLD))
 
 
 def discard(folder: Path) -> None:
+    """Delete a folder of the output; a kill in between leaves no half of it in its place."""
+    aside = staged(folder).with_suffix(GONE)
+    aside.parent.mkdir(exist_ok=True)
+    remove(folder.rename(aside))
+
+
+def remove(folder: Path) -> None:
     """Delete a folder below ``.saving``, and that one with its last."""
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # not empty
         folder.parent.rmdir()
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """{path below the folder: bytes} of all its files."""
-    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 def tidy(output: Path) -> None:
     """Remove what a killed run was writing, and put back what it was about to replace."""
     for old in (output / STAGING).glob(f"*{OLD}"):
-        target = output / old.name.removesuffix(OLD)
-        if not target.exists():
-            old.rename(target)
+        if not (output / old.stem).exists():
+            old.rename(output / old.stem)
+    for mark in output.glob(f"checkpoint-*/{UNFINISHED}"):
+        discard(mark.parent)
     shutil.rmtree(output / STAGING, ignore_errors=True)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """{path below the folder: bytes} of all its files."""
+    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def checkpoint_folders(output: Path) -> list[tuple[int, Path]]:
@@ -119,15 +136,6 @@ def last_good(output: Path) -> Checkpoint | None:
         except ValueError as error:
             logger.warning("%s: passed over, %s", folder, error)
     return None
-
-
-def keep_last(output: Path, count: int, step: int) -> None:
-    """Delete all but the newest ``count`` checkpoints up to ``step``; a kill in between leaves no half of one."""
-    for number, folder in [f for f in checkpoint_folders(output) if f[0] <= step][count:]:
-        aside = staged(output, f"deleted-{number}")
-        aside.parent.mkdir(exist_ok=True)
-        folder.rename(aside)
-        discard(aside)
 
 
 def rewind(path: Path, step: int) -> None:

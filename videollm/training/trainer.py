@@ -1,20 +1,23 @@
-"""transformers' Trainer with what this project needs of it, and no more.
+"""transformers' Trainer with what this project needs of it, through its public hooks alone.
 
 Loss terms are divided by their counts over the whole optimisation step (all ranks, all accumulated batches); every
 term is logged; videos that could not be read are counted, named and limited; validation answers questions by free
-generation, because teacher forcing shows a head the true frames.
+generation, because teacher forcing shows a head the true frames. A checkpoint is what transformers writes into its
+folder and what ``on_save`` adds behind it, the manifest last.
 """
 
 import errno
 import json
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainerCallback
 
 from videollm.batches.batch import Batch
@@ -24,12 +27,14 @@ from videollm.common.config import ConfigError
 from videollm.common.processes import out_of_memory
 from videollm.training import saving
 from videollm.training.optimizer import parameter_groups
+from videollm.training.preemption import outlive_signal
 from videollm.training.saving import Facts, SaveError
 from videollm.training.settings import Settings
 
 TORCH_SAVE = ("inline_container", "PytorchStreamWriter")  # named in what it raises on a full disk
 # What transformers does not save: counts of the run, and the sums behind the next log entry.
-PROGRESS = ("skipped", "first_bad", "padded", "term_sums", "term_steps", "_tr_loss", "_globalstep_last_logged")
+PROGRESS = ("skipped", "first_bad", "padded", "term_sums", "term_steps")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class BadVideosError(RuntimeError):
@@ -40,8 +45,8 @@ class OutOfMemory(RuntimeError):
     """A step did not fit into memory; the message names its batches and their largest sample."""
 
 
-class VideoTrainer(Trainer):
-    """See the module's docstring.
+class VideoTrainer(Trainer, TrainerCallback):
+    """See the module's docstring. It is a callback of its own.
 
     Args:
         bundle: the model and its tokenizers.
@@ -51,48 +56,53 @@ class VideoTrainer(Trainer):
 
     def __init__(self, bundle: Bundle, settings: Settings, validate=None, **kwargs):
         self.bundle, self.settings, self.validate = bundle, settings, validate
-        self.term_sums: dict[str, torch.Tensor] = {}
-        self.term_steps = 0
+        self.term_sums: dict[str, torch.Tensor] = {}  # of the loss and its terms since the last log, of this rank
+        self.term_steps = 0  # optimisation steps since the last log
         self.skipped = torch.zeros(2)  # unreadable and thinned items so far, over all ranks
         self.first_bad = ""  # of this rank
         self.padded = torch.zeros(2)  # padded and all places since the last log, of this rank
         self.step_batches: list[Batch] = []  # of the step that runs
-        self.writes_checkpoint = False
+        self.resumed: Path | None = None  # the checkpoint that the run goes on from
+        self.written: Path | None = None  # the folder of the output that is being written
         super().__init__(model=bundle.model, processing_class=bundle.tokenizer, **kwargs)
+        self.add_callback(self)
 
-    # ---- loss ------------------------------------------------------------------------------------------------------
+    # ---- a step ----------------------------------------------------------------------------------------------------
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> dict[str, torch.Tensor] | None:
-        """Counts of every loss term over this optimisation step, summed over ranks; bad videos are counted too."""
-        if not batch_samples:
-            return None
-        total: dict[str, torch.Tensor] = {}
-        self.step_batches = batch_samples
-        for batch in batch_samples:
-            self._note_bad(batch.bad)
-            self.padded += torch.tensor(batch.padded)
-            counts = self.bundle.model.counts(batch) | {
-                "bad": torch.tensor(float(len(batch.bad))),
-                "thinned": torch.tensor(float(batch.thinned)),
-            }
-            for name, value in counts.items():
-                total[name] = total.get(name, 0.0) + value.to(device, torch.float32)
-        self.skipped = self.skipped.to(device)
-        names = sorted(total)
-        values = torch.stack([total[n] for n in names])
-        if dist.is_initialized():
-            dist.all_reduce(values)
-        total = dict(zip(names, values.unbind(), strict=True))
-        self.term_steps += 1
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
+        """The batches of an optimisation step on this rank, and the counts of its loss terms over all ranks.
+
+        What the batches say of themselves is noted. No batches where the run is over.
+        """
+        batches = [] if self.control.should_training_stop else list(islice(epoch_iterator, num_batches))
+        if not batches:
+            return [], None
+        self.step_batches = batches
+        self.padded += sum(torch.tensor(batch.padded) for batch in batches)
+        self._name_bad([name for batch in batches for name in batch.bad])
+        counts = self._counts(batches, device)
         # Counted on the device and looked at when logging, so that no step waits for the number.
-        self.skipped = self.skipped + torch.stack([total.pop("bad"), total.pop("thinned")])
-        return total
+        self.skipped = self.skipped.to(device) + torch.stack([counts.pop("bad"), counts.pop("thinned")])
+        self.term_steps += 1
+        return batches, counts
+
+    def _counts(self, batches: list[Batch], device: torch.device) -> dict[str, torch.Tensor]:
+        """Counts of every loss term, and of items that were unreadable or thinned, over ``batches`` and all ranks."""
+        found = []
+        for batch in batches:
+            items = {"bad": torch.tensor(len(batch.bad)), "thinned": torch.tensor(batch.thinned)}
+            found.append(self.bundle.model.counts(batch) | items)
+        names = sorted(found[0])
+        total = sum(torch.stack([of[name].to(device, torch.float32) for name in names]) for of in found)
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return dict(zip(names, total.unbind(), strict=True))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's part of the step's loss, times the ranks (whose gradients are averaged)."""
         output = model(batch=inputs, counts=num_items_in_batch)
-        for name, value in output.terms.items():
-            self.term_sums[name] = self.term_sums.get(name, 0.0) + value
+        for name, value in (output.terms | {"loss": output.loss.detach()}).items():
+            self.term_sums[name] = self.term_sums.get(name, 0.0) + value.float()
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
 
@@ -101,12 +111,12 @@ class VideoTrainer(Trainer):
         return 6 * inputs.input_ids.numel() * self.model.num_parameters(exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Add every loss term, averaged over the steps since the last log."""
+        """Add the loss and its terms, averaged over the steps since the last log; write a line of ``log.jsonl``."""
         bad, thinned = map(int, self.skipped.tolist())
         self._limit_bad(bad)
         if "loss" in logs and self.term_sums:
             names = sorted(self.term_sums)
-            values = torch.stack([self.term_sums[n].float() for n in names])
+            values = torch.stack([self.term_sums[n] for n in names])
             values = torch.cat([values, self.padded.to(values.device)])
             if dist.is_initialized():
                 dist.all_reduce(values)
@@ -115,10 +125,11 @@ class VideoTrainer(Trainer):
             logs |= {"bad_videos": bad, "thinned_videos": thinned, "padding_share": padded / max(1.0, places)}
             self.term_sums, self.term_steps, self.padded = {}, 0, torch.zeros(2)
         super().log(logs, *args, **kwargs)
+        if self.is_world_process_zero():
+            with open(Path(self.args.output_dir) / "log.jsonl", "a", encoding="utf-8") as out:
+                out.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
 
-    # ---- bad videos ------------------------------------------------------------------------------------------------
-
-    def _note_bad(self, bad: list[str]) -> None:
+    def _name_bad(self, bad: list[str]) -> None:
         """Name unreadable videos in ``skipped.jsonl``."""
         if bad:
             self.first_bad = self.first_bad or f", here first {bad[0]}"
@@ -138,24 +149,36 @@ class VideoTrainer(Trainer):
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
-    def train(self, *args, **kwargs):
-        """transformers' loop; OutOfMemory where a step does not fit."""
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        """transformers' loop; OutOfMemory where a step does not fit, SaveError where a file cannot be written."""
+        self.resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        with self._explaining():
+            return super().train(resume_from_checkpoint, **kwargs)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Memory and disk that do not suffice become one message."""
         try:
-            return super().train(*args, **kwargs)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            yield
+        except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
+            reason, output = " ".join(str(error).split())[:200], self.args.output_dir
+            if out_of_memory(error):
+                where = self._describe_step() if self.bundle.model.training else "in validation"
+                where = f"while writing {self.written.name}" if self.written else where
+                rank = f" on rank {self.args.process_index}" if self.args.world_size > 1 else ""
+                raise OutOfMemory(
+                    f"out of memory in step {self.state.global_step + 1}{rank}, {where}; lower train.batch_size (and "
+                    "raise train.accumulation), data.max_length or the frames of data.sampler, or set "
+                    "train.gradient_checkpointing=true; python -m videollm.memory --config FILE tells beforehand what "
+                    f"fits ({reason})"
+                ) from None
+            other = isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_SAVE)
+            if other or not (self.written or getattr(error, "errno", None) in FULL):
                 raise
-            raise unsaved(error.filename or self.args.output_dir, error) from None
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            where = self._describe_step() if self.bundle.model.training else "in validation"
-            rank = f" on rank {self.args.process_index}" if self.args.world_size > 1 else ""
-            raise OutOfMemory(
-                f"out of memory in step {self.state.global_step + 1}{rank}, {where}; lower train.batch_size (and raise "
-                "train.accumulation), data.max_length or the frames of data.sampler, or set "
-                "train.gradient_checkpointing=true; python -m videollm.memory --config FILE tells beforehand what fits "
-                f"({str(error).splitlines()[0]})"
+            what = f"{self.written.name} into {output}" if self.written else error.filename or output
+            raise SaveError(
+                f"train.output: cannot write {what} ({reason}); what was saved before is whole: make room, then go on "
+                "with train.resume=true"
             ) from None
 
     def _describe_step(self) -> str:
@@ -176,44 +199,27 @@ class VideoTrainer(Trainer):
             f"{largest[1]} frames"
         )
 
-    def _init_training_state(self, max_steps, *args, **kwargs):
-        """Intervals are those of this run; transformers would keep those of the checkpoint."""
-        place = super()._init_training_state(max_steps, *args, **kwargs)
-        self.state.compute_steps(self.args, max_steps)
-        return place
-
-    def _run_epoch(self, *, epoch, epochs_trained, resume_from_checkpoint, **rest):
-        """One pass; none behind the last step, where transformers would still make one."""
-        if resume_from_checkpoint is not None and epoch == epochs_trained:
-            self._go_on_from(Path(resume_from_checkpoint))
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(
-                epoch=epoch, epochs_trained=epochs_trained, resume_from_checkpoint=resume_from_checkpoint, **rest
-            )
-
     # ---- order -----------------------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset=None):
-        """Items in random order, or in one that puts similar lengths together (``train.group_by_length``)."""
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        if not self.settings.train.group_by_length:
-            return super()._get_train_sampler(train_dataset)
-        size, ranks = self.settings.train.batch_size, self.args.world_size
-        return LengthGroupedSampler(dataset, item_lengths(dataset), size, ranks, self.settings.train.seed)
-
     def get_train_dataloader(self) -> DataLoader:
-        """transformers' own, or batches that fill a budget of tokens (``train.max_tokens_per_batch``)."""
-        budget, dataset = self.settings.train.max_tokens_per_batch, self.train_dataset
-        if budget is None:
-            return super().get_train_dataloader()
-        sizes, ranks = item_sizes(dataset, "train.max_tokens_per_batch"), self.args.world_size
-        aligned = self.data_collator.split_prefix
+        """Items in random order, in one that puts similar lengths together, or in batches that fill a budget."""
+        dataset, train, ranks = self.train_dataset, self.settings.train, self.args.world_size
+        if train.max_tokens_per_batch is not None:
+            sizes, aligned = item_sizes(dataset, "train.max_tokens_per_batch"), self.data_collator.split_prefix
+            batches = TokenBudgetBatches(dataset, sizes, train.max_tokens_per_batch, ranks, train.seed, aligned)
+            order = {"batch_sampler": batches}
+        elif train.group_by_length:
+            lengths, size = item_lengths(dataset), train.batch_size
+            order = {"sampler": LengthGroupedSampler(dataset, lengths, size, ranks, train.seed), "batch_size": size}
+        else:
+            order = {"sampler": RandomSampler(dataset), "batch_size": train.batch_size}
         loader = DataLoader(
             dataset,
-            batch_sampler=TokenBudgetBatches(dataset, sizes, budget, ranks, self.settings.train.seed, aligned),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            worker_init_fn=outlive_signal,
+            **order,
         )
         return self.accelerator.prepare(loader)
 
@@ -248,93 +254,67 @@ class VideoTrainer(Trainer):
         return metrics
 
     @contextmanager
-    def writing(self, name: str, facts: Facts | None = None):
-        """The folder to write ``name`` of the output into, on every rank; it is put in place once all have.
+    def writing(self, name: str) -> Iterator[Path]:
+        """The folder to write a model ``name`` into, on every rank; it is put in place once all have.
 
         Raises:
             SaveError: it could not be written; what was there is as it was.
         """
-        output, first = Path(self.args.output_dir), self.args.process_index == 0
-        try:
-            if first:
-                saving.start(output, name)
-            self.accelerator.wait_for_everyone()
-            yield saving.staged(output, name)
-            self.accelerator.wait_for_everyone()
-            if first:
-                saving.publish(output, name, facts)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_SAVE):
-                raise
-            raise unsaved(f"{name} into {output}", error) from None
+        self.written = Path(self.args.output_dir) / name
+        with self._explaining():
+            self._first_alone(saving.begin, saving.staged(self.written))
+            yield saving.staged(self.written)
+            self._first_alone(saving.publish, self.written)
+        self.written = None
+
+    def _first_alone(self, act: Callable, *args) -> None:
+        """Once all ranks are here, rank 0 does something; then all go on."""
+        self.accelerator.wait_for_everyone()
+        if self.args.process_index == 0:
+            act(*args)
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model into a folder of the output, all of it or nothing."""
-        if _internal_call:  # a part of a checkpoint, which is put in place as a whole
-            super().save_model(output_dir, _internal_call=True)
-            return
-        with self.writing(Path(output_dir).name) as folder:
-            super().save_model(str(folder), _internal_call=True)
+        """Write a folder that ``checkpoint.load`` takes, all of it or nothing.
 
-    def _save(self, output_dir: str, state_dict: dict | None = None) -> None:
-        """One folder that ``checkpoint.load`` takes."""
-        if self.args.should_save:
-            self.bundle.save(output_dir, state_dict)
-            torch.save(self.args, Path(output_dir) / "training_args.bin")
+        For transformers (``_internal_call``) it is the beginning of a checkpoint, which ``on_save`` ends.
+        """
+        if _internal_call:
+            self.written = Path(output_dir)
+            self._first_alone(saving.begin, self.written)
+            self._write_model(self.written)
+        else:
+            with self.writing(Path(output_dir).name) as folder:
+                self._write_model(folder)
 
-    def _save_checkpoint(self, model, trial) -> None:
-        """Everything that exact resuming needs, all of it or nothing; only the last few are kept."""
-        step, rank = self.state.global_step, self.args.process_index
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        stage = plugin.zero_stage if self.is_deepspeed_enabled else None
-        facts = Facts(step, self.args.world_size, stage, len(self.train_dataset))
-        self.writes_checkpoint = True
-        with self.writing(f"checkpoint-{step}", facts) as folder:
-            super()._save_checkpoint(model, trial)
-            progress = {name: getattr(self, name) for name in PROGRESS}
-            torch.save(progress, folder / f"progress_{rank}.pt")
-        self.writes_checkpoint = False
-        if rank == 0:
-            saving.keep_last(Path(self.args.output_dir), self.settings.train.keep, step)
+    def _write_model(self, folder: Path) -> None:
+        """Rank 0 writes; DeepSpeed gathers from all ranks."""
+        state = self.accelerator.get_state_dict(self.model_wrapped) if self.is_deepspeed_enabled else None
+        if self.args.process_index == 0:
+            self.bundle.save(folder, state)
+            torch.save(self.args, folder / "training_args.bin")
 
-    def _get_output_dir(self, trial) -> str:
-        """Where transformers writes a checkpoint."""
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder) / saving.STAGING) if self.writes_checkpoint else folder
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Add to a checkpoint what transformers has not written; the manifest once every rank has."""
+        folder, train = self.written, self.settings.train
+        torch.save({name: getattr(self, name) for name in PROGRESS}, folder / f"progress_{args.process_index}.pt")
+        stage = self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else None
+        facts = Facts(state.global_step, args.world_size, stage, len(self.train_dataset))
+        self._first_alone(saving.finish, folder, facts, train.keep)
+        self.written = None
 
-    def _go_on_from(self, checkpoint: Path) -> None:
-        """Take up what was counted and summed since the last log, so that the next entry is the unbroken run's."""
-        progress = torch.load(checkpoint / f"progress_{self.args.process_index}.pt", "cpu", weights_only=True)
-        for name in PROGRESS:
-            setattr(self, name, progress[name])
-        device = self.args.device
-        self._tr_loss = self._tr_loss.to(device)
-        self.term_sums = {name: value.to(device) for name, value in self.term_sums.items()}
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Go on with this run's intervals up to its last step, and from what was summed since the last log."""
+        state.compute_steps(args, state.max_steps)  # transformers keeps those of the checkpoint
+        control.should_training_stop = state.global_step >= state.max_steps  # it would make one more step
+        if self.resumed is not None:
+            progress = torch.load(self.resumed / f"progress_{args.process_index}.pt", "cpu", weights_only=True)
+            if "_tr_loss" in progress:  # by older code: transformers' own sum, of the loss times the ranks
+                progress["term_sums"]["loss"] = progress["_tr_loss"] / args.world_size
+            for name in PROGRESS:
+                setattr(self, name, progress[name])
+            self.term_sums = {name: value.to(args.device) for name, value in self.term_sums.items()}
 
-
-def unsaved(what: str, error: Exception) -> SaveError:
-    """The error that something could not be written."""
-    reason = " ".join(str(error).split())[:200]
-    return SaveError(
-        f"train.output: cannot write {what} ({reason}); what was saved before is whole: make room, then go on with "
-        "train.resume=true"
-    )
-
-
-class FreshFrames(TrainerCallback):
-    """Tells the data set its epoch; accelerate does so only where one process reads the data."""
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        """Frames drawn at random are drawn anew."""
-        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
-
-
-class JsonLog(TrainerCallback):
-    """Writes every log entry as a line of ``log.jsonl``."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Append one entry."""
-        if state.is_world_process_zero and logs:
-            with open(Path(args.output_dir) / "log.jsonl", "a", encoding="utf-8") as out:
-                out.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Frames drawn at random are drawn anew; accelerate says so only where one process reads the data."""
+        self.train_dataset.set_epoch(int(state.epoch or 0))

@@ -1,6 +1,5 @@
 """Batches by a budget of tokens: every item once an epoch, budget kept, ranks in step, losses as ever, resumable."""
 
-import copy
 import json
 
 import numpy as np
@@ -16,7 +15,7 @@ from videollm.batches.dataset import VideoDataset
 from videollm.batches.order import TokenBudgetBatches, item_sizes
 from videollm.common.config import ConfigError
 from videollm.training.run import training_arguments
-from videollm.training.trainer import FreshFrames, JsonLog, VideoTrainer
+from videollm.training.trainer import VideoTrainer
 from videollm.video.sampling import Sampler
 
 SETTING = "train.max_tokens_per_batch"
@@ -152,7 +151,6 @@ def trainer_of(folder, head="distime", items=10, **train):
     trainer = VideoTrainer(
         bundle, given, args=training_arguments(given), data_collator=bundle.collator(),
         train_dataset=VideoDataset(records, Reader(), bundle.encoder(), max_length=1024),
-        callbacks=[FreshFrames(), JsonLog()],
     )  # fmt: skip
     seen, collate = [], trainer.data_collator
 
@@ -200,7 +198,7 @@ def test_losses_and_gradients_do_not_depend_on_how_a_step_is_cut_into_batches(tm
 
     def step(*batches):
         collated = [trainer.data_collator([items[i] for i in batch]) for batch in batches]
-        counts = trainer._get_num_items_in_batch(copy.copy(collated), torch.device("cpu"))
+        counts = trainer.get_batch_samples(iter(collated), len(collated), torch.device("cpu"))[1]
         model.zero_grad()
         losses = [trainer.compute_loss(model, batch, num_items_in_batch=counts) for batch in collated]
         sum(losses).backward()

@@ -104,8 +104,8 @@ def earlier_run(tmp_path, facts: Facts, **train):
     """The folder of a run with one checkpoint; its settings, for going on."""
     given = run_settings(tmp_path, resume=True, **train)
     output = tmp_path / "run"
-    saving.start(output, f"checkpoint-{facts.step}")
-    saving.publish(output, f"checkpoint-{facts.step}", facts)
+    saving.begin(output / f"checkpoint-{facts.step}")
+    saving.finish(output / f"checkpoint-{facts.step}", facts, 9)
     (output / "config.yaml").write_text(yaml.safe_dump(to_dict(given)))
     return given
 

@@ -10,7 +10,7 @@ from videollm.batches.dataset import VideoDataset
 from videollm.common.config import ConfigError
 from videollm.training.optimizer import parameter_groups, part_of
 from videollm.training.run import training_arguments
-from videollm.training.trainer import BadVideosError, FreshFrames, JsonLog, VideoTrainer
+from videollm.training.trainer import BadVideosError, VideoTrainer
 from videollm.training.validation import flat, load_metric
 
 GOOD = {"video": "a.mp4", "tgt": [0, 2], "conversations": turns("<video>\nwhen?", "in <span>")}
@@ -26,7 +26,7 @@ def make_trainer(tmp_path, lines, *, head="distime", validate=None, data=None, *
     return VideoTrainer(
         bundle, given, validate=validate, args=training_arguments(given), data_collator=bundle.collator(),
         train_dataset=VideoDataset(records, NoiseReader(), bundle.encoder(), max_length=1024),
-        eval_dataset=[] if validate else None, callbacks=[FreshFrames(), JsonLog()],
+        eval_dataset=[] if validate else None,
     )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_counts_are_summed_over_the_accumulated_batches(tmp_path):
     trainer = make_trainer(tmp_path, [GOOD])
     model = trainer.bundle.model
     batches = [make_batch(trainer.bundle, [n]) for n in ("two_spans", "text")]
-    counts = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    _, counts = trainer.get_batch_samples(iter(batches), 2, torch.device("cpu"))
     singles = [model.counts(b) for b in batches]
     assert counts == {k: sum(s[k] for s in singles) for k in singles[0]}
 
@@ -132,6 +132,20 @@ def test_the_best_model_is_kept_also_over_a_resumed_run(tmp_path):
     worse.save_model = lambda folder=None, **k: again.append(str(folder))
     worse.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert worse.state.global_step == 4 and best not in again
+
+
+def test_a_log_entry_that_older_code_began_is_finished(tmp_path):
+    """It kept transformers' own sum of the losses in a checkpoint, not one among those of the terms."""
+    options = {"log_every": 2, "save_every": 1, "steps": 2, "keep": 2}
+    make_trainer(tmp_path, [GOOD] * 2, **options).train()
+    saved = tmp_path / "checkpoint-1" / "progress_0.pt"
+    progress = torch.load(saved, weights_only=True)
+    progress["_tr_loss"] = progress["term_sums"].pop("loss")
+    torch.save(progress, saved)
+    make_trainer(tmp_path, [GOOD] * 2, **options).train(resume_from_checkpoint=str(saved.parent))
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    whole, broken = (e for e in log if "loss" in e)
+    assert broken == pytest.approx(whole)
 
 
 def test_a_best_metric_that_validation_does_not_give_is_named(tmp_path):
