@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import BenchmarkError, Scores
+from all_benchmark_eval.benchmark import Scores
+from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.moments import SLACK, State, order_and_clip, state_counts, table
 from all_benchmark_eval.qvhighlights.files import NO_WINDOW, Submission
 from all_benchmark_eval.qvhighlights.highlights import LEVELS, highlight_scores
@@ -48,8 +49,8 @@ class Ranked:
 
 def distime(given: Submission, *, corrected: bool) -> Scores:
     """DisTime's script: windows in the given order, no scores; the queries in the file only."""
-    if given.windows is None:
-        raise BenchmarkError("the predictions hold saliency but no windows: score them with --variant moment_detr")
+    told = given.windows is not None
+    need(told, "the predictions hold saliency but no windows: score them with --variant moment_detr")
     rows = _rows(given, corrected)
     ranked, clipped = _corrected(given) if corrected else (_as_given(given, rows, kept=None), 0)
     iou, ap = ranked.scores()
@@ -126,11 +127,8 @@ def _add_retrieval(scores: Scores, given: Submission, corrected: bool, tidy) -> 
 
 
 def _add_highlights(scores: Scores, given: Submission, corrected: bool, tidy) -> None:
-    if given.truth.saliency is None:
-        raise BenchmarkError(
-            "the ground truth has no saliency_scores: give the data set's own file (highlight_val_release.jsonl) by "
-            "--annotations"
-        )
+    remedy = "give the data set's own file (highlight_val_release.jsonl) by --annotations"
+    need(given.truth.saliency is not None, f"the ground truth has no saliency_scores: {remedy}")
     rows = _rows(given, corrected)
     ids, predicted, true = ([xs[i] for i in rows] for xs in (given.truth.qids, given.saliency, given.truth.saliency))
     hit, ap = highlight_scores(predicted, true, published=not corrected)  # [N, levels]

@@ -13,23 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Layout, Options, Scores, scored_spans, worded
-from all_benchmark_eval.metrics.moments import moment_questions
+from all_benchmark_eval.metrics.moments import moment_questions, published_wordings
 from all_benchmark_eval.qvhighlights.files import NO_WINDOW, PREFIX, Queries, Submission, read_submission, read_truth
 from all_benchmark_eval.qvhighlights.metrics import VARIANTS
 
-WORDINGS = {
-    "distime": (
-        "Give you a textual query: '{query}'. When does the described content occur in the video? "
-        "Please return the timestamp in seconds."
-    ),
-    # D2VLM published none: its wording for Charades-STA, with this data set's kind of video
-    "d2vlm": (
-        "You are given a video about daily activities. Watch the video carefully and find a visual event described by "
-        "the sentence: '{sentence}'. The format of your response should be: "
-        "'The event happens in <start time> - <end time>'."
-    ),
-    "plain": "When does this happen in the video: '{query}'?",
-}
+# D2VLM published none: its wording for Charades-STA, with this data set's kind of video
+WORDINGS = published_wordings(" about daily activities")
 
 
 class QVHighlights(Benchmark):

@@ -47,10 +47,10 @@ def test_the_templates_answers_come_back_from_its_file(tmp_path, wording):
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
-        ([], "list of questions"),
+        ([], "list with an item for every question"),
         ([{"id": 1}], "item 1: no key"),
         ([ROWS[0], ROWS[0]], "stands twice"),
-        ([ROWS[0] | {"duration": "long"}], "'q1': its duration"),
+        ([ROWS[0] | {"duration": "long"}], "item 1: duration 'long'"),
         ([ROWS[0] | {"span": [1]}], "'q1': the true span"),
     ],
 )

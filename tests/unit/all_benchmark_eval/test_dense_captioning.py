@@ -194,7 +194,7 @@ def test_published_soda_hears_the_eleventh_caption_third(tmp_path, plain_words, 
     heard = []
     measures = dense_scores.published_measures
     task, truth = get("youcook2"), load("youcook2", tmp_path)
-    monkeypatch.setattr(f"{type(task).__module__}.published_measures", lambda *a: heard.append(a[-1]) or measures(*a))
+    monkeypatch.setattr(dense_scores, "published_measures", lambda *a: heard.append(a[-1]) or measures(*a))
     listed = [{"timestamp": [i, i + 1], "caption": f"step {i}"} for i in range(12)]
     predictions = task.read(write(tmp_path, "p.json", {"a.mp4": listed}), truth)
     task.score(truth, predictions, Options("published", "default"))
