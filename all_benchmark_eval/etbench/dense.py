@@ -12,21 +12,14 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.etbench.grounding import EVIDENCE_VARIANTS, THRESHOLDS
-from all_benchmark_eval.etbench.samples import Outcome, Sample, Spans, cut
-from all_benchmark_eval.metrics import captions
+from all_benchmark_eval.etbench.outcomes import EVIDENCE_VARIANTS, THRESHOLDS, Outcome, at_each
+from all_benchmark_eval.etbench.samples import Sample, Spans, cut
+from all_benchmark_eval.metrics import captions, parsing
 from all_benchmark_eval.metrics.captions import Group, Pair
 from all_benchmark_eval.metrics.dense import Events, Overlaps, harmonic, overlaps
-from all_benchmark_eval.metrics.dense_scores import Words
+from all_benchmark_eval.metrics.dense_scores import Words, plain
 from all_benchmark_eval.metrics.intervals import iou_epsilon, iou_union
 from all_benchmark_eval.metrics.moments import SLACK
-from all_benchmark_eval.metrics.parsing import (
-    published_steps,
-    published_steps_with_evidence,
-    read_spans,
-    read_steps,
-    split_evidence,
-)
 from all_benchmark_eval.metrics.sentences import SentenceModel
 
 MAX_STEPS = 1000  # of one video, as published
@@ -87,9 +80,9 @@ def read_source(samples: Sequence[Sample], variant: str) -> Source:
     for sample in samples:
         try:
             if variant in EVIDENCE_VARIANTS:
-                found = published_steps_with_evidence(sample.answer or "")
+                found = parsing.published_steps_with_evidence(sample.answer or "")
             else:
-                found = published_steps(sample.answer or "")
+                found = parsing.published_steps(sample.answer or "")
         except ValueError:
             found = None
             stops.append(sample.id)
@@ -105,20 +98,15 @@ def corrected_source(samples: Sequence[Sample]) -> Source:
     """Read the answers of one task and source for what they mean; each sample stands for itself."""
     kept, failed, clipped = [], [], 0
     for sample in samples:
-        evidence, answer = split_evidence(sample.answer or "")
-        spans, texts = read_steps(answer)
+        evidence, answer = parsing.split_evidence(sample.answer or "")
+        spans, texts = parsing.read_steps(answer)
         if not spans:
             failed.append(sample.id)
             continue
         inside, count = cut(spans, sample.duration)
-        kept.append(Steps(sample, inside, texts, cut(read_spans(evidence), sample.duration)[0]))
+        kept.append(Steps(sample, inside, texts, cut(parsing.read_spans(evidence), sample.duration)[0]))
         clipped += count
     return Source(samples, kept, failed, [], any(steps.evidence for steps in kept), clipped)
-
-
-def plain(text: str) -> str:
-    """A caption as the scripts hand it to the tokenizer: a blank for every character that is not ASCII."""
-    return "".join(c if ord(c) < 128 else " " for c in text)
 
 
 class Dense:
@@ -136,12 +124,13 @@ class Dense:
         scale = len(source.kept) / count
         predicted, true = self._events(source)
         over = overlaps(predicted, true, self.rules.iou)
-        numbers = {"Total": count, "Failed": len(source.failed)} | _named("F1", self._f1(over, predicted, true, scale))
+        numbers = {"Total": count, "Failed": len(source.failed)}
+        numbers |= at_each("F1", self._f1(over, predicted, true, scale))
         if source.evidence:
             told = [steps.evidence for steps in source.kept]
             evidence = Events.of(told, [[""] * len(spans) for spans in told])
             f1 = self._f1(overlaps(evidence, true, self.rules.iou), evidence, true, scale)
-            numbers |= _named("F1", f1, "_evi")
+            numbers |= at_each("F1", f1, "_evi")
         measures, per_sample = self._captions(over, predicted, true), {}
         for name in MEASURES:
             values = measures.get(name)
@@ -209,9 +198,3 @@ class Dense:
         sizes = [len(group) for group in groups]
         sums = np.bincount(np.repeat(np.arange(len(groups)), sizes), weights=values, minlength=len(groups))
         return sums / np.maximum(sizes, 1)
-
-
-def _named(name: str, values: Sequence[float], suffix: str = "") -> dict[str, float]:
-    """``name@t`` and their mean."""
-    numbers = {f"{name}{suffix}@{t}": value for t, value in zip(THRESHOLDS, values, strict=True)}
-    return numbers | {f"{name}{suffix}": sum(values) / len(values)}

@@ -8,17 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from all_benchmark_eval.benchmark import BenchmarkError
-from all_benchmark_eval.etbench.grounding import (
-    EVIDENCE_VARIANTS,
-    THRESHOLDS,
-    Parsed,
-    best_ious,
-    parse,
-    read_all,
-    recall_at,
-)
-from all_benchmark_eval.etbench.samples import LETTERS, Outcome, Sample
+from all_benchmark_eval.etbench.grounding import Parsed, best_ious, parse, read_all, recall_at
+from all_benchmark_eval.etbench.outcomes import EVIDENCE_VARIANTS, THRESHOLDS, Outcome, by_id, states_of
+from all_benchmark_eval.etbench.samples import LETTERS, Sample
+from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.choices import Verdict, etbench_verdict
 from all_benchmark_eval.metrics.parsing import DELIMITER
 from all_benchmark_eval.metrics.sentences import SentenceModel
@@ -34,10 +27,8 @@ def verdicts(samples: Sequence[Sample], variant: str) -> list[Verdict]:
     found = []
     for sample in samples:
         count = len(sample.options if grounded else samples[0].options)  # the first sample's letters hold for all
-        if count not in (4, 5):
-            raise BenchmarkError(
-                f"{sample.id}: {count} options; the published scripts know 4 or 5 (--protocol corrected)"
-            )
+        known = "the published scripts know 4 or 5 (--protocol corrected)"
+        need(count in (4, 5), f"{sample.id}: {count} options; {known}")
         text = sample.answer or ""
         if variant in EVIDENCE_VARIANTS:
             text = text.split(DELIMITER)[-1]
@@ -68,8 +59,7 @@ def choice(samples: Sequence[Sample], variant: str, found: Sequence[Verdict], mo
             "matched_ratio": matched / len(samples),
             "correct_ratio_within_matched": by_letter / (matched + _TINY),
         }
-    states = {s.id: "scored" if _chose(v) else "unparsed" for s, v in zip(samples, found, strict=True)}
-    return Outcome(numbers, {"Acc": {s.id: float(r) for s, r in zip(samples, right, strict=True)}}, states)
+    return Outcome(numbers, {"Acc": by_id(samples, right)}, states_of(samples, map(_chose, found)))
 
 
 def grounded(samples: Sequence[Sample], variant: str, found: Sequence[Verdict], model: SentenceModel) -> Outcome:
@@ -94,9 +84,8 @@ def grounded(samples: Sequence[Sample], variant: str, found: Sequence[Verdict], 
         }
     hits = (ious.astype(np.float64)[:, None] >= np.array(THRESHOLDS)).mean(1)
     values = {"Acc": right, "mIoU": ious, "mRec": hits}
-    per_sample = {k: {s.id: float(v) for s, v in zip(samples, vs, strict=True)} for k, vs in values.items()}
-    states = {s.id: "scored" if _chose(v) else "unparsed" for s, v in zip(samples, found, strict=True)}
-    return Outcome(numbers, per_sample, states, parsed.stops)
+    per_sample = {name: by_id(samples, column) for name, column in values.items()}
+    return Outcome(numbers, per_sample, states_of(samples, map(_chose, found)), parsed.stops)
 
 
 def _decide(samples: Sequence[Sample], found: Sequence[Verdict], model: SentenceModel) -> list[bool]:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from all_benchmark_eval.benchmark import Options, Scores
 from all_benchmark_eval.etbench import corrected, dense, grounding, referring
-from all_benchmark_eval.etbench.samples import CAPTION, PRIMARY, REFERRING, Outcome, Sample
+from all_benchmark_eval.etbench.outcomes import Outcome
+from all_benchmark_eval.etbench.samples import CAPTION, PRIMARY, REFERRING, Sample
 from all_benchmark_eval.metrics.dense_scores import Words
 from all_benchmark_eval.metrics.sentences import SentenceModel, sentence_model
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, worded
+from all_benchmark_eval.benchmark import Benchmark, Layout, Options, Scores, worded
 from all_benchmark_eval.etbench import scoring
 from all_benchmark_eval.etbench.samples import REFERRING, Sample, read_samples
+from all_benchmark_eval.items import need, question_line
 
 # How a record of a task is asked, by wording: the question is the annotation's ``q``.
 GENERATE = {
@@ -54,17 +55,12 @@ class ETBench(Benchmark):
         lines = []
         for sample in truth:
             question, source = sample.row.get("q"), sample.row.get("src")
-            if not isinstance(question, str) or not question.strip():
-                raise BenchmarkError(f"{sample.id}: no question 'q' in the annotations")
-            line = {"id": sample.id, "video": sample.video, "task": sample.task, "source": sample.source}
-            if sample.duration is not None:
-                line["duration"] = sample.duration
-            if source not in (None, []):
-                line["src"] = _flat(source)
-            if sample.task in generate:
-                line["generate"] = generate[sample.task]
+            asked = isinstance(question, str) and question.strip()
+            need(asked, f"{sample.id}: no question 'q' in the annotations")
+            more = {"task": sample.task, "source": sample.source, "duration": sample.duration}
+            more |= {"src": None if source in (None, []) else _flat(source), "generate": generate.get(sample.task)}
             text = question.replace("<vid>", "<span>")  # E.T. Chat's mark for a time
-            lines.append(line | {"conversations": [{"from": "human", "value": f"<video>\n{text}"}]})
+            lines.append(question_line(sample.id, sample.video, text, **more))
         return lines
 
     def from_answers(self, truth: Sequence[Sample], answers: Mapping[str, dict], wording: str) -> list[dict]:
@@ -84,13 +80,11 @@ class ETBench(Benchmark):
             return Predictions(samples)
         known = {sample.id: sample for sample in truth}
         for sample in samples:
-            if sample.id not in known:
-                raise BenchmarkError(
-                    f"{path}: the annotations have no sample {sample.id}; are they of another version?"
-                )
+            remedy = "are they of another version?"
+            need(sample.id in known, f"{path}: the annotations have no sample {sample.id}; {remedy}")
             true = known[sample.id]
-            if (sample.video, sample.spans, sample.choice) != (true.video, true.spans, true.choice):
-                raise BenchmarkError(f"{path}: {sample.id} has another video, tgt or p than in the annotations")
+            same = (sample.video, sample.spans, sample.choice) == (true.video, true.spans, true.choice)
+            need(same, f"{path}: {sample.id} has another video, tgt or p than in the annotations")
         answered = {sample.id for sample in samples}
         return Predictions(samples, [sample for sample in truth if sample.id not in answered])
 
