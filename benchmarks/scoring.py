@@ -6,7 +6,6 @@ seconds that the published script took on two shared cores, so the ratio is of d
     python -m benchmarks.scoring --repeats 3
 """
 
-import argparse
 import os
 import resource
 import statistics
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.rounds import command_line
 
 PAPER = Path(os.environ.get("PAPER_DIR", Path(__file__).resolve().parents[2] / "shared" / "paper"))
 RUNS = {  # name -> (benchmark, predictions, annotations, options, target in seconds, seconds of the published script)
@@ -42,27 +43,18 @@ RUNS = {  # name -> (benchmark, predictions, annotations, options, target in sec
 def once(benchmark: str, predictions: str, annotations: str | None, options: list[str]) -> tuple[float, float]:
     """(wall seconds, CPU seconds of it and its Java) of one scoring command, published protocol."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "all_benchmark_eval.score",
-            benchmark,
-            "--predictions",
-            str(PAPER / predictions),
-        ]
-        command += ["--predictions", str(PAPER / predictions), "--output", f"{folder}/scores.json"]
-        command += ["--protocol", "published", *options]
-        command += ["--annotations", str(PAPER / annotations)] if annotations else []
+        call = [sys.executable, "-m", "all_benchmark_eval.score", benchmark, "--output", f"{folder}/scores.json"]
+        call += ["--predictions", str(PAPER / predictions), "--protocol", "published", *options]
+        call += ["--annotations", str(PAPER / annotations)] if annotations else []
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
         wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = command_line(__doc__, repeats=3)
     parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS))
     args = parser.parse_args()
     table = Table(title="scoring a published prediction file (median)", title_justify="left")

@@ -6,10 +6,10 @@ writes ``FOLDER/{clips, questions.jsonl, model}``; what is there already is kept
 with nothing trained, so its answers mean nothing and mostly run to their token limit.
 """
 
-import argparse
 import json
 from pathlib import Path
 
+from benchmarks.rounds import command_line
 from quickstart.clips import write_dataset
 from quickstart.tower import build_word_tokenizer
 from videollm.common.config import build, override, read_yaml
@@ -37,9 +37,8 @@ def make(folder: Path, questions: int, overrides: tuple[str, ...] = ()) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__, questions=200)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--questions", type=int, default=200)
     args = parser.parse_args()
     make(args.folder, args.questions)
 
