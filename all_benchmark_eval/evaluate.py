@@ -18,27 +18,15 @@ from typing import Any
 
 import torch
 
-from all_benchmark_eval import score
-from all_benchmark_eval.benchmark import (
-    WORDINGS,
-    Benchmark,
-    BenchmarkError,
-    data_folder,
-    find_annotations,
-    get,
-    names,
-    read_answers,
-    read_lines,
-    worded,
-    write_text,
-)
+from all_benchmark_eval import benchmark, score
+from all_benchmark_eval.benchmark import WORDINGS, Benchmark, BenchmarkError, get, worded, write_text
 from all_benchmark_eval.summary import Summary
 from videollm import infer
-from videollm.checkpoint.load import read_config
-from videollm.checkpoint.tensors import CheckpointError
-from videollm.common.command import tell
+from videollm.checkpoint import CheckpointError, read_config
+from videollm.common.command import tell, whole
+from videollm.common.config import ConfigError
+from videollm.heads import head_class
 
-WORDING_OF = {"d2vlm": "d2vlm", "distime": "distime", "text": "plain"}  # by head
 INFER_OPTIONS = ("batch_size", "workers", "device", "backend")
 
 
@@ -99,7 +87,7 @@ def _ask(task: Benchmark, run: Run, folder: Path, videos: Path, lines: Sequence[
         status = subprocess.run(command, check=False).returncode
     if status:
         raise BenchmarkError(f"{task.name}: videollm.infer ended with status {status}; its message stands above")
-    return read_answers(answers)
+    return benchmark.read_answers(answers)
 
 
 def _keep_answers(questions: Path, answers: Path, lines: Sequence[dict], may_change: bool) -> None:
@@ -108,7 +96,8 @@ def _keep_answers(questions: Path, answers: Path, lines: Sequence[dict], may_cha
     Questions that stand on other answers may have changed since, where those were missing: their answers go. Raises
     BenchmarkError for questions of a first stage that are not the same.
     """
-    now, before = ({line["id"]: line for line in group} for group in (lines, (row for _, row in read_lines(questions))))
+    earlier = [row for _, row in benchmark.read_lines(questions)]
+    now, before = ({line["id"]: line for line in group} for group in (lines, earlier))
     if now == before:
         return
     changed = {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)}
@@ -128,41 +117,39 @@ def _keep_answers(questions: Path, answers: Path, lines: Sequence[dict], may_cha
 
 def _places(task: Benchmark, args: argparse.Namespace) -> tuple[Path, Path]:
     """(annotations, videos) as the command line says; without ``--annotations`` they lie beside the videos."""
-    videos = args.videos or data_folder(task, args.data) / task.layout.videos
-    return args.annotations or find_annotations(task, videos.parent), videos
+    videos = args.videos or benchmark.data_folder(task, args.data) / task.layout.videos
+    return args.annotations or benchmark.find_annotations(task, videos.parent), videos
 
 
 def wording_of(model: Path) -> str:
-    """The wording that a checkpoint's head was made with. Raises BenchmarkError for a head of one's own."""
+    """The wording that a checkpoint's head was made with. Raises BenchmarkError for a head that is not there."""
     head = read_config(model).head.get("name")
-    if head not in WORDING_OF:
-        raise BenchmarkError(f"--wording: no wording is known for the head {head!r}; choose of {', '.join(WORDINGS)}")
-    return WORDING_OF[head]
+    try:
+        return head_class(head).wording
+    except ConfigError:
+        known = ", ".join(WORDINGS)
+        raise BenchmarkError(f"--wording: no wording is known for the head {head!r}; choose of {known}") from None
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="all_benchmark_eval.evaluate", description="Ask a model the questions of benchmarks, and score it."
-    )
+    told = "Ask a model the questions of benchmarks, and score it."
+    parser = argparse.ArgumentParser(prog="all_benchmark_eval.evaluate", description=told)
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint folder")
-    parser.add_argument("--benchmarks", required=True, metavar="A,B,...", help=f"of {', '.join(names())}")
+    parser.add_argument("--benchmarks", required=True, metavar="A,B,...", help=f"of {', '.join(benchmark.names())}")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--data", type=Path, metavar="ROOT", help="folder with a folder for each (check says what)")
-    where.add_argument(
-        "--videos", type=Path, metavar="DIR", help="of a single benchmark; its annotations are beside it"
-    )
+    beside = "of a single benchmark; its annotations are beside it"
+    where.add_argument("--videos", type=Path, metavar="DIR", help=beside)
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="of a single benchmark, if they lie elsewhere")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: MODEL/evaluation")
-    parser.add_argument("--gpus", type=infer.whole(1), metavar="N", help="processes (default: $GPUS, all GPUs, or 1)")
+    parser.add_argument("--gpus", type=whole(1), metavar="N", help="processes (default: $GPUS, all GPUs, or 1)")
     parser.add_argument("--wording", choices=WORDINGS, help="of the questions (default: that of the model's head)")
     parser.add_argument("--batch-size", metavar="N", help="of videollm.infer, as the next three")
     parser.add_argument("--workers", metavar="N")
     parser.add_argument("--device")
     parser.add_argument("--backend")
-    parser.add_argument("--bootstrap", type=infer.whole(0), default=0, metavar="N", help="resamples for intervals")
-    parser.add_argument("--skip-meteor", action="store_true", help="score the rest where there is no Java")
-    parser.add_argument("--sentence-model", metavar="PATH", help="all-MiniLM-L6-v2: folder or hub name")
+    score.add_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 ...")
     args = parser.parse_intermixed_args(argv)
     args.benchmarks = list(dict.fromkeys(filter(None, args.benchmarks.split(","))))

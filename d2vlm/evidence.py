@@ -71,6 +71,7 @@ class EvidenceHead(TemporalHead):
     """Similarity of the query state with every frame's state (spec D2VLM §1.4-1.6, 3, 4.5, 5)."""
 
     Options = EvidenceOptions
+    wording = "d2vlm"
     published = {  # noqa: RUF012 - as the base class declares it
         "model": {"head": {"compatibility": "published"}},
         "data": {"raw_spans": True},

@@ -85,6 +85,7 @@ class TimeHead(TemporalHead):
     """Time as a distribution over bins (spec DISTIME §3, 5, 7)."""
 
     Options = TimeOptions
+    wording = "distime"
     published = {  # noqa: RUF012 - as the base class declares it
         "model": {"head": {"compatibility": "published"}},
         "data": {"raw_spans": True, "unseen_id": 0, "sampler": {"spare_last": True}},
