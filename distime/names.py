@@ -121,13 +121,11 @@ def join_fused(name: str, parts: list[Tensor], layout: Layout) -> Tensor:
 def merge_lora(state: Mapping[str, Tensor], scale: float) -> Mapping[str, Tensor]:
     """Official un-merged weights -> official merged ones. A LoRA on ``wqkv`` has to be folded before that is split."""
     unwrapped = {name.replace(WRAPPER, "language_model.", 1): name for name in state}
-    makers = {new: (lambda name=name: state[name]) for new, name in unwrapped.items()}
-    return fold_adapters(LazyTensors(makers), scale)
+    return fold_adapters(LazyTensors.of(state, unwrapped), scale)
 
 
 def with_more_tokens(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
     """Our weights with the vocabulary grown to ``rows``: embeddings normal(0, 0.02), output rows the mean row (§2)."""
-    grown = {name: (lambda name=name: state[name]) for name in state}
 
     def embeddings() -> Tensor:
         old = state[EMBEDDINGS]
@@ -140,4 +138,5 @@ def with_more_tokens(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Ten
         mean = old.float().mean(0, keepdim=True).to(old.dtype)
         return torch.cat([old, mean.expand(rows - old.shape[0], -1)])
 
-    return LazyTensors(grown | {EMBEDDINGS: embeddings, OUTPUT: output})
+    kept = LazyTensors.of(state, {name: name for name in state}).makers
+    return LazyTensors(kept | {EMBEDDINGS: embeddings, OUTPUT: output})
