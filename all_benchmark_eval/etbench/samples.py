@@ -17,20 +17,8 @@ REFERRING = ("rar", "eca", "rvq")  # choose an option
 MOMENT = ("tvg", "epm")  # one span
 CAPTION = ("dvc", "slc")  # spans with captions
 # Each task with the number that stands for it, in the order of the official table.
-PRIMARY = {
-    "rar": "Acc",
-    "eca": "Acc",
-    "rvq": "Acc",
-    "tvg": "F1",
-    "epm": "F1",
-    "tal": "F1",
-    "evs": "F1",
-    "vhd": "F1",
-    "dvc": "F1",
-    "slc": "F1",
-    "tem": "mRec",
-    "gvq": "mRec",
-}
+PRIMARY = dict.fromkeys(REFERRING, "Acc") | dict.fromkeys((*MOMENT, "tal", "evs", "vhd", *CAPTION), "F1")
+PRIMARY |= dict.fromkeys(("tem", "gvq"), "mRec")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Spans = list[list[float]]

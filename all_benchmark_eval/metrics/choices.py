@@ -48,16 +48,8 @@ def _first_words(text: str, true: str) -> tuple[str, str, str, str]:
 
 
 _VIDEOMME_PHRASES = (
-    "The best answer is",
-    "The correct answer is",
-    "The answer is",
-    "The answer",
-    "Best answer:",
-    "Best option: ",
-    "Answer:",
-    "Option:",
-    "The correct answer",
-    "The correct option",
+    *("The best answer is", "The correct answer is", "The answer is", "The answer", "Best answer:", "Best option: "),
+    *("Answer:", "Option:", "The correct answer", "The correct option"),
 )
 
 

@@ -7,6 +7,7 @@ benchmark averages the measures are the tasks'. Spans in one unit, measures as f
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import Any, ClassVar
 
 import numpy as np
@@ -193,8 +194,7 @@ def published_measures(
     measures = {"Precision": precision, "Recall": recall}
     if not words.tokens:
         return measures
-    filler = captions.random_letters(1, seed)[0]
-    groups = [g for row in dense.caption_groups(over, predicted, true, lambda t: t, filler) for g in row]
+    groups = dense.caption_groups(over, predicted, true, THRESHOLDS, cycle(captions.random_letters(1, seed)))
     scores = {"CIDEr": captions.cider(groups), "ROUGE_L": captions.rouge_l(groups)}
     scores |= {f"BLEU_{n}": column for n, column in enumerate(captions.bleu(groups).T, start=1)}
     if words.meteor:
@@ -230,7 +230,7 @@ def corrected_measures(words: Words, predicted: Events, true: Events) -> dict[st
     if words.meteor:
         scores["METEOR"] = _where(over.iou > 0, pairs, captions.meteor_pairs)
         measures["SODA_c"] = soda(over, predicted, true, scores["METEOR"])
-    alone = dense.unmatched(over, predicted, lambda t: t - SLACK)  # [4, V]
+    alone = dense.unmatched(over, predicted, [t - SLACK for t in THRESHOLDS])  # [4, V]
     video = predicted.owner[over.predicted]
     for name, values in scores.items():
         columns = []

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -39,9 +40,9 @@ def test_pairs_precision_and_recall_are_those_of_loops_over_videos(videos):
     predicted, true = events([p for p, _ in videos], "p"), events([t for _, t in videos], "t")
     over = overlaps(predicted, true, iou_epsilon)
     precision, recall = precision_recall(over, predicted, true, lambda iou, t: iou > t)
-    groups = caption_groups(over, predicted, true, lambda t: t, "filler")
-    bare = caption_groups(over, predicted, true, lambda t: t, None)
-    alone = unmatched(over, predicted, lambda t: t)
+    groups = caption_groups(over, predicted, true, THRESHOLDS, repeat("filler"))
+    bare = caption_groups(over, predicted, true, THRESHOLDS, None)
+    alone = unmatched(over, predicted, THRESHOLDS)
     for v, (ps, ts) in enumerate(videos):
         iou = iou_epsilon(np.reshape(ps, (-1, 1, 2)), np.reshape(ts, (1, -1, 2)))
         for k, threshold in enumerate(THRESHOLDS):
@@ -49,8 +50,8 @@ def test_pairs_precision_and_recall_are_those_of_loops_over_videos(videos):
             assert recall[v, k] == ((iou > threshold).any(0).sum() / max(len(ts), 1) if len(ps) else 0)
             pairs = [(f"p{v}{i}", f"t{v}{j}") for i, j in np.argwhere(iou >= threshold)]
             lonely = [(f"p{v}{i}", "filler") for i, row in enumerate(iou) if not (row >= threshold).any()]
-            assert list(groups[k][v]) == pairs + lonely
-            assert list(bare[k][v]) == pairs
+            assert list(groups[k * len(videos) + v]) == pairs + lonely
+            assert list(bare[k * len(videos) + v]) == pairs
             assert alone[k, v] == len(lonely)
 
 
