@@ -8,16 +8,14 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines, read_text
+from videollm.common import config
 
-
-def need(holds: object, message: str) -> None:
-    """Raises BenchmarkError with ``message`` unless ``holds``."""
-    if not holds:
-        raise BenchmarkError(message)
+need = partial(config.need, error=BenchmarkError)  # need(holds, message)
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------

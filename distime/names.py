@@ -27,14 +27,12 @@ SHARED = [
     (f"{_VIT}.attn.proj.{{x}}", f"{_OUR_VIT}.attention.projection_layer.{{x}}"),
     (f"{_VIT}.norm1.{{x}}", f"{_OUR_VIT}.layernorm_before.{{x}}"),
     (f"{_VIT}.norm2.{{x}}", f"{_OUR_VIT}.layernorm_after.{{x}}"),
-    (f"{_VIT}.ls1", f"{_OUR_VIT}.lambda_1"),
-    (f"{_VIT}.ls2", f"{_OUR_VIT}.lambda_2"),
+    *((f"{_VIT}.ls{n}", f"{_OUR_VIT}.lambda_{n}") for n in (1, 2)),
     (f"{_VIT}.mlp.{{x}}", f"{_OUR_VIT}.mlp.{{x}}"),
     ("mlp1.0.{x}", "connector.layer_norm.{x}"),
     ("mlp1.1.{x}", "connector.linear_1.{x}"),
     ("mlp1.3.{x}", "connector.linear_2.{x}"),
-    ("time_gen.{x}", "head.time_gen.{x}"),
-    ("time_enc.{x}", "head.time_enc.{x}"),
+    *((f"time_{part}.{{x}}", f"head.time_{part}.{{x}}") for part in ("gen", "enc")),
 ]
 TABLES = {
     "qwen2": NameTable([*SHARED, ("language_model.{x}", "language_model.{x}")]),

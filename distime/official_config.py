@@ -145,31 +145,18 @@ def official_config(config: VideoLLMConfig, where: str) -> dict:
     tower = official_tower(config.vision)
     own = {"bias": False} if llm == "internlm2" else {"use_sliding_window": False}
     llm_config = {
-        "architectures": [architecture],
-        "model_type": llm,
+        "architectures": [architecture], "model_type": llm,
         **{key: getattr(text, key) for key in (*SAME_TEXT, "bos_token_id", "eos_token_id", "pad_token_id")},
-        "rope_theta": theta,
-        "rope_scaling": None if kind == "default" else {"type": kind, **rope},
-        "tie_word_embeddings": False,
-        **own,
-    }
+        "rope_theta": theta, "rope_scaling": None if kind == "default" else {"type": kind, **rope},
+        "tie_word_embeddings": False, **own,
+    }  # fmt: skip
     head = config.head
     return {
-        "architectures": ["InternVLChatModel"],
-        "model_type": "internvl_chat",
-        "llm_config": llm_config,
-        "vision_config": tower,
-        **FIXED,
-        "downsample_ratio": config.connector.get("downsample", 0.5),
+        "architectures": ["InternVLChatModel"], "model_type": "internvl_chat", "llm_config": llm_config,
+        "vision_config": tower, **FIXED, "downsample_ratio": config.connector.get("downsample", 0.5),
         "force_image_size": tower["image_size"],
-        "dec_reg": head.get("reg_max", 32),
-        "enc_sigma": head.get("sigma", 1.0),
-        "layer_num": head.get("num_layers", 3),
-        "use_llm_lora": 0,
-        "use_backbone_lora": 0,
-        "pad2square": False,
-        "dynamic_image_size": True,
-        "use_thumbnail": True,
-        "min_dynamic_patch": 1,
-        "max_dynamic_patch": config.max_tiles,
-    }
+        "dec_reg": head.get("reg_max", 32), "enc_sigma": head.get("sigma", 1.0), "layer_num": head.get("num_layers", 3),
+        "use_llm_lora": 0, "use_backbone_lora": 0,
+        "pad2square": False, "dynamic_image_size": True, "use_thumbnail": True,
+        "min_dynamic_patch": 1, "max_dynamic_patch": config.max_tiles,
+    }  # fmt: skip

@@ -25,16 +25,12 @@ from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
 
 WORDINGS = {
-    "distime": (
-        "Localize a series of activity events in the video, output the start and end timestamp for each event, and "
-        "describe each event with sentences."
-    ),
+    "distime": "Localize a series of activity events in the video, output the start and end timestamp for each event, "
+    "and describe each event with sentences.",
     # D2VLM published none: its wording for YouCook2, without the word on what the video shows
-    "d2vlm": (
-        "You are given a video. Watch the video carefully and densly describe all the events. For each event, you need "
-        "to determine the start and ends times and provide a concise description. The format of your response should "
-        "be: '<start time> - <end time>, <description>'."
-    ),
+    "d2vlm": "You are given a video. Watch the video carefully and densly describe all the events. For each event, you "
+    "need to determine the start and ends times and provide a concise description. The format of your response should "
+    "be: '<start time> - <end time>, <description>'.",
     "plain": "Describe every event of the video in order, each as: '<start time> - <end time>, <description>'.",
 }
 SAME_SENTENCE = 0.98  # difflib's ratio above which neighbouring events are one, if they touch

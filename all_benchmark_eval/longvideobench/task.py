@@ -19,10 +19,8 @@ GROUPS = ("duration_group", "question_category")
 NUM_OPTIONS = 5
 WORDINGS = {
     "distime": {
-        "text": (
-            "Question: {question}\nOptions:\n{options}\n"
-            "Answer with the option\u2019s letter from the given choices directly."
-        ),
+        "text": "Question: {question}\nOptions:\n{options}\n"
+        "Answer with the option\u2019s letter from the given choices directly.",
         "option": "{letter}. {option}",
     },
     "d2vlm": MVBENCH_WORDINGS["d2vlm"],  # none is published for this benchmark

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from all_benchmark_eval import items
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, scored_spans, worded
 from all_benchmark_eval.items import as_object, need
-from all_benchmark_eval.metrics.choices import CAREFULLY
+from all_benchmark_eval.metrics.choices import CAREFULLY, Question
 from all_benchmark_eval.metrics.intervals import iou_union, nextgqa_overlap
 from all_benchmark_eval.metrics.moments import SLACK, Located, State, order_and_clip, published_wordings, table
 
@@ -31,10 +31,8 @@ WHERE, CHOICE = "where", "choice"  # the two stages, as the beginning of a quest
 # by stage; D2VLM published none: its wordings for Charades-STA and for multiple choice
 WORDINGS = {
     "distime": {
-        WHERE: (
-            "Give you the textual query: '{question}'. When does the described content occur in the video? "
-            "Please return the timestamp in seconds."
-        ),
+        WHERE: "Give you the textual query: '{question}'. When does the described content occur in the video? "
+        "Please return the timestamp in seconds.",
         CHOICE: CAREFULLY.format(comma=",") + "\nQuestion1: {question}\nOptions:\n{options}\n"
         "Only give the best option.",
         "option": "({number}) {text}",
@@ -54,17 +52,6 @@ _NUMBER = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
-class Question:
-    """One line of test.csv; ``answer`` is the number of the right option."""
-
-    qid: str  # <type>_<video>_<number>
-    video: str
-    text: str
-    options: tuple[str, ...]
-    answer: int
-
-
-@dataclass(frozen=True)
 class Grounded:
     """Ground truth of N grounded questions, keys ``<video>_<number>``; row ``owner[k]`` has the true span k of K."""
 
@@ -72,7 +59,7 @@ class Grounded:
     durations: NDArray[np.float64]  # [N]
     spans: NDArray[np.float64]  # [K, 2], ordered
     owner: NDArray[np.int64]  # [K]
-    questions: list[Question]  # empty without test.csv
+    questions: list[Question]  # ids <type>_<video>_<number>; empty without test.csv
     video_paths: Mapping[str, str]
 
 
@@ -121,7 +108,7 @@ class NextGQA(Benchmark):
         for q in _asked(truth):
             options = "\n".join(words["option"].format(number=k, text=text) for k, text in enumerate(q.options))
             text = words[CHOICE].format(question=q.text, options=options)
-            lines.append(_line(truth, q, CHOICE, text, bound=_found(located.get(f"{WHERE}-{q.qid}"))))
+            lines.append(_line(truth, q, CHOICE, text, bound=_found(located.get(f"{WHERE}-{q.id}"))))
         return lines
 
     later_questions = choice_questions
@@ -130,12 +117,12 @@ class NextGQA(Benchmark):
         """From the answers of *both* stages (one file after the other), by question: see the form above."""
         lines = []
         for q in _asked(truth):
-            choice = answers.get(f"{CHOICE}-{q.qid}")
+            choice = answers.get(f"{CHOICE}-{q.id}")
             if choice is not None and not choice["error"]:
                 number = _NUMBER.search(choice["text"])
                 found = number.group(1) if number else -1
-                span = _found(answers.get(f"{WHERE}-{q.qid}")) or [-1, -1]
-                lines.append({"qid": q.qid, "prediction": found, "timestamp": span, "target": q.answer})
+                span = _found(answers.get(f"{WHERE}-{q.id}")) or [-1, -1]
+                lines.append({"qid": q.id, "prediction": found, "timestamp": span, "target": q.answer})
         return lines
 
     def read(self, path: Path, truth: Grounded) -> Answers:
@@ -145,7 +132,7 @@ class NextGQA(Benchmark):
         rows = {key: row for row, key in enumerate(truth.keys)}
         nowhere = Located.nowhere(len(rows))
         found = Answers(nowhere.spans, nowhere.state, np.zeros(len(rows), bool), [""] * len(rows), [])
-        answers = {f"{q.video}_{q.qid.rpartition('_')[2]}": q.answer for q in truth.questions}
+        answers = {f"{q.video}_{q.id.rpartition('_')[2]}": q.answer for q in truth.questions}
         seen: set[str] = set()
         for where, item in given:
             kind, _, key = str(item["qid"]).partition("_")
@@ -304,7 +291,7 @@ def _asked(truth: Grounded) -> list[Question]:
 def _line(truth: Grounded, question: Question, stage: str, text: str, **more: Any) -> dict:
     """A line for ``videollm.infer``."""
     video = truth.video_paths.get(question.video, question.video)
-    return items.question_line(f"{stage}-{question.qid}", f"{video}.mp4", text, **more)
+    return items.question_line(f"{stage}-{question.id}", f"{video}.mp4", text, **more)
 
 
 TASK = NextGQA()

@@ -21,10 +21,8 @@ VIDEOS = 300  # of each duration: the published script stops at another number
 _PRINTED = {"domain": "Video Categories", "sub_category": "Video Sub Categories", "task_type": "Task Categories"}
 _KEYS = ("video_id", "duration", *GROUPS, "question_id", "answer")
 _LETTER_ONLY = {
-    "text": (
-        "Select the best answer to the following multiple-choice question based on the video. Respond with only the "
-        "letter (A, B, C, or D) of the correct option.\n{question}\n{options}\nThe best answer is:"
-    ),
+    "text": "Select the best answer to the following multiple-choice question based on the video. Respond with only "
+    "the letter (A, B, C, or D) of the correct option.\n{question}\n{options}\nThe best answer is:",
     "option": "{option}",
 }
 # DisTime published none for this benchmark.
@@ -88,8 +86,8 @@ def _mark(row: Row, published: bool) -> Mark:
         letter = choices.videomme_letter(text)
         chosen = "ABCD".find(letter) if letter else None
     else:
-        texts = [_without_letter(option) for option in question.options]
-        chosen = choices.read_choice(text, max(len(texts), 4), texts)
+        bare = [option[2:].strip() if option[1:2] in (".", ")") else option for option in question.options]
+        chosen = choices.read_choice(text, max(len(bare), 4), bare)  # "A. text" -> "text"
     state = "unparsed" if chosen is None else "scored"
     counted = chosen is not None or not published
     return Mark(row.id, chosen == question.answer, state, counted, question.groups)
@@ -155,11 +153,6 @@ def _items(path: Path, keys: Sequence[str]) -> Iterable[tuple[Question, object]]
         groups = {"duration": duration} | {kind: str(row[kind]) for kind in GROUPS}
         text, right = str(row.get("question", "")), "ABCD".index(answer)
         yield Question(name, video, text, tuple(options), right, groups, row=row), row.get("a")
-
-
-def _without_letter(option: str) -> str:
-    """ "A. text" -> "text"."""
-    return option[2:].strip() if option[1:2] in (".", ")") else option
 
 
 TASK = VideoMME()

@@ -25,16 +25,12 @@ from all_benchmark_eval.metrics.moments import State, state_counts
 from all_benchmark_eval.metrics.parsing import published_steps_with_evidence
 
 WORDINGS = {
-    "distime": (
-        "Identify and localize a series of steps or actions occurring in the video, providing start and end timestamps "
-        "and related descriptions."
-    ),
+    "distime": "Identify and localize a series of steps or actions occurring in the video, providing start and end "
+    "timestamps and related descriptions.",
     # the dish is the same for every video, spelling as published
-    "d2vlm": (
-        "You are given a video about 'making fattoush'. Watch the video carefully and densly describe all the cooking "
-        "steps. For each step, you need to determine the start and ends times and provide a concise description. The "
-        "format of your response should be: '<start time> - <end time>, <description>'."
-    ),
+    "d2vlm": "You are given a video about 'making fattoush'. Watch the video carefully and densly describe all the "
+    "cooking steps. For each step, you need to determine the start and ends times and provide a concise description. "
+    "The format of your response should be: '<start time> - <end time>, <description>'.",
     "plain": "Describe every cooking step of the video in order, each as: '<start time> - <end time>, <description>'.",
 }
 METRICS = (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from d2vlm.preferences.factors import tiou, wording_of
 from d2vlm.preferences.wording import MARK, Wording, take_apart, words
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, need
 from videollm.data.record import Record
 
 _TIMES = re.compile(r"\[-?\d+(?:\.\d+)? s - -?\d+(?:\.\d+)? s\]")  # how an answer's text spells a span
@@ -34,10 +34,8 @@ class OwnOptions:
 
     def __post_init__(self):
         for name in ("iou", "words"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"own.{name}: {getattr(self, name)} is not in [0, 1]")
-        if self.most < 1:
-            raise ConfigError(f"own.most: {self.most}, but it must be at least 1")
+            need(0 <= getattr(self, name) <= 1, f"own.{name}: {getattr(self, name)} is not in [0, 1]")
+        need(self.most >= 1, f"own.most: {self.most}, but it must be at least 1")
 
 
 @dataclass
@@ -49,8 +47,7 @@ class RewriteOptions:
     timeout_s: float = 3600.0  # for all lines together
 
     def __post_init__(self):
-        if self.timeout_s <= 0:
-            raise ConfigError(f"rewrite.timeout_s: {self.timeout_s}, but it must be above 0")
+        need(self.timeout_s > 0, f"rewrite.timeout_s: {self.timeout_s}, but it must be above 0")
 
 
 def read_answers(paths: Sequence[Path], known: set[str]) -> tuple[dict[str, list[Wording]], Counter]:

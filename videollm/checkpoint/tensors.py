@@ -10,12 +10,15 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from videollm.common import config
 
 SHARD_BYTES = 4 << 30
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
@@ -25,10 +28,7 @@ class CheckpointError(ValueError):
     """A folder that cannot be loaded; the message names the folder, what is wrong and the remedy."""
 
 
-def need(holds: object, message: str) -> None:
-    """Raises CheckpointError with ``message`` unless ``holds``."""
-    if not holds:
-        raise CheckpointError(message)
+need = partial(config.need, error=CheckpointError)  # need(holds, message)
 
 
 def fetch(source: str) -> Path:
