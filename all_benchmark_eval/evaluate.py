@@ -23,8 +23,10 @@ from all_benchmark_eval.benchmark import WORDINGS, Benchmark, BenchmarkError, ge
 from all_benchmark_eval.summary import Summary
 from videollm import infer
 from videollm.checkpoint import CheckpointError, read_config
+from videollm.common.answers import AnswerLine
 from videollm.common.command import tell, whole
 from videollm.common.config import ConfigError
+from videollm.common.files import json_lines, json_text
 from videollm.heads import head_class
 
 INFER_OPTIONS = ("batch_size", "workers", "device", "backend")
@@ -68,14 +70,16 @@ def evaluate(task: Benchmark, run: Run, annotations: Path, videos: Path) -> dict
     return result
 
 
-def _ask(task: Benchmark, run: Run, folder: Path, videos: Path, lines: Sequence[dict], stage: str) -> dict[str, dict]:
+def _ask(
+    task: Benchmark, run: Run, folder: Path, videos: Path, lines: Sequence[dict], stage: str
+) -> dict[str, AnswerLine]:
     """The answers to one stage's questions, by id."""
     setting = worded(task.settings, run.wording)
     questions, answers = folder / f"{stage}questions.jsonl", folder / f"{stage}answers.jsonl"
     lines = [dict(setting.record) | line for line in lines]
     if questions.is_file():
         _keep_answers(questions, answers, lines, may_change=bool(stage))
-    write_text(questions, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(questions, json_text(lines))
     sampling = [f"sampler.{key}={json.dumps(value)}" for key, value in setting.sampler.items()]
     arguments = ["--model", run.model, "--annotations", questions, "--videos", videos, "--output", answers]
     arguments = [*map(str, arguments), *run.infer_options, *sampling, *run.overrides]
@@ -108,8 +112,8 @@ def _keep_answers(questions: Path, answers: Path, lines: Sequence[dict], may_cha
         )
     for path in (answers, *answers.parent.glob(f"{answers.name}.part*")):
         if path.is_file():
-            whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # a torn last line is asked again anyway
-            write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["id"] not in changed))
+            whole = json_lines(path, torn=True)  # a torn last line is asked again anyway
+            write_text(path, json_text(line for _, line in whole if line["id"] not in changed))
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ special to a benchmark is in its ``task.py``.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +20,8 @@ from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, BenchmarkError, Options, Scores, get
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
+from videollm.common.answers import AnswerLine
+from videollm.common.code import code
 from videollm.common.command import tell, whole
 
 WIDTH = 110  # characters that the widest table needs
@@ -75,7 +76,9 @@ def convert(task: Benchmark, answers: Path, truth: Any, wording: str | None, off
     write_predictions(task, truth, benchmark.read_answers(answers), wording, official)
 
 
-def write_predictions(task: Benchmark, truth: Any, answers: Mapping[str, dict], wording: str, official: Path) -> None:
+def write_predictions(
+    task: Benchmark, truth: Any, answers: Mapping[str, AnswerLine], wording: str, official: Path
+) -> None:
     """Write answers by id as a prediction file in the benchmark's own form."""
     data = task.from_answers(truth, answers, wording)
     benchmark.write_text(official, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
@@ -85,7 +88,7 @@ def _result(
     task: Benchmark, variant: str, scores: dict[str, Scores], files: dict[str, Path | None], options: dict[str, Any]
 ) -> dict[str, Any]:
     """What is written: ``protocols`` has metrics, unit, counts and so on of each, ``per_sample`` the single scores."""
-    protocols = {}
+    protocols, (commit, changed) = {}, code()
     for protocol, outcome in scores.items():
         entry = asdict(outcome)
         del entry["per_sample"]
@@ -101,7 +104,7 @@ def _result(
         "protocols": protocols,
         "files": {k: {"path": str(f), "sha256": benchmark.sha256(f)} for k, f in files.items() if f is not None},
         "options": options,
-        "commit": _commit(),
+        "commit": f"{commit}-dirty" if changed else commit,
         "per_sample": {protocol: outcome.per_sample for protocol, outcome in scores.items()},
     }
 
@@ -125,15 +128,6 @@ def _dump(result: dict[str, Any]) -> str:
         for protocol, scores in result["per_sample"].items()
     ]
     return head.removesuffix("\n}") + ',\n "per_sample": {\n' + ",\n".join(protocols) + "\n }\n}\n"
-
-
-def _commit() -> str | None:
-    """The git commit of this code, with "-dirty" where files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from all_benchmark_eval.metrics.dense import THRESHOLDS, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
+from videollm.common.answers import AnswerLine
 
 WORDINGS = {
     "distime": "Localize a series of activity events in the video, output the start and end timestamp for each event, "
@@ -60,11 +61,11 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
         videos = read_videos(path)
         return DenseTruth.of(((video, duration, spans, texts) for _, video, duration, texts, spans in videos), path)
 
-    def from_answers(self, truth: DenseTruth, answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: DenseTruth, answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """The events of each answer in whole seconds; no line for a video that was not answered."""
         lines = []
         for name in truth.names:
-            if name in answers and not answers[name]["error"]:
+            if name in answers and not answers[name].error:
                 events = [
                     {"event": text, "timestamps": f"{round(start)} - {round(end)}"}
                     for (start, end), text in answer_events(answers[name])

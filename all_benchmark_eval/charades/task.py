@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from all_benchmark_eval.benchmark import BenchmarkError, Layout, Options, Scores, read_json, read_text, scored_spans
+from all_benchmark_eval.benchmark import BenchmarkError, Layout, Options, Scores, read_json, read_text
 from all_benchmark_eval.items import as_object, first_span, need, read_table, seconds
 from all_benchmark_eval.metrics import moments
 from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
 from all_benchmark_eval.metrics.moments import THRESHOLDS, Located, Moments, State, grounding
 from all_benchmark_eval.metrics.parsing import evidence_and_answer_spans
+from videollm.common.answers import AnswerLine
 
 DURATIONS = "Charades_v1_test.csv"  # of the Charades data set: columns id, length
 _LINE = re.compile(r"(\S+) (\S+) (\S+?)##(.*)")
@@ -57,13 +58,13 @@ class Charades(moments.MomentBenchmark):
         rows = ((f"{v}/{text.strip()}", v, text, span, lengths.get(v, np.nan)) for v, text, span in queries)
         return Moments.of(rows, path)
 
-    def from_answers(self, truth: Moments, answers: Mapping[str, dict], wording: str) -> dict:
+    def from_answers(self, truth: Moments, answers: Mapping[str, AnswerLine], wording: str) -> dict:
         """The first form above, for every wording; an answer without a span is written as [-1, -1]."""
         found: dict[str, dict] = {}
         for name, video, sentence in zip(truth.ids, truth.videos, truth.queries, strict=True):
             answer = answers.get(name)
-            if answer is not None and not answer["error"]:
-                start, end = (scored_spans(answer) or [[-1, -1]])[0]
+            if answer is not None and not answer.error:
+                start, end = (answer.scored_spans or [[-1, -1]])[0]
                 found.setdefault(video, {})[sentence] = {"start": start, "end": end, "conf": 1}
         return found
 

@@ -14,6 +14,7 @@ from all_benchmark_eval.items import are_texts, need, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of, tally
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
+from videollm.common.answers import AnswerLine
 
 GROUPS = ("duration_group", "question_category")
 NUM_OPTIONS = 5
@@ -55,12 +56,14 @@ class LongVideoBench(choices.ChoiceBenchmark):
             groups = {kind: str(item[kind]) for kind in GROUPS}
             yield Question(name, str(video), str(text), tuple(options), answer, groups, record)
 
-    def from_answers(self, truth: Mapping[str, Question], answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(
+        self, truth: Mapping[str, Question], answers: Mapping[str, AnswerLine], wording: str
+    ) -> list[dict]:
         worded(WORDINGS, wording)
         return [
-            {"id": name, "pred": answers[name]["text"], "gt": f"{chr(ord('A') + q.answer)}. {q.options[q.answer]}"}
+            {"id": name, "pred": answers[name].text, "gt": f"{chr(ord('A') + q.answer)}. {q.options[q.answer]}"}
             for name, q in truth.items()
-            if name in answers and not answers[name]["error"]
+            if name in answers and not answers[name].error
         ]
 
     def read_answers(self, path: Path) -> Iterable[Row]:

@@ -17,6 +17,7 @@ from all_benchmark_eval.items import are_texts, need, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import CAREFULLY, Mark, Predictions, Question, Row, letter_of, read_choice
 from all_benchmark_eval.mvbench.tasks import FRAMES, TASKS, stem
+from videollm.common.answers import AnswerLine
 
 WORDINGS = {
     "d2vlm": {
@@ -52,13 +53,15 @@ class MVBench(choices.ChoiceBenchmark):
         need(files, f"{path}: no annotation file of MVBench (action_sequence.json, ...)")
         return (question for file in files for question in _questions(file))
 
-    def from_answers(self, truth: Mapping[str, Question], answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(
+        self, truth: Mapping[str, Question], answers: Mapping[str, AnswerLine], wording: str
+    ) -> list[dict]:
         """DisTime's form for every wording, with the question's id."""
         worded(WORDINGS, wording)
         return [
-            {"id": name, "task_type": q.groups["task"], "pred": answers[name]["text"], "gt": _shown(q)}
+            {"id": name, "task_type": q.groups["task"], "pred": answers[name].text, "gt": _shown(q)}
             for name, q in truth.items()
-            if name in answers and not answers[name]["error"]
+            if name in answers and not answers[name].error
         ]
 
     def read_answers(self, path: Path) -> Iterable[Row]:

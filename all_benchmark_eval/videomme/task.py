@@ -14,6 +14,7 @@ from all_benchmark_eval.benchmark import Layout, Options, Scores, worded
 from all_benchmark_eval.items import are_texts, need, read_rows
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, tally
+from videollm.common.answers import AnswerLine
 
 DURATIONS = ("short", "medium", "long")
 GROUPS = ("domain", "sub_category", "task_type")
@@ -43,12 +44,14 @@ class VideoMME(choices.ChoiceBenchmark):
         """Ids: question_id."""
         return (question for question, _ in _items(path, _KEYS))
 
-    def from_answers(self, truth: Mapping[str, Question], answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(
+        self, truth: Mapping[str, Question], answers: Mapping[str, AnswerLine], wording: str
+    ) -> list[dict]:
         worded(WORDINGS, wording)
         return [
-            item.row | {"a": answers[name]["text"]}
+            item.row | {"a": answers[name].text}
             for name, item in truth.items()
-            if name in answers and not answers[name]["error"]
+            if name in answers and not answers[name].error
         ]
 
     def read_answers(self, path: Path) -> Iterable[Row]:

@@ -23,6 +23,7 @@ from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Wo
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
 from all_benchmark_eval.metrics.parsing import published_steps_with_evidence
+from videollm.common.answers import AnswerLine
 
 WORDINGS = {
     "distime": "Identify and localize a series of steps or actions occurring in the video, providing start and end "
@@ -56,9 +57,9 @@ class YouCook2(dense_scores.DenseBenchmark):
             return DenseTruth.of(_from_database(as_object(data["database"], f"{path}: database"), path), path)
         return DenseTruth.of(_from_list(as_object(data, f"{path}", ("annotations",))["annotations"], path), path)
 
-    def from_answers(self, truth: DenseTruth, answers: Mapping[str, dict], wording: str) -> dict:
+    def from_answers(self, truth: DenseTruth, answers: Mapping[str, AnswerLine], wording: str) -> dict:
         """The events of each answer; no entry for a video that was not answered."""
-        answered = {name: answers[name] for name in truth.names if name in answers and not answers[name]["error"]}
+        answered = {name: answers[name] for name in truth.names if name in answers and not answers[name].error}
         return {
             name: [{"timestamp": span, "caption": text} for span, text in answer_events(answer)]
             for name, answer in answered.items()
