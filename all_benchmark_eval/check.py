@@ -47,14 +47,8 @@ def check(task: Benchmark, root: Path) -> dict[str, Any]:
         records = [parse_record(line, number, task.name) for number, line in enumerate(lines, start=1)]
     except (BenchmarkError, AnnotationError) as error:
         return nothing | {"annotations": "unreadable", "problem": str(error)}
-    return {
-        "title": task.title,
-        "annotations": "present",
-        "path": str(path),
-        "questions": len(records),
-        "folder": str(videos),
-        "videos": _videos(task.title, records, videos),
-    }
+    found = {"annotations": "present", "path": str(path), "questions": len(records)}
+    return nothing | found | {"videos": _videos(task.title, records, videos)}
 
 
 def complete(found: dict[str, Any]) -> bool:

@@ -20,10 +20,10 @@ import torch
 
 from all_benchmark_eval import benchmark, score
 from all_benchmark_eval.benchmark import WORDINGS, Benchmark, BenchmarkError, get, worded, write_text
+from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.summary import Summary
 from videollm import infer
 from videollm.checkpoint import CheckpointError, read_config
-from videollm.common.answers import AnswerLine
 from videollm.common.command import tell, whole
 from videollm.common.config import ConfigError
 from videollm.common.files import json_lines, json_text
@@ -63,16 +63,13 @@ def evaluate(task: Benchmark, run: Run, annotations: Path, videos: Path) -> dict
     predictions, scores = folder / "predictions.json", folder / "scores.json"
     score.write_predictions(task, truth, answers, run.wording, predictions)
     variant = run.wording if run.wording in task.variants else None
-    result = score.score_file(
-        task.name, predictions, annotations, scores, variant=variant, wording=run.wording, **run.score_options
-    )
+    options = {"variant": variant, "wording": run.wording} | run.score_options
+    result = score.score_file(task.name, predictions, annotations, scores, **options)
     score.show(result, scores)
     return result
 
 
-def _ask(
-    task: Benchmark, run: Run, folder: Path, videos: Path, lines: Sequence[dict], stage: str
-) -> dict[str, AnswerLine]:
+def _ask(task: Benchmark, run: Run, folder: Path, videos: Path, lines: Sequence[dict], stage: str) -> Answers:
     """The answers to one stage's questions, by id."""
     setting = worded(task.settings, run.wording)
     questions, answers = folder / f"{stage}questions.jsonl", folder / f"{stage}answers.jsonl"
@@ -89,8 +86,7 @@ def _ask(
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
         command = [*launcher, str(run.processes), "-m", "videollm.infer", *arguments]
         status = subprocess.run(command, check=False).returncode
-    if status:
-        raise BenchmarkError(f"{task.name}: videollm.infer ended with status {status}; its message stands above")
+    need(not status, f"{task.name}: videollm.infer ended with status {status}; its message stands above")
     return benchmark.read_answers(answers)
 
 
@@ -105,18 +101,13 @@ def _keep_answers(questions: Path, answers: Path, lines: Sequence[dict], may_cha
     if now == before:
         return
     changed = {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)}
-    if not may_change:
-        raise BenchmarkError(
-            f"{questions}: {len(changed)} questions are others now ({min(changed)!r}, ...), as with other annotations "
-            "or another wording; choose another --output or delete that folder"
-        )
+    others = f"{len(changed)} questions are others now ({min(changed)!r}, ...)"
+    remedy = "choose another --output or delete that folder"
+    need(may_change, f"{questions}: {others}, as with other annotations or another wording; {remedy}")
     for path in (answers, *answers.parent.glob(f"{answers.name}.part*")):
         if path.is_file():
             whole = json_lines(path, torn=True)  # a torn last line is asked again anyway
             write_text(path, json_text(line for _, line in whole if line["id"] not in changed))
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def _places(task: Benchmark, args: argparse.Namespace) -> tuple[Path, Path]:
@@ -166,11 +157,9 @@ def processes(given: int | None) -> int:
     """How many processes answer. Raises BenchmarkError for a number that GPUS or the machine does not allow."""
     visible = torch.cuda.device_count()
     text = os.environ.get("GPUS") or str(max(visible, 1))
-    if given is None and not (text.isdecimal() and int(text)):
-        raise BenchmarkError(f"GPUS={text} must be a whole number from 1")
+    need(given or (text.isdecimal() and int(text)), f"GPUS={text} must be a whole number from 1")
     count = given or int(text)
-    if 0 < visible < count:
-        raise BenchmarkError(f"--gpus: {count}, but this machine shows {visible}")
+    need(count <= visible or not visible, f"--gpus: {count}, but this machine shows {visible}")
     return count
 
 
@@ -180,15 +169,9 @@ def prepare(args: argparse.Namespace) -> tuple[Run, Summary]:
         get(name)
     passed = {name: getattr(args, name) for name in INFER_OPTIONS}
     options = [part for name, value in passed.items() if value for part in (f"--{name.replace('_', '-')}", value)]
-    run = Run(
-        model=args.model,
-        output=args.output or args.model / "evaluation",
-        wording=args.wording or wording_of(args.model),
-        processes=processes(args.gpus),
-        infer_options=options,
-        overrides=args.overrides,
-        score_options={k: getattr(args, k) for k in ("bootstrap", "skip_meteor", "sentence_model")},
-    )
+    output, wording = args.output or args.model / "evaluation", args.wording or wording_of(args.model)
+    scored = {key: getattr(args, key) for key in ("bootstrap", "skip_meteor", "sentence_model")}
+    run = Run(args.model, output, wording, processes(args.gpus), options, args.overrides, scored)
     return run, Summary.open(run.output, run.model, run.wording)
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines, read_text
 from videollm.common import config
+from videollm.common.answers import AnswerLine
+
+Answers = Mapping[str, AnswerLine]  # by the id of the question
 
 need = partial(config.need, error=BenchmarkError)  # need(holds, message)
-
-
-# ---- values ----------------------------------------------------------------------------------------------------------
 
 
 def as_object(value: Any, where: str, keys: Sequence[str] = ()) -> Mapping[str, Any]:
@@ -72,9 +72,6 @@ def read_spans(value: Any, problem: str) -> list[tuple[float, float]]:
     return spans
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
 def read_object(path: Path, keys: Sequence[str] = ()) -> Mapping[str, Any]:
     """A JSON file that holds one object with ``keys``. Raises BenchmarkError where that is not so."""
     return as_object(read_json(path), f"{path}", keys)
@@ -111,6 +108,14 @@ def once(items: Iterable[tuple[str, Any]], path: object) -> dict[str, Any]:
         need(name not in found, f"{path}: {name!r} stands twice")
         found[name] = item
     return found
+
+
+def answered(answers: Answers, ids: Iterable[str], *columns: Iterable) -> Iterator[tuple]:
+    """(answer, id, what each of ``columns`` holds of it) of every question that was answered."""
+    for name, *row in zip(ids, *columns, strict=True):
+        answer = answers.get(name)
+        if answer is not None and not answer.error:
+            yield answer, name, *row
 
 
 def question_line(name: str, video: str, text: str, **more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ special to a benchmark is in its ``task.py``.
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from rich.table import Table
 
 from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, BenchmarkError, Options, Scores, get
-from all_benchmark_eval.items import need
+from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
-from videollm.common.answers import AnswerLine
 from videollm.common.code import code
 from videollm.common.command import tell, whole
 
@@ -28,19 +27,10 @@ WIDTH = 110  # characters that the widest table needs
 
 
 def score_file(
-    name: str,
-    predictions: Path,
-    annotations: Path | None,
-    output: Path,
-    *,
-    protocols: Sequence[str] = PROTOCOLS,
-    variant: str | None = None,
-    wording: str | None = None,
-    bootstrap: int = 0,
-    skip_meteor: bool = False,
-    sentence_model: str | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
+    name: str, predictions: Path, annotations: Path | None, output: Path, *,
+    protocols: Sequence[str] = PROTOCOLS, variant: str | None = None, wording: str | None = None, bootstrap: int = 0,
+    skip_meteor: bool = False, sentence_model: str | None = None, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Score ``predictions`` and write the result to ``output``; returns what is written, see :func:`_result`.
 
     ``infer`` output is turned into the benchmark's own form first, which stays beside the output as
@@ -58,7 +48,10 @@ def score_file(
     official = predictions
     if not predictions.is_dir() and benchmark.is_infer_output(predictions):
         official = output.with_name(f"{output.stem}.predictions.json")
-        convert(task, predictions, truth, wording, official)
+        own = f"{predictions} is output of videollm.infer"
+        need(wording is not None, f"--wording: {own}; say how its questions were worded")
+        need(truth is not None, f"--annotations: {own}, which has no ground truth: give it")
+        write_predictions(task, truth, benchmark.read_answers(predictions), wording, official)
     given = task.read(official, truth)
     files = {"predictions": predictions, "annotations": annotations}
     options = {"skip_meteor": skip_meteor, "sentence_model": sentence_model, "seed": seed}
@@ -68,17 +61,7 @@ def score_file(
     return result
 
 
-def convert(task: Benchmark, answers: Path, truth: Any, wording: str | None, official: Path) -> None:
-    """Write ``infer`` output as a prediction file in the benchmark's own form."""
-    own = f"{answers} is output of videollm.infer"
-    need(wording is not None, f"--wording: {own}; say how its questions were worded")
-    need(truth is not None, f"--annotations: {own}, which has no ground truth: give it")
-    write_predictions(task, truth, benchmark.read_answers(answers), wording, official)
-
-
-def write_predictions(
-    task: Benchmark, truth: Any, answers: Mapping[str, AnswerLine], wording: str, official: Path
-) -> None:
+def write_predictions(task: Benchmark, truth: Any, answers: Answers, wording: str, official: Path) -> None:
     """Write answers by id as a prediction file in the benchmark's own form."""
     data = task.from_answers(truth, answers, wording)
     benchmark.write_text(official, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
@@ -97,16 +80,12 @@ def _result(
             entry["intervals"] = _intervals(outcome, options["bootstrap"], options["seed"])
         protocols[protocol] = entry
     return {
-        "benchmark": task.name,
-        "title": task.title,
-        "variant": variant,
-        "headline": next(iter(scores)),
+        "benchmark": task.name, "title": task.title, "variant": variant, "headline": next(iter(scores)),
         "protocols": protocols,
         "files": {k: {"path": str(f), "sha256": benchmark.sha256(f)} for k, f in files.items() if f is not None},
-        "options": options,
-        "commit": f"{commit}-dirty" if changed else commit,
+        "options": options, "commit": f"{commit}-dirty" if changed else commit,
         "per_sample": {protocol: outcome.per_sample for protocol, outcome in scores.items()},
-    }
+    }  # fmt: skip
 
 
 def _intervals(scores: Scores, resamples: int, seed: int) -> dict[str, list[float]]:
@@ -128,9 +107,6 @@ def _dump(result: dict[str, Any]) -> str:
         for protocol, scores in result["per_sample"].items()
     ]
     return head.removesuffix("\n}") + ',\n "per_sample": {\n' + ",\n".join(protocols) + "\n }\n}\n"
-
-
-# ---- the table -------------------------------------------------------------------------------------------------------
 
 
 def tables(result: dict[str, Any]) -> Table:
@@ -179,9 +155,6 @@ def show(result: dict[str, Any], output: Path) -> None:
     console.print(f"headline: {result['headline']}. Written to {output}", markup=False)
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """How is scored, for every command that does."""
     parser.add_argument("--bootstrap", type=whole(0), default=0, metavar="N", help="resamples for confidence intervals")
@@ -189,8 +162,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sentence-model", metavar="PATH", help="all-MiniLM-L6-v2: folder or hub name")
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="all_benchmark_eval.score", description="Score a prediction file.")
     parser.add_argument("benchmark", metavar="BENCHMARK", help=", ".join(benchmark.names()))
     parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="plain or .gz")
@@ -202,12 +175,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--wording", choices=WORDINGS, help="of the questions that videollm.infer answered")
     add_options(parser)
     parser.add_argument("--seed", type=whole(0), default=0, help="of random strings and resamples")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; a user's error is one line and exit status 2."""
-    chosen = vars(arguments(argv))
+    chosen = vars(parser.parse_args(argv))
     name, protocol = chosen.pop("benchmark"), chosen.pop("protocol")
     try:
         result = score_file(name, protocols=[protocol] if protocol else PROTOCOLS, **chosen)

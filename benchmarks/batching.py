@@ -9,6 +9,7 @@ folder that the quickstart has made (clips, tower, tokenizer, features).
     python -m benchmarks.batching --quickstart runs/quickstart
 """
 
+import argparse
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +17,15 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
-from benchmarks.deepspeed_step import model_of
 from benchmarks.rounds import command_line, seconds
+from quickstart.stages import overrides
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_sizes
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.config import override, read_yaml
-from videollm.data.load import load_records
-from videollm.data.record import Record
+from videollm.data import Record, load_records
 from videollm.training.assemble import assemble, read_settings
 from videollm.training.features import FeatureStore
 from videollm.training.optimizer import set_trainable
@@ -35,7 +35,7 @@ ROWS = {"one question a row": 48, "packed": 12}  # of about the same number of t
 
 def load(folder: Path, head: str) -> tuple[Bundle, VisualReader, list[Record]]:
     """The quickstart's model, a reader of its stored features, and its training records."""
-    given = [f"{key}={value}" for key, value in model_of(folder).items()]
+    given = overrides(argparse.Namespace(output=folder, seed=0, steps=None), head)
     settings = read_settings(override(read_yaml(f"configs/tiny/{head}.yaml"), given))
     bundle = assemble(settings)
     set_trainable(bundle.model, settings.train)

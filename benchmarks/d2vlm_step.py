@@ -66,9 +66,6 @@ def make_model(args: argparse.Namespace, kind: type[VideoLLM], attention: str) -
     return model.train()
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
 def prompt(rng: np.random.Generator, question: list[int], vocabulary: int) -> Prompt:
     """Frames, a question, and an answer of its own with evidence stage."""
     words = rng.integers(20, vocabulary, ANSWER).tolist()
@@ -113,9 +110,6 @@ def make_batch(args: argparse.Namespace, model: VideoLLM, items: list[Item], ran
     return replace(batch.to(args.device), features=tokens.flatten(0, 1).to(args.device, model.dtype).requires_grad_())
 
 
-# ---- steps -----------------------------------------------------------------------------------------------------------
-
-
 def sft_step(model: VideoLLM, batch: Batch) -> float:
     """Forward and backward; returns the loss."""
     loss = model(batch).loss
@@ -142,9 +136,6 @@ def apart_batch(args: argparse.Namespace, model: VideoLLM, items: list[Item]) ->
         for item in items:
             rows.append(Item([item.prompts[k]], [item.spans_s[k]], times_s=item.times_s, duration_s=item.duration_s))
     return make_batch(args, model, rows, rank=True)
-
-
-# ---- measuring -------------------------------------------------------------------------------------------------------
 
 
 def gradients(model: VideoLLM, step: Callable[[], float], tokens: Tensor, videos: int) -> tuple[float, list[Tensor]]:
@@ -208,10 +199,8 @@ def preference(args: argparse.Namespace) -> dict:
             f"one row a pair, batch {size}": lambda m=model, b=together: fpo_step(m, b, apart=False),
             f"two sequences, batch {size}": lambda m=model, b=apart: fpo_step(m, b, apart=True),
         }
-        one, two = (
-            gradients(model, step, b.features, size) for step, b in zip(pair.values(), (together, apart), strict=True)
-        )
-        differences.append(difference(one, two))
+        both = zip(pair.values(), (together, apart), strict=True)
+        differences.append(difference(*(gradients(model, step, batch.features, size) for step, batch in both)))
         steps |= pair
     times = rounds(steps, args.repeats, args.device)
     sizes = [f"batch {size}" for size in (1, args.batch)]
@@ -226,16 +215,10 @@ def preference(args: argparse.Namespace) -> dict:
 def main() -> None:
     """Measure and print."""
     parser = command_line(
-        __doc__,
-        layers=(8, "of the language model; Phi-3-mini has 32"),
-        width=(512, "Phi-3-mini has 3072"),
-        vocabulary=(2004, "Phi-3-mini has 32064"),
-        batch=(8, "the larger batch"),
-        repeats=5,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        dtype="float32",
-        file=True,
-    )
+        __doc__, layers=(8, "of the language model; Phi-3-mini has 32"), width=(512, "Phi-3-mini has 3072"),
+        vocabulary=(2004, "Phi-3-mini has 32064"), batch=(8, "the larger batch"), repeats=5,
+        device="cuda" if torch.cuda.is_available() else "cpu", dtype="float32", file=True,
+    )  # fmt: skip
     args = parser.parse_args()
     found = {"supervised": supervised(args), "preference": preference(args)}
     for name, part in found.items():

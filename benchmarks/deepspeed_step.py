@@ -16,27 +16,17 @@ from pathlib import Path
 from benchmarks.rounds import command_line
 
 
-def model_of(folder: Path) -> dict[str, Path]:
-    """What a config needs of the folder that the quickstart has made."""
-    return {
-        "model.vision_weights": folder / "tower",
-        "model.tokenizer": folder / "tokenizer",
-        "model.word_vectors": folder / "tower/attributes.safetensors",
-        "model.feature_mean": folder / "tower/feature_mean.safetensors",
-    }
-
-
 def seconds_a_step(folder: Path, head: str, deepspeed: str, steps: int) -> float:
     """Wall time of a step, start-up left out, as the Trainer reports it."""
     with tempfile.TemporaryDirectory() as output:
-        overrides = model_of(folder) | {
-            "data.train": f"[{folder / 'data/train.jsonl'}]",
-            "data.videos": folder / "data/videos",
+        overrides = {
+            "model.vision_weights": folder / "tower", "model.tokenizer": folder / "tokenizer",
+            "model.word_vectors": folder / "tower/attributes.safetensors",
+            "model.feature_mean": folder / "tower/feature_mean.safetensors",
+            "data.train": f"[{folder / 'data/train.jsonl'}]", "data.videos": folder / "data/videos",
             "data.features": folder / "features",
-            "train.output": f"{output}/run",
-            "train.steps": steps,
-            "train.deepspeed": deepspeed,
-        }
+            "train.output": f"{output}/run", "train.steps": steps, "train.deepspeed": deepspeed,
+        }  # fmt: skip
         command = [sys.executable, "-m", "videollm.train", "--config", f"configs/tiny/{head}.yaml"]
         command += [f"{key}={value}" for key, value in overrides.items()]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

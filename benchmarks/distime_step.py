@@ -65,9 +65,6 @@ def make_model(args: argparse.Namespace) -> VideoLLM:
     return model.to(args.device, getattr(torch, args.dtype)).train()
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
 def make_item(args: argparse.Namespace, seed: int, answered: bool = True, frames: int | None = None) -> Item:
     """One video of 30 s with a question, and (``answered``) an answer with two stamps; lengths differ by seed."""
     rng, prompt, count = np.random.default_rng(seed), Prompt(), args.frames if frames is None else frames
@@ -104,9 +101,6 @@ def make_batch(args: argparse.Namespace, items: list[Item], left: bool = False) 
     """The collator's batch, on the device."""
     batch = Collator(pad_id=0, split_prefix=False, bidirectional=False, average="samples", left=left)(items)
     return batch.to(args.device)
-
-
-# ---- claims ----------------------------------------------------------------------------------------------------------
 
 
 def train_step(model: VideoLLM, batches: list[Batch]) -> list[float]:
@@ -173,15 +167,9 @@ def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
 def main() -> None:
     """Measure and print."""
     parser = command_line(
-        __doc__,
-        frames=2,
-        batch=(8, "samples of a training step"),
-        answers=(16, "questions answered at once"),
-        tokens=(48, "of an answer"),
-        repeats=3,
-        dtype="bfloat16",
-        file=True,
-    )
+        __doc__, frames=2, batch=(8, "samples of a training step"), answers=(16, "questions answered at once"),
+        tokens=(48, "of an answer"), repeats=3, dtype="bfloat16", file=True,
+    )  # fmt: skip
     parser.add_argument("--scale", type=int, default=8, choices=(1, 2, 3, 4, 6, 8, 12), help="cut depth and vocabulary")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()

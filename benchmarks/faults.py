@@ -38,9 +38,8 @@ def start(folder: Path, output: Path, ranks: int, log: Path) -> subprocess.Popen
     command += [folder / "clips/videos", "--annotations", folder / "questions.jsonl", "--output", output]
     command += ["--device", "cpu", "--batch-size", "4", "--workers", "1", "generate.max_new_tokens=24"]
     with open(log, "ab") as out:
-        return subprocess.Popen(
-            [str(x) for x in command], cwd=REPOSITORY, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True
-        )
+        options = {"cwd": REPOSITORY, "env": ENVIRONMENT, "stdout": out, "stderr": out, "start_new_session": True}
+        return subprocess.Popen([str(x) for x in command], **options)
 
 
 def files(output: Path) -> list[Path]:

@@ -21,10 +21,8 @@ import torch
 
 from benchmarks.rounds import command_line
 from benchmarks.tiny_checkpoint import QUESTIONS_A_CLIP, make
-from videollm.checkpoint.bundle import Bundle
-from videollm.checkpoint.load import load
-from videollm.data.load import load_records
-from videollm.data.record import Record
+from videollm.checkpoint import Bundle, load
+from videollm.data import Record, load_records
 from videollm.inference.answer import Speed, answer_records
 from videollm.model.generate import GenerateOptions
 

@@ -73,17 +73,11 @@ def step(way: str, model: Output, states: Tensor, index: Tensor, labels: Tensor)
     return loss.item()
 
 
-def peak_kib() -> int:
-    """The largest resident size this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def extra_memory(args: argparse.Namespace, way: str) -> float:
     """MiB that a step needs beyond what is there, in a process of its own, since peaks are never forgotten."""
     sizes = [f"--{name}={getattr(args, name)}" for name in ("tokens", "supervised", "vocabulary", "width", "dtype")]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.lean_loss", "--memory", way, *sizes], check=True, capture_output=True
-    )
+    command = [sys.executable, "-m", "benchmarks.lean_loss", "--memory", way, *sizes]
+    done = subprocess.run(command, check=True, capture_output=True)
     return float(done.stdout)
 
 
@@ -91,9 +85,9 @@ def measure_memory(args: argparse.Namespace) -> None:
     """Print the MiB that one step of ``args.memory`` adds to the peak."""
     model, *rest = case(args)
     model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight).fill_(0.0)  # touched: the step only adds to it
-    before = peak_kib()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, the largest resident size so far
     step(args.memory, model, *rest)
-    print((peak_kib() - before) / 1024)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def assert_equal(args: argparse.Namespace) -> None:
@@ -125,9 +119,8 @@ def main() -> None:
     print("same loss, same gradients")
     for way in WAYS:
         print(f"{way:5} {seconds[way]:.2f} s, {memory[way]:.0f} MiB beyond weights and their gradients, {args.dtype}")
-    print(
-        f"lean is {ratio:.1f}x faster (target {TARGET_TIME:g}x) in {share:.2f} of the memory (target {TARGET_MEMORY})"
-    )
+    told = f"lean is {ratio:.1f}x faster (target {TARGET_TIME:g}x)"
+    print(f"{told} in {share:.2f} of the memory (target {TARGET_MEMORY})")
     found = {"seconds": seconds, "extra_mib": memory, "speedup": ratio, "memory_share": share}
     write_json(args.json, found | vars(args))
 

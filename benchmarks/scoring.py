@@ -26,18 +26,14 @@ RUNS = {  # name -> (benchmark, predictions, annotations, options, target in sec
     "ActivityNet": ("anet", "preds/anet_mr_1b.json.gz", "gt/anet_val_2.json.gz", [], 1, "0.5-0.9"),
     "QVHighlights": ("qvhighlights", "preds/qvhighlights_1b.json.gz", "gt/qvhighlights_val.json.gz", [], 1, "2-5"),
     "QVHighlights, highlights": (
-        "qvhighlights",
-        "corner/moment_detr_sample_val_preds.jsonl.gz",
-        "gt/qvhighlights_highlight_val_release.jsonl.gz",
-        ["--variant", "moment_detr"],
-        3,
-        "42-47",
+        "qvhighlights", "corner/moment_detr_sample_val_preds.jsonl.gz",
+        "gt/qvhighlights_highlight_val_release.jsonl.gz", ["--variant", "moment_detr"], 3, "42-47",
     ),
     "NExT-GQA": ("nextgqa", "preds/nextgqa_1b.json.gz", "gt/nextgqa_gsub_test.json.gz", [], 1, "0.5"),
     "YouCook2": ("youcook2", "preds/youcook2_dvc_1b.json.gz", "gt/youcook2_val.json.gz", [], 15, "47-88"),
     "ActivityNet captions": ("anet_dvc", "preds/anet_dvc_1b.jsonl.gz", "gt/anet_val_2.json.gz", [], 40, "150-260"),
     "E.T. Bench corner set": ("etbench", "corner/etbench_plain.json", None, ["--variant", "etchat"], 15, "366"),
-}
+}  # fmt: skip
 
 
 def once(benchmark: str, predictions: str, annotations: str | None, options: list[str]) -> tuple[float, float]:

@@ -43,9 +43,6 @@ def shares(frames: int) -> dict[str, float]:
     }
 
 
-# ---- measured --------------------------------------------------------------------------------------------------------
-
-
 def tower_of(attention: str = "sdpa") -> torch.nn.Module:
     """EVA's form, an eighth of its depth and a quarter of its width; frames of 224 pixels, 256 patches."""
     torch.manual_seed(0)

@@ -219,7 +219,10 @@ def convert(published: Published, where: Path, output: Path, tokenizers: tuple, 
     words = config.connector["vocab_size"]
     known = len(question) <= words
     need(known, f"{where}: its Q-Former knows {words} words, --question-tokenizer {len(question)}")
-    write(output, config, filled(published, config, wanted), tokenizer, question)
+    tensors.write_tensors(output, filled(published, config, wanted))
+    config.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    question.save_pretrained(output / QUESTION_TOKENIZER)
     return report
 
 
@@ -238,14 +241,6 @@ def filled(published: Published, config: VideoLLMConfig, wanted: Mapping[str, Te
             yield name, torch.cat([tensor, tensor.mean(0, keepdim=True).expand(lack, -1)]) if lack else tensor
         elif name in drawn:
             yield name, drawn[name]
-
-
-def write(output: Path, config, state, tokenizer: PreTrainedTokenizerBase, question: PreTrainedTokenizerBase) -> None:
-    """A folder that ``checkpoint.load`` reads."""
-    tensors.write_tensors(output, state)
-    config.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    question.save_pretrained(output / QUESTION_TOKENIZER)
 
 
 # ---- back ------------------------------------------------------------------------------------------------------------
@@ -286,26 +281,20 @@ def convert_back(folder: Path, output: Path) -> KeyReport:
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    lines = argparse.ArgumentParser(prog="python -m d2vlm.convert", description=__doc__.splitlines()[0])
-    lines.add_argument("source", help="folder or hub name of the checkpoint (of the language model, for raw parts)")
-    lines.add_argument("output", help="new folder")
-    lines.add_argument("--base", help="folder or hub name of the model that an adapter belongs to")
-    lines.add_argument("--vision", help="raw parts: eva_vit_g.pth")
-    lines.add_argument("--qformer", help="raw parts: InstructBLIP's Q-Former, .pth")
-    lines.add_argument("--tokenizer", help="folder or hub name; by default that of SRC, or of BASE")
-    told = "of the Q-Former (default: %(default)s)"
-    lines.add_argument("--question-tokenizer", default="bert-base-uncased", help=told)
-    lines.add_argument("--back", action="store_true", help="ours -> the published form")
-    return lines
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command: convert, print the report, or say in one line what is wrong."""
-    args = parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m d2vlm.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="folder or hub name of the checkpoint (of the language model, for raw parts)")
+    parser.add_argument("output", help="new folder")
+    parser.add_argument("--base", help="folder or hub name of the model that an adapter belongs to")
+    parser.add_argument("--vision", help="raw parts: eva_vit_g.pth")
+    parser.add_argument("--qformer", help="raw parts: InstructBLIP's Q-Former, .pth")
+    parser.add_argument("--tokenizer", help="folder or hub name; by default that of SRC, or of BASE")
+    told = "of the Q-Former (default: %(default)s)"
+    parser.add_argument("--question-tokenizer", default="bert-base-uncased", help=told)
+    parser.add_argument("--back", action="store_true", help="ours -> the published form")
     try:
-        run(args)
+        run(parser.parse_args(arguments))
     except (CheckpointError, ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -86,6 +86,7 @@ def official(state: Mapping[str, Tensor]) -> LazyTensors:
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by official name
 FIXED = {"mm_projector": "qformer", "vision_tower": "eva_vit", "vision_output_token": "patch", "use_time_tag": False}
 EVA_HEAD, BERT_HEAD = 88, 64  # width of one attention head; the number of heads stands in no shape
 GENERIC = {*PretrainedConfig().to_dict()} - {"tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
@@ -97,11 +98,7 @@ def is_base(fields: dict) -> bool:
 
 
 def our_config(
-    fields: dict,
-    shapes: Mapping[str, tuple[int, ...]],
-    token_ids: dict[str, int],
-    vision: dict | None = None,
-    connector: dict | None = None,
+    fields: dict, shapes: Shapes, token_ids: dict[str, int], vision: dict | None = None, connector: dict | None = None
 ) -> VideoLLMConfig:
     """Our config for an official one.
 
@@ -133,18 +130,12 @@ def our_config(
         known = own["num_attention_heads"] is not None
         need(known, f"the {part} is {own['hidden_size']} wide, unlike any released one; is it E.T. Chat's?")
     return VideoLLMConfig(
-        text_config=text,
-        vision=vision,
-        connector=connector,
-        head=head,
-        template=template,
+        text_config=text, vision=vision, connector=connector, head=head, template=template, token_ids=token_ids,
         visual_tokens={"token": FRAME, "start": "", "end": "", "after": "\n"},
-        token_ids=token_ids,
         bidirectional_frames=bool(fields.get("bi_attention", True)),
-        preprocess={"kind": "clip", "size": int(size)},
-        sampler={"rule": "fps", "fps": 1.0},
+        preprocess={"kind": "clip", "size": int(size)}, sampler={"rule": "fps", "fps": 1.0},
         context_length=min(4096, text.max_position_embeddings),
-    )
+    )  # fmt: skip
 
 
 def text_config(kind: str, fields: dict) -> PretrainedConfig:
@@ -157,13 +148,13 @@ def text_config(kind: str, fields: dict) -> PretrainedConfig:
     return AutoConfig.for_model(kind, **own)
 
 
-def size(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+def size(shapes: Shapes, name: str) -> tuple[int, ...]:
     """The shape of tensor ``name``; ConfigError where there is none, since no model can be made without it."""
     need(name in shapes, f"the checkpoint has no {name}; is it complete, and an E.T. Chat or D2VLM model?")
     return shapes[name]
 
 
-def tower_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+def tower_fields(shapes: Shapes) -> dict:
     """Fields of the tower ``instructblip`` from the shapes of EVA's weights."""
     width, _, patch, _ = size(shapes, TOWER + "patch_embed.proj.weight")
     side = round((size(shapes, TOWER + "pos_embed")[1] - 1) ** 0.5)
@@ -175,7 +166,7 @@ def tower_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     }  # fmt: skip
 
 
-def qformer_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+def qformer_fields(shapes: Shapes) -> dict:
     """Fields of the connector ``qformer`` from the shapes of its weights."""
     _, queries, width = size(shapes, "model.qformer_query")
     return {

@@ -160,17 +160,11 @@ def only(weights: Mapping[str, Tensor], report: KeyReport) -> Mapping[str, Tenso
     return LazyTensors.of(weights, {name: name for name in weights if name not in report.unexpected})
 
 
-def empty_folder(path: str) -> Path:
-    """``path`` if nothing is there yet; CheckpointError otherwise."""
-    target = Path(path)
-    free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-    need(free, f"{target}: exists and is not an empty folder; choose another place")
-    return target
-
-
 def convert(source: str, target: str, back: bool = False) -> None:
     """Convert ``source`` (a folder or hub name) into the new folder ``target``; raises CheckpointError."""
-    place = empty_folder(target)
+    place = Path(target)
+    free = not place.exists() or (place.is_dir() and not any(place.iterdir()))
+    need(free, f"{place}: exists and is not an empty folder; choose another place")
     read = to_official_folder if back else from_official
     read(tensors.fetch(source)).write(place)
 

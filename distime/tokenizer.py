@@ -80,9 +80,8 @@ def from_sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
         need(found == place, f"{folder}: {other}; {remedy}")
     roles = {f"{role}_token": text(settings.get(f"{role}_token")) or name for role, name in ROLES.items()}
     bos = roles["bos_token"]
-    raw.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, raw.token_to_id(bos))]
-    )
+    forms = {"single": f"{bos} $A", "pair": f"{bos} $A {bos} $B"}
+    raw.post_processor = processors.TemplateProcessing(**forms, special_tokens=[(bos, raw.token_to_id(bos))])
     return PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False, **roles)
 
 

@@ -7,14 +7,12 @@ when does something happen? ::
     {"q1": [10.0, 30.0]}
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from all_benchmark_eval.benchmark import Layout, Options, Scores
-from all_benchmark_eval.items import duration_of, need, read_object, read_rows
+from all_benchmark_eval.items import Answers, answered, duration_of, need, read_object, read_rows
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, corrected_grounding, grounding
-from videollm.common.answers import AnswerLine
 
 
 class Template(MomentBenchmark):
@@ -42,10 +40,10 @@ class Template(MomentBenchmark):
             queries.append((str(row["id"]), video, str(row["query"]), row["span"], duration_of(row, where)))
         return Moments.of(queries, path)
 
-    def from_answers(self, truth: Moments, answers: Mapping[str, AnswerLine], wording: str) -> dict:
+    def from_answers(self, truth: Moments, answers: Answers, wording: str) -> dict:
         """No entry for a question that was not answered; [-1, -1] says that the answer holds no time."""
-        answered = {name: answers[name] for name in truth.ids if name in answers and not answers[name].error}
-        return {name: (answer.scored_spans or [[-1, -1]])[0] for name, answer in answered.items()}
+        found = answered(answers, truth.ids)
+        return {name: (answer.scored_spans or [[-1, -1]])[0] for answer, name in found}
 
     def read(self, path: Path, truth: Moments) -> Located:
         located = Located.nowhere(len(truth))

@@ -6,16 +6,15 @@ predictions ``{"results": {"<video>-<i>": {"timestamp": [[s, e], ..]}}}``, i cou
     {"results": {"v_uqiMw7tQ1Cc-0": {"video_id": "v_uqiMw7tQ1Cc", "anno_id": 0, "timestamp": [[0.02, 7.32]]}}}
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from all_benchmark_eval.benchmark import Layout, Options, Scores
-from all_benchmark_eval.items import are_texts, as_object, duration_of, first_span, need, read_object
+from all_benchmark_eval.items import Answers, answered, are_texts, as_object, duration_of, first_span, need, read_object
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, corrected_grounding, grounding
-from videollm.common.answers import AnswerLine
 
 
 def read_videos(path: Path) -> Iterator[tuple[str, str, float, list[str], object]]:
@@ -44,16 +43,13 @@ class ActivityNet(MomentBenchmark):
             rows += [(f"{video}-{i}", video, text, span, duration) for i, (text, span) in pairs]
         return Moments.of(rows, path)
 
-    def from_answers(self, truth: Moments, answers: Mapping[str, AnswerLine], wording: str) -> dict:
+    def from_answers(self, truth: Moments, answers: Answers, wording: str) -> dict:
         """All spans of each answer; no entry for a question that was not answered."""
         places = {}
-        number_in_video: dict[str, int] = {}
-        for name, video, query in zip(truth.ids, truth.videos, truth.queries, strict=True):
-            number = number_in_video[video] = number_in_video.get(video, -1) + 1
-            answer = answers.get(name)
-            if answer is not None and not answer.error:
-                head = {"video_id": video, "anno_id": number, "query": query.lstrip()}
-                places[name] = head | {"timestamp": answer.scored_spans}
+        for answer, name, video, query in answered(answers, truth.ids, truth.videos, truth.queries):
+            number = int(name.rpartition("-")[2])
+            places[name] = {"video_id": video, "anno_id": number, "query": query.lstrip()}
+            places[name]["timestamp"] = answer.scored_spans
         return {"results": places}
 
     def read(self, path: Path, truth: Moments) -> Located:

@@ -9,7 +9,7 @@ are JSON lines, or a list of the same objects; ``answer`` is itself JSON, times 
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +17,12 @@ import numpy as np
 
 from all_benchmark_eval.anet.task import read_videos
 from all_benchmark_eval.benchmark import Layout, Options, Scores
-from all_benchmark_eval.items import as_object, list_or_lines, need, seconds
+from all_benchmark_eval.items import Answers, answered, as_object, list_or_lines, need, seconds
 from all_benchmark_eval.metrics import dense_scores
 from all_benchmark_eval.metrics.dense import THRESHOLDS, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
-from videollm.common.answers import AnswerLine
 
 WORDINGS = {
     "distime": "Localize a series of activity events in the video, output the start and end timestamp for each event, "
@@ -61,26 +60,24 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
         videos = read_videos(path)
         return DenseTruth.of(((video, duration, spans, texts) for _, video, duration, texts, spans in videos), path)
 
-    def from_answers(self, truth: DenseTruth, answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
+    def from_answers(self, truth: DenseTruth, answers: Answers, wording: str) -> list[dict]:
         """The events of each answer in whole seconds; no line for a video that was not answered."""
         lines = []
-        for name in truth.names:
-            if name in answers and not answers[name].error:
-                events = [
-                    {"event": text, "timestamps": f"{round(start)} - {round(end)}"}
-                    for (start, end), text in answer_events(answers[name])
-                ]
-                lines.append({"video_id": name, "task": "captioning", "answer": json.dumps(events)})
+        for answer, name in answered(answers, truth.names):
+            events = [
+                {"event": text, "timestamps": f"{round(start)} - {round(end)}"}
+                for (start, end), text in answer_events(answer)
+            ]
+            lines.append({"video_id": name, "task": "captioning", "answer": json.dumps(events)})
         return lines
 
     def read(self, path: Path, truth: DenseTruth) -> DenseAnswers:
         """Events by video, times as they stand. The last line of a video counts, as in the published script."""
-        rows = {name: row for row, name in enumerate(truth.names)}
         answers, again = DenseAnswers.none(len(truth)), 0
         for where, line in list_or_lines(path):
             line = as_object(line, where, ("video_id", "answer"))
-            need(line["video_id"] in rows, f"{where}: no video of the annotations is named {line['video_id']!r}")
-            row = rows[line["video_id"]]
+            need(line["video_id"] in truth.rows, f"{where}: no video of the annotations is named {line['video_id']!r}")
+            row = truth.rows[line["video_id"]]
             again += int(answers.state[row] != State.MISSING)
             events = list(_events(line["answer"]))
             answers.put(row, [span for span, _ in events], [text for _, text in events])

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from all_benchmark_eval.benchmark import BenchmarkError, Layout, Options, Scores, read_json, read_text
-from all_benchmark_eval.items import as_object, first_span, need, read_table, seconds
+from all_benchmark_eval.items import Answers, answered, as_object, first_span, need, read_table, seconds
 from all_benchmark_eval.metrics import moments
 from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
 from all_benchmark_eval.metrics.moments import THRESHOLDS, Located, Moments, State, grounding
 from all_benchmark_eval.metrics.parsing import evidence_and_answer_spans
-from videollm.common.answers import AnswerLine
 
 DURATIONS = "Charades_v1_test.csv"  # of the Charades data set: columns id, length
 _LINE = re.compile(r"(\S+) (\S+) (\S+?)##(.*)")
@@ -58,14 +57,12 @@ class Charades(moments.MomentBenchmark):
         rows = ((f"{v}/{text.strip()}", v, text, span, lengths.get(v, np.nan)) for v, text, span in queries)
         return Moments.of(rows, path)
 
-    def from_answers(self, truth: Moments, answers: Mapping[str, AnswerLine], wording: str) -> dict:
+    def from_answers(self, truth: Moments, answers: Answers, wording: str) -> dict:
         """The first form above, for every wording; an answer without a span is written as [-1, -1]."""
         found: dict[str, dict] = {}
-        for name, video, sentence in zip(truth.ids, truth.videos, truth.queries, strict=True):
-            answer = answers.get(name)
-            if answer is not None and not answer.error:
-                start, end = (answer.scored_spans or [[-1, -1]])[0]
-                found.setdefault(video, {})[sentence] = {"start": start, "end": end, "conf": 1}
+        for answer, _, video, sentence in answered(answers, truth.ids, truth.videos, truth.queries):
+            start, end = (answer.scored_spans or [[-1, -1]])[0]
+            found.setdefault(video, {})[sentence] = {"start": start, "end": end, "conf": 1}
         return found
 
     def read(self, path: Path, truth: Moments) -> Located:
@@ -124,12 +121,12 @@ def _distime(truth: Moments, located: Located) -> Scores:
     scores.per_sample["mIoU"] = moments.table(truth.ids, floored)
     scores.denominator = "all queries + 1e-5 (recall), all queries (mIoU)"
     scores.notes.append("mIoU is floored to whole percents query by query, as published")
-    scores.notes += moments.missing_note(located.state)
+    if missing := located.counts()["missing"]:
+        scores.notes.append(f"{missing} without a prediction score 0; the published script stops at the first")
     if stops.any():
         first = truth.ids[int(stops.argmax())]
-        scores.notes.append(
-            f"{int(stops.sum())} spans with 0/0 as IoU score 0 ({first!r}); the published script stops at the first"
-        )
+        odd = f"{int(stops.sum())} spans with 0/0 as IoU score 0 ({first!r})"
+        scores.notes.append(f"{odd}; the published script stops at the first")
     return scores
 
 
@@ -231,11 +228,10 @@ def _row(where: str, key: Any, entry: Any, truth: Moments) -> int:
     known = str(key).isdecimal() and int(key) < len(truth)
     need(known, f"{where}: the annotations have queries 0 to {len(truth) - 1}, not {key!r}")
     row = int(key)
-    if isinstance(entry, dict) and "vid" in entry and _stem(entry["vid"]) != truth.videos[row]:
-        raise BenchmarkError(
-            f"{where}: is about video {entry['vid']!r}, but query {row} of the annotations is about "
-            f"{truth.videos[row]!r}; are they in another order?"
-        )
+    true = truth.videos[row]
+    video = entry["vid"] if isinstance(entry, dict) and "vid" in entry else f"{true}.mp4"
+    other = f"is about video {video!r}, but query {row} of the annotations is about {true!r}"
+    need(_stem(video) == true, f"{where}: {other}; are they in another order?")
     return row
 
 

@@ -128,8 +128,7 @@ def _covered_f1(found: Spans, true: Spans) -> float:
     """F1 of two sets of spans as stretches of time; 0 where they have none in common."""
     edges = np.unique([time for span in (*found, *true) for time in span])
     middles, lengths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-    inside = [
-        np.array([any(s < m < e for s, e in map(sorted, spans)) for m in middles], bool) for spans in (found, true)
-    ]
+    ours, theirs = ([sorted(span) for span in spans] for spans in (found, true))
+    inside = [np.array([any(s < m < e for s, e in spans) for m in middles], bool) for spans in (ours, theirs)]
     common = lengths[inside[0] & inside[1]].sum()
     return float(2 * common / (lengths[inside[0]].sum() + lengths[inside[1]].sum())) if common > 0 else 0.0

@@ -68,21 +68,13 @@ def read_all(variant: str) -> Callable[[str], tuple[Spans | None, Spans | None]]
 
 
 def moment(samples: Sequence[Sample], variant: str) -> Outcome:
-    """tvg, epm: the first span; with evidence, the best of all spans. Evidence that is missing is the answer."""
-    parsed, best = parse(samples, read_all(variant)), variant in EVIDENCE_VARIANTS
-    numbers, per_sample = _recall(parsed, parsed.answers, "F1", every_span=best)
-    if best:
-        numbers |= _recall(parsed, parsed.told(), "F1", "_evi", every_span=True)[0]
-    return parsed.outcome(numbers, per_sample)
+    """tvg, epm: the first span; with evidence, the best of all spans."""
+    return _recalled(samples, variant, "F1", "F1", every_span=variant in EVIDENCE_VARIANTS)
 
 
 def event(samples: Sequence[Sample], variant: str) -> Outcome:
     """tem: the first span with the true span that it fits best."""
-    parsed = parse(samples, read_all(variant))
-    numbers, per_sample = _recall(parsed, parsed.answers, "R", mean="mRec")
-    if variant in EVIDENCE_VARIANTS:
-        numbers |= _recall(parsed, parsed.told(), "R", "_evi", mean="mRec")[0]
-    return parsed.outcome(numbers, per_sample)
+    return _recalled(samples, variant, "R", "mRec", every_span=False)
 
 
 def actions(samples: Sequence[Sample], variant: str) -> Outcome:
@@ -134,9 +126,6 @@ def highlight(samples: Sequence[Sample], variant: str) -> Outcome:
     return parsed.outcome(numbers, {"F1": by_id(samples, hits)})
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------------
-
-
 def best_ious(truths: Sequence[Spans], spans: Sequence[Spans | None]) -> Floats32:
     """The highest IoU of any true with any predicted span, [N] in float32; 0 without a prediction."""
     best = np.zeros(len(truths), np.float32)
@@ -155,19 +144,20 @@ def recall_at(ious: Floats32, name: str, suffix: str = "", mean: str | None = No
     return {f"mIoU{suffix}": sum(ious.tolist()) / len(ious)} | at_each(name, hits.sum(0) / len(ious), suffix, mean)
 
 
-def _recall(
-    parsed: Parsed,
-    spans: Sequence[Spans | None],
-    name: str,
-    suffix: str = "",
-    mean: str | None = None,
-    every_span: bool = False,
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    used = [found if every_span or found is None else found[:1] for found in spans]
-    ious = best_ious([sample.spans for sample in parsed.samples], used)
+def _recalled(samples: Sequence[Sample], variant: str, name: str, mean: str, every_span: bool) -> Outcome:
+    """Recall of the answers, and of the evidence where it counts; evidence that is missing is the answer."""
+    parsed = parse(samples, read_all(variant))
+
+    def best(spans: Sequence[Spans | None]) -> Floats32:
+        used = [found if every_span or found is None else found[:1] for found in spans]
+        return best_ious([sample.spans for sample in samples], used)
+
+    ious = best(parsed.answers)
     hits = (ious.astype(np.float64)[:, None] >= np.array(THRESHOLDS)).mean(1)
-    per_sample = {"mIoU": by_id(parsed.samples, ious), mean or name: by_id(parsed.samples, hits)}
-    return recall_at(ious, name, suffix, mean), per_sample
+    numbers = recall_at(ious, name, mean=mean)
+    if variant in EVIDENCE_VARIANTS:
+        numbers |= recall_at(best(parsed.told()), name, "_evi", mean)
+    return parsed.outcome(numbers, {"mIoU": by_id(samples, ious), mean: by_id(samples, hits)})
 
 
 def _ious(true: Spans, found: Spans) -> Floats32:

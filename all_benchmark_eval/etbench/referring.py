@@ -50,15 +50,11 @@ def texts(samples: Sequence[Sample], found: Sequence[Verdict]) -> list[str]:
 def choice(samples: Sequence[Sample], variant: str, found: Sequence[Verdict], model: SentenceModel) -> Outcome:
     """rar, eca, rvq: accuracy. "Failed" counts texts that no letter matched; they may still be right."""
     right = _decide(samples, found, model)
-    matched = sum(verdict.matched for verdict in found)
+    matched, by_letter = _letters(found)
     numbers = {"Total": len(samples), "Failed": len(samples) - matched, "Acc": sum(right) / len(samples)}
     if variant in EVIDENCE_VARIANTS:
-        by_letter = sum(verdict.right is True for verdict in found)
-        numbers |= {
-            "Matched_count": matched,
-            "matched_ratio": matched / len(samples),
-            "correct_ratio_within_matched": by_letter / (matched + _TINY),
-        }
+        numbers |= {"Matched_count": matched, "matched_ratio": matched / len(samples)}
+        numbers["correct_ratio_within_matched"] = by_letter / (matched + _TINY)
     return Outcome(numbers, {"Acc": by_id(samples, right)}, states_of(samples, map(_chose, found)))
 
 
@@ -74,14 +70,10 @@ def grounded(samples: Sequence[Sample], variant: str, found: Sequence[Verdict], 
         numbers |= recall_at(_first_ious(samples, parsed, parsed.evidence), "R", "_evi", mean="mRec")
     numbers["Acc"] = sum(right) / len(samples)
     if variant in EVIDENCE_VARIANTS:
-        matched = sum(verdict.matched for verdict in found)
-        by_letter = sum(verdict.right is True for verdict in found)
-        numbers |= {
-            "Matched count": matched,
-            "Matched ratio": matched / len(samples),
-            "correct count within matched": by_letter,
-            "correct ratio within matched": by_letter / (matched + _TINY),
-        }
+        matched, by_letter = _letters(found)
+        numbers |= {"Matched count": matched, "Matched ratio": matched / len(samples)}
+        numbers["correct count within matched"] = by_letter
+        numbers["correct ratio within matched"] = by_letter / (matched + _TINY)
     hits = (ious.astype(np.float64)[:, None] >= np.array(THRESHOLDS)).mean(1)
     values = {"Acc": right, "mIoU": ious, "mRec": hits}
     per_sample = {name: by_id(samples, column) for name, column in values.items()}
@@ -95,6 +87,11 @@ def _decide(samples: Sequence[Sample], found: Sequence[Verdict], model: Sentence
         else bool(verdict.rest) and model.most_similar(verdict.rest, shown(sample.options)) == sample.choice
         for sample, verdict in zip(samples, found, strict=True)
     ]
+
+
+def _letters(found: Sequence[Verdict]) -> tuple[int, int]:
+    """How many answers a letter matched, and how many of all a letter made right."""
+    return sum(verdict.matched for verdict in found), sum(verdict.right is True for verdict in found)
 
 
 def _chose(verdict: Verdict) -> bool:

@@ -84,15 +84,9 @@ def _sample(row: Any, where: str, answers: bool) -> Sample:
     name = f"{row['task']}/{row['source']}/{row['idx']}"
     where = f"{where}: {name}"
     answer = row.get("a")
-    sample = Sample(
-        id=name,
-        task=row["task"],
-        source=str(row["source"]),
-        video=str(row["video"]),
-        duration=None if row.get("duration") is None else duration_of(row, where),
-        answer=answer if isinstance(answer, str) else None,
-        row=row,
-    )
+    duration = None if row.get("duration") is None else duration_of(row, where)
+    sample = Sample(name, row["task"], str(row["source"]), str(row["video"]), duration, row=row)
+    sample = replace(sample, answer=answer if isinstance(answer, str) else None)
     if sample.task in (*REFERRING, "gvq"):
         sample = replace(sample, **_choice(row, where))
     if sample.task not in REFERRING:

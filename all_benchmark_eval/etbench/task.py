@@ -8,22 +8,18 @@ A line of the annotations; a prediction is the same line with the answer as ``a`
     {"task": "dvc", ..., "tgt": [[5, 15], [18, 30]], "g": ["pour oil", "add onion"], "a": "5 - 15 seconds, pour oil."}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from all_benchmark_eval.benchmark import Benchmark, Layout, Options, Scores, worded
 from all_benchmark_eval.etbench import scoring
 from all_benchmark_eval.etbench.samples import REFERRING, Sample, read_samples
-from all_benchmark_eval.items import need, question_line
+from all_benchmark_eval.items import Answers, answered, need, question_line
 from videollm.common.answers import AnswerLine, split_spans
 
 # How a record of a task is asked, by wording: the question is the annotation's ``q``.
-GENERATE = {
-    "d2vlm": dict.fromkeys(REFERRING, {"repetition_penalty": 1.2}),
-    "distime": {},
-    "plain": {},
-}
+GENERATE = {"d2vlm": dict.fromkeys(REFERRING, {"repetition_penalty": 1.2}), "distime": {}, "plain": {}}
 
 
 @dataclass(frozen=True)
@@ -62,15 +58,11 @@ class ETBench(Benchmark):
             lines.append(question_line(sample.id, sample.video, text, **more))
         return lines
 
-    def from_answers(self, truth: Sequence[Sample], answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
+    def from_answers(self, truth: Sequence[Sample], answers: Answers, wording: str) -> list[dict]:
         """The lines with answers as ``a``: times as "a - b", evidence before ``</evi>`` with the d2vlm wording."""
         worded(GENERATE, wording)
-        lines = []
-        for sample in truth:
-            answer = answers.get(sample.id)
-            if answer is not None and not answer.error:
-                lines.append(sample.row | {"a": official_text(answer, evidence=wording == "d2vlm")})
-        return lines
+        evidence, ids = wording == "d2vlm", [sample.id for sample in truth]
+        return [s.row | {"a": official_text(answer, evidence)} for answer, _, s in answered(answers, ids, truth)]
 
     def read(self, path: Path, truth: Sequence[Sample] | None) -> Predictions:
         """Answered lines; held against the annotations where they are given."""

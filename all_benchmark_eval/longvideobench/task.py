@@ -8,27 +8,24 @@ Ground truth: the data set's ``lvb_val.json``; scoring needs ``id``, ``correct_c
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from all_benchmark_eval.benchmark import SETTINGS, Layout, Options, Scores, Setting, worded
+from all_benchmark_eval.benchmark import SETTINGS, Layout, Options, Scores, Setting
 from all_benchmark_eval.items import are_texts, need, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of, tally
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
-from videollm.common.answers import AnswerLine
 
 GROUPS = ("duration_group", "question_category")
 NUM_OPTIONS = 5
 WORDINGS = {
-    "distime": {
-        "text": "Question: {question}\nOptions:\n{options}\n"
+    "distime": (
+        "Question: {question}\nOptions:\n{options}\n"
         "Answer with the option\u2019s letter from the given choices directly.",
-        "option": "{letter}. {option}",
-    },
+        "{letter}. {option}",
+    ),
     "d2vlm": MVBENCH_WORDINGS["d2vlm"],  # none is published for this benchmark
-    "plain": {
-        "text": "{question}\n{options}\nAnswer with the letter of the right option.",
-        "option": "{letter}. {option}",
-    },
+    "plain": ("{question}\n{options}\nAnswer with the letter of the right option.", "{letter}. {option}"),
 }
 
 
@@ -56,15 +53,9 @@ class LongVideoBench(choices.ChoiceBenchmark):
             groups = {kind: str(item[kind]) for kind in GROUPS}
             yield Question(name, str(video), str(text), tuple(options), answer, groups, record)
 
-    def from_answers(
-        self, truth: Mapping[str, Question], answers: Mapping[str, AnswerLine], wording: str
-    ) -> list[dict]:
-        worded(WORDINGS, wording)
-        return [
-            {"id": name, "pred": answers[name].text, "gt": f"{chr(ord('A') + q.answer)}. {q.options[q.answer]}"}
-            for name, q in truth.items()
-            if name in answers and not answers[name].error
-        ]
+    def prediction(self, question: Question, text: str) -> dict[str, Any]:
+        """As published, ``gt`` on one line."""
+        return {"id": question.id, "pred": text, "gt": f"{question.right}. {question.options[question.answer]}"}
 
     def read_answers(self, path: Path) -> Iterable[Row]:
         """The published files have a line break behind every character of gt; the letter comes first in either form."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from all_benchmark_eval.benchmark import Benchmark, worded
-from all_benchmark_eval.items import need, once, question_line
+from all_benchmark_eval.items import Answers, answered, need, once, question_line
 from all_benchmark_eval.metrics.parsing import split_evidence
 
 # ---- published -------------------------------------------------------------------------------------------------------
@@ -222,11 +222,11 @@ class Question:
         """The letter of the right option."""
         return chr(ord("A") + self.answer)
 
-    def line(self, wording: dict[str, str]) -> dict:
-        """For ``videollm.infer``. ``wording`` has "text" with places {question} and {options}, and "option"."""
-        lettered = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", self.options, strict=False)
-        options = [wording["option"].format(letter=letter, option=option) for letter, option in lettered]
-        text = wording["text"].format(question=self.text, options="\n".join(options))
+    def line(self, wording: tuple[str, str]) -> dict:
+        """For ``videollm.infer``. ``wording``: a text with places {question} and {options}, and how an option is shown
+        ({letter}, {option})."""
+        options = [wording[1].format(letter=chr(ord("A") + k), option=option) for k, option in enumerate(self.options)]
+        text = wording[0].format(question=self.text, options="\n".join(options))
         return question_line(self.id, self.video, text, **self.record)
 
 
@@ -263,7 +263,7 @@ class ChoiceBenchmark(Benchmark):
     """A benchmark of multiple choice: ground truth {id: Question}, and ``Predictions`` that carry the right answers."""
 
     own_truth = True
-    wordings: ClassVar[Mapping[str, dict[str, str]]]  # see ``Question.line``
+    wordings: ClassVar[Mapping[str, tuple[str, str]]]  # see ``Question.line``
     incomplete: ClassVar[str] = "no question or options in the annotations"  # to be asked
 
     @abstractmethod
@@ -273,6 +273,10 @@ class ChoiceBenchmark(Benchmark):
     @abstractmethod
     def read_answers(self, path: Path) -> Iterable[Row]:
         """The rows of a prediction file (or folder)."""
+
+    @abstractmethod
+    def prediction(self, question: Question, text: str) -> dict[str, Any]:
+        """The item of an official prediction file for an answer's text."""
 
     @abstractmethod
     def difference(self, row: Row, question: Question) -> str:
@@ -288,6 +292,11 @@ class ChoiceBenchmark(Benchmark):
         for name, question in truth.items():
             need(question.text and question.options and question.video, f"{name!r}: {self.incomplete}")
         return [question.line(words) for question in truth.values()]
+
+    def from_answers(self, truth: Mapping[str, Question], answers: Answers, wording: str) -> list[dict]:
+        """One form for every wording."""
+        worded(self.wordings, wording)
+        return [self.prediction(q, answer.text) for answer, _, q in answered(answers, truth, truth.values())]
 
     def read(self, path: Path, truth: Mapping[str, Question] | None) -> Predictions:
         """The right answers in the file are held against the annotations, where they are given."""

@@ -18,6 +18,7 @@ THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Measure = Callable[[Floats, Floats], Floats]  # of spans [K, 2] and [K, 2] -> IoU [K]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Overlaps:
     best_true: Floats  # [T], likewise
 
 
-def overlaps(predicted: Events, true: Events, iou: Callable[[Floats, Floats], Floats]) -> Overlaps:
+def overlaps(predicted: Events, true: Events, iou: Measure) -> Overlaps:
     """``iou`` takes spans [K, 2] and [K, 2]. Raises ValueError if the events are not of the same videos."""
     if len(predicted.sizes) != len(true.sizes):
         raise ValueError(f"events of {len(predicted.sizes)} and of {len(true.sizes)} videos")

@@ -7,6 +7,7 @@ benchmark averages the measures are the tasks'. Spans in one unit, measures as f
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import cycle
 from typing import Any, ClassVar
 
@@ -54,6 +55,11 @@ class DenseTruth:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """{name: place of the video}."""
+        return {name: row for row, name in enumerate(self.names)}
 
     def select(self, keep: NDArray[np.bool_]) -> "DenseTruth":
         """The videos where ``keep`` [V] holds."""
@@ -171,12 +177,7 @@ def plain(text: str) -> str:
 
 
 def published_measures(
-    words: Words,
-    predicted: Events,
-    true: Events,
-    iou: Callable[[Floats, Floats], Floats],
-    seed: int,
-    heard: Sequence[str] | None = None,
+    words: Words, predicted: Events, true: Events, iou: dense.Measure, seed: int, heard: Sequence[str] | None = None
 ) -> dict[str, Floats]:
     """Per-video measures as the published scripts have them, each [V, 4] (IoU thresholds) but SODA_c [V].
 

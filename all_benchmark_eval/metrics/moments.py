@@ -23,6 +23,7 @@ THRESHOLDS = (0.3, 0.5, 0.7)
 SLACK = 1e-9  # of the corrected protocol: an IoU that is 0.5 on paper is a hit, whatever float64 makes of it
 
 Floats = NDArray[np.float64]
+Texts = Sequence[str]
 
 
 class State(enum.IntEnum):
@@ -123,18 +124,15 @@ def order_and_clip(spans: Floats, limits: Floats) -> tuple[Floats, NDArray[np.bo
     return inside, np.any((inside != ordered) & ~np.isnan(ordered), axis=-1)
 
 
-def grounding(
-    ids: Sequence[str],
-    ious: NDArray[np.floating],
-    counts: dict[str, int],
-    *,
-    thresholds: Sequence[float] = THRESHOLDS,
-    slack: float = 0.0,
-) -> Scores:
+def grounding(ids: Sequence[str], ious: NDArray[np.floating], counts: dict[str, int], slack: float = 0.0) -> Scores:
     """``R1@t`` and ``mIoU`` in percent, as plain means over N queries with IoU [N] (0 without a usable answer)."""
-    hits = {f"R1@{t:g}": ious >= t - slack for t in thresholds}
-    per_sample = {name: table(ids, hit.astype(float)) for name, hit in hits.items()} | {"mIoU": table(ids, ious)}
-    metrics = {name: 100.0 * share(hit) for name, hit in hits.items()} | {"mIoU": 100.0 * share(ious)}
+    return means_of(ids, {f"R1@{t:g}": ious >= t - slack for t in THRESHOLDS} | {"mIoU": ious}, counts)
+
+
+def means_of(ids: Sequence[str], samples: Mapping[str, NDArray], counts: dict[str, int]) -> Scores:
+    """The mean of each metric of ``samples`` [N] in percent; None of nothing."""
+    per_sample = {name: table(ids, values) for name, values in samples.items()}
+    metrics = {name: 100.0 * share(values) for name, values in samples.items()}
     if not len(ids):
         return Scores(dict.fromkeys(metrics), "percent", counts, notes=["no sample to score"])
     return Scores(metrics, "percent", counts, per_sample)
@@ -179,9 +177,7 @@ def published_wordings(videos: str = "") -> dict[str, str]:
     }
 
 
-def moment_questions(
-    ids: Sequence[str], videos: Sequence[str], queries: Sequence[str], durations: Floats, wording: str
-) -> list[dict]:
+def moment_questions(ids: Texts, videos: Texts, queries: Texts, durations: Floats, wording: str) -> list[dict]:
     """One line for ``videollm.infer`` a query. ``wording`` has a place for ``{query}`` or, without its final period,
     ``{sentence}``; the video is ``<name>.mp4``."""
     lines = []
@@ -202,9 +198,3 @@ class MomentBenchmark(Benchmark):
         """One question a query; videos are ``<video>.mp4``."""
         text = worded(self.wordings, wording)
         return moment_questions(truth.ids, truth.videos, truth.queries, truth.durations, text)
-
-
-def missing_note(state: NDArray[np.int8]) -> list[str]:
-    """The note of the published protocol where answers are missing and the script would stop."""
-    missing = int((state == State.MISSING).sum())
-    return [f"{missing} without a prediction score 0; the published script stops at the first"] * (missing > 0)

@@ -9,29 +9,61 @@ Predictions in DisTime's form, a list, or in D2VLM's, a folder with a file a tas
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Options, Scores, worded
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Options, Scores
 from all_benchmark_eval.items import are_texts, need, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import CAREFULLY, Mark, Predictions, Question, Row, letter_of, read_choice
-from all_benchmark_eval.mvbench.tasks import FRAMES, TASKS, stem
-from videollm.common.answers import AnswerLine
 
 WORDINGS = {
-    "d2vlm": {
-        "text": CAREFULLY.format(comma="") + "Question: {question}\nOptions:\n{options}\nBest Option: (",
-        "option": "({letter}) {option}.",
-    },
-    "distime": {
-        "text": CAREFULLY.format(comma=",") + "\nQuestion: {question}\nOptions:\n{options}\nOnly give the best option.",
-        "option": "({letter}) {option}",
-    },
-    "plain": {
-        "text": "{question}\n{options}\nAnswer with the letter of the right option.",
-        "option": "({letter}) {option}",
-    },
+    "d2vlm": (
+        CAREFULLY.format(comma="") + "Question: {question}\nOptions:\n{options}\nBest Option: (",
+        "({letter}) {option}.",
+    ),
+    "distime": (
+        CAREFULLY.format(comma=",") + "\nQuestion: {question}\nOptions:\n{options}\nOnly give the best option.",
+        "({letter}) {option}",
+    ),
+    "plain": ("{question}\n{options}\nAnswer with the letter of the right option.", "({letter}) {option}"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """``timed``: only what lies from ``start`` to ``end`` is asked about. ``frames``: videos are folders of frames."""
+
+    title: str
+    folder: str
+    timed: bool = False
+    frames: bool = False
+
+
+FRAMES = {"fps": 3, "first": 1}  # how frame folders are stored: frames a second, number of the first file
+# By the annotation file's name without .json, in the order of the official table.
+TASKS = {
+    "action_sequence": Task("Action Sequence", "star/Charades_v1_480", timed=True),
+    "action_prediction": Task("Action Prediction", "star/Charades_v1_480", timed=True),
+    "action_antonym": Task("Action Antonym", "ssv2_video"),
+    "fine_grained_action": Task("Fine-grained Action", "Moments_in_Time_Raw/videos"),
+    "unexpected_action": Task("Unexpected Action", "FunQA_test/test"),
+    "object_existence": Task("Object Existence", "clevrer/video_validation"),
+    "object_interaction": Task("Object Interaction", "star/Charades_v1_480", timed=True),
+    "object_shuffle": Task("Object Shuffle", "perception/videos"),
+    "moving_direction": Task("Moving Direction", "clevrer/video_validation"),
+    "action_localization": Task("Action Localization", "sta/sta_video", timed=True),
+    "scene_transition": Task("Scene Transition", "scene_qa/video"),
+    "action_count": Task("Action Count", "perception/videos"),
+    "moving_count": Task("Moving Count", "clevrer/video_validation"),
+    "moving_attribute": Task("Moving Attribute", "clevrer/video_validation"),
+    "state_change": Task("State Change", "perception/videos"),
+    "fine_grained_pose": Task("Fine-grained Pose", "nturgbd"),
+    "character_order": Task("Character Order", "perception/videos"),
+    "egocentric_navigation": Task("Egocentric Navigation", "vlnqa"),
+    "episodic_reasoning": Task("Episodic Reasoning", "tvqa/frames_fps3_hq", timed=True, frames=True),
+    "counterfactual_inference": Task("Counterfactual Inference", "clevrer/video_validation"),
 }
 
 
@@ -53,16 +85,9 @@ class MVBench(choices.ChoiceBenchmark):
         need(files, f"{path}: no annotation file of MVBench (action_sequence.json, ...)")
         return (question for file in files for question in _questions(file))
 
-    def from_answers(
-        self, truth: Mapping[str, Question], answers: Mapping[str, AnswerLine], wording: str
-    ) -> list[dict]:
-        """DisTime's form for every wording, with the question's id."""
-        worded(WORDINGS, wording)
-        return [
-            {"id": name, "task_type": q.groups["task"], "pred": answers[name].text, "gt": _shown(q)}
-            for name, q in truth.items()
-            if name in answers and not answers[name].error
-        ]
+    def prediction(self, question: Question, text: str) -> dict[str, Any]:
+        """DisTime's form, with the question's id."""
+        return {"id": question.id, "task_type": question.groups["task"], "pred": text, "gt": _shown(question)}
 
     def read_answers(self, path: Path) -> Iterable[Row]:
         """Either form. Rows without ``id`` count as the first ones of their task."""
@@ -91,15 +116,11 @@ class MVBench(choices.ChoiceBenchmark):
         by_task = {task: choices.per_sample(m for m in marks if m.groups["task"] == task) for task in tasks}
         printed = {name: None if value is None else round(value, 2) for name, value in metrics.items()}
         notes = [] if len(tasks) == len(TASKS) else [f"{len(tasks)} of the {len(TASKS)} tasks"]
-        return Scores(
-            metrics,
-            "percent",
-            choices.state_counts(marks),
-            by_task | {"Avg": choices.per_sample(marks)},
-            "the questions in the prediction file" if published else "",
-            {"tasks": tasks, "Total": total} | ({"as_printed": printed} if published else {}),
-            notes + predictions.notes(published),
-        )
+        notes += predictions.notes(published)
+        per_sample = by_task | {"Avg": choices.per_sample(marks)}
+        details = {"tasks": tasks, "Total": total} | ({"as_printed": printed} if published else {})
+        denominator = "the questions in the prediction file" if published else ""
+        return Scores(metrics, "percent", choices.state_counts(marks), per_sample, denominator, details, notes)
 
 
 def _mark(row: Row, truth: Mapping[str, Question] | None, options: Options) -> Mark:
@@ -126,8 +147,13 @@ def _shown(question: Question) -> str:
     return f"({question.right}) {question.options[question.answer]}"
 
 
+def _stem_of(name: str) -> str:
+    """A task's file name from its title or its file name: "Fine-grained Pose" -> "fine_grained_pose"."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
 def _stem(path: Path) -> str:
-    return stem(path.name.partition(".")[0])
+    return _stem_of(path.name.partition(".")[0])
 
 
 def _rows(path: Path, by_file: bool) -> Iterable[Row]:
@@ -139,7 +165,7 @@ def _rows(path: Path, by_file: bool) -> Iterable[Row]:
         task = own if by_file else str(item.get("task_type") or own)
         choices.check_true(item[key], f"{where}: {key} {item[key]!r:.80} is not '(A) the option'")
         text = item["pred"] if isinstance(item["pred"], str) else None
-        yield Row(str(item.get("id", f"{stem(task)}/{places[task]}")), text, item[key], task)
+        yield Row(str(item.get("id", f"{_stem_of(task)}/{places[task]}")), text, item[key], task)
         places[task] += 1
 
 

@@ -8,6 +8,7 @@ Predictions, of the grounded questions or of all of NExT-QA's::
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Opti
 from all_benchmark_eval.items import as_object, need
 from all_benchmark_eval.metrics.choices import CAREFULLY, Question
 from all_benchmark_eval.metrics.intervals import iou_union, nextgqa_overlap
-from all_benchmark_eval.metrics.moments import SLACK, Located, State, order_and_clip, published_wordings, table
+from all_benchmark_eval.metrics.moments import SLACK, Located, State, means_of, order_and_clip, published_wordings
 from videollm.common.answers import AnswerLine
 
 THRESHOLDS = (0.3, 0.5)
@@ -114,16 +115,14 @@ class NextGQA(Benchmark):
 
     later_questions = choice_questions
 
-    def from_answers(self, truth: Grounded, answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
+    def from_answers(self, truth: Grounded, answers: items.Answers, wording: str) -> list[dict]:
         """From the answers of *both* stages (one file after the other), by question: see the form above."""
-        lines = []
-        for q in _asked(truth):
-            choice = answers.get(f"{CHOICE}-{q.id}")
-            if choice is not None and not choice.error:
-                number = _NUMBER.search(choice.text)
-                found = number.group(1) if number else -1
-                span = _found(answers.get(f"{WHERE}-{q.id}")) or [-1, -1]
-                lines.append({"qid": q.id, "prediction": found, "timestamp": span, "target": q.answer})
+        lines, questions = [], _asked(truth)
+        for choice, _, q in items.answered(answers, [f"{CHOICE}-{q.id}" for q in questions], questions):
+            number = _NUMBER.search(choice.text)
+            span = _found(answers.get(f"{WHERE}-{q.id}")) or [-1, -1]
+            found = number.group(1) if number else -1
+            lines.append({"qid": q.id, "prediction": found, "timestamp": span, "target": q.answer})
         return lines
 
     def read(self, path: Path, truth: Grounded) -> Answers:
@@ -204,25 +203,22 @@ def _scores(truth: Grounded, given: Answers, rows: NDArray, iou: NDArray, iop: N
     samples = {"Acc@GQA": right & (iop >= 0.5 - slack), "mIoP": iop}
     samples |= {f"IoP@{t}": iop >= t - slack for t in THRESHOLDS} | {"mIoU": iou}
     samples |= {f"IoU@{t}": iou >= t - slack for t in THRESHOLDS} | {"Acc@QA": right}
-    per_sample = {name: table(ids, values) for name, values in samples.items()}
-    metrics = {name: 100 * float(np.mean(values)) for name, values in samples.items()}
-    by_type = {
+    scores = means_of(ids, samples, {})
+    scores.details = {
         "Acc@QA by type, grounded": _by_type([(given.kinds[i], bool(given.right[i])) for i in rows if given.kinds[i]]),
         "Acc@QA by type, all in the file": _by_type(given.every),
     }
-    return Scores(metrics, "percent", {}, per_sample, details=by_type)
+    return scores
 
 
 def _by_type(answers: list[tuple[str, bool]]) -> dict[str, dict]:
     """{type, first letter of types, "all": {"correct", "total", "pct"}}; TP counts as TN, as published."""
-    tally: dict[str, list[int]] = {}
-    for kind, right in answers:
+    right, total = Counter(), Counter()
+    for kind, correct in answers:
         kind = "TN" if kind == "TP" else kind
-        for group in (kind, kind[0], "all"):
-            counts = tally.setdefault(group, [0, 0])
-            counts[0] += right
-            counts[1] += 1
-    return {k: {"correct": c, "total": n, "pct": 100 * c / n} for k, (c, n) in sorted(tally.items())}
+        right.update(dict.fromkeys((kind, kind[0], "all"), int(correct)))
+        total.update((kind, kind[0], "all"))
+    return {k: {"correct": right[k], "total": n, "pct": 100 * right[k] / n} for k, n in sorted(total.items())}
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -277,9 +273,8 @@ def _questions(path: Path) -> list[Question]:
             kind, video, text = row["type"], row["video_id"], row["question"]
             answer = options.index(row["answer"])
         except (KeyError, ValueError):
-            raise BenchmarkError(
-                f"{path}:{number}: needs video_id, question, qid, type, a0 to a4, and answer, one of a0 to a4"
-            ) from None
+            columns = "video_id, question, qid, type, a0 to a4, and answer, one of a0 to a4"
+            raise BenchmarkError(f"{path}:{number}: needs {columns}") from None
         questions.append(Question(f"{kind}_{video}_{row['qid']}", video, text, options, answer))
     return questions
 

@@ -56,9 +56,6 @@ def qid_of(row: Any, where: str) -> str:
     return text
 
 
-# ---- ground truth ----------------------------------------------------------------------------------------------------
-
-
 def read_truth(path: Path) -> Queries:
     """The data set's json lines, or DisTime's list. Raises BenchmarkError for a query without windows (test split)."""
     seen: set[str] = set()
@@ -96,13 +93,9 @@ def true_saliency(row: Mapping[str, Any], clips: int, where: str) -> Floats:
             raise IndexError(f"clip {places.min()}")
         full[places] = np.array(row["saliency_scores"], np.float64).reshape(len(places), 3)
     except (ValueError, TypeError, IndexError) as error:
-        raise BenchmarkError(
-            f"{where}: saliency_scores must hold three scores for each of relevant_clip_ids (0 to {clips - 1}): {error}"
-        ) from None
+        wanted = f"three scores for each of relevant_clip_ids (0 to {clips - 1})"
+        raise BenchmarkError(f"{where}: saliency_scores must hold {wanted}: {error}") from None
     return full
-
-
-# ---- predictions -----------------------------------------------------------------------------------------------------
 
 
 def read_submission(path: Path, truth: Queries | None) -> Submission:

@@ -34,10 +34,13 @@ class Ranked:
     true: list[Floats]
     slack: float  # below a threshold that is a hit still
 
-    def scores(self) -> tuple[Floats, Floats]:
-        """IoU of the first window [N], and AP at each of ``THRESHOLDS`` [N, T]."""
+    def scores(self) -> tuple[Floats, Floats, dict[float, float], dict[float, float], float]:
+        """IoU of the first window [N], AP [N, T]; recall and precision in percent by threshold, mean precision."""
+        iou = np.nan_to_num(best_iou(self.first, self.true))
         ap = average_precision(self.windows, self.true, np.array(THRESHOLDS) - self.slack)
-        return np.nan_to_num(best_iou(self.first, self.true)), ap
+        recalls = {t: 100 * float(np.mean(iou >= t - self.slack)) for t in (ALSO, *THRESHOLDS)}
+        precisions = dict(zip(THRESHOLDS, (100 * ap.mean(0)).tolist(), strict=True))
+        return iou, ap, recalls, precisions, float(np.mean(list(precisions.values())))
 
     def of_length(self, low: float, high: float) -> "Ranked":
         """Only true windows of this length, and the queries that have one; predictions stay."""
@@ -53,11 +56,8 @@ def distime(given: Submission, *, corrected: bool) -> Scores:
     need(told, "the predictions hold saliency but no windows: score them with --variant moment_detr")
     rows = _rows(given, corrected)
     ranked, clipped = _corrected(given) if corrected else (_as_given(given, rows, kept=None), 0)
-    iou, ap = ranked.scores()
+    iou, ap, recalls, precisions, average = ranked.scores()
     tidy = float if corrected else _round
-    recalls = {t: 100 * float(np.mean(iou >= t - ranked.slack)) for t in (ALSO, *THRESHOLDS)}
-    precisions = dict(zip(THRESHOLDS, (100 * ap.mean(0)).tolist(), strict=True))
-    average = float(np.mean(list(precisions.values())))
     r1, mean_ap = ({t: tidy(value) for t, value in values.items()} for values in (recalls, precisions))
     metrics = {f"R1@{t}": r1[t] for t in (ALSO, 0.5, 0.7)}
     metrics |= {"R1 avg": float(np.mean([r1[t] for t in THRESHOLDS]))}
@@ -111,10 +111,8 @@ def _add_retrieval(scores: Scores, given: Submission, corrected: bool, tidy) -> 
             scores.metrics |= {f"MR-{name}-mAP": None}
             scores.notes.append(f"no true window is {name}")
             continue
-        iou, ap = part.scores()
-        precisions = dict(zip(THRESHOLDS, (100 * ap.mean(0)).tolist(), strict=True))
-        recalls = {t: tidy(100 * float(np.mean(iou >= t - part.slack))) for t in THRESHOLDS}
-        average = tidy(float(np.mean(list(precisions.values()))))
+        iou, ap, exact, precisions, average = part.scores()
+        recalls, average = {t: tidy(exact[t]) for t in THRESHOLDS}, tidy(average)
         precisions = {t: tidy(value) for t, value in precisions.items()}
         scores.details[name] = {"MR-mAP": _named(precisions) | {"average": average}, "MR-R1": _named(recalls)}
         if name == "full":

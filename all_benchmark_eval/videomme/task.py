@@ -9,25 +9,24 @@ A line of the annotations; a prediction is the same line with the answer as ``a`
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from all_benchmark_eval.benchmark import Layout, Options, Scores, worded
+from all_benchmark_eval.benchmark import Layout, Options, Scores
 from all_benchmark_eval.items import are_texts, need, read_rows
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, tally
-from videollm.common.answers import AnswerLine
 
 DURATIONS = ("short", "medium", "long")
 GROUPS = ("domain", "sub_category", "task_type")
 VIDEOS = 300  # of each duration: the published script stops at another number
 _PRINTED = {"domain": "Video Categories", "sub_category": "Video Sub Categories", "task_type": "Task Categories"}
 _KEYS = ("video_id", "duration", *GROUPS, "question_id", "answer")
-_LETTER_ONLY = {
-    "text": "Select the best answer to the following multiple-choice question based on the video. Respond with only "
+_LETTER_ONLY = (
+    "Select the best answer to the following multiple-choice question based on the video. Respond with only "
     "the letter (A, B, C, or D) of the correct option.\n{question}\n{options}\nThe best answer is:",
-    "option": "{option}",
-}
-# DisTime published none for this benchmark.
-WORDINGS = {"d2vlm": _LETTER_ONLY, "distime": _LETTER_ONLY, "plain": _LETTER_ONLY}
+    "{option}",
+)
+WORDINGS = dict.fromkeys(("d2vlm", "distime", "plain"), _LETTER_ONLY)  # DisTime published none for this benchmark
 
 
 class VideoMME(choices.ChoiceBenchmark):
@@ -44,15 +43,9 @@ class VideoMME(choices.ChoiceBenchmark):
         """Ids: question_id."""
         return (question for question, _ in _items(path, _KEYS))
 
-    def from_answers(
-        self, truth: Mapping[str, Question], answers: Mapping[str, AnswerLine], wording: str
-    ) -> list[dict]:
-        worded(WORDINGS, wording)
-        return [
-            item.row | {"a": answers[name].text}
-            for name, item in truth.items()
-            if name in answers and not answers[name].error
-        ]
+    def prediction(self, question: Question, text: str) -> dict[str, Any]:
+        """The annotations' line with the answer."""
+        return question.row | {"a": text}
 
     def read_answers(self, path: Path) -> Iterable[Row]:
         """The answers with their questions."""

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from all_benchmark_eval.benchmark import Layout, Options, Scores, read_json
-from all_benchmark_eval.items import as_object, need, read_object, read_span, seconds
+from all_benchmark_eval.items import Answers, answered, as_object, need, read_object, read_span, seconds
 from all_benchmark_eval.metrics import captions, dense_scores
 from all_benchmark_eval.metrics.dense import THRESHOLDS, Floats, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
 from all_benchmark_eval.metrics.parsing import published_steps_with_evidence
-from videollm.common.answers import AnswerLine
 
 WORDINGS = {
     "distime": "Identify and localize a series of steps or actions occurring in the video, providing start and end "
@@ -57,23 +56,21 @@ class YouCook2(dense_scores.DenseBenchmark):
             return DenseTruth.of(_from_database(as_object(data["database"], f"{path}: database"), path), path)
         return DenseTruth.of(_from_list(as_object(data, f"{path}", ("annotations",))["annotations"], path), path)
 
-    def from_answers(self, truth: DenseTruth, answers: Mapping[str, AnswerLine], wording: str) -> dict:
+    def from_answers(self, truth: DenseTruth, answers: Answers, wording: str) -> dict:
         """The events of each answer; no entry for a video that was not answered."""
-        answered = {name: answers[name] for name in truth.names if name in answers and not answers[name].error}
         return {
             name: [{"timestamp": span, "caption": text} for span, text in answer_events(answer)]
-            for name, answer in answered.items()
+            for answer, name in answered(answers, truth.names)
         }
 
     def read(self, path: Path, truth: DenseTruth) -> DenseAnswers:
         """Events by video. One without a usable span or caption is left out and counted in a note."""
         data = read_json(path)
         events = _from_d2vlm(data, path) if isinstance(data, list) else as_object(data, f"{path}")
-        rows = {name: row for row, name in enumerate(truth.names)}
         answers, odd = DenseAnswers.none(len(truth)), 0
         for name, listed in events.items():
             where = f"{path}: {name!r}"
-            known = name in rows
+            known = name in truth.rows
             need(known, f"{where}: no video of the annotations has this name; are they of another split?")
             need(isinstance(listed, list), f"{where}: expected a list of events, got {type(listed).__name__}")
             found = [
@@ -82,7 +79,7 @@ class YouCook2(dense_scores.DenseBenchmark):
                 if (span := read_span(event["timestamp"])) is not None and isinstance(event["caption"], str)
             ]
             odd += len(listed) - len(found)
-            answers.put(rows[name], [span for span, _ in found], [text for _, text in found])
+            answers.put(truth.rows[name], [span for span, _ in found], [text for _, text in found])
         answers.notes.extend([f"{odd} events without [start, end] and a text are left out"] * (odd > 0))
         return answers
 

@@ -21,21 +21,12 @@ TRIES = 24  # draws of a span before a factor gives up
 SHORTEST_S = 1.0  # length by which a moment is moved and drawn
 ATTRIBUTES = [
     ["red", "green", "blue", "yellow", "purple", "pink", "brown", "black", "white", "gray"],
-    ["circle", "square", "triangle", "rectangle", "star"],
-    ["left", "right"],
-    ["up", "down"],
+    ["circle", "square", "triangle", "rectangle", "star"], ["left", "right"], ["up", "down"],
     ["moving left", "moving right", "moving up", "moving down", "growing", "shrinking"],
     ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
-    ["man", "woman", "boy", "girl", "child"],
-    ["dog", "cat", "horse", "bird"],
-    ["he", "she"],
-    ["open", "close"],
-    ["opens", "closes"],
-    ["before", "after"],
-    ["first", "last"],
-    ["small", "large"],
-    ["inside", "outside"],
-]
+    ["man", "woman", "boy", "girl", "child"], ["dog", "cat", "horse", "bird"], ["he", "she"], ["open", "close"],
+    ["opens", "closes"], ["before", "after"], ["first", "last"], ["small", "large"], ["inside", "outside"],
+]  # fmt: skip
 _OPTION = re.compile(r"(?:^|\s)\(?([A-Ha-h])[).:]\s+(.+?)(?=\s+\(?[A-Ha-h][).:]\s|\s*$)", re.DOTALL)
 _LETTER = re.compile(r"(?<!\w)([A-Ha-h])(?=[).:]|\s*$)")
 

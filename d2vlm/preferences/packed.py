@@ -67,9 +67,8 @@ def _unpack(item: Any, tokenizer: PreTrainedTokenizerBase) -> dict:
     kept = {k: v for k, v in item.items() if k not in ("processed_response", "tgt_reject", "src", "tgt")}
     times = {key: value for key in ("src", "tgt") if (value := _flat(item.get(key)))}
     turns = [human, {"from": "gpt", "value": chosen}]
-    return kept | times | {
-        "conversations": turns, "rejected": [entry | ({"text_only": True} if kind == TEXT_ONLY else {})]
-    }  # fmt: skip
+    rejected = [entry | ({"text_only": True} if kind == TEXT_ONLY else {})]
+    return kept | times | {"conversations": turns, "rejected": rejected}
 
 
 def _flat(value: Any) -> Any:
