@@ -36,7 +36,7 @@ EVIDENCE, EVIDENCE_END = "<evi>", "</evi>"
 
 @dataclass
 class EvidenceOptions:
-    """Options of the evidence head. ``compatibility`` sets every flag below it that is left at None."""
+    """Options of the evidence head. The last are flags: where published code has a surprise, the default has not."""
 
     alpha: float = 2.0  # target of a frame is alpha^-distance to the span, in frames
     inject_layer: int = 6  # layer whose frame states are added to an answer's <evi>
@@ -46,11 +46,8 @@ class EvidenceOptions:
     init_gain: float = 1.0  # factor on the projections' starting weights; published: torch's own start, hence 1
     likelihood: Literal["mixture", "bernoulli"] = "mixture"  # of a span, for preference training; published: mixture
     keep_ratio: float = 0.6  # frames with at least this share of the highest similarity form the runs
-    compatibility: Literal["default", "published"] = "default"  # preset of the flags below
-    run_edges: Literal["half_gap", "frame_times"] | None = (
-        None  # a run lasts half a frame gap longer at each side, or not
-    )
-    raw_targets: bool | None = None  # published: loss targets of reversed or outside spans are used as they are
+    run_edges: Literal["half_gap", "frame_times"] = "half_gap"  # a run lasts half a frame gap more at each side, or not
+    raw_targets: bool = False  # published: loss targets of reversed or outside spans are used as they are
 
     def __post_init__(self):
         if self.alpha <= 1:
@@ -59,11 +56,6 @@ class EvidenceOptions:
             raise ConfigError(f"model.head.keep_ratio: must be in (0, 1], got {self.keep_ratio}")
         if not 0 < self.init_gain < math.inf:
             raise ConfigError(f"model.head.init_gain: must be a number above 0, got {self.init_gain}")
-        published = self.compatibility == "published"
-        if self.run_edges is None:
-            self.run_edges = "frame_times" if published else "half_gap"
-        if self.raw_targets is None:
-            self.raw_targets = published
 
 
 @HEADS.register(name="d2vlm")
@@ -73,7 +65,7 @@ class EvidenceHead(TemporalHead):
     Options = EvidenceOptions
     wording = "d2vlm"
     published = {  # noqa: RUF012 - as the base class declares it
-        "model": {"head": {"compatibility": "published"}},
+        "model": {"head": {"run_edges": "frame_times", "raw_targets": True}},
         "data": {"raw_spans": True},
     }
     span_tokens = (EVIDENCE,)

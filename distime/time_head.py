@@ -34,7 +34,7 @@ STAMP, FRAME_TIME = "<TIME_STAMP>", "<FRAME_TIME_REF>"
 
 @dataclass
 class TimeOptions:
-    """Options of the time head. ``compatibility`` sets every flag below it that is left at None."""
+    """Options of the time head. The last are flags: where published code has a surprise, the default has not."""
 
     reg_max: int = 32  # R: the video's length is cut into R + 1 bins
     sigma: float = 1.0  # width of the encoding gaussian, in bins
@@ -43,11 +43,10 @@ class TimeOptions:
     dfl_weight: float = 1.0  # weight of the distribution focal loss
     diou_weight: float = 1.0  # weight of the DIoU loss
     dfl_average: Literal["published", "mean"] = "published"  # sum over a sample's ends / R, or mean over all ends
-    compatibility: Literal["default", "published"] = "default"  # preset of the flags below
-    gaussians_bf16: bool | None = None  # round the gaussians of the encoder as published, bit for bit
-    expectation_bf16: bool | None = None  # round expected times as published: a grid of up to 1/8 bin
-    target_clamp: Literal["video", "last_second"] | None = None  # true times end at duration, or 1 s before (published)
-    order_for_diou: bool | None = None  # order predicted ends before the DIoU; published: signed lengths
+    gaussians_bf16: bool = False  # round the gaussians of the encoder as published, bit for bit
+    expectation_bf16: bool = False  # round expected times as published: a grid of up to 1/8 bin
+    target_clamp: Literal["video", "last_second"] = "video"  # true times end at duration, or 1 s before (published)
+    order_for_diou: bool = True  # order predicted ends before the DIoU; published: signed lengths
 
     def __post_init__(self):
         for name, least in (("reg_max", 1), ("num_layers", 1)):
@@ -55,13 +54,6 @@ class TimeOptions:
                 raise ConfigError(f"model.head.{name}: must be at least {least}, got {getattr(self, name)}")
         if self.sigma <= 0:
             raise ConfigError(f"model.head.sigma: must be above 0, got {self.sigma}")
-        published = self.compatibility == "published"
-        if self.target_clamp is None:
-            self.target_clamp = "last_second" if published else "video"
-        if self.order_for_diou is None:
-            self.order_for_diou = not published
-        self.gaussians_bf16 = published if self.gaussians_bf16 is None else self.gaussians_bf16
-        self.expectation_bf16 = published if self.expectation_bf16 is None else self.expectation_bf16
 
 
 class TimeMLP(nn.Module):
@@ -87,7 +79,14 @@ class TimeHead(TemporalHead):
     Options = TimeOptions
     wording = "distime"
     published = {  # noqa: RUF012 - as the base class declares it
-        "model": {"head": {"compatibility": "published"}},
+        "model": {
+            "head": {
+                "gaussians_bf16": True,
+                "expectation_bf16": True,
+                "target_clamp": "last_second",
+                "order_for_diou": False,
+            }
+        },
         "data": {"raw_spans": True, "unseen_id": 0, "sampler": {"spare_last": True}},
         "generate": {"encode_spans": False},
     }

@@ -15,6 +15,7 @@ from videollm.common.config import ConfigError
 from videollm.data.__main__ import main as check_data
 from videollm.data.load import load_records
 from videollm.training import run as training_run
+from videollm.training.validation import answer_spans
 
 pytestmark = pytest.mark.end_to_end
 
@@ -235,7 +236,7 @@ def test_a_setting_that_cannot_work_is_named_before_the_first_step(tmp_path, cap
 
 
 def test_a_package_that_is_not_installed_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(training_run.importlib.util, "find_spec", lambda name: None)
     assert run_train(tmp_path, clip_lines(1), "train.report_to=[wandb]") == 2
     assert "train.report_to: wandb is not installed; pip install wandb" in the_error(capsys)
 
@@ -322,7 +323,7 @@ def test_validation_scores_the_last_answer_only(tmp_path):
     said = turns("<video>\nwhat is in <span>?", "a dog in <span>", "and then?", "a cat in <span>")
     path = write_lines(tmp_path / "one.jsonl", [line("clip0", src=[0, 1], tgt=[1, 2, 2, 3], conversations=said)])
     (record,) = load_records(path)
-    assert train.answer_spans(record) == [[2.0, 3.0]]
+    assert answer_spans(record) == [[2.0, 3.0]]
 
 
 def test_validation_leaves_the_random_numbers_of_training_alone(tmp_path):

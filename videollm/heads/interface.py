@@ -22,6 +22,7 @@ from videollm.data.conversation import FrameSlot, Part, SpanMark, Turn
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 
 HEADS = new_registry("heads")
+COMPATIBILITY = ("default", "published")
 
 
 @dataclass
@@ -154,6 +155,9 @@ def head_class(name: str) -> type[TemporalHead]:
 def build_head(config: dict, hidden_size: int) -> TemporalHead:
     """Make the head that ``config`` (``name`` and the head's options) describes.
 
+    ``compatibility: published`` among them sets every flag that the class lists as published and ``config`` does not
+    give; a flag that is null is not given.
+
     Raises:
         ConfigError: unknown head or option.
     """
@@ -161,4 +165,11 @@ def build_head(config: dict, hidden_size: int) -> TemporalHead:
     if "name" not in options:
         raise ConfigError("model.head.name is missing: name a head (docs/heads.md)")
     cls = head_class(options.pop("name"))
+    flags = cls.published.get("model", {}).get("head", {})
+    preset = options.pop("compatibility", "default")
+    if preset not in COMPATIBILITY:
+        raise ConfigError(f"model.head.compatibility: {preset!r} is not one of {', '.join(map(repr, COMPATIBILITY))}")
+    options = {key: value for key, value in options.items() if value is not None or key not in flags}
+    if preset == "published":
+        options = flags | options
     return cls(build(cls.Options, options, "model.head"), hidden_size)

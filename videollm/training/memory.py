@@ -1,257 +1,304 @@
-"""What a run will need on every device before it runs.
+"""What a run needs on every device: named terms in bytes, whose sum is the most that a device holds at once.
 
-In: the settings of a run, the number of processes and how much one batch holds. Out: bytes of weights, gradients,
-optimizer (under the ZeRO stage of the run's DeepSpeed file), buffers and activations, as a table. Weights are counted
-on the meta device from the model's config, activations by a dry run of the real passes; no weights and no videos are
-read. Not counted: the CUDA context (about 0.5 GB), NCCL, and what the allocator loses to fragmentation.
+In: the settings of a run, the number of processes, how much one batch holds. Out: an ``Estimate`` and its tables. What
+parameters need are the terms of ``STATES``; ``estimate`` adds those of a step, in which activations are counted in the
+model's own passes on tensors that have a shape and no memory. Reads no weights and no videos.
+
+Two documented tools of PyTorch stand behind an underscore: ``FakeTensorMode`` (plain meta tensors know no autocast and
+no fused attention) and ``TorchDispatchMode`` (hooks on saved tensors see neither what the backward pass makes nor what
+gradient checkpointing keeps).
 """
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections import Counter
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface, PreTrainedTokenizerFast
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from videollm.batches.dataset import pack_by_video
-from videollm.batches.order import frames_of
+from videollm.batches.batch import Batch, moved
+from videollm.batches.dataset import Item, share_prompt
+from videollm.batches.prompt import Prompt
+from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.bundle import Bundle
-from videollm.common.config import build
-from videollm.common.processes import world_size
-from videollm.data.record import Record
+from videollm.common.config import ConfigError, build
+from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.objective import build_objective
-from videollm.model.videollm import VideoLLM, VideoLLMConfig
+from videollm.model.videollm import VideoLLM, tower_shape
 from videollm.training.assemble import planned_config
-from videollm.training.dry_run import DryRun, Load, NoEstimate, dry_run, prompts_of, word_bundle
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preflight import read_deepspeed, stage_of
 from videollm.training.settings import Settings
 from videollm.video.sampling import Sampler
 
-TEXT = 256  # tokens of a question with its answer, where nothing is known about the data
+TEXT = 256  # tokens of a question with its answer
+QUESTION = 32  # of these the question's, at most; the others are answered, so that losses are not underestimated
 MOMENTS = 8  # bytes of AdamW's two averages, float32
 MASTER = 4  # bytes of a weight in float32
+MIB = 2**20
+WORD = 0  # id of all words
+REST = "embeddings, logits, losses"
+SHAPES = FakeTensorMode(allow_non_fake_inputs=True)  # one for all: tensors of two do not mix
+AttentionInterface.register("sdpa_without_mask", sdpa_attention_forward)
 
 
 @dataclass(frozen=True)
 class Zero:
-    """How DeepSpeed spreads a run: the stage (None: no DeepSpeed), where states are, and sizes in elements."""
+    """How DeepSpeed spreads a run over ``world`` processes; stage None is a run without it."""
 
+    world: int = 1
     stage: int | None = None
-    optimizer_on_cpu: bool = False
-    weights_on_cpu: bool = False
-    bucket: int = 0  # of gradients on their way
-    gathered: int = 0  # weights that are whole at a time, at most (ZeRO-3)
+    offloaded: tuple[str, ...] = ()  # names of ``STATES`` that are in the machine's memory
+    bucket: int = 0  # elements of gradients on their way
+    gathered: int = 0  # elements of weights that are whole at a time, at most
 
-    @staticmethod
-    def read(settings: Settings) -> "Zero":
-        """Of the run's DeepSpeed file; errors as of ``preflight.read_deepspeed``."""
-        if not settings.train.deepspeed:
-            return Zero()
-        found = read_deepspeed(settings.train.deepspeed, settings.train.precision)
-        options = found.get("zero_optimization", {})
-
-        def number(key: str, default: float) -> int:
-            return int(default if options.get(key, "auto") == "auto" else options[key])  # DeepSpeed's own defaults
-
-        def offloaded(key: str) -> bool:
-            return (options.get(key) or {}).get("device", "none") != "none"
-
-        stage = stage_of(found)
-        contiguous = stage and options.get("contiguous_gradients", True)
-        buffers = (1 + bool(options.get("overlap_comm", stage == 3))) * bool(contiguous)
-        return Zero(
-            stage,
-            offloaded("offload_optimizer"),
-            offloaded("offload_param"),
-            buffers * number("reduce_bucket_size", 5e8),
-            number("stage3_max_live_parameters", 1e9) if stage == 3 else 0,
-        )
+    def share(self, count: int, least: int) -> int:
+        """What one process holds of ``count`` bytes that are spread from stage ``least`` on."""
+        return count // self.world if (self.stage or 0) >= least else count
 
 
-@dataclass
-class Part:
-    """One part of the model on one device: counts of all its parameters, bytes of what is held there."""
+def read_zero(settings: Settings, world: int) -> Zero:
+    """What the run's DeepSpeed file says, or DeepSpeed's defaults; errors as of ``preflight.read_deepspeed``."""
+    if not settings.train.deepspeed:
+        return Zero(world)
+    found = read_deepspeed(settings.train.deepspeed, settings.train.precision)
+    stage, given = stage_of(found), {k: v for k, v in found.get("zero_optimization", {}).items() if v != "auto"}
+    keys = {"gradients": "offload_optimizer", "optimizer": "offload_optimizer", "weights": "offload_param"}
+    offloaded = tuple(n for n, key in keys.items() if (given.get(key) or {}).get("device", "none") != "none")
+    buffers = 1 + bool(given.get("overlap_comm", stage == 3)) if given.get("contiguous_gradients", True) else 0
+    bucket = buffers * int(given.get("reduce_bucket_size", 5e8)) if stage else 0
+    gathered = int(given.get("stage3_max_live_parameters", 1e9)) if stage == 3 else 0
+    return Zero(world, stage, offloaded, bucket, gathered)
 
-    parameters: int = 0
-    trained: int = 0
-    dtype: str = ""
-    weights: int = 0
-    gradients: int = 0
-    optimizer: int = 0
+
+def weights(parameter: Tensor, zero: Zero) -> int:
+    """The weight as the passes use it."""
+    return zero.share(parameter.nbytes, least=3)
+
+
+def gradients(parameter: Tensor, zero: Zero) -> int:
+    """Its gradient, if it is trained."""
+    return zero.share(parameter.nbytes, least=2) if parameter.requires_grad else 0
+
+
+def optimizer(parameter: Tensor, zero: Zero) -> int:
+    """AdamW's averages, and the float32 copy that DeepSpeed steps, from stage 1 on of float32 weights too."""
+    copied = zero.stage is not None and (zero.stage > 0 or parameter.element_size() < MASTER)
+    return zero.share((MOMENTS + MASTER * copied) * parameter.numel(), least=1) if parameter.requires_grad else 0
+
+
+STATES = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+
+
+def held_states(model: VideoLLM, zero: Zero) -> dict[str, Counter]:
+    """Of each part of the model: the number of ``parameters``, of ``trained`` ones, and bytes of ``STATES``."""
+    parts: dict[str, Counter] = {}
+    for name, parameter in model.named_parameters():
+        count = parameter.numel()
+        states = {state: held(parameter, zero) for state, held in STATES.items()}
+        part = parts.setdefault(part_of(name), Counter())
+        part.update(parameters=count, trained=count * parameter.requires_grad, **states)
+    return parts
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one process has at a time: ``rows`` items of ``frames`` frames and ``questions`` of ``text`` words each."""
+
+    rows: int
+    frames: int
+    questions: int
+    text: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """While active, counts bytes of new storages, none of which a ``known`` tensor has: all that live (``now``), and
+    by the part of the step that runs the most that lived (``highest``) and what it leaves (``kept``)."""
+
+    def __init__(self, known: list[Tensor]):
+        super().__init__()
+        self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+        self.now, self.part, self.highest, self.kept = 0, REST, Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
+                self.seen.add(storage)
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return out
+
+    def _add(self, count: int) -> None:
+        self.now += count
+        self.kept[self.part] += count
+        self.highest[self.part] = max(self.highest[self.part], self.now)
+
+
+def dry_run(model: VideoLLM, settings: Settings, batch: Batch, zero3: bool = False) -> LiveBytes:
+    """Bytes of one forward and backward pass of a ``planned_model``, beside weights, their gradients and the batch.
+
+    Uses the model up. Raises ConfigError where its head or objective looks at numbers.
+    """
+    batch = moved(batch, SHAPES.from_tensor)
+    live = LiveBytes([*model.parameters(), *model.buffers(), *tensors_of(batch)])
+    # Under ZeRO-3 some parts take all at once what they take in chunks elsewhere: they ask whether this object lives.
+    told = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}}) if zero3 else None
+    # Autocast is that of the CPU: of the common layers it only runs norms in bf16 that a GPU's runs in fp32.
+    half = settings.train.precision == "bf16" and settings.train.deepspeed is None
+    parts = {"vision tower": model.vision_tower, "connector": model.connector, "language model": model.decoder}
+    for name, part in parts.items():
+        part.register_forward_pre_hook(lambda *_, name=name: setattr(live, "part", name))
+        part.register_forward_hook(lambda *_: setattr(live, "part", REST))
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # its gradient is counted with the weights
+            parameter.register_post_accumulate_grad_hook(lambda complete: setattr(complete, "grad", None))
+    try:
+        with SHAPES, live:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = model(batch).loss
+            live.part = "backward"
+            loss.backward()
+    except RuntimeError as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise ConfigError(f"model.head or train.objective looks at numbers: no estimate ({reason})") from error
+    del told
+    return live
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """All tensors of a batch."""
+    found: list[Tensor] = []
+    moved(batch, found.append)
+    return found
+
+
+def word_bundle(model: VideoLLM) -> Bundle:
+    """The model with a tokenizer where only lengths count: a token a word, and the special ones."""
+    stop = TEMPLATES[model.config.template].stop
+    marks = [model.config.visual_tokens.get(key) for key in ("token", "start", "end")]
+    special = dict.fromkeys([stop, *filter(None, marks), *model.head.span_tokens, *model.head.extra_tokens])
+    raw = Tokenizer(models.WordLevel({"w": WORD}, unk_token="w"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=stop, extra_special_tokens=list(special))
+    return Bundle(model, words, words if model.connector.reads_question else None)
+
+
+def make_prompt(bundle: Bundle, frames: int, text: int) -> Prompt:
+    """A video of ``frames``, one a second, and one question with its answer."""
+    asked = min(QUESTION, text // 2)
+    turns = [Turn("user", (VisualMark(0), " w" * asked)), Turn("assistant", ("w " * (text - asked), SpanMark(0)))]
+    return bundle.encoder().encode(turns, [(0.0, float(frames))], [("video", frames)], float(frames))
+
+
+def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
+    """A batch of the collator's; pixels, or features where they are stored, are shapes."""
+    bundle, pairs = word_bundle(model), model.objective.rejected is not None
+    prompt = make_prompt(bundle, load.frames, load.text)
+    prompts = [replace(prompt) for _ in range(2 if pairs else load.questions)]
+    if pairs:
+        share_prompt(prompts, text_only=False)
+    tower, kind = model.vision_tower, "features" if settings.data.features else "pixels"
+    shape = (tower.num_patches, tower.hidden_size) if settings.data.features else tower_shape(tower)
+    spans_s, times_s = [np.asarray([[0.0, float(load.frames)]])] * len(prompts), np.arange(load.frames, dtype=float)
+    one = Item(prompts, spans_s, times_s=times_s, duration_s=float(load.frames), question="w " * QUESTION)
+    with SHAPES:  # a tensor a row: the collator takes one of several rows only once
+        items = [replace(one, **{kind: torch.empty(load.frames, *shape)}) for _ in range(load.rows)]
+    data, unseen = settings.data, None if settings.data.unseen_id is None else WORD
+    collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=unseen)
+    return collate(items)
+
+
+def planned_model(settings: Settings) -> VideoLLM:
+    """The model that the run trains, as shapes in ``SHAPES``. Errors as of assembling it."""
+    config = planned_config(settings)
+    # What flash_attention_2 keeps is the same. Passes that bring no mask are plainly causal, which transformers finds
+    # out from positions; it does not know these here, and would make a mask to be sure. Unseen places do need one.
+    config._attn_implementation = "sdpa_without_mask" if settings.data.unseen_id is None else "sdpa"
+    with torch.device("meta"):
+        model = VideoLLM(config)
+    if settings.train.precision == "bf16" and settings.train.deepspeed:
+        model.to(torch.bfloat16)  # DeepSpeed's way; without it, autocast makes copies
+    with SHAPES:
+        model.to_empty(device="cpu")
+    model.tie_weights()
+    set_trainable(model, settings.train)
+    model.objective = build_objective(settings.train.objective)
+    if settings.train.gradient_checkpointing:
+        # The first name is that of transformers 5.23, where the second warns.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
+    return model.train()
+
+
+def assumed_load(settings: Settings, model: VideoLLM, frames: int | None, text: int | None, asked: int | None) -> Load:
+    """A batch of the largest items that settings and context let through; what is given counts, up to the context."""
+    config, budget = model.config, settings.train.max_tokens_per_batch
+    sampler = settings.data.sampler or build(Sampler, config.sampler, "sampler")
+    text = text or min(TEXT, config.context_length // 4)
+    asked = asked or (settings.data.max_questions if settings.data.pack else 1)
+    one, three = (len(make_prompt(word_bundle(model), count, text)) for count in (1, 3))
+    most = max(1, (config.context_length - one) // ((three - one) // 2) + 1)
+    frames = min(frames or (sampler.num_frames if sampler.rule == "segments" else sampler.max_frames) or most, most)
+    row = one + (frames - 1) * ((three - one) // 2) + (asked - 1) * text
+    return Load(max(1, budget // row) if budget else settings.train.batch_size, frames, asked, text)
 
 
 @dataclass
 class Estimate:
-    """Bytes on one device (``host``: in the machine's memory, where states are offloaded)."""
+    """``terms`` are bytes on one device by name, ``offloaded`` bytes in the machine's memory."""
 
-    load: Load
-    world: int
+    batch: Batch
     zero: Zero
-    run: DryRun
-    parts: dict[str, Part]
-    host: int
-    checkpointing: bool = False
-    buffers: dict[str, int] = field(default_factory=dict)
-    step: int = 0  # only while the optimizer steps, when no activations live
-
-    @property
-    def states(self) -> int:
-        """Weights, gradients and optimizer."""
-        return sum(part.weights + part.gradients + part.optimizer for part in self.parts.values())
-
-    @property
-    def total(self) -> int:
-        """The most that is held at once."""
-        return self.states + max(self.run.peak + sum(self.buffers.values()), self.step)
+    parts: dict[str, Counter]
+    live: LiveBytes
+    terms: dict[str, int]
+    offloaded: int
 
 
 def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) -> Estimate:
-    """What one of ``world`` processes needs to train a ``planned_model`` on batches of ``load``; uses ``model`` up.
-
-    Raises:
-        ConfigError: a DeepSpeed file that the run would not take.
-        NoEstimate: a head or an objective that looks at numbers.
-    """
-    zero, half = Zero.read(settings), settings.train.precision == "bf16" and bool(settings.train.deepspeed)
-    if half:
-        model.to(torch.bfloat16)
-    parts, host = held_states(model, zero, world)
-    trained = sum(part.trained for part in parts.values())
-    found = Estimate(load, world, zero, dry_run(model, settings, load, zero.stage or 0), parts, host=host)
-    found.checkpointing = settings.train.gradient_checkpointing
-    found.buffers = passing(zero, parts, world, 2 if half else 4)
-    if zero.stage and not zero.optimizer_on_cpu:
-        found.step = MASTER * trained // world  # gradients in float32
-    return found
-
-
-def passing(zero: Zero, parts: dict[str, Part], world: int, width: int) -> dict[str, int]:
-    """Bytes of what passes between processes, by name: gradients, and whole weights under ZeRO-3. ``width`` of one."""
-    trained, total = sum(part.trained for part in parts.values()), sum(part.parameters for part in parts.values())
-    gradients = zero.bucket if zero.stage else trained * (world > 1)
-    sizes = {"gradients on their way": gradients, "gathered weights, at most": min(zero.gathered, total)}
-    return {name: width * count for name, count in sizes.items() if count}
-
-
-def planned_model(settings: Settings, config: VideoLLMConfig | None = None) -> VideoLLM:
-    """The model that the run trains, on the meta device; ``config`` if it is known. Errors as of assembling it."""
-    config = copy.deepcopy(config) if config is not None else planned_config(settings)
-    config._attn_implementation = "sdpa"  # what flash_attention_2 keeps for the backward pass is the same
-    with torch.device("meta"):
-        model = VideoLLM(config)
-    set_trainable(model, settings.train)
-    model.objective = build_objective(settings.train.objective)
-    if settings.train.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    return model.train()
-
-
-def held_states(model: VideoLLM, zero: Zero, world: int) -> tuple[dict[str, Part], int]:
-    """Weights, gradients and optimizer by part, and the bytes that offloading moves into the machine's memory."""
-    parts: dict[str, Part] = {}
-    stage = zero.stage or 0
-    for name, parameter in model.named_parameters():
-        part = parts.setdefault(part_of(name), Part(dtype=str(parameter.dtype).removeprefix("torch.")))
-        size = parameter.numel() * parameter.element_size()
-        part.parameters += parameter.numel()
-        part.weights += size // world if stage == 3 else size
-        if parameter.requires_grad:
-            part.trained += parameter.numel()
-            part.gradients += size // world if stage >= 2 else size
-            # DeepSpeed steps a copy in float32, also where the weights are float32 themselves.
-            own = MASTER if zero.stage is not None and (stage or size < MASTER * parameter.numel()) else 0
-            part.optimizer += (own + MOMENTS) * parameter.numel() // (world if stage else 1)
-    host = 0
-    for part in parts.values():
-        if zero.optimizer_on_cpu:
-            host, part.optimizer, part.gradients = host + part.optimizer + part.gradients, 0, 0
-        if zero.weights_on_cpu:
-            host, part.weights = host + part.weights, 0
-    return parts, host
-
-
-def assumed_load(
-    settings: Settings,
-    model: VideoLLM,
-    frames: int | None = None,
-    text: int | None = None,
-    questions: int | None = None,
-) -> Load:
-    """A batch of the largest items that the settings let through; what is given counts.
-
-    Frames follow from the sampler (``fps`` without ``max_frames``: as many as the context holds), and never exceed the
-    context.
-    """
-    config = model.config
-    sampler = settings.data.sampler or build(Sampler, config.sampler, "sampler")
-    text = text or min(TEXT, config.context_length // 4)
-    questions = questions or (settings.data.max_questions if settings.data.pack else 1)
-    bundle = word_bundle(model)
-    one, three = (len(prompts_of(bundle, Load(1, count, 1, text))[0]) for count in (1, 3))
-    step = (three - one) // 2
-    most = max(1, (config.context_length - one) // step + 1)
-    given = frames or (sampler.num_frames if sampler.rule == "segments" else sampler.max_frames) or most
-    frames = min(given, most)
-    row = one + (frames - 1) * step + (questions - 1) * text
-    budget = settings.train.max_tokens_per_batch
-    return Load(max(1, budget // row) if budget else settings.train.batch_size, frames, questions, text)
-
-
-def largest_load(settings: Settings, bundle: Bundle, records: Sequence[Record]) -> Load:
-    """A batch of items with the most frames, the longest text and the most questions that any of ``records`` has."""
-    sampler = settings.data.sampler or build(Sampler, bundle.config.sampler, "sampler")
-    known = [r for r in records if r.video is None or sampler.rule == "segments" or r.duration_s is not None]
-    frames = max((frames_of(r, sampler, bundle.config.max_tiles, "") for r in known), default=None)
-    texts = (" ".join(p for turn in r.turns for p in turn.parts if isinstance(p, str)) for r in records)
-    text = len(bundle.tokenizer(max(texts, key=len, default=""), add_special_tokens=False).input_ids)
-    groups = pack_by_video(records, settings.data.max_questions) if settings.data.pack else [[0]]
-    return assumed_load(settings, bundle.model, frames, text, max(map(len, groups), default=1))
-
-
-def size(count: float) -> str:
-    """Bytes as a number to read."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
+    """What each of ``world`` processes needs to train a ``planned_model``; errors of ``read_zero`` and ``dry_run``."""
+    zero, width = read_zero(settings, world), model.dtype.itemsize
+    parts, batch = held_states(model, zero), make_batch(model, settings, load)
+    live = dry_run(model, settings, batch, zero3=zero.stage == 3)
+    states = sum(parts.values(), Counter())
+    sent = zero.bucket if zero.stage else states["trained"] * (world > 1)
+    step = {
+        "batch": sum(tensor.nbytes for tensor in tensors_of(batch)),
+        "activations": max(live.highest.values()),
+        "gradients on their way": width * sent,
+        "gathered weights, at most": width * min(zero.gathered, states["parameters"]),
+    }
+    # While DeepSpeed steps, gradients in float32 live, and nothing of the above.
+    own = MASTER * states["trained"] // world if zero.stage and "optimizer" not in zero.offloaded else 0
+    step["beyond that, while the optimizer steps"] = max(0, own - sum(step.values()))
+    terms = {name: states[name] for name in STATES if name not in zero.offloaded} | step
+    return Estimate(batch, zero, parts, live, terms, sum(states[name] for name in zero.offloaded))
 
 
 def tables(found: Estimate) -> list[Table]:
-    """What each part holds, and the sum."""
-    held = Table("part", "parameters", "trained", "type", "weights", "gradients", "optimizer", title="Held by a device")
+    """What each part of the model holds, what one batch takes, and the sum."""
+    held = Table("part", "parameters", "trained", *STATES, title="Held by a process, MiB")
     for name, part in found.parts.items():
-        count = f"{part.parameters:,}", f"{part.trained:,}", part.dtype
-        held.add_row(name, *count, *map(size, (part.weights, part.gradients, part.optimizer)))
-    load, how = found.load, "with" if found.checkpointing else "without"
-    batch = f"{load.rows} x {load.frames} frames, {found.run.columns} tokens"
-    run = Table("", "highest", "kept for backward", title=f"One batch: {batch}; {how} gradient checkpointing")
-    for name, stage in found.run.stages.items():
-        run.add_row(name, size(stage.peak), "" if name == "backward" else size(max(0, stage.kept)))
+        counts = f"{part['parameters']:,}", f"{part['trained']:,}"
+        held.add_row(name, *counts, *(f"{part[state] / MIB:,.1f}" for state in STATES))
+    (rows, columns), frames = found.batch.input_ids.shape, found.batch.times_s.shape[1]
+    title = f"One batch, {rows} x {frames} frames, {columns} tokens, MiB"
+    run = Table("", "highest", "kept for backward", title=title)
+    for name, most in found.live.highest.items():
+        kept = "" if name == "backward" else f"{max(0, found.live.kept[name]) / MIB:,.1f}"
+        run.add_row(name, f"{most / MIB:,.1f}", kept)
     zero = "no DeepSpeed" if found.zero.stage is None else f"ZeRO-{found.zero.stage}"
-    total = Table("", "bytes", title=f"One device of {found.world}, {zero}", show_footer=True)
-    rows = {"weights, gradients, optimizer": found.states, "activations": found.run.peak, **found.buffers}
-    rows |= {"or, while the optimizer steps": found.step, "offloaded, in the machine's memory": found.host}
-    for name, count in rows.items():
+    total = Table("", "MiB", title=f"One device of {found.zero.world}, {zero}")
+    terms = found.terms | {"at most at once": sum(found.terms.values()), "in the machine's memory": found.offloaded}
+    for name, count in terms.items():
         if count:
-            total.add_row(name, size(count))
-    total.columns[0].footer, total.columns[1].footer = "at most at once", size(found.total)
+            total.add_row(name, f"{count / MIB:,.1f}")
     return [held, run, total]
-
-
-def show(found: Sequence[Table]) -> None:
-    """Print tables."""
-    console = Console(width=110)
-    for table in found:
-        console.print(table)
-
-
-def show_for_run(settings: Settings, bundle: Bundle, records: Sequence[Record]) -> None:
-    """Print what the run's largest batch needs beside the weights, or why that is not known."""
-    try:
-        model = planned_model(settings, bundle.config)
-        show(tables(estimate(model, settings, largest_load(settings, bundle, records), world_size()))[1:])
-    except NoEstimate as error:
-        print(f"memory: no estimate, the head or the objective looks at numbers ({error})")

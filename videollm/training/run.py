@@ -28,7 +28,6 @@ from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
 from videollm.training.assemble import assemble
 from videollm.training.features import FeatureStore, fill_store
-from videollm.training.memory import show_for_run
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preemption import Preempted, StopOnSignal
 from videollm.training.preflight import check_items, check_start, prepare_process
@@ -65,7 +64,6 @@ def train(settings: Settings) -> Path:
     set_trainable(bundle.model, settings.train)
     if this_rank() == 0:
         print_trainable(bundle)
-        show_for_run(settings, bundle, records)
     arguments = training_arguments(settings)  # starts the process group
     objective.prepare(bundle, settings)
     bundle.model.objective = objective

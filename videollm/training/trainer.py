@@ -154,7 +154,8 @@ class VideoTrainer(Trainer):
             raise OutOfMemory(
                 f"out of memory in step {self.state.global_step + 1}{rank}, {where}; lower train.batch_size (and raise "
                 "train.accumulation), data.max_length or the frames of data.sampler, or set "
-                f"train.gradient_checkpointing=true ({str(error).splitlines()[0]})"
+                "train.gradient_checkpointing=true; python -m videollm.memory --config FILE tells beforehand what fits "
+                f"({str(error).splitlines()[0]})"
             ) from None
 
     def _describe_step(self) -> str:
