@@ -36,6 +36,7 @@ from all_benchmark_eval.summary import Summary
 from videollm import infer
 from videollm.checkpoint.load import read_config
 from videollm.checkpoint.tensors import CheckpointError
+from videollm.common.answers import AnswerLine
 from videollm.common.command import tell
 
 WORDING_OF = {"d2vlm": "d2vlm", "distime": "distime", "text": "plain"}  # by head
@@ -80,7 +81,9 @@ def evaluate(task: Benchmark, run: Run, annotations: Path, videos: Path) -> dict
     return result
 
 
-def _ask(task: Benchmark, run: Run, folder: Path, videos: Path, lines: Sequence[dict], stage: str) -> dict[str, dict]:
+def _ask(
+    task: Benchmark, run: Run, folder: Path, videos: Path, lines: Sequence[dict], stage: str
+) -> dict[str, AnswerLine]:
     """The answers to one stage's questions, by id."""
     setting = worded(task.settings, run.wording)
     questions, answers = folder / f"{stage}questions.jsonl", folder / f"{stage}answers.jsonl"

@@ -32,6 +32,7 @@ from all_benchmark_eval.benchmark import (
     write_text,
 )
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
+from videollm.common.answers import AnswerLine
 from videollm.common.command import tell
 
 WIDTH = 110  # characters that the widest table needs
@@ -89,7 +90,9 @@ def convert(task: Benchmark, answers: Path, truth: Any, wording: str | None, off
     write_predictions(task, truth, read_answers(answers), wording, official)
 
 
-def write_predictions(task: Benchmark, truth: Any, answers: Mapping[str, dict], wording: str, official: Path) -> None:
+def write_predictions(
+    task: Benchmark, truth: Any, answers: Mapping[str, AnswerLine], wording: str, official: Path
+) -> None:
     """Write answers by id as a prediction file in the benchmark's own form."""
     data = task.from_answers(truth, answers, wording)
     write_text(official, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")

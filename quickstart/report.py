@@ -5,6 +5,7 @@ import json
 
 from rich.table import Table
 
+from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
 from quickstart.pictures import loss_curves, report_html, score_table
 from quickstart.stages import CONSOLE, FURTHER, HEADS
@@ -55,8 +56,7 @@ def score_all(args: argparse.Namespace) -> dict:
 
 def predictions(args: argparse.Namespace, head: str, split: str, items: list[dict]) -> list[dict]:
     """A head's predictions for one split."""
-    lines = (args.output / head / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    answers = {line["id"]: line for line in map(json.loads, lines)}
+    answers = read_answers(args.output / head / f"{split}.jsonl")
     return [task.to_prediction(item, answers.get(item["id"])) for item in items]
 
 

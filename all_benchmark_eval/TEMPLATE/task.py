@@ -19,7 +19,6 @@ from all_benchmark_eval.benchmark import (
     Options,
     Scores,
     read_json,
-    scored_spans,
     worded,
 )
 from all_benchmark_eval.metrics.intervals import iou_union
@@ -33,6 +32,7 @@ from all_benchmark_eval.metrics.moments import (
     seconds,
     true_spans,
 )
+from videollm.common.answers import AnswerLine
 
 # How a question is put: a published system's own words where it has been evaluated here, else ones like them.
 WORDINGS = {
@@ -75,10 +75,10 @@ class Template(Benchmark):
         text = worded(WORDINGS, wording)
         return moment_questions(truth.ids, truth.videos, truth.queries, truth.durations, text)
 
-    def from_answers(self, truth: Moments, answers: Mapping[str, dict], wording: str) -> dict:
+    def from_answers(self, truth: Moments, answers: Mapping[str, AnswerLine], wording: str) -> dict:
         """No entry for a question that was not answered; [-1, -1] says that the answer holds no time."""
-        answered = {name: answers[name] for name in truth.ids if name in answers and not answers[name]["error"]}
-        return {name: (scored_spans(answer) or [[-1, -1]])[0] for name, answer in answered.items()}
+        answered = {name: answers[name] for name in truth.ids if name in answers and not answers[name].error}
+        return {name: (answer.scored_spans or [[-1, -1]])[0] for name, answer in answered.items()}
 
     def read(self, path: Path, truth: Moments) -> Located:
         rows = {name: row for row, name in enumerate(truth.ids)}

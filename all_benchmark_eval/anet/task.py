@@ -19,7 +19,6 @@ from all_benchmark_eval.benchmark import (
     Options,
     Scores,
     read_json,
-    scored_spans,
     worded,
 )
 from all_benchmark_eval.metrics.intervals import iou_epsilon
@@ -34,6 +33,7 @@ from all_benchmark_eval.metrics.moments import (
     seconds,
     true_spans,
 )
+from videollm.common.answers import AnswerLine
 
 WORDINGS = {
     "distime": (
@@ -85,16 +85,16 @@ class ActivityNet(Benchmark):
         wording = worded(WORDINGS, wording)
         return moment_questions(truth.ids, truth.videos, truth.queries, truth.durations, wording)
 
-    def from_answers(self, truth: Moments, answers: Mapping[str, dict], wording: str) -> dict:
+    def from_answers(self, truth: Moments, answers: Mapping[str, AnswerLine], wording: str) -> dict:
         """All spans of each answer; no entry for a question that was not answered."""
         places = {}
         number_in_video: dict[str, int] = {}
         for name, video, query in zip(truth.ids, truth.videos, truth.queries, strict=True):
             number = number_in_video[video] = number_in_video.get(video, -1) + 1
             answer = answers.get(name)
-            if answer is not None and not answer["error"]:
+            if answer is not None and not answer.error:
                 head = {"video_id": video, "anno_id": number, "query": query.lstrip()}
-                places[name] = head | {"timestamp": scored_spans(answer)}
+                places[name] = head | {"timestamp": answer.scored_spans}
         return {"results": places}
 
     def read(self, path: Path, truth: Moments) -> Located:

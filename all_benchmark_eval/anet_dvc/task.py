@@ -40,6 +40,7 @@ from all_benchmark_eval.metrics.dense_scores import (
 )
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, as_object, moment_questions, seconds, state_counts, table
+from videollm.common.answers import AnswerLine
 
 WORDINGS = {
     "distime": (
@@ -97,11 +98,11 @@ class ActivityNetDense(Benchmark):
         """One question a video; videos are ``<video>.mp4``."""
         return moment_questions(truth.names, truth.names, [""] * len(truth), truth.durations, WORDINGS[wording])
 
-    def from_answers(self, truth: DenseTruth, answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: DenseTruth, answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """The events of each answer in whole seconds; no line for a video that was not answered."""
         lines = []
         for name in truth.names:
-            if name in answers and not answers[name]["error"]:
+            if name in answers and not answers[name].error:
                 events = [
                     {"event": text, "timestamps": f"{round(start)} - {round(end)}"}
                     for (start, end), text in answer_events(answers[name])

@@ -27,7 +27,6 @@ from all_benchmark_eval.benchmark import (
     Scores,
     read_json,
     read_text,
-    scored_spans,
     worded,
 )
 from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
@@ -47,6 +46,7 @@ from all_benchmark_eval.metrics.moments import (
     true_spans,
 )
 from all_benchmark_eval.metrics.parsing import evidence_and_answer_spans
+from videollm.common.answers import AnswerLine
 
 DURATIONS = "Charades_v1_test.csv"  # of the Charades data set: columns id, length
 WORDINGS = {
@@ -107,13 +107,13 @@ class Charades(Benchmark):
         wording = worded(WORDINGS, wording)
         return moment_questions(truth.ids, truth.videos, truth.queries, truth.durations, wording)
 
-    def from_answers(self, truth: Moments, answers: Mapping[str, dict], wording: str) -> dict:
+    def from_answers(self, truth: Moments, answers: Mapping[str, AnswerLine], wording: str) -> dict:
         """The first form above, for every wording; an answer without a span is written as [-1, -1]."""
         found: dict[str, dict] = {}
         for name, video, sentence in zip(truth.ids, truth.videos, truth.queries, strict=True):
             answer = answers.get(name)
-            if answer is not None and not answer["error"]:
-                start, end = (scored_spans(answer) or [[-1, -1]])[0]
+            if answer is not None and not answer.error:
+                start, end = (answer.scored_spans or [[-1, -1]])[0]
                 found.setdefault(video, {})[sentence] = {"start": start, "end": end, "conf": 1}
         return found
 

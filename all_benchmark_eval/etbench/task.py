@@ -8,7 +8,6 @@ A line of the annotations; a prediction is the same line with the answer as ``a`
     {"task": "dvc", ..., "tgt": [[5, 15], [18, 30]], "g": ["pour oil", "add onion"], "a": "5 - 15 seconds, pour oil."}
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, worded
 from all_benchmark_eval.etbench import scoring
 from all_benchmark_eval.etbench.samples import REFERRING, Sample, read_samples
+from videollm.common.answers import AnswerLine, split_spans
 
 # How a record of a task is asked, by wording: the question is the annotation's ``q``.
 GENERATE = {
@@ -23,7 +23,6 @@ GENERATE = {
     "distime": {},
     "plain": {},
 }
-_WRITTEN = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s\s*-\s*(\d+(?:\.\d+)?)\s*s\s*\]")  # a span in an answer of infer
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,13 @@ class ETBench(Benchmark):
             lines.append(line | {"conversations": [{"from": "human", "value": f"<video>\n{text}"}]})
         return lines
 
-    def from_answers(self, truth: Sequence[Sample], answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: Sequence[Sample], answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """The lines with answers as ``a``: times as "a - b", evidence before ``</evi>`` with the d2vlm wording."""
         worded(GENERATE, wording)
         lines = []
         for sample in truth:
             answer = answers.get(sample.id)
-            if answer is not None and not answer["error"]:
+            if answer is not None and not answer.error:
                 lines.append(sample.row | {"a": official_text(answer, evidence=wording == "d2vlm")})
         return lines
 
@@ -106,18 +105,15 @@ class ETBench(Benchmark):
         return scoring.score(predictions.samples, predictions.missing, options)
 
 
-def official_text(answer: Mapping, evidence: bool) -> str:
-    """The text of an ``infer`` line as the published systems write it: "<evi> 1.0 - 4.0 </evi>... 3.0 - 4.0 ..."."""
-    spans = iter(answer["spans"] if len(_WRITTEN.findall(answer["text"])) == len(answer["spans"]) else ())
-
-    def written(mark: re.Match) -> str:
-        start, end = next(spans, mark.groups())  # the same, not rounded, if they are there
-        return f"{start} - {end}"
-
-    text = _WRITTEN.sub(written, answer["text"])
+def official_text(answer: AnswerLine, evidence: bool) -> str:
+    """An answer's text as the published systems write it: "<evi> 1.0 - 4.0 </evi>... 3.0 - 4.0 ..."."""
+    (text, *pieces), spans = split_spans(answer.text)
+    if len(answer.spans) == len(spans):
+        spans = answer.spans  # the same, not rounded
+    text += "".join(f"{start} - {end}{piece}" for (start, end), piece in zip(spans, pieces, strict=True))
     if not evidence:
         return text
-    told = ", ".join(f"{start} - {end}" for start, end in answer["evidence_spans"])
+    told = ", ".join(f"{start} - {end}" for start, end in answer.evidence_spans)
     return f"<evi> {told} </evi>{text}"
 
 

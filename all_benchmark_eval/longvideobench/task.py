@@ -27,6 +27,7 @@ from all_benchmark_eval.metrics.choices import (
 )
 from all_benchmark_eval.metrics.moments import seconds
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
+from videollm.common.answers import AnswerLine
 
 GROUPS = ("duration_group", "question_category")
 NUM_OPTIONS = 5
@@ -85,12 +86,14 @@ class LongVideoBench(Benchmark):
                 raise BenchmarkError(f"{name!r}: no question, candidates or video_path; give the whole lvb_val.json")
         return [question.line(words) for question in truth.values()]
 
-    def from_answers(self, truth: Mapping[str, Question], answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(
+        self, truth: Mapping[str, Question], answers: Mapping[str, AnswerLine], wording: str
+    ) -> list[dict]:
         worded(WORDINGS, wording)
         return [
-            {"id": name, "pred": answers[name]["text"], "gt": f"{chr(ord('A') + q.answer)}. {q.options[q.answer]}"}
+            {"id": name, "pred": answers[name].text, "gt": f"{chr(ord('A') + q.answer)}. {q.options[q.answer]}"}
             for name, q in truth.items()
-            if name in answers and not answers[name]["error"]
+            if name in answers and not answers[name].error
         ]
 
     def read(self, path: Path, truth: Mapping[str, Question] | None) -> Predictions:

@@ -5,9 +5,8 @@ benchmark averages the measures are the tasks'. Spans in one unit, measures as f
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,7 @@ from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.java import JavaError, find_java
 from all_benchmark_eval.metrics.moments import SLACK, State, order_and_clip, read_span
 from all_benchmark_eval.metrics.parsing import read_steps
-
-_WRITTEN = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s\s*-\s*(\d+(?:\.\d+)?)\s*s\s*\]")  # a span in an answer's neutral text
+from videollm.common.answers import AnswerLine, split_spans
 
 
 @dataclass(frozen=True)
@@ -98,21 +96,17 @@ def check_truth(truth: DenseTruth, path: object) -> DenseTruth:
     return replace(truth, spans=ordered)
 
 
-def answer_events(answer: Mapping[str, Any]) -> list[tuple[list[float], str]]:
-    """(span, caption) of every event of an ``infer`` line: the text behind each span, up to the next one.
+def answer_events(answer: AnswerLine) -> list[tuple[list[float], str]]:
+    """(span, caption) of every event of an answer: the text behind each span, up to the next one.
 
     An event without a caption is left out. Text without spans in our own notation is read as any answer
     (``parsing.read_steps``).
     """
-    marks = list(_WRITTEN.finditer(answer["text"]))
-    if marks:
-        ends = [mark.start() for mark in marks[1:]] + [len(answer["text"])]
-        texts = [answer["text"][mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
-        spans = [[float(number) for number in mark.groups()] for mark in marks]
-        if len(answer["spans"]) == len(spans):
-            spans = answer["spans"]  # the same, not rounded
-    else:
-        spans, texts = read_steps(answer["text"])
+    (_, *texts), spans = split_spans(answer.text)
+    if not spans:
+        spans, texts = read_steps(answer.text)
+    elif len(answer.spans) == len(spans):
+        spans = answer.spans  # the same, not rounded
     events = zip(spans, (re.sub(r"^[\s,.:;]+", "", text).rstrip(" \t\r\n,") for text in texts), strict=True)
     return [(list(span), text) for span, text in events if text]
 

@@ -28,6 +28,7 @@ from all_benchmark_eval.metrics.choices import (
 )
 from all_benchmark_eval.metrics.moments import seconds
 from all_benchmark_eval.mvbench.tasks import FRAMES, TASKS, stem
+from videollm.common.answers import AnswerLine
 
 _CAREFULLY = (
     "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "
@@ -94,13 +95,15 @@ class MVBench(Benchmark):
         words = worded(WORDINGS, wording)
         return [question.line(words) for question in truth.values()]
 
-    def from_answers(self, truth: Mapping[str, Question], answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(
+        self, truth: Mapping[str, Question], answers: Mapping[str, AnswerLine], wording: str
+    ) -> list[dict]:
         """DisTime's form for every wording, with the question's id."""
         worded(WORDINGS, wording)
         return [
-            {"id": name, "task_type": q.groups["task"], "pred": answers[name]["text"], "gt": _shown(q)}
+            {"id": name, "task_type": q.groups["task"], "pred": answers[name].text, "gt": _shown(q)}
             for name, q in truth.items()
-            if name in answers and not answers[name]["error"]
+            if name in answers and not answers[name].error
         ]
 
     def read(self, path: Path, truth: Mapping[str, Question] | None) -> Predictions:

@@ -26,7 +26,6 @@ from all_benchmark_eval.benchmark import (
     Scores,
     read_json,
     read_text,
-    scored_spans,
     worded,
 )
 from all_benchmark_eval.metrics.intervals import iou_union, nextgqa_overlap
@@ -41,6 +40,7 @@ from all_benchmark_eval.metrics.moments import (
     state_counts,
     table,
 )
+from videollm.common.answers import AnswerLine
 
 THRESHOLDS = (0.3, 0.5)
 LETTERS = "01234"
@@ -141,7 +141,7 @@ class NextGQA(Benchmark):
         text = worded(WORDINGS, wording)[WHERE]
         return [_line(truth, q, WHERE, text.format(question=q.text)) for q in _asked(truth)]
 
-    def choice_questions(self, truth: Grounded, located: Mapping[str, dict], wording: str) -> list[dict]:
+    def choice_questions(self, truth: Grounded, located: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """Stage 2, the choice: ids ``choice-<qid>``. ``located``: the answers of stage 1 by id.
 
         ``bound`` is the first span found, where the frames are to be sampled; without one, the whole video counts.
@@ -157,13 +157,13 @@ class NextGQA(Benchmark):
 
     later_questions = choice_questions
 
-    def from_answers(self, truth: Grounded, answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: Grounded, answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """From the answers of *both* stages (one file after the other), by question: see the form above."""
         lines = []
         for q in _asked(truth):
             choice = answers.get(f"{CHOICE}-{q.qid}")
-            if choice is not None and not choice["error"]:
-                number = _NUMBER.search(choice["text"])
+            if choice is not None and not choice.error:
+                number = _NUMBER.search(choice.text)
                 found = number.group(1) if number else -1
                 span = _found(answers.get(f"{WHERE}-{q.qid}")) or [-1, -1]
                 lines.append({"qid": q.qid, "prediction": found, "timestamp": span, "target": q.answer})
@@ -293,9 +293,9 @@ def _span(value: Any) -> tuple[float, float] | None:
     return read_span(first_span(value)) if point is None else read_span([point, point])
 
 
-def _found(answer: Mapping[str, Any] | None) -> list[float] | None:
-    """The first span of an ``infer`` line, if there is one."""
-    return list(scored_spans(answer)[0]) if answer and not answer["error"] and scored_spans(answer) else None
+def _found(answer: AnswerLine | None) -> list[float] | None:
+    """The first span of an answer, if there is one."""
+    return answer.scored_spans[0] if answer and not answer.error and answer.scored_spans else None
 
 
 # ---- annotations -----------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ needs a file. Either is scored under either variant.
 from collections.abc import Mapping
 from pathlib import Path
 
-from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Layout, Options, Scores, scored_spans, worded
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Layout, Options, Scores, worded
 from all_benchmark_eval.metrics.moments import moment_questions
 from all_benchmark_eval.qvhighlights.files import NO_WINDOW, PREFIX, Queries, Submission, read_submission, read_truth
 from all_benchmark_eval.qvhighlights.metrics import VARIANTS
+from videollm.common.answers import AnswerLine
 
 WORDINGS = {
     "distime": (
@@ -51,14 +52,14 @@ class QVHighlights(Benchmark):
         ids = [PREFIX + qid for qid in truth.qids]
         return moment_questions(ids, truth.videos, truth.queries, truth.durations, worded(WORDINGS, wording))
 
-    def from_answers(self, truth: Queries, answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: Queries, answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """The first form above; an answer without a span is written as [[-1, -1]]."""
         lines = []
         columns = zip(truth.qids, truth.queries, truth.durations.tolist(), truth.windows, strict=True)
         for qid, query, duration, windows in columns:
             answer = answers.get(PREFIX + qid)
-            if answer is not None and not answer["error"]:
-                found = str(scored_spans(answer) or [NO_WINDOW])
+            if answer is not None and not answer.error:
+                found = str(answer.scored_spans or [NO_WINDOW])
                 line = {"qid": PREFIX + qid, "query": query, "prediction": found, "target": str(windows.tolist())}
                 lines.append(line | {"duration": duration})
         return lines

@@ -23,6 +23,7 @@ from all_benchmark_eval.metrics.choices import (
     tally,
     videomme_letter,
 )
+from videollm.common.answers import AnswerLine
 
 DURATIONS = ("short", "medium", "long")
 GROUPS = ("domain", "sub_category", "task_type")
@@ -78,12 +79,12 @@ class VideoMME(Benchmark):
                 raise BenchmarkError(f"{name!r}: no question or options in the annotations")
         return [item.question.line(words) for item in truth.values()]
 
-    def from_answers(self, truth: Mapping[str, Item], answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: Mapping[str, Item], answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         worded(WORDINGS, wording)
         return [
-            item.row | {"a": answers[name]["text"]}
+            item.row | {"a": answers[name].text}
             for name, item in truth.items()
-            if name in answers and not answers[name]["error"]
+            if name in answers and not answers[name].error
         ]
 
     def read(self, path: Path, truth: Mapping[str, Item] | None) -> Predictions:

@@ -40,6 +40,7 @@ from all_benchmark_eval.metrics.moments import (
     table,
 )
 from all_benchmark_eval.metrics.parsing import published_steps_with_evidence
+from videollm.common.answers import AnswerLine
 
 WORDINGS = {
     "distime": (
@@ -96,9 +97,9 @@ class YouCook2(Benchmark):
         videos = [name.removesuffix(".mp4") for name in truth.names]
         return moment_questions(truth.names, videos, [""] * len(videos), truth.durations, WORDINGS[wording])
 
-    def from_answers(self, truth: DenseTruth, answers: Mapping[str, dict], wording: str) -> dict:
+    def from_answers(self, truth: DenseTruth, answers: Mapping[str, AnswerLine], wording: str) -> dict:
         """The events of each answer; no entry for a video that was not answered."""
-        answered = {name: answers[name] for name in truth.names if name in answers and not answers[name]["error"]}
+        answered = {name: answers[name] for name in truth.names if name in answers and not answers[name].error}
         return {
             name: [{"timestamp": span, "caption": text} for span, text in answer_events(answer)]
             for name, answer in answered.items()

@@ -7,7 +7,6 @@ model is loaded here.
 
 import json
 import math
-import re
 import shlex
 import subprocess
 from collections import Counter, defaultdict
@@ -17,10 +16,10 @@ from pathlib import Path
 
 from d2vlm.preferences.factors import tiou, wording_of
 from d2vlm.preferences.wording import MARK, Wording, take_apart, words
+from videollm.common.answers import AnswerLine, split_spans
 from videollm.common.config import ConfigError
 from videollm.data.record import Record
 
-_TIMES = re.compile(r"\[-?\d+(?:\.\d+)? s - -?\d+(?:\.\d+)? s\]")  # how an answer's text spells a span
 SHOWN = 200  # characters of a command's own error that a message repeats
 
 
@@ -68,43 +67,37 @@ def read_answers(paths: Sequence[Path], known: set[str]) -> tuple[dict[str, list
         for number, text in enumerate(lines, start=1):
             if text.strip():
                 line = _answer_line(text, f"{path}:{number}")
-                reason = "its question could not be asked" if line.get("error") else None
-                reason = reason or (None if line["id"] in known else "no record has its id")
+                reason = "its question could not be asked" if line.error else None
+                reason = reason or (None if line.id in known else "no record has its id")
                 answer = None if reason else _own_wording(line, f"{path}:{number}")
                 if answer is None:
                     left_out[reason or "empty, or times in its text that are no spans"] += 1
                 else:
-                    found[line["id"]].append(answer)
+                    found[line.id].append(answer)
     if paths and not found:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no line"
         raise ConfigError(f"--answers: no answer can be used ({reasons}); give answers to these annotations")
     return found, left_out
 
 
-def _answer_line(text: str, where: str) -> dict:
+def _answer_line(text: str, where: str) -> AnswerLine:
     remedy = "give an output of videollm.infer"
     try:
-        line = json.loads(text)
-    except ValueError as error:
+        return AnswerLine.from_json(json.loads(text))
+    except json.JSONDecodeError as error:
         raise ConfigError(f"--answers: {where}: not JSON ({error}); {remedy}") from None
-    if not isinstance(line, dict) or not isinstance(line.get("id"), str):
-        raise ConfigError(f"--answers: {where}: no id; {remedy}")
-    if not line.get("error") and not (isinstance(line.get("text"), str) and isinstance(line.get("spans"), list)):
-        raise ConfigError(f"--answers: {where}: no text or no list of spans; {remedy}")
-    return line
+    except ValueError as error:
+        raise ConfigError(f"--answers: {where}: {error}; {remedy}") from None
 
 
-def _own_wording(line: dict, where: str) -> Wording | None:
-    text = _TIMES.sub(MARK, line["text"].replace(MARK, ""))
-    if not text.strip() or text.count(MARK) != len(line["spans"]):
+def _own_wording(line: AnswerLine, where: str) -> Wording | None:
+    text = MARK.join(split_spans(line.text.replace(MARK, ""))[0]).strip()
+    if not text or text.count(MARK) != len(line.spans):
         return None
-    try:
-        spans = [tuple(sorted((float(start), float(end)))) for start, end in line["spans"]]
-    except (TypeError, ValueError):
-        spans = [(math.nan,)]
+    spans = [tuple(sorted((float(start), float(end)))) for start, end in line.spans]
     if not all(math.isfinite(time) for span in spans for time in span):
         raise ConfigError(f"--answers: {where}: spans are not [[start, end], ...] in seconds")
-    return take_apart(text.strip(), spans)
+    return take_apart(text, spans)
 
 
 def verdict(right: Wording, own: Wording, options: OwnOptions) -> str | None:

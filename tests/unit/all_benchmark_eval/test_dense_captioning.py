@@ -22,6 +22,7 @@ from all_benchmark_eval.metrics.dense import (
 from all_benchmark_eval.metrics.dense_scores import answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.java import JavaError
+from tests.answers import answer_line
 
 # ---- events against events -------------------------------------------------------------------------------------------
 
@@ -71,8 +72,7 @@ def test_the_alignment_is_the_best_of_all_monotone_ones(rows, columns, seed):
 
 
 def answer(text, spans=(), error=None):
-    line = {"id": "x", "text": text, "raw_text": text, "spans": list(spans), "evidence_spans": [], "scores": []}
-    return line | {"finish_reason": "stop", "error": error}
+    return answer_line("x", text, spans, error=error)
 
 
 @pytest.mark.parametrize(
