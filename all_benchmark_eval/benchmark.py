@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import importlib
 import json
-import os
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from videollm.common import files
 from videollm.common.answers import AnswerLine
 
 Protocol = Literal["published", "corrected"]
@@ -294,11 +294,8 @@ def sha256(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises BenchmarkError where it cannot be written."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
+        files.write_text(path, text, shared=True)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise BenchmarkError(f"{path}: cannot be written ({error}); choose another file") from None

@@ -38,6 +38,7 @@ from videollm.checkpoint.load import read_config
 from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.answers import AnswerLine
 from videollm.common.command import tell
+from videollm.common.files import json_lines, json_text
 
 WORDING_OF = {"d2vlm": "d2vlm", "distime": "distime", "text": "plain"}  # by head
 INFER_OPTIONS = ("batch_size", "workers", "device", "backend")
@@ -90,7 +91,7 @@ def _ask(
     lines = [dict(setting.record) | line for line in lines]
     if questions.is_file():
         _keep_answers(questions, answers, lines, may_change=bool(stage))
-    write_text(questions, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(questions, json_text(lines))
     sampling = [f"sampler.{key}={json.dumps(value)}" for key, value in setting.sampler.items()]
     arguments = ["--model", run.model, "--annotations", questions, "--videos", videos, "--output", answers]
     arguments = [*map(str, arguments), *run.infer_options, *sampling, *run.overrides]
@@ -122,8 +123,8 @@ def _keep_answers(questions: Path, answers: Path, lines: Sequence[dict], may_cha
         )
     for path in (answers, *answers.parent.glob(f"{answers.name}.part*")):
         if path.is_file():
-            whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # a torn last line is asked again anyway
-            write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["id"] not in changed))
+            whole = json_lines(path, torn=True)  # a torn last line is asked again anyway
+            write_text(path, json_text(line for _, line in whole if line["id"] not in changed))
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ special to a benchmark is in its ``task.py``.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -33,6 +32,7 @@ from all_benchmark_eval.benchmark import (
 )
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from videollm.common.answers import AnswerLine
+from videollm.common.code import code
 from videollm.common.command import tell
 
 WIDTH = 110  # characters that the widest table needs
@@ -102,7 +102,7 @@ def _result(
     task: Benchmark, variant: str, scores: dict[str, Scores], files: dict[str, Path | None], options: dict[str, Any]
 ) -> dict[str, Any]:
     """What is written: ``protocols`` has metrics, unit, counts and so on of each, ``per_sample`` the single scores."""
-    protocols = {}
+    protocols, (commit, changed) = {}, code()
     for protocol, outcome in scores.items():
         entry = asdict(outcome)
         del entry["per_sample"]
@@ -118,7 +118,7 @@ def _result(
         "protocols": protocols,
         "files": {k: {"path": str(path), "sha256": sha256(path)} for k, path in files.items() if path is not None},
         "options": options,
-        "commit": _commit(),
+        "commit": f"{commit}-dirty" if changed else commit,
         "per_sample": {protocol: outcome.per_sample for protocol, outcome in scores.items()},
     }
 
@@ -142,15 +142,6 @@ def _dump(result: dict[str, Any]) -> str:
         for protocol, scores in result["per_sample"].items()
     ]
     return head.removesuffix("\n}") + ',\n "per_sample": {\n' + ",\n".join(protocols) + "\n }\n}\n"
-
-
-def _commit() -> str | None:
-    """The git commit of this code, with "-dirty" where files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from all_benchmark_eval.benchmark import (
     read_json,
 )
 from videollm.common.answers import AnswerLine, split_spans
+from videollm.common.files import json_lines
 from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou_matrix
 
 TASKS = ("grounding", "dense_caption", "grounded_mc")
@@ -45,7 +46,7 @@ _MARK = "<span>"  # a span in an annotation
 def load(path: str | Path) -> list[dict]:
     """The annotation lines of a JSON-lines file, checked. Raises ValueError with file and line."""
     items, seen = [], {}
-    for number, item in _read_lines(path):
+    for number, item in json_lines(path):
         where = f"{path}:{number}"
         _check(item, where)
         if item["id"] in seen:
@@ -141,22 +142,6 @@ def oracle(items: list[dict], num_frames: int = 32) -> dict:
     first, last = np.triu_indices(num_frames)
     runs = np.stack([first, last + 1], axis=-1) / num_frames  # [num_frames * (num_frames + 1) / 2, 2]
     return summarise(tiou_matrix(true, runs).max(1, initial=0.0))
-
-
-def _read_lines(path: str | Path) -> list[tuple[int, dict]]:
-    """(line number, object) of every line that is not blank."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-        rows.append((number, row))
-    return rows
 
 
 def _check(item: dict, where: str) -> None:

@@ -133,7 +133,11 @@ def sayings(answer: Wording) -> list[tuple]:
 
 
 def tiou(a: Span, b: Span) -> float:
-    """Temporal intersection over union; 1 for equal moments."""
+    """Temporal intersection over union; 1 for equal moments.
+
+    Over the hull, unlike ``videollm.common.spans``: the last bits of the two differ, and a seed must go on drawing the
+    same pairs where a tIoU lies on a bound.
+    """
     union = max(a[1], b[1]) - min(a[0], b[0])
     return max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / union if union > 0 else float(a == b)
 

@@ -10,7 +10,7 @@ import math
 import shlex
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from d2vlm.preferences.factors import tiou, wording_of
 from d2vlm.preferences.wording import MARK, Wording, take_apart, words
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.common.config import ConfigError
+from videollm.common.files import json_lines, json_text
 from videollm.data.record import Record
 
 SHOWN = 200  # characters of a command's own error that a message repeats
@@ -59,35 +60,31 @@ def read_answers(paths: Sequence[Path], known: set[str]) -> tuple[dict[str, list
         ConfigError: a file cannot be read, a line is no answer of ``videollm.infer``, or all ids are unknown.
     """
     found, left_out = defaultdict(list), Counter()
-    for path in paths:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--answers: {path}: {error}; give an output of videollm.infer") from None
-        for number, text in enumerate(lines, start=1):
-            if text.strip():
-                line = _answer_line(text, f"{path}:{number}")
-                reason = "its question could not be asked" if line.error else None
-                reason = reason or (None if line.id in known else "no record has its id")
-                answer = None if reason else _own_wording(line, f"{path}:{number}")
-                if answer is None:
-                    left_out[reason or "empty, or times in its text that are no spans"] += 1
-                else:
-                    found[line.id].append(answer)
+    for where, line in _lines(paths):
+        reason = "its question could not be asked" if line.error else None
+        reason = reason or (None if line.id in known else "no record has its id")
+        answer = None if reason else _own_wording(line, where)
+        if answer is None:
+            left_out[reason or "empty, or times in its text that are no spans"] += 1
+        else:
+            found[line.id].append(answer)
     if paths and not found:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no line"
         raise ConfigError(f"--answers: no answer can be used ({reasons}); give answers to these annotations")
     return found, left_out
 
 
-def _answer_line(text: str, where: str) -> AnswerLine:
+def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, AnswerLine]]:
+    """(FILE:LINE, answer) of all files."""
     remedy = "give an output of videollm.infer"
-    try:
-        return AnswerLine.from_json(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--answers: {where}: not JSON ({error}); {remedy}") from None
-    except ValueError as error:
-        raise ConfigError(f"--answers: {where}: {error}; {remedy}") from None
+    for path in paths:
+        try:
+            for number, line in json_lines(path, parse=AnswerLine.from_json):
+                yield f"{path}:{number}", line
+        except OSError as error:
+            raise ConfigError(f"--answers: {path}: {error}; {remedy}") from None
+        except ValueError as error:
+            raise ConfigError(f"--answers: {error}; {remedy}") from None
 
 
 def _own_wording(line: AnswerLine, where: str) -> Wording | None:
@@ -127,7 +124,7 @@ def rewrites(records: Sequence[Record], options: RewriteOptions) -> dict[str, Wo
         return {}
     right = {record.id: wording_of(record) for record in records}
     asked = [{"id": r.id, "question": r.question, "answer": right[r.id].text} for r in records]
-    lines = _run("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in asked), options)
+    lines = _run(json_text(asked), options)
     found = {}
     for number, text in enumerate(lines, start=1):
         where = f"rewrite.command: line {number} of its output"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
+from videollm.common.files import json_lines, json_text, write_text
 from videollm.data.record import Record
 
 logger = logging.getLogger(__name__)
@@ -60,19 +61,9 @@ def model_content(folder: str | Path) -> str:
 # ---- the meta file -----------------------------------------------------------------------------------------------
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write ``path`` so that a kill leaves the old file or the new one, whole."""
-    fresh = beside(path, ".tmp")
-    with open(fresh, "w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(fresh, path)
-
-
 def write_meta(output: Path, meta: dict) -> None:
     """Write the settings and counts beside the output."""
-    replace_file(beside(output, ".meta.json"), json.dumps(meta, indent=1) + "\n")
+    write_text(beside(output, ".meta.json"), json.dumps(meta, indent=1) + "\n")
 
 
 def check_meta(output: Path, meta: dict) -> dict:
@@ -122,17 +113,12 @@ def locked(output: Path) -> Iterator[None]:
 
 def read_lines(path: Path) -> list[AnswerLine]:
     """The complete lines of an output file; a torn last line is left out. ConfigError names a damaged one."""
-    if not path.is_file():
-        return []
-    found = []
-    *whole, _ = path.read_bytes().split(b"\n")
-    for number, text in enumerate(whole, 1):
-        try:
-            line = AnswerLine.from_json(json.loads(text))
-        except ValueError as error:
-            raise ConfigError(f"{path}:{number}: damaged ({error}); delete the line, it is then asked again") from None
-        found.append(line)
-    return found
+
+    def damaged(number: int, why: str) -> None:
+        raise ConfigError(f"{path}:{number}: damaged ({why}); delete the line, it is then asked again")
+
+    found = json_lines(path, damaged, parse=AnswerLine.from_json, torn=True) if path.is_file() else ()
+    return [line for _, line in found]
 
 
 def gather(output: Path, records: Sequence[Record]) -> dict[str, AnswerLine]:
@@ -156,7 +142,7 @@ def gather(output: Path, records: Sequence[Record]) -> dict[str, AnswerLine]:
                 lines[line.id] = line
     lines = {i: lines[i] for i in asked if i in lines}
     if lines or output.is_file():
-        replace_file(output, "".join(map(spelled, lines.values())))
+        write_text(output, json_text(line.to_json() for line in lines.values()))
     for path in parts:
         path.unlink()
     return lines
@@ -177,14 +163,9 @@ def prove(output: Path, records: Sequence[Record]) -> list[AnswerLine]:
     return lines
 
 
-def spelled(line: AnswerLine) -> str:
-    """A line as it stands in the file."""
-    return json.dumps(line.to_json(), ensure_ascii=False) + "\n"
-
-
 def add_line(out: FileIO, line: AnswerLine) -> None:
     """Append to an unbuffered file; ConfigError where the disk is full or gone. What was written before is kept."""
-    data = memoryview(spelled(line).encode())
+    data = memoryview(json_text([line.to_json()]).encode())
     try:
         while data:
             data = data[out.write(data) :]

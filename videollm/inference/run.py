@@ -19,6 +19,7 @@ from videollm.common.answers import AnswerLine
 from videollm.common.code import code
 from videollm.common.command import usable_device
 from videollm.common.config import ConfigError, build, override, to_dict
+from videollm.common.files import check_folder
 from videollm.common.processes import Ranks, local_rank
 from videollm.data.load import load_records
 from videollm.data.record import Record
@@ -70,8 +71,7 @@ def run(args: argparse.Namespace) -> None:
     options, head, sampling = asked_settings(args.overrides, args.model)
     records = load_records(args.annotations)
     units = plan(records, options, args.batch_size)  # also says bad options of a record before the model is loaded
-    if not Path(args.videos).is_dir():
-        raise ConfigError(f"--videos: {args.videos} is not a folder; give the one that the paths are below")
+    check_folder(args.videos, "--videos")
     bundle = load(args.model, head=head, dtype=PRECISIONS[args.precision])
     sampler = build(Sampler, bundle.config.sampler | sampling, "sampler")
     device = usable_device(args.device if args.device != "cuda" else f"cuda:{local_rank()}")
