@@ -13,6 +13,7 @@ import json
 import statistics
 from pathlib import Path
 
+from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
 from quickstart.stages import Stage, launcher, overrides, run_stages
 
@@ -53,8 +54,7 @@ def rank_stage(folder: Path, run: Path, model: Path) -> Stage:
 def scores(folder: Path, run: Path) -> dict[str, float]:
     """``METRICS`` of one run."""
     items = task.load(folder / "data/test.jsonl")
-    lines = map(json.loads, run.with_suffix(".test.jsonl").read_text(encoding="utf-8").splitlines())
-    answers = {line["id"]: line for line in lines}
+    answers = read_answers(run.with_suffix(".test.jsonl"))
     found = task.score(items, [task.to_prediction(item, answers.get(item["id"])) for item in items])
     (ranks,) = json.loads(run.with_suffix(".ranks.json").read_text(encoding="utf-8"))["models"].values()
     found |= {"R@1 0.5": found["R@1"]["0.5"], "accuracy": ranks["accuracy"], "margin": ranks["margin"]}
