@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import importlib
 import json
-import os
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -18,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from videollm.common import files
+from videollm.common.answers import AnswerLine
+
 Protocol = Literal["published", "corrected"]
 PROTOCOLS: tuple[Protocol, ...] = ("published", "corrected")
 WORDINGS = ("d2vlm", "distime", "plain")
-ANSWER_KEYS = ("id", "text", "raw_text", "spans", "evidence_spans", "finish_reason", "error")  # of videollm.infer
 
 
 class BenchmarkError(ValueError):
@@ -131,12 +132,12 @@ class Benchmark(ABC):
         """The lines that ``videollm.infer`` reads (docs/annotations.md: id, video, duration, conversations ending with
         the question, ...), worded for ``wording`` ("d2vlm", "distime" or "plain"). No true time of an answer."""
 
-    def later_questions(self, truth: Any, answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def later_questions(self, truth: Any, answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """The lines of a second stage, which stand on the answers to ``questions``; most benchmarks have none."""
         return []
 
     @abstractmethod
-    def from_answers(self, truth: Any, answers: Mapping[str, dict], wording: str) -> Any:
+    def from_answers(self, truth: Any, answers: Mapping[str, AnswerLine], wording: str) -> Any:
         """``videollm.infer`` output lines by id -> a prediction file in the benchmark's official form (JSON data)."""
 
     @abstractmethod
@@ -253,19 +254,25 @@ def is_infer_output(path: Path) -> bool:
         row = json.loads(first)
     except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and row.keys() >= set(ANSWER_KEYS)
+    return not AnswerLine.absent(row)
 
 
-def read_answers(path: Path) -> dict[str, dict]:
-    """The lines of an ``infer`` output by id. Raises BenchmarkError for a line that is none, or stands twice."""
-    answers: dict[str, dict] = {}
+def answer_lines(path: Path) -> Iterator[tuple[str, AnswerLine]]:
+    """(FILE:LINE, answer) of every line of an ``infer`` output. Raises BenchmarkError for a line that is none."""
     for where, row in read_lines(path):
-        absent = [key for key in ANSWER_KEYS if key not in row]
-        if absent or not isinstance(row["id"], str):
-            raise BenchmarkError(f"{where}: not an output line of videollm.infer (no {', '.join(absent) or 'id'})")
-        if row["id"] in answers:
-            raise BenchmarkError(f"{where}: the id {row['id']!r} stands twice")
-        answers[row["id"]] = row
+        try:
+            yield where, AnswerLine.from_json(row)
+        except ValueError as error:
+            raise BenchmarkError(f"{where}: not an output line of videollm.infer ({error})") from None
+
+
+def read_answers(path: Path) -> dict[str, AnswerLine]:
+    """The lines of an ``infer`` output by id. Raises BenchmarkError for a line that is none, or stands twice."""
+    answers: dict[str, AnswerLine] = {}
+    for where, answer in answer_lines(path):
+        if answer.id in answers:
+            raise BenchmarkError(f"{where}: the id {answer.id!r} stands twice")
+        answers[answer.id] = answer
     return answers
 
 
@@ -274,11 +281,6 @@ def worded(wordings: Mapping[str, Any], wording: str) -> Any:
     if wording not in wordings:
         raise BenchmarkError(f"unknown wording {wording!r}; known: {', '.join(wordings)}")
     return wordings[wording]
-
-
-def scored_spans(answer: dict) -> list:
-    """The spans of an ``infer`` line that are scored: the answer's, the evidence only where the answer has none."""
-    return answer["spans"] or answer["evidence_spans"]
 
 
 def sha256(path: Path) -> str:
@@ -292,11 +294,8 @@ def sha256(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises BenchmarkError where it cannot be written."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
+        files.write_text(path, text, shared=True)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise BenchmarkError(f"{path}: cannot be written ({error}); choose another file") from None

@@ -17,19 +17,12 @@ from typing import Any
 from rich.table import Table
 from tqdm import tqdm
 
-from all_benchmark_eval.benchmark import (
-    Benchmark,
-    BenchmarkError,
-    data_folder,
-    find_annotations,
-    get,
-    names,
-    write_text,
-)
+from all_benchmark_eval import benchmark
+from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, get, names
+from all_benchmark_eval.items import need
 from all_benchmark_eval.score import wide_console
 from videollm.common.command import tell
-from videollm.data.annotations import AnnotationError, parse_record
-from videollm.data.record import Record
+from videollm.data import AnnotationError, Record, parse_record
 from videollm.video.decode import VideoError, probe
 from videollm.video.folder import open_folder
 from videollm.video.read import safe_join
@@ -42,11 +35,11 @@ COLUMNS = ("benchmark", "annotations", "questions", "videos", "present", "missin
 def check(task: Benchmark, root: Path) -> dict[str, Any]:
     """``annotations`` ("present", "missing" or "unreadable") with ``path`` or ``problem``, ``questions``, and
     ``videos``: {"named", "present", "missing": [paths], "unreadable": {path: why}}."""
-    folder = data_folder(task, root)
+    folder = benchmark.data_folder(task, root)
     videos = folder / task.layout.videos
     nothing = {"title": task.title, "questions": 0, "folder": str(videos), "videos": _sorted({})}
     try:
-        path = find_annotations(task, folder)
+        path = benchmark.find_annotations(task, folder)
     except BenchmarkError as error:
         return nothing | {"annotations": "missing", "problem": str(error)}
     try:
@@ -54,14 +47,8 @@ def check(task: Benchmark, root: Path) -> dict[str, Any]:
         records = [parse_record(line, number, task.name) for number, line in enumerate(lines, start=1)]
     except (BenchmarkError, AnnotationError) as error:
         return nothing | {"annotations": "unreadable", "problem": str(error)}
-    return {
-        "title": task.title,
-        "annotations": "present",
-        "path": str(path),
-        "questions": len(records),
-        "folder": str(videos),
-        "videos": _videos(task.title, records, videos),
-    }
+    found = {"annotations": "present", "path": str(path), "questions": len(records)}
+    return nothing | found | {"videos": _videos(task.title, records, videos)}
 
 
 def complete(found: dict[str, Any]) -> bool:
@@ -131,12 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="every missing and unreadable video by name")
     args = parser.parse_args(argv)
     try:
-        if not args.root.is_dir():
-            raise BenchmarkError(f"{args.root}: not a folder; give the one with a folder for each benchmark")
+        need(args.root.is_dir(), f"{args.root}: not a folder; give the one with a folder for each benchmark")
         tasks = [get(name) for name in (args.benchmarks.split(",") if args.benchmarks else names())]
         found = {task.name: check(task, args.root) for task in tasks}
         if args.output:
-            write_text(args.output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            benchmark.write_text(args.output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     except BenchmarkError as error:
         return tell(error)
     show(found)

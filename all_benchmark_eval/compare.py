@@ -16,6 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from all_benchmark_eval.benchmark import BenchmarkError, read_json
+from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
 from all_benchmark_eval.score import wide_console
 from videollm.common.command import tell
@@ -44,20 +45,18 @@ def read_scores(path: Path) -> dict[str, Any]:
     """A file of ``score``. Raises BenchmarkError if it is none."""
     data = read_json(path)
     keys = ("benchmark", "variant", "protocols", "per_sample", "files")
-    if not isinstance(data, dict) or any(key not in data for key in keys):
-        raise BenchmarkError(f"{path}: not written by all_benchmark_eval.score (needs {', '.join(keys)})")
+    good = isinstance(data, dict) and all(key in data for key in keys)
+    need(good, f"{path}: not written by all_benchmark_eval.score (needs {', '.join(keys)})")
     return data
 
 
 def shared_protocols(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The protocols that both files have. Raises BenchmarkError where two files say nothing about each other."""
     for key in ("benchmark", "variant"):
-        if a[key] != b[key]:
-            raise BenchmarkError(f"A is of {key} {a[key]!r}, B of {b[key]!r}: only like is compared with like")
+        need(a[key] == b[key], f"A is of {key} {a[key]!r}, B of {b[key]!r}: only like is compared with like")
     protocols = [protocol for protocol in a["protocols"] if protocol in b["protocols"]]
-    if not protocols:
-        of_a, of_b = (", ".join(x["protocols"]) for x in (a, b))
-        raise BenchmarkError(f"A has the protocol {of_a}, B {of_b}: score both under the same one")
+    of_a, of_b = (", ".join(x["protocols"]) for x in (a, b))
+    need(protocols, f"A has the protocol {of_a}, B {of_b}: score both under the same one")
     return protocols
 
 
@@ -67,8 +66,7 @@ def differences(
     """Of every metric in both ``per_sample`` tables, over the ids in both. Raises BenchmarkError if there are none."""
     metrics = [metric for metric in a if metric in b]
     shared = {metric: {key: a[metric][key] for key in a[metric] if key in b[metric]} for metric in metrics}
-    if not any(shared.values()):
-        raise BenchmarkError("A and B have no sample of the same id in any metric: nothing can be compared")
+    need(any(shared.values()), "A and B have no sample of the same id in any metric: nothing can be compared")
     for names, ids, of_a in by_samples(shared):
         of_a = of_a * scale  # [N, M]
         of_b = scale * np.array([[b[name][key] for name in names] for key in ids])
@@ -105,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     console = wide_console()
     try:
-        if args.resamples < 1 or args.seed < 0:
-            raise BenchmarkError("--resamples needs a number from 1 on, --seed one from 0 on")
+        good = args.resamples >= 1 and args.seed >= 0
+        need(good, "--resamples needs a number from 1 on, --seed one from 0 on")
         a, b = read_scores(args.a), read_scores(args.b)
         protocols = shared_protocols(a, b)
         console.print(f"{a['benchmark']}, variant {a['variant']}\nA: {args.a}\nB: {args.b}", markup=False)

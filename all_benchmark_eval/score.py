@@ -7,9 +7,8 @@ special to a benchmark is in its ``task.py``.
 
 import argparse
 import json
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,40 +16,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from all_benchmark_eval.benchmark import (
-    PROTOCOLS,
-    WORDINGS,
-    Benchmark,
-    BenchmarkError,
-    Options,
-    Scores,
-    get,
-    is_infer_output,
-    names,
-    read_answers,
-    sha256,
-    write_text,
-)
+from all_benchmark_eval import benchmark
+from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, BenchmarkError, Options, Scores, get
+from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
-from videollm.common.command import tell
+from videollm.common.code import code
+from videollm.common.command import tell, whole
 
 WIDTH = 110  # characters that the widest table needs
 
 
 def score_file(
-    name: str,
-    predictions: Path,
-    annotations: Path | None,
-    output: Path,
-    *,
-    protocols: Sequence[str] = PROTOCOLS,
-    variant: str | None = None,
-    wording: str | None = None,
-    bootstrap: int = 0,
-    skip_meteor: bool = False,
-    sentence_model: str | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
+    name: str, predictions: Path, annotations: Path | None, output: Path, *,
+    protocols: Sequence[str] = PROTOCOLS, variant: str | None = None, wording: str | None = None, bootstrap: int = 0,
+    skip_meteor: bool = False, sentence_model: str | None = None, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Score ``predictions`` and write the result to ``output``; returns what is written, see :func:`_result`.
 
     ``infer`` output is turned into the benchmark's own form first, which stays beside the output as
@@ -60,46 +40,38 @@ def score_file(
     """
     task = get(name)
     variant = variant or task.variants[0]
-    if variant not in task.variants:
-        raise BenchmarkError(f"--variant: {name} has no variant {variant!r}; known: {', '.join(task.variants)}")
-    if annotations is None and not task.own_truth:
-        raise BenchmarkError(f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)")
+    known = ", ".join(task.variants)
+    need(variant in task.variants, f"--variant: {name} has no variant {variant!r}; known: {known}")
+    enough = annotations is not None or task.own_truth
+    need(enough, f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)")
     truth = None if annotations is None else task.load(annotations)
     official = predictions
-    if not predictions.is_dir() and is_infer_output(predictions):
+    if not predictions.is_dir() and benchmark.is_infer_output(predictions):
         official = output.with_name(f"{output.stem}.predictions.json")
-        convert(task, predictions, truth, wording, official)
+        own = f"{predictions} is output of videollm.infer"
+        need(wording is not None, f"--wording: {own}; say how its questions were worded")
+        need(truth is not None, f"--annotations: {own}, which has no ground truth: give it")
+        write_predictions(task, truth, benchmark.read_answers(predictions), wording, official)
     given = task.read(official, truth)
     files = {"predictions": predictions, "annotations": annotations}
     options = {"skip_meteor": skip_meteor, "sentence_model": sentence_model, "seed": seed}
     scores = {p: task.score(truth, given, Options(protocol=p, variant=variant, **options)) for p in protocols}
     result = _result(task, variant, scores, files, options | {"bootstrap": bootstrap, "wording": wording})
-    write_text(output, _dump(result))
+    benchmark.write_text(output, _dump(result))
     return result
 
 
-def convert(task: Benchmark, answers: Path, truth: Any, wording: str | None, official: Path) -> None:
-    """Write ``infer`` output as a prediction file in the benchmark's own form."""
-    if wording is None:
-        raise BenchmarkError(f"--wording: {answers} is output of videollm.infer; say how its questions were worded")
-    if truth is None:
-        raise BenchmarkError(
-            f"--annotations: {answers} is output of videollm.infer, which has no ground truth: give it"
-        )
-    write_predictions(task, truth, read_answers(answers), wording, official)
-
-
-def write_predictions(task: Benchmark, truth: Any, answers: Mapping[str, dict], wording: str, official: Path) -> None:
+def write_predictions(task: Benchmark, truth: Any, answers: Answers, wording: str, official: Path) -> None:
     """Write answers by id as a prediction file in the benchmark's own form."""
     data = task.from_answers(truth, answers, wording)
-    write_text(official, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    benchmark.write_text(official, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _result(
     task: Benchmark, variant: str, scores: dict[str, Scores], files: dict[str, Path | None], options: dict[str, Any]
 ) -> dict[str, Any]:
     """What is written: ``protocols`` has metrics, unit, counts and so on of each, ``per_sample`` the single scores."""
-    protocols = {}
+    protocols, (commit, changed) = {}, code()
     for protocol, outcome in scores.items():
         entry = asdict(outcome)
         del entry["per_sample"]
@@ -108,16 +80,12 @@ def _result(
             entry["intervals"] = _intervals(outcome, options["bootstrap"], options["seed"])
         protocols[protocol] = entry
     return {
-        "benchmark": task.name,
-        "title": task.title,
-        "variant": variant,
-        "headline": next(iter(scores)),
+        "benchmark": task.name, "title": task.title, "variant": variant, "headline": next(iter(scores)),
         "protocols": protocols,
-        "files": {k: {"path": str(path), "sha256": sha256(path)} for k, path in files.items() if path is not None},
-        "options": options,
-        "commit": _commit(),
+        "files": {k: {"path": str(f), "sha256": benchmark.sha256(f)} for k, f in files.items() if f is not None},
+        "options": options, "commit": f"{commit}-dirty" if changed else commit,
         "per_sample": {protocol: outcome.per_sample for protocol, outcome in scores.items()},
-    }
+    }  # fmt: skip
 
 
 def _intervals(scores: Scores, resamples: int, seed: int) -> dict[str, list[float]]:
@@ -139,18 +107,6 @@ def _dump(result: dict[str, Any]) -> str:
         for protocol, scores in result["per_sample"].items()
     ]
     return head.removesuffix("\n}") + ',\n "per_sample": {\n' + ",\n".join(protocols) + "\n }\n}\n"
-
-
-def _commit() -> str | None:
-    """The git commit of this code, with "-dirty" where files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-# ---- the table -------------------------------------------------------------------------------------------------------
 
 
 def tables(result: dict[str, Any]) -> Table:
@@ -199,51 +155,33 @@ def show(result: dict[str, Any], output: Path) -> None:
     console.print(f"headline: {result['headline']}. Written to {output}", markup=False)
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
-
-
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="all_benchmark_eval.score", description="Score a prediction file.")
-    parser.add_argument("benchmark", metavar="BENCHMARK", help=", ".join(names()))
-    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="plain or .gz")
-    parser.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="ground truth; the benchmark's README says which"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
-    parser.add_argument("--protocol", choices=PROTOCOLS, help="default: both; published is the headline")
-    parser.add_argument("--variant", help="whose script; the benchmark's README lists them")
-    parser.add_argument("--wording", choices=WORDINGS, help="of the questions that videollm.infer answered")
-    parser.add_argument("--bootstrap", type=_count, default=0, metavar="N", help="resamples for confidence intervals")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How is scored, for every command that does."""
+    parser.add_argument("--bootstrap", type=whole(0), default=0, metavar="N", help="resamples for confidence intervals")
     parser.add_argument("--skip-meteor", action="store_true", help="score the rest where there is no Java")
     parser.add_argument("--sentence-model", metavar="PATH", help="all-MiniLM-L6-v2: folder or hub name")
-    parser.add_argument("--seed", type=_count, default=0, help="of random strings and resamples")
-    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    args = arguments(argv)
-    chosen = {key: getattr(args, key) for key in ("variant", "wording", "bootstrap", "skip_meteor", "seed")}
+    parser = argparse.ArgumentParser(prog="all_benchmark_eval.score", description="Score a prediction file.")
+    parser.add_argument("benchmark", metavar="BENCHMARK", help=", ".join(benchmark.names()))
+    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="plain or .gz")
+    which = "ground truth; the benchmark's README says which"
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help=which)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="default: both; published is the headline")
+    parser.add_argument("--variant", help="whose script; the benchmark's README lists them")
+    parser.add_argument("--wording", choices=WORDINGS, help="of the questions that videollm.infer answered")
+    add_options(parser)
+    parser.add_argument("--seed", type=whole(0), default=0, help="of random strings and resamples")
+    chosen = vars(parser.parse_args(argv))
+    name, protocol = chosen.pop("benchmark"), chosen.pop("protocol")
     try:
-        result = score_file(
-            args.benchmark,
-            args.predictions,
-            args.annotations,
-            args.output,
-            protocols=[args.protocol] if args.protocol else PROTOCOLS,
-            sentence_model=args.sentence_model,
-            **chosen,
-        )
+        result = score_file(name, protocols=[protocol] if protocol else PROTOCOLS, **chosen)
     except BenchmarkError as error:
         return tell(error)
-    show(result, args.output)
+    show(result, chosen["output"])
     return 0
 
 

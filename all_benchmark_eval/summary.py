@@ -73,11 +73,8 @@ class Summary:
 
     def _markdown(self) -> str:
         rule = ["---:" if column in PROTOCOLS else "---" for column in COLUMNS]
-        lines = [
-            f"# {self.model}",
-            "",
-            f"Questions worded for: {self.wording}. *published* is what papers compare with.",
-        ]
+        lead = f"Questions worded for: {self.wording}. *published* is what papers compare with."
+        lines = [f"# {self.model}", "", lead]
         lines += ["", *("| " + " | ".join(_escaped(row)) + " |" for row in (COLUMNS, rule, *self._rows()))]
         failed = [f"- {name}: {_escaped([self.entries[name]['error']])[0]}" for name in self.failed(self.entries)]
         lines += ["", "Without scores:", "", *failed] if failed else []

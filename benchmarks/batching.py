@@ -10,21 +10,22 @@ folder that the quickstart has made (clips, tower, tokenizer, features).
 """
 
 import argparse
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
+from benchmarks.rounds import command_line, seconds
+from quickstart.stages import overrides
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_sizes
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.config import override, read_yaml
-from videollm.data.load import load_records
-from videollm.data.record import Record
+from videollm.data import Record, load_records
 from videollm.training.assemble import assemble, read_settings
 from videollm.training.features import FeatureStore
 from videollm.training.optimizer import set_trainable
@@ -34,14 +35,8 @@ ROWS = {"one question a row": 48, "packed": 12}  # of about the same number of t
 
 def load(folder: Path, head: str) -> tuple[Bundle, VisualReader, list[Record]]:
     """The quickstart's model, a reader of its stored features, and its training records."""
-    values = {
-        "model.vision_weights": folder / "tower",
-        "model.tokenizer": folder / "tokenizer",
-        "model.word_vectors": folder / "tower/attributes.safetensors",
-        "model.feature_mean": folder / "tower/feature_mean.safetensors",
-    }
-    given = override(read_yaml(f"configs/tiny/{head}.yaml"), [f"{key}={value}" for key, value in values.items()])
-    settings = read_settings(given)
+    given = overrides(argparse.Namespace(output=folder, seed=0, steps=None), head)
+    settings = read_settings(override(read_yaml(f"configs/tiny/{head}.yaml"), given))
     bundle = assemble(settings)
     set_trainable(bundle.model, settings.train)
     reader = bundle.reader(folder / "data/videos", settings.data.sampler)
@@ -67,21 +62,16 @@ def padding(sizes: np.ndarray, batches: list[list[int]], aligned: bool) -> float
     return 1 - sizes.sum() / places
 
 
-def step(bundle: Bundle, batch: Batch) -> float:
-    """Processor seconds of forward and backward."""
-    start = time.process_time()
+def step(bundle: Bundle, batch: Batch) -> None:
+    """Forward and backward."""
     bundle.model(batch).loss.backward()
     bundle.model.zero_grad()
-    return time.process_time() - start
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--head", default="d2vlm")
-    parser.add_argument("--steps", type=int, default=12, help="of each way; timed, spread over the pass")
-    args = parser.parse_args()
+    steps = (12, "of each way; timed, spread over the pass")
+    args = command_line(__doc__, quickstart=Path("runs/quickstart"), head="d2vlm", steps=steps).parse_args()
     torch.set_num_threads(1)
     bundle, reader, records = load(args.quickstart, args.head)
     bundle.model.train()
@@ -98,9 +88,9 @@ def main() -> None:
         for kind, (dataset, collate, batches, _) in kinds.items():
             chosen = batches[len(batches) * max(turn, 0) // args.steps]
             batch = collate([dataset[i] for i in chosen])
-            seconds = step(bundle, batch)
+            spent_s = seconds(partial(step, bundle, batch), "cpu")
             if turn >= 0:
-                spent[kind] += seconds
+                spent[kind] += spent_s
                 questions[kind] += batch.num_samples
     print("| a pass over the data | steps | padding | ms a question | ms a step |\n|---|---|---|---|---|")
     for kind, (*_, batches, share) in kinds.items():

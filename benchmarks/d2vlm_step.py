@@ -9,19 +9,16 @@ take turns in one process, and a ratio is the median of the ratios of its rounds
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import d2vlm.evidence  # noqa: F401 - registers the head
-from benchmarks.rounds import rounds
+from benchmarks.rounds import command_line, peak_mib, ratio, rounds, write_json
 from d2vlm.fpo import FPO, FPOOptions
 from videollm.batches.batch import Batch
 from videollm.batches.collate import Collator
@@ -69,9 +66,6 @@ def make_model(args: argparse.Namespace, kind: type[VideoLLM], attention: str) -
     return model.train()
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
 def prompt(rng: np.random.Generator, question: list[int], vocabulary: int) -> Prompt:
     """Frames, a question, and an answer of its own with evidence stage."""
     words = rng.integers(20, vocabulary, ANSWER).tolist()
@@ -116,9 +110,6 @@ def make_batch(args: argparse.Namespace, model: VideoLLM, items: list[Item], ran
     return replace(batch.to(args.device), features=tokens.flatten(0, 1).to(args.device, model.dtype).requires_grad_())
 
 
-# ---- steps -----------------------------------------------------------------------------------------------------------
-
-
 def sft_step(model: VideoLLM, batch: Batch) -> float:
     """Forward and backward; returns the loss."""
     loss = model(batch).loss
@@ -147,9 +138,6 @@ def apart_batch(args: argparse.Namespace, model: VideoLLM, items: list[Item]) ->
     return make_batch(args, model, rows, rank=True)
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
-
-
 def gradients(model: VideoLLM, step: Callable[[], float], tokens: Tensor, videos: int) -> tuple[float, list[Tensor]]:
     """Loss, and the gradients of all weights and of the frame tokens of each video."""
     model.zero_grad(set_to_none=True)
@@ -165,27 +153,6 @@ def difference(one: tuple[float, list[Tensor]], other: tuple[float, list[Tensor]
     pairs = zip(one[1], other[1], strict=True)
     found = [((a - b).norm() / b.norm().clamp(min=1e-12)).item() for a, b in pairs]
     return max(abs(one[0] - other[0]) / abs(other[0]), *found)
-
-
-def peak_mib(step: Callable[[], float], device: str) -> float:
-    """The most memory that a step has allocated at a time, weights left out."""
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        step()
-    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return float(np.cumsum([e.nbytes() for e in events]).max()) / 2**20
-
-
-def ratio(times: dict[str, list[float]], slow: str, fast: str, share: float = 1.0) -> dict:
-    """How many times faster ``fast`` is; ``share`` of its time counts."""
-    found = [a / (share * b) for a, b in zip(times[slow], times[fast], strict=True)]
-    low, high = np.percentile(found, [25, 75])
-    return {"median": statistics.median(found), "quartiles": [low, high]}
 
 
 def step_of(args: argparse.Namespace, kind: type[VideoLLM], attention: str, batch_size: int) -> tuple:
@@ -232,10 +199,8 @@ def preference(args: argparse.Namespace) -> dict:
             f"one row a pair, batch {size}": lambda m=model, b=together: fpo_step(m, b, apart=False),
             f"two sequences, batch {size}": lambda m=model, b=apart: fpo_step(m, b, apart=True),
         }
-        one, two = (
-            gradients(model, step, b.features, size) for step, b in zip(pair.values(), (together, apart), strict=True)
-        )
-        differences.append(difference(one, two))
+        both = zip(pair.values(), (together, apart), strict=True)
+        differences.append(difference(*(gradients(model, step, batch.features, size) for step, batch in both)))
         steps |= pair
     times = rounds(steps, args.repeats, args.device)
     sizes = [f"batch {size}" for size in (1, args.batch)]
@@ -249,15 +214,11 @@ def preference(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--layers", type=int, default=8, help="of the language model; Phi-3-mini has 32")
-    parser.add_argument("--width", type=int, default=512, help="Phi-3-mini has 3072")
-    parser.add_argument("--vocabulary", type=int, default=2004, help="Phi-3-mini has 32064")
-    parser.add_argument("--batch", type=int, default=8, help="the larger batch")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--json", type=Path)
+    parser = command_line(
+        __doc__, layers=(8, "of the language model; Phi-3-mini has 32"), width=(512, "Phi-3-mini has 3072"),
+        vocabulary=(2004, "Phi-3-mini has 32064"), batch=(8, "the larger batch"), repeats=5,
+        device="cuda" if torch.cuda.is_available() else "cpu", dtype="float32", file=True,
+    )  # fmt: skip
     args = parser.parse_args()
     found = {"supervised": supervised(args), "preference": preference(args)}
     for name, part in found.items():
@@ -267,9 +228,7 @@ def main() -> None:
             print(f"  {what}: {value['median']:.2f}x (quartiles {low:.2f}-{high:.2f})")
         for what, times in part["seconds"].items():
             print(f"  {what}: {1000 * statistics.median(times):.0f} ms, peak {part['peak MiB'][what]:.0f} MiB")
-    if args.json:
-        text = json.dumps({"settings": vars(args) | {"json": None}, **found}, indent=1, default=str)
-        args.json.write_text(text + "\n", encoding="utf-8")
+    write_json(args.json, {"settings": vars(args) | {"json": None}, **found})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ of the two. Exit status 0 if it holds.
     python -m benchmarks.decode_memory --decodes 5000
 """
 
-import argparse
 import gc
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.rounds import command_line
 from quickstart.clips import write_dataset
 from videollm.batches.reader import VisualReader
 from videollm.common.isolate import Isolated
@@ -41,9 +41,7 @@ def growth(decode: Callable[[str], object], pid: Callable[[], int], names: list[
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--decodes", type=int, default=5000)
-    args = parser.parse_args()
+    args = command_line(__doc__, decodes=5000).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         write_dataset(scratch, {"test": CLIPS}, progress=False)
         videos = Path(scratch) / "videos"

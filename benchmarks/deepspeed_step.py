@@ -6,7 +6,6 @@ DeepSpeed's engine keeps global state; runs alternate, and the ratio is that of 
     python -m benchmarks.deepspeed_step --quickstart runs/quickstart --steps 100 --repeats 3
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -14,22 +13,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.rounds import command_line
+
 
 def seconds_a_step(folder: Path, head: str, deepspeed: str, steps: int) -> float:
     """Wall time of a step, start-up left out, as the Trainer reports it."""
     with tempfile.TemporaryDirectory() as output:
         overrides = {
-            "model.vision_weights": folder / "tower",
-            "model.tokenizer": folder / "tokenizer",
+            "model.vision_weights": folder / "tower", "model.tokenizer": folder / "tokenizer",
             "model.word_vectors": folder / "tower/attributes.safetensors",
             "model.feature_mean": folder / "tower/feature_mean.safetensors",
-            "data.train": f"[{folder / 'data/train.jsonl'}]",
-            "data.videos": folder / "data/videos",
+            "data.train": f"[{folder / 'data/train.jsonl'}]", "data.videos": folder / "data/videos",
             "data.features": folder / "features",
-            "train.output": f"{output}/run",
-            "train.steps": steps,
-            "train.deepspeed": deepspeed,
-        }
+            "train.output": f"{output}/run", "train.steps": steps, "train.deepspeed": deepspeed,
+        }  # fmt: skip
         command = [sys.executable, "-m", "videollm.train", "--config", f"configs/tiny/{head}.yaml"]
         command += [f"{key}={value}" for key, value in overrides.items()]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -39,12 +36,7 @@ def seconds_a_step(folder: Path, head: str, deepspeed: str, steps: int) -> float
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--head", default="d2vlm")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    args = command_line(__doc__, quickstart=Path("runs/quickstart"), head="d2vlm", steps=100, repeats=3).parse_args()
     kinds = {"without": "null", "ZeRO-2": "configs/deepspeed/zero2.json"}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(args.repeats):

@@ -12,14 +12,14 @@ time of its cores.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from benchmarks.rounds import rounds
+from benchmarks.rounds import command_line, ratio, rounds, write_json
 from videollm.batches.batch import Batch
 from videollm.batches.collate import Collator
 from videollm.batches.dataset import Item
@@ -65,9 +65,6 @@ def make_model(args: argparse.Namespace) -> VideoLLM:
     return model.to(args.device, getattr(torch, args.dtype)).train()
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
 def make_item(args: argparse.Namespace, seed: int, answered: bool = True, frames: int | None = None) -> Item:
     """One video of 30 s with a question, and (``answered``) an answer with two stamps; lengths differ by seed."""
     rng, prompt, count = np.random.default_rng(seed), Prompt(), args.frames if frames is None else frames
@@ -106,15 +103,7 @@ def make_batch(args: argparse.Namespace, items: list[Item], left: bool = False) 
     return batch.to(args.device)
 
 
-# ---- claims ----------------------------------------------------------------------------------------------------------
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """How many times faster, as the median over the rounds."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
-
-
-def train_step(model: VideoLLM, batches: list[dict]) -> list[float]:
+def train_step(model: VideoLLM, batches: list[Batch]) -> list[float]:
     """One optimisation step's gradients over ``batches``; the loss of each."""
     model.zero_grad(set_to_none=True)
     losses = []
@@ -132,7 +121,7 @@ def batches(args: argparse.Namespace, model: VideoLLM) -> dict:
     losses = [statistics.mean(train_step(model, kind)) for kind in (alone, together)]
     kinds = {"alone": lambda: train_step(model, alone), "together": lambda: train_step(model, together)}
     times = rounds(kinds, args.repeats, args.device)
-    return {"losses": losses, "seconds": times, "speedup": ratio(times["alone"], times["together"])}
+    return {"losses": losses, "seconds": times, "speedup": ratio(times, "alone", "together")["median"]}
 
 
 def stored(args: argparse.Namespace, model: VideoLLM) -> dict:
@@ -142,12 +131,12 @@ def stored(args: argparse.Namespace, model: VideoLLM) -> dict:
     with torch.no_grad():
         features = model.vision_tower(pixels.to(args.device, model.dtype)).cpu()
     found = make_batch(args, [item])
-    kept, run = found | {"features": features.to(args.device)}, found | {"pixel_values": pixels.to(args.device)}
-    del run.features
+    kept = replace(found, features=features.to(args.device))
+    run = replace(found, features=None, pixel_values=pixels.to(args.device))
     losses = [train_step(model, [batch])[0] for batch in (run, kept)]
     kinds = {"tower": lambda: train_step(model, [run]), "stored": lambda: train_step(model, [kept])}
     times = rounds(kinds, args.repeats, args.device)
-    return {"losses": losses, "seconds": times, "speedup": ratio(times["tower"], times["stored"])}
+    return {"losses": losses, "seconds": times, "speedup": ratio(times, "tower", "stored")["median"]}
 
 
 def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
@@ -170,29 +159,20 @@ def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
     speed = {name: size[name] * (args.tokens - 1) / statistics.median(after[name]) for name in whole}
     return {
         "prompt": one.input_ids.shape[1], "tokens a second after the prompt": speed, "seconds": times,
-        "speedup after the prompt": ratio(after["1"], after["all"]) * args.answers,
-        "speedup with the prompt": ratio(whole["1"], whole["all"]) * args.answers,
+        "speedup after the prompt": ratio(after, "1", "all")["median"] * args.answers,
+        "speedup with the prompt": ratio(whole, "1", "all")["median"] * args.answers,
     }  # fmt: skip
-
-
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scale", type=int, default=8, choices=(1, 2, 3, 4, 6, 8, 12), help="cut depth and vocabulary")
-    parser.add_argument("--frames", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8, help="samples of a training step")
-    parser.add_argument("--answers", type=int, default=16, help="questions answered at once")
-    parser.add_argument("--tokens", type=int, default=48, help="of an answer")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
-    return parser.parse_args()
 
 
 def main() -> None:
     """Measure and print."""
-    args = arguments()
+    parser = command_line(
+        __doc__, frames=2, batch=(8, "samples of a training step"), answers=(16, "questions answered at once"),
+        tokens=(48, "of an answer"), repeats=3, dtype="bfloat16", file=True,
+    )  # fmt: skip
+    parser.add_argument("--scale", type=int, default=8, choices=(1, 2, 3, 4, 6, 8, 12), help="cut depth and vocabulary")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    args = parser.parse_args()
     model = make_model(args)
     found = {"batches": batches(args, model), "stored": stored(args, model), "answers": answers(args, model)}
     for name in ("batches", "stored"):
@@ -205,9 +185,7 @@ def main() -> None:
     print(f"stored features against the tower: {found['stored']['speedup']:.2f}x a step, same losses")
     print(f"{args.answers} answers at once against one, in tokens a second (target 5x): {behind:.1f}x after the prompt")
     print(f"of {told['prompt']} tokens, {whole:.1f}x with it")
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as out:
-            json.dump(found | {"arguments": vars(args)}, out, indent=1)
+    write_json(args.json, found | {"arguments": vars(args)})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ every finished file equals that of an unbroken run, byte for byte.
     python -m benchmarks.faults --kills 50 --samples 200
 """
 
-import argparse
 import json
 import os
 import random
@@ -21,6 +20,8 @@ import time
 from pathlib import Path
 
 import psutil
+
+from benchmarks.rounds import command_line
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TWO_RANKS = 0.2  # share of the runs
@@ -37,9 +38,8 @@ def start(folder: Path, output: Path, ranks: int, log: Path) -> subprocess.Popen
     command += [folder / "clips/videos", "--annotations", folder / "questions.jsonl", "--output", output]
     command += ["--device", "cpu", "--batch-size", "4", "--workers", "1", "generate.max_new_tokens=24"]
     with open(log, "ab") as out:
-        return subprocess.Popen(
-            [str(x) for x in command], cwd=REPOSITORY, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True
-        )
+        options = {"cwd": REPOSITORY, "env": ENVIRONMENT, "stdout": out, "stderr": out, "start_new_session": True}
+        return subprocess.Popen([str(x) for x in command], **options)
 
 
 def files(output: Path) -> list[Path]:
@@ -121,11 +121,7 @@ def finished(status: int, output: Path, whole: Path, samples: int) -> dict[str, 
 
 def main() -> int:
     """Measure and print; the exit status says whether all held."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = command_line(__doc__, kills=50, samples=200, seed=0).parse_args()
     rng, begin, pace = random.Random(args.seed), time.monotonic(), max(1, args.samples // args.kills)
     lost, kinds, rounds = [], [], []
     with tempfile.TemporaryDirectory() as scratch:

@@ -8,12 +8,14 @@ greedy generation, pairs are of validation clips. Prints the table of docs/fpo.m
 """
 
 import argparse
+import itertools
 import json
 import statistics
 from pathlib import Path
 
+from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
-from quickstart.stages import Stage, launcher, run_stages
+from quickstart.stages import Stage, launcher, overrides, run_stages
 
 KINDS = {  # over the config's objective
     "SFT": ["train.objective={name: supervised}"],
@@ -27,17 +29,9 @@ METRICS = ("mIoU", "R@1 0.5", "dense_F1", "dense_caption_F1", "mc_accuracy", "ac
 
 def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, seed: int) -> Stage:
     """Train one kind from the supervised model of ``folder``."""
-    values = {
-        "model.checkpoint": folder / "d2vlm/final",
-        "data.train": f"[{folder / 'pairs/train.jsonl'}]",
-        "data.validation": f"[{folder / 'pairs/val.jsonl'}]",
-        "data.videos": folder / "data/videos",
-        "data.features": folder / "features",
-        "train.output": run,
-        "train.seed": seed,
-    }
-    command = [*launcher(1), "videollm.train", "--config", str(args.config)]
-    command += [*(f"{key}={value}" for key, value in values.items()), *KINDS[kind], *args.overrides]
+    given = overrides(argparse.Namespace(output=folder, seed=seed, steps=None), "d2vlm_fpo")
+    command = [*launcher(1), "videollm.train", "--config", str(args.config), *given, f"train.output={run}"]
+    command += [*KINDS[kind], *args.overrides]
     return Stage(f"train {run.name}", command, run.with_suffix(".train.txt"))
 
 
@@ -60,14 +54,12 @@ def rank_stage(folder: Path, run: Path, model: Path) -> Stage:
 def scores(folder: Path, run: Path) -> dict[str, float]:
     """``METRICS`` of one run."""
     items = task.load(folder / "data/test.jsonl")
-    lines = map(json.loads, run.with_suffix(".test.jsonl").read_text(encoding="utf-8").splitlines())
-    answers = {line["id"]: line for line in lines}
+    answers = read_answers(run.with_suffix(".test.jsonl"))
     found = task.score(items, [task.to_prediction(item, answers.get(item["id"])) for item in items])
     (ranks,) = json.loads(run.with_suffix(".ranks.json").read_text(encoding="utf-8"))["models"].values()
     found |= {"R@1 0.5": found["R@1"]["0.5"], "accuracy": ranks["accuracy"], "margin": ranks["margin"]}
-    return {name: found[name] for name in METRICS} | {
-        f"accuracy on {factor}": of["accuracy"] for factor, of in ranks["by_factor"].items()
-    }
+    by_factor = {f"accuracy on {factor}": of["accuracy"] for factor, of in ranks["by_factor"].items()}
+    return {name: found[name] for name in METRICS} | by_factor
 
 
 def tell(results: dict[str, list[dict]]) -> None:
@@ -95,12 +87,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     args.output.mkdir(parents=True, exist_ok=True)
     starts = {folder: args.output / f"{k}_before" for k, folder in enumerate(args.quickstart)}
-    runs = [
-        (kind, folder, args.output / f"{k}_{kind}_{seed}", seed)
-        for k, folder in enumerate(args.quickstart)
-        for kind in KINDS
-        for seed in args.seeds
-    ]
+    every = itertools.product(enumerate(args.quickstart), KINDS, args.seeds)
+    runs = [(kind, folder, args.output / f"{k}_{kind}_{seed}", seed) for (k, folder), kind, seed in every]
     fresh = [one for one in runs if not (one[2] / "final").is_dir()]  # the same command again goes on
     run_stages([train_stage(args, folder, run, kind, seed) for kind, folder, run, seed in fresh], args.slots)
     models = [(folder, run, folder / "d2vlm/final") for folder, run in starts.items()]

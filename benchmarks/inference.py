@@ -9,7 +9,6 @@ question at most 0.3 of what it costs asked one by one.
     python -m benchmarks.inference --clips 150 --repeats 3
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -20,11 +19,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.rounds import command_line
 from benchmarks.tiny_checkpoint import QUESTIONS_A_CLIP, make
-from videollm.checkpoint.bundle import Bundle
-from videollm.checkpoint.load import load
-from videollm.data.load import load_records
-from videollm.data.record import Record
+from videollm.checkpoint import Bundle, load
+from videollm.data import Record, load_records
 from videollm.inference.answer import Speed, answer_records
 from videollm.model.generate import GenerateOptions
 
@@ -104,10 +102,7 @@ def together(bundle: Bundle, records: list[Record], videos: Path, repeats: int) 
 
 def main() -> int:
     """Measure and print; exit status 0 if all claims hold."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    args = command_line(__doc__, clips=150, repeats=3).parse_args()
     torch.set_num_threads(1)  # the worker needs a core of its own
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

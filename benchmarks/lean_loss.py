@@ -9,17 +9,17 @@ a process of its own.
 """
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.rounds import command_line, rounds, write_json
 from videollm.model.loss import supervised_cross_entropy
 
 TARGET_TIME, TARGET_MEMORY = 4.0, 0.25
@@ -64,27 +64,20 @@ def case(args: argparse.Namespace) -> tuple[Output, Tensor, Tensor, Tensor]:
     return model, states, index, torch.randint(args.vocabulary, (args.supervised,))
 
 
-def step(way: str, model: Output, states: Tensor, index: Tensor, labels: Tensor) -> tuple[float, float]:
-    """One forward and backward pass; (seconds, loss). Gradients stay in place, as an optimiser leaves them."""
+def step(way: str, model: Output, states: Tensor, index: Tensor, labels: Tensor) -> float:
+    """One forward and backward pass; the loss. Gradients are set to 0 in place, as an optimiser leaves them."""
     model.zero_grad(set_to_none=False)
     states.grad = None
-    start = time.process_time()
     loss = WAYS[way](model, states, index, labels)
     loss.backward()
-    return time.process_time() - start, loss.item()
-
-
-def peak_kib() -> int:
-    """The largest resident size this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return loss.item()
 
 
 def extra_memory(args: argparse.Namespace, way: str) -> float:
     """MiB that a step needs beyond what is there, in a process of its own, since peaks are never forgotten."""
     sizes = [f"--{name}={getattr(args, name)}" for name in ("tokens", "supervised", "vocabulary", "width", "dtype")]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.lean_loss", "--memory", way, *sizes], check=True, capture_output=True
-    )
+    command = [sys.executable, "-m", "benchmarks.lean_loss", "--memory", way, *sizes]
+    done = subprocess.run(command, check=True, capture_output=True)
     return float(done.stdout)
 
 
@@ -92,9 +85,9 @@ def measure_memory(args: argparse.Namespace) -> None:
     """Print the MiB that one step of ``args.memory`` adds to the peak."""
     model, *rest = case(args)
     model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight).fill_(0.0)  # touched: the step only adds to it
-    before = peak_kib()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, the largest resident size so far
     step(args.memory, model, *rest)
-    print((peak_kib() - before) / 1024)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def assert_equal(args: argparse.Namespace) -> None:
@@ -102,52 +95,34 @@ def assert_equal(args: argparse.Namespace) -> None:
     found = []
     for way in WAYS:
         model, states, index, labels = case(args)
-        _, loss = step(way, model, states, index, labels)
+        loss = step(way, model, states, index, labels)
         found.append((torch.tensor(loss), states.grad, model.lm_head.weight.grad))
     exact = args.dtype == "float32"
     torch.testing.assert_close(*found, rtol=1e-4 if exact else 0.02, atol=1e-5 if exact else 1e-3)
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tokens", type=int, default=1240)
-    parser.add_argument("--supervised", type=int, default=60)
-    parser.add_argument("--vocabulary", type=int, default=150_000)
-    parser.add_argument("--width", type=int, default=896, help="of the hidden states (896: the 1B model)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
-    parser.add_argument("--memory", choices=list(WAYS), help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
 def main() -> None:
     """Check, measure and print."""
-    args = arguments()
+    width = (896, "of the hidden states (896: the 1B model)")
+    sizes = {"tokens": 1240, "supervised": 60, "vocabulary": 150_000, "width": width, "repeats": 5}
+    parser = command_line(__doc__, dtype="float32", file=True, **sizes)
+    parser.add_argument("--memory", choices=list(WAYS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
     if args.memory:
         return measure_memory(args)
     memory = {way: extra_memory(args, way) for way in WAYS}  # first: a child starts with the peak of its parent
     assert_equal(args)
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    model, *rest = case(args)
-    for repeat in range(args.repeats + 1):
-        for way in WAYS:
-            seconds, _ = step(way, model, *rest)
-            if repeat:  # the first touches fresh memory
-                times[way].append(seconds)
+    given = case(args)
+    times = rounds({way: partial(step, way, *given) for way in WAYS}, args.repeats, "cpu")
     seconds = {way: statistics.median(of) for way, of in times.items()}
     ratio, share = seconds["full"] / seconds["lean"], memory["lean"] / memory["full"]
     print("same loss, same gradients")
     for way in WAYS:
         print(f"{way:5} {seconds[way]:.2f} s, {memory[way]:.0f} MiB beyond weights and their gradients, {args.dtype}")
-    print(
-        f"lean is {ratio:.1f}x faster (target {TARGET_TIME:g}x) in {share:.2f} of the memory (target {TARGET_MEMORY})"
-    )
-    if args.json:
-        found = {"seconds": seconds, "extra_mib": memory, "speedup": ratio, "memory_share": share, **vars(args)}
-        with open(args.json, "w", encoding="utf-8") as out:
-            json.dump(found, out, indent=1)
+    told = f"lean is {ratio:.1f}x faster (target {TARGET_TIME:g}x)"
+    print(f"{told} in {share:.2f} of the memory (target {TARGET_MEMORY})")
+    found = {"seconds": seconds, "extra_mib": memory, "speedup": ratio, "memory_share": share}
+    write_json(args.json, found | vars(args))
 
 
 if __name__ == "__main__":

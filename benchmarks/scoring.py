@@ -6,7 +6,6 @@ seconds that the published script took on two shared cores, so the ratio is of d
     python -m benchmarks.scoring --repeats 3
 """
 
-import argparse
 import os
 import resource
 import statistics
@@ -19,50 +18,39 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rounds import command_line
+
 PAPER = Path(os.environ.get("PAPER_DIR", Path(__file__).resolve().parents[2] / "shared" / "paper"))
 RUNS = {  # name -> (benchmark, predictions, annotations, options, target in seconds, seconds of the published script)
     "Charades-STA": ("charades", "preds/charades_1b.json.gz", "gt/charades_sta_test.json.gz", [], 1, "2.8-3.3"),
     "ActivityNet": ("anet", "preds/anet_mr_1b.json.gz", "gt/anet_val_2.json.gz", [], 1, "0.5-0.9"),
     "QVHighlights": ("qvhighlights", "preds/qvhighlights_1b.json.gz", "gt/qvhighlights_val.json.gz", [], 1, "2-5"),
     "QVHighlights, highlights": (
-        "qvhighlights",
-        "corner/moment_detr_sample_val_preds.jsonl.gz",
-        "gt/qvhighlights_highlight_val_release.jsonl.gz",
-        ["--variant", "moment_detr"],
-        3,
-        "42-47",
+        "qvhighlights", "corner/moment_detr_sample_val_preds.jsonl.gz",
+        "gt/qvhighlights_highlight_val_release.jsonl.gz", ["--variant", "moment_detr"], 3, "42-47",
     ),
     "NExT-GQA": ("nextgqa", "preds/nextgqa_1b.json.gz", "gt/nextgqa_gsub_test.json.gz", [], 1, "0.5"),
     "YouCook2": ("youcook2", "preds/youcook2_dvc_1b.json.gz", "gt/youcook2_val.json.gz", [], 15, "47-88"),
     "ActivityNet captions": ("anet_dvc", "preds/anet_dvc_1b.jsonl.gz", "gt/anet_val_2.json.gz", [], 40, "150-260"),
     "E.T. Bench corner set": ("etbench", "corner/etbench_plain.json", None, ["--variant", "etchat"], 15, "366"),
-}
+}  # fmt: skip
 
 
 def once(benchmark: str, predictions: str, annotations: str | None, options: list[str]) -> tuple[float, float]:
     """(wall seconds, CPU seconds of it and its Java) of one scoring command, published protocol."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "all_benchmark_eval.score",
-            benchmark,
-            "--predictions",
-            str(PAPER / predictions),
-        ]
-        command += ["--predictions", str(PAPER / predictions), "--output", f"{folder}/scores.json"]
-        command += ["--protocol", "published", *options]
-        command += ["--annotations", str(PAPER / annotations)] if annotations else []
+        call = [sys.executable, "-m", "all_benchmark_eval.score", benchmark, "--output", f"{folder}/scores.json"]
+        call += ["--predictions", str(PAPER / predictions), "--protocol", "published", *options]
+        call += ["--annotations", str(PAPER / annotations)] if annotations else []
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
         wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = command_line(__doc__, repeats=3)
     parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS))
     args = parser.parse_args()
     table = Table(title="scoring a published prediction file (median)", title_justify="left")

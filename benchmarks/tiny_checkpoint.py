@@ -6,10 +6,10 @@ writes ``FOLDER/{clips, questions.jsonl, model}``; what is there already is kept
 with nothing trained, so its answers mean nothing and mostly run to their token limit.
 """
 
-import argparse
 import json
 from pathlib import Path
 
+from benchmarks.rounds import command_line
 from quickstart.clips import write_dataset
 from quickstart.tower import build_word_tokenizer
 from videollm.common.config import build, override, read_yaml
@@ -20,8 +20,8 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs/tiny/distime.yaml"
 QUESTIONS_A_CLIP = 3  # at least: one an event, a dense caption, a choice
 
 
-def make(folder: Path, questions: int, overrides: tuple[str, ...] = ()) -> None:
-    """Write clips, ``questions`` questions and the model; ``overrides`` are of the training config."""
+def make(folder: Path, questions: int) -> None:
+    """Write clips, ``questions`` questions and the model."""
     clips = -(-questions // QUESTIONS_A_CLIP)
     write_dataset(folder / "clips", {"test": clips}, workers=1)
     lines = (folder / "clips/test.jsonl").read_text(encoding="utf-8").splitlines()[:questions]
@@ -31,15 +31,14 @@ def make(folder: Path, questions: int, overrides: tuple[str, ...] = ()) -> None:
     texts = (turn["value"] for line in map(json.loads, lines) for turn in line["conversations"])
     build_word_tokenizer(texts).save_pretrained(folder / "tokenizer")
     untrained = ("vision_weights=null", "word_vectors=null", "feature_mean=null", f"tokenizer={folder / 'tokenizer'}")
-    values = override(read_yaml(CONFIG), [*(f"model.{key}" for key in untrained), "train.deepspeed=null", *overrides])
+    values = override(read_yaml(CONFIG), [*(f"model.{key}" for key in untrained), "train.deepspeed=null"])
     assemble(build(Settings, values)).save(folder / "model")
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__, questions=200)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--questions", type=int, default=200)
     args = parser.parse_args()
     make(args.folder, args.questions)
 

@@ -7,17 +7,12 @@ taking turns in one process, a ratio being the median over rounds.
     python -m benchmarks.vision_cost --repeats 5 --json out.json
 """
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from benchmarks.d2vlm_step import peak_mib, ratio
-from benchmarks.rounds import rounds
+from benchmarks.rounds import command_line, peak_mib, ratio, rounds, write_json
 from videollm.model.connectors import build_connector
 from videollm.model.towers import build_tower, encode_frames
 
@@ -46,9 +41,6 @@ def shares(frames: int) -> dict[str, float]:
         "Q-Former": 2e-12 * frames * qformer,
         "language model": 2e-12 * 2 * language,  # frozen weights: backward to inputs only
     }
-
-
-# ---- measured --------------------------------------------------------------------------------------------------------
 
 
 def tower_of(attention: str = "sdpa") -> torch.nn.Module:
@@ -80,38 +72,26 @@ def kinds(frames: int, questions: int, chunk: int) -> dict[str, tuple[Callable, 
         text = (ids, torch.ones_like(ids), owner) if once else (ids[owner], torch.ones_like(ids)[owner], None)
         connector(features, *text).sum().backward()
 
-    def graph() -> Tensor:
-        return tower(pixels)
-
     return {
         f"each video once, for {questions} questions": (
             lambda: encode_frames(tower, torch.cat([pixels] * questions), chunk),
             lambda: encode_frames(tower, pixels, chunk),
         ),
-        "no graph": (graph, lambda: encode_frames(tower, pixels, frames)),
+        "no graph": (lambda: tower(pixels), lambda: encode_frames(tower, pixels, frames)),
         f"{chunk} of {frames} frames at a time": (
             lambda: encode_frames(tower, pixels, frames),
             lambda: encode_frames(tower, pixels, chunk),
         ),
         "SDPA": (lambda: encode_frames(eager, pixels, chunk), lambda: encode_frames(tower, pixels, chunk)),
-        "bf16": (
-            lambda: encode_frames(tower, pixels, chunk),
-            lambda: encode_frames(half, pixels.bfloat16(), chunk),
-        ),
+        "bf16": (lambda: encode_frames(tower, pixels, chunk), lambda: encode_frames(half, pixels.bfloat16(), chunk)),
         "question embedded once (Q-Former, training)": (lambda: compress(False), lambda: compress(True)),
     }
 
 
 def main() -> None:
     """Count, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, default=100, help="of the arithmetic")
-    parser.add_argument("--measured-frames", type=int, default=16)
-    parser.add_argument("--questions", type=int, default=4)
-    parser.add_argument("--chunk", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    sizes = {"frames": (100, "of the arithmetic"), "measured_frames": 16, "questions": 4, "chunk": 4, "repeats": 5}
+    args = command_line(__doc__, file=True, **sizes).parse_args()
     counted = shares(args.frames)
     for part, count in counted.items():
         print(f"{part}: {count:.1f} TFLOP, {100 * count / sum(counted.values()):.0f} % of a step, {args.frames} frames")
@@ -125,8 +105,7 @@ def main() -> None:
             f"{name}: {found[name]['speed']['median']:.2f}x the speed ({spent[0]:.0f} -> {spent[1]:.0f} ms), "
             f"peak {peaks[0]:.0f} -> {peaks[1]:.0f} MiB"
         )
-    if args.json:
-        args.json.write_text(json.dumps({"TFLOP": counted, "measured": found}, indent=1) + "\n", encoding="utf-8")
+    write_json(args.json, {"TFLOP": counted, "measured": found})
 
 
 if __name__ == "__main__":

@@ -22,18 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME, TOWER, count, is_base, official, official_fields, our_config, ours, size, tower_fields
-from videollm.checkpoint.bundle import QUESTION_TOKENIZER
-from videollm.checkpoint.load import load_tokenizer, read_config
-from videollm.checkpoint.tensors import (
-    CheckpointError,
-    KeyReport,
-    LazyTensors,
-    TensorSource,
-    fetch,
-    fold_adapters,
-    read_json,
-    write_tensors,
-)
+from videollm.checkpoint import QUESTION_TOKENIZER, CheckpointError, load_tokenizer, need, read_config, tensors
+from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, read_json
 from videollm.common.config import ConfigError
 from videollm.model.connectors import build_connector
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
@@ -69,15 +59,14 @@ def read_published(folder: Path, base: Path | None = None) -> Published:
     if adapter and base is None:
         named = fields.get("model_name_or_path") or "the E.T. Chat stage 2 or SFT checkpoint that it was trained from"
         raise CheckpointError(f"{folder}: an adapter; give the model it belongs to with --base ({named})")
-    if not adapter and base is not None:
-        raise CheckpointError(f"{folder}: no adapter_config.json, so this is no adapter; leave --base out")
+    needless = base is not None and not adapter
+    need(not needless, f"{folder}: no adapter_config.json, so this is no adapter; leave --base out")
     if adapter:
         return merged(folder, fields, read_published(base))
     source = TensorSource(folder)
-    if wrapped := next((name for name in source if name.startswith(WRAPPED)), None):
-        raise CheckpointError(
-            f"{folder}: {wrapped} is part of an adapter checkpoint, but there is no adapter_config.json; fetch it again"
-        )
+    wrapped = next((name for name in source if name.startswith(WRAPPED)), None)
+    part = f"{wrapped} is part of an adapter checkpoint, but there is no adapter_config.json"
+    need(wrapped is None, f"{folder}: {part}; fetch it again")
     if not is_base(fields) or any(name.startswith("evi_head.") for name in source):
         return Published(fields, source, source.outlines())
     # E.T. Chat's own frm_head reads another layer and would be a false start.
@@ -88,8 +77,8 @@ def read_published(folder: Path, base: Path | None = None) -> Published:
 def check_kind(folder: Path, fields: dict) -> None:
     """CheckpointError unless config.json is that of an official model of this family."""
     kind = str(fields.get("model_type"))
-    if kind == VideoLLMConfig.model_type:
-        raise CheckpointError(f"{folder}: already one of our checkpoints; use it as it is, or add --back")
+    own = kind == VideoLLMConfig.model_type
+    need(not own, f"{folder}: already one of our checkpoints; use it as it is, or add --back")
     if kind.startswith("etchat_"):
         return
     remedy = "python -m distime.convert reads it" if kind == "internvl_chat" else "give an E.T. Chat or D2VLM model"
@@ -102,25 +91,20 @@ def merged(folder: Path, fields: dict, base: Published) -> Published:
     """The adapter in ``folder`` on ``base``: LoRA folded in, the other trained tensors in place of the base's."""
     options = read_json(folder / "adapter_config.json")
     odd = [key for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if options.get(key)]
-    if options.get("peft_type") != "LORA" or odd:
-        raise CheckpointError(f"{folder}/adapter_config.json: {', '.join(odd) or 'peft_type'}: not the published LoRA")
-    scale = options["lora_alpha"] / options["r"]
+    known = options.get("peft_type") == "LORA" and not odd
+    need(known, f"{folder}/adapter_config.json: {', '.join(odd) or 'peft_type'}: not the published LoRA")
+    scale, plain = options["lora_alpha"] / options["r"], lambda name: name.removeprefix(WRAPPED)
     own = [TensorSource(folder, [stem]) for stem in ("adapter_model", "pytorch_model")]
     state, outlines = (
-        fold_adapters(ChainMap(*(renamed(part, unwrapped) for part in parts), rest), scale)
+        tensors.fold_adapters(ChainMap(*(renamed(part, plain) for part in parts), rest), scale)
         for parts, rest in ((own, base.state), ([part.outlines() for part in own], base.outlines))
     )
     return Published(fields, state, outlines)
 
 
-def unwrapped(name: str) -> str:
-    """``name`` without peft's prefix."""
-    return name.removeprefix(WRAPPED)
-
-
 def renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> LazyTensors:
     """``state`` with other names."""
-    return LazyTensors({rename(name): (lambda name=name: state[name]) for name in state})
+    return LazyTensors.of(state, {rename(name): name for name in state})
 
 
 def set_aside(state: Mapping[str, Tensor], prefixes: Sequence[str]) -> LazyTensors:
@@ -132,13 +116,12 @@ def read_parts(language: Path, vision: Path, qformer: Path) -> Published:
     """The raw parts that E.T. Chat starts from: EVA-CLIP-g, InstructBLIP's Q-Former, a language model."""
     fields = read_json(language / "config.json")
     kind = fields.get("model_type")
-    if kind not in TEMPLATE_OF:
-        raise CheckpointError(f"{language}: model_type is {kind!r}; give one of {', '.join(TEMPLATE_OF)}")
+    need(kind in TEMPLATE_OF, f"{language}: model_type is {kind!r}; give one of {', '.join(TEMPLATE_OF)}")
     eva = {TOWER + name: tensor for name, tensor in read_pickle(vision).items()}
     bert = renamed(read_pickle(qformer), official_part)
     for path, state, wanted in ((vision, eva, TOWER + "pos_embed"), (qformer, bert, "model.qformer_query")):
-        if wanted not in state:
-            raise CheckpointError(f"{path}: lacks {wanted.removeprefix(TOWER)}; is it the file that its option names?")
+        name = wanted.removeprefix(TOWER)
+        need(wanted in state, f"{path}: lacks {name}; is it the file that its option names?")
     pixels = tower_fields({name: tuple(tensor.shape) for name, tensor in eva.items()})["image_size"]
     fields |= {"model_type": f"etchat_{kind}", "conv_type": TEMPLATE_OF[kind]}
     fields["vision_processor"] = f"clip_center_{pixels}"
@@ -178,16 +161,13 @@ def add_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, fields: dict) -
     Raises:
         CheckpointError: the checkpoint was trained with other ids.
     """
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": [EVIDENCE, EVIDENCE_END, FRAME]}, replace_extra_special_tokens=False
-    )
+    added = {"extra_special_tokens": [EVIDENCE, EVIDENCE_END, FRAME]}
+    tokenizer.add_special_tokens(added, replace_extra_special_tokens=False)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (EVIDENCE, EVIDENCE_END)}
     for name, key in ((EVIDENCE, "evidence_token_id"), (EVIDENCE_END, "evidence_end_token_id")):
-        if fields.get(key, ids[name]) != ids[name]:
-            raise CheckpointError(
-                f"{folder}: trained with {name} as token {fields[key]}, its tokenizer has it as {ids[name]}; give the "
-                "checkpoint's own tokenizer with --tokenizer"
-            )
+        trained, remedy = fields.get(key, ids[name]), "give the checkpoint's own tokenizer with --tokenizer"
+        other = f"trained with {name} as token {trained}, its tokenizer has it as {ids[name]}"
+        need(trained == ids[name], f"{folder}: {other}; {remedy}")
     return ids
 
 
@@ -236,14 +216,17 @@ def convert(published: Published, where: Path, output: Path, tokenizers: tuple, 
     config, wanted, report = fitted(published, len(tokenizer), token_ids, **parts)
     report.print()
     check(where, published, report)
-    if len(question) > config.connector["vocab_size"]:
-        words = config.connector["vocab_size"]
-        raise CheckpointError(f"{where}: its Q-Former knows {words} words, --question-tokenizer {len(question)}")
-    write(output, config, tensors(published, config, wanted), tokenizer, question)
+    words = config.connector["vocab_size"]
+    known = len(question) <= words
+    need(known, f"{where}: its Q-Former knows {words} words, --question-tokenizer {len(question)}")
+    tensors.write_tensors(output, filled(published, config, wanted))
+    config.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    question.save_pretrained(output / QUESTION_TOKENIZER)
     return report
 
 
-def tensors(published: Published, config: VideoLLMConfig, wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def filled(published: Published, config: VideoLLMConfig, wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of our checkpoint, one at a time; rows and projections that it lacks are made here."""
     found = ours(published.state)
     drawn = {}
@@ -260,14 +243,6 @@ def tensors(published: Published, config: VideoLLMConfig, wanted: Mapping[str, T
             yield name, drawn[name]
 
 
-def write(output: Path, config, state, tokenizer: PreTrainedTokenizerBase, question: PreTrainedTokenizerBase) -> None:
-    """A folder that ``checkpoint.load`` reads."""
-    write_tensors(output, state)
-    config.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    question.save_pretrained(output / QUESTION_TOKENIZER)
-
-
 # ---- back ------------------------------------------------------------------------------------------------------------
 
 
@@ -279,21 +254,21 @@ def convert_back(folder: Path, output: Path) -> KeyReport:
         ConfigError: it has a part or an option that the published code has not.
     """
     kind = read_json(folder / "config.json").get("model_type")
-    if str(kind).startswith("etchat_"):
-        raise CheckpointError(f"{folder}: already in the published form; leave --back out to convert it to ours")
+    published = str(kind).startswith("etchat_")
+    need(not published, f"{folder}: already in the published form; leave --back out to convert it to ours")
     config = read_config(folder)
     fields = official_fields(config)
     source = TensorSource(folder, ["model"])
     scale = config.lora["alpha"] / config.lora["r"] if config.lora else 1.0
-    state = official(fold_adapters(source, scale))
+    state = official(tensors.fold_adapters(source, scale))
     with torch.device("meta"):
         plain = VideoLLMConfig.from_dict(config.to_dict() | {"lora": None})
         wanted = official(VideoLLM(plain).state_dict())
-    report = KeyReport.compare(official(fold_adapters(source.outlines(), scale)), wanted)
+    report = KeyReport.compare(official(tensors.fold_adapters(source.outlines(), scale)), wanted)
     report.print()
-    if report.missing or report.unexpected or report.reshaped:
-        raise CheckpointError(f"{folder}: its weights do not fit its config.json (see above); is the run complete?")
-    write_tensors(output, ((name, state[name]) for name in state))
+    fits = not (report.missing or report.unexpected or report.reshaped)
+    need(fits, f"{folder}: its weights do not fit its config.json (see above); is the run complete?")
+    tensors.write_tensors(output, ((name, state[name]) for name in state))
     kind = config.text_config.model_type
     fields["architectures"] = [f"ETChat{kind.capitalize()}ForCausalLM"]
     (output / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
@@ -306,27 +281,20 @@ def convert_back(folder: Path, output: Path) -> KeyReport:
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    lines = argparse.ArgumentParser(prog="python -m d2vlm.convert", description=__doc__.splitlines()[0])
-    lines.add_argument("source", help="folder or hub name of the checkpoint (of the language model, for raw parts)")
-    lines.add_argument("output", help="new folder")
-    lines.add_argument("--base", help="folder or hub name of the model that an adapter belongs to")
-    lines.add_argument("--vision", help="raw parts: eva_vit_g.pth")
-    lines.add_argument("--qformer", help="raw parts: InstructBLIP's Q-Former, .pth")
-    lines.add_argument("--tokenizer", help="folder or hub name; by default that of SRC, or of BASE")
-    lines.add_argument(
-        "--question-tokenizer", default="bert-base-uncased", help="of the Q-Former (default: %(default)s)"
-    )
-    lines.add_argument("--back", action="store_true", help="ours -> the published form")
-    return lines
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command: convert, print the report, or say in one line what is wrong."""
-    args = parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m d2vlm.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="folder or hub name of the checkpoint (of the language model, for raw parts)")
+    parser.add_argument("output", help="new folder")
+    parser.add_argument("--base", help="folder or hub name of the model that an adapter belongs to")
+    parser.add_argument("--vision", help="raw parts: eva_vit_g.pth")
+    parser.add_argument("--qformer", help="raw parts: InstructBLIP's Q-Former, .pth")
+    parser.add_argument("--tokenizer", help="folder or hub name; by default that of SRC, or of BASE")
+    told = "of the Q-Former (default: %(default)s)"
+    parser.add_argument("--question-tokenizer", default="bert-base-uncased", help=told)
+    parser.add_argument("--back", action="store_true", help="ours -> the published form")
     try:
-        run(args)
+        run(parser.parse_args(arguments))
     except (CheckpointError, ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -334,28 +302,23 @@ def main(arguments: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     output = Path(args.output)
-    if output.is_dir() and any(output.iterdir()):
-        raise CheckpointError(f"{output}: not empty; give a new folder")
-    source = fetch(args.source)
+    need(not (output.is_dir() and any(output.iterdir())), f"{output}: not empty; give a new folder")
+    source = tensors.fetch(args.source)
     others = [f"--{name}" for name in ("base", "vision", "qformer") if getattr(args, name)]
     if args.back:
-        if others:
-            raise CheckpointError(f"--back: {', '.join(others)} cannot be given with it; leave them out")
+        need(not others, f"--back: {', '.join(others)} cannot be given with it; leave them out")
         convert_back(source, output)
         return print(f"{output}: in the published form")
-    if bool(args.vision) != bool(args.qformer):
-        raise CheckpointError("raw parts: give --vision and --qformer, and the language model as SRC")
-    if args.vision and args.base:
-        raise CheckpointError("--base: raw parts have none; leave it out")
-    base = fetch(args.base) if args.base else None
+    both = bool(args.vision) == bool(args.qformer)
+    need(both, "raw parts: give --vision and --qformer, and the language model as SRC")
+    need(not (args.vision and args.base), "--base: raw parts have none; leave it out")
+    base = tensors.fetch(args.base) if args.base else None
     raw = bool(args.vision)
     published = read_parts(source, Path(args.vision), Path(args.qformer)) if raw else read_published(source, base)
     own = next((f for f in (source, base) if f and list(f.glob("tokenizer*"))), source)
-    tokenizers = (
-        load_tokenizer(args.tokenizer or str(own), "--tokenizer"),
-        load_tokenizer(args.question_tokenizer, "--question-tokenizer"),
-    )
-    convert(published, source, output, tokenizers)
+    tokenizer = load_tokenizer(args.tokenizer or str(own), "--tokenizer")
+    question = load_tokenizer(args.question_tokenizer, "--question-tokenizer")
+    convert(published, source, output, (tokenizer, question))
     end = "a base, without evidence head: train from it (model.checkpoint); it cannot be evaluated"
     print(f"{output}: {end if published.base else 'ready to use'}")
 

@@ -63,6 +63,7 @@ class EvidenceHead(TemporalHead):
     """Similarity of the query state with every frame's state (spec D2VLM §1.4-1.6, 3, 4.5, 5)."""
 
     Options = EvidenceOptions
+    wording = "d2vlm"
     published = {  # noqa: RUF012 - as the base class declares it
         "model": {"head": {"run_edges": "frame_times", "raw_targets": True}},
         "data": {"raw_spans": True},

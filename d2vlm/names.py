@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.tensors import LazyTensors, NameTable
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, need
 from videollm.model.videollm import VideoLLMConfig
 
 FRAME = "<frame>"  # our placeholder of a frame's token; the published code inserts frames without one
@@ -24,8 +24,7 @@ NAMES = NameTable(
         (TOWER + "cls_token", "vision_tower.embeddings.class_embedding"),
         (TOWER + "pos_embed", "vision_tower.embeddings.position_embedding"),
         (TOWER + "patch_embed.proj.{x}", "vision_tower.embeddings.patch_embedding.{x}"),
-        (TOWER + "blocks.{i}.norm1.{x}", OUR_BLOCK + "layer_norm1.{x}"),
-        (TOWER + "blocks.{i}.norm2.{x}", OUR_BLOCK + "layer_norm2.{x}"),
+        *((TOWER + f"blocks.{{i}}.norm{n}.{{x}}", OUR_BLOCK + f"layer_norm{n}.{{x}}") for n in (1, 2)),
         (TOWER + "blocks.{i}.attn.qkv.weight", OUR_BLOCK + "self_attn.qkv.weight"),
         (TOWER + "blocks.{i}.attn.proj.{x}", OUR_BLOCK + "self_attn.projection.{x}"),
         (TOWER + "blocks.{i}.mlp.{x}", OUR_BLOCK + "mlp.{x}"),
@@ -39,12 +38,9 @@ NAMES = NameTable(
         (QFORMER + "encoder.layer.{i}.attention.self.{x}", OUR_LAYER + "attention.attention.{x}"),
         (QFORMER + "encoder.layer.{i}.crossattention.self.{x}", OUR_LAYER + "crossattention.attention.{x}"),
         (QFORMER + "{x}", "connector.qformer.{x}"),
-        ("model.embed_tokens.{x}", "language_model.model.embed_tokens.{x}"),
-        ("model.layers.{x}", "language_model.model.layers.{x}"),
-        ("model.norm.{x}", "language_model.model.norm.{x}"),
+        *((f"model.{part}.{{x}}", f"language_model.model.{part}.{{x}}") for part in ("embed_tokens", "layers", "norm")),
         ("lm_head.{x}", "language_model.lm_head.{x}"),
-        ("frm_head.{x}", "head.frm_head.{x}"),
-        ("evi_head.{x}", "head.evi_head.{x}"),
+        *((f"{part}_head.{{x}}", f"head.{part}_head.{{x}}") for part in ("frm", "evi")),
     ]
 )
 KEY_BIAS = NameTable([(TOWER + "blocks.{i}.attn.q_bias", OUR_BLOCK + "self_attn.qkv.bias")])
@@ -90,6 +86,7 @@ def official(state: Mapping[str, Tensor]) -> LazyTensors:
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by official name
 FIXED = {"mm_projector": "qformer", "vision_tower": "eva_vit", "vision_output_token": "patch", "use_time_tag": False}
 EVA_HEAD, BERT_HEAD = 88, 64  # width of one attention head; the number of heads stands in no shape
 GENERIC = {*PretrainedConfig().to_dict()} - {"tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
@@ -101,11 +98,7 @@ def is_base(fields: dict) -> bool:
 
 
 def our_config(
-    fields: dict,
-    shapes: Mapping[str, tuple[int, ...]],
-    token_ids: dict[str, int],
-    vision: dict | None = None,
-    connector: dict | None = None,
+    fields: dict, shapes: Shapes, token_ids: dict[str, int], vision: dict | None = None, connector: dict | None = None
 ) -> VideoLLMConfig:
     """Our config for an official one.
 
@@ -120,36 +113,29 @@ def our_config(
         ConfigError: another architecture than E.T. Chat's, or one of its variants that was never released.
     """
     for key, value in FIXED.items():
-        if fields.get(key, value) != value:
-            raise ConfigError(f"config.json: {key} is {fields[key]!r}; only {value!r}, as released, can be converted")
+        own = fields.get(key, value)
+        need(own == value, f"config.json: {key} is {own!r}; only {value!r}, as released, can be converted")
     kind = fields["model_type"].removeprefix("etchat_")
-    template = fields.get("conv_type", kind)
-    if template not in TEMPLATES:
-        raise ConfigError(f"config.json: conv_type is {template!r}; there are {', '.join(TEMPLATES)}")
-    processor, _, size = fields.get("vision_processor", "clip_center_224").rpartition("_")
-    if processor not in ("clip_center", "clip_random") or not size.isdigit():
-        raise ConfigError(f"config.json: vision_processor is {fields['vision_processor']!r}, not clip_center_SIZE")
+    template, crop = fields.get("conv_type", kind), fields.get("vision_processor", "clip_center_224")
+    need(template in TEMPLATES, f"config.json: conv_type is {template!r}; there are {', '.join(TEMPLATES)}")
+    processor, _, size = crop.rpartition("_")
+    known = processor in ("clip_center", "clip_random") and size.isdigit()
+    need(known, f"config.json: vision_processor is {crop!r}, not clip_center_SIZE")
     head = {"name": "d2vlm", "alpha": float(fields.get("alpha", 2.0))}
     if not fields.get("consistency_loss", True):
         head["consistency_weight"] = 0.0
     text = text_config(kind, fields)
     vision, connector = tower_fields(shapes) | (vision or {}), qformer_fields(shapes) | (connector or {})
     for part, own in (("tower", vision), ("Q-Former", connector)):
-        if own["num_attention_heads"] is None:
-            raise ConfigError(f"the {part} is {own['hidden_size']} wide, unlike any released one; is it E.T. Chat's?")
+        known = own["num_attention_heads"] is not None
+        need(known, f"the {part} is {own['hidden_size']} wide, unlike any released one; is it E.T. Chat's?")
     return VideoLLMConfig(
-        text_config=text,
-        vision=vision,
-        connector=connector,
-        head=head,
-        template=template,
+        text_config=text, vision=vision, connector=connector, head=head, template=template, token_ids=token_ids,
         visual_tokens={"token": FRAME, "start": "", "end": "", "after": "\n"},
-        token_ids=token_ids,
         bidirectional_frames=bool(fields.get("bi_attention", True)),
-        preprocess={"kind": "clip", "size": int(size)},
-        sampler={"rule": "fps", "fps": 1.0},
+        preprocess={"kind": "clip", "size": int(size)}, sampler={"rule": "fps", "fps": 1.0},
         context_length=min(4096, text.max_position_embeddings),
-    )
+    )  # fmt: skip
 
 
 def text_config(kind: str, fields: dict) -> PretrainedConfig:
@@ -162,41 +148,35 @@ def text_config(kind: str, fields: dict) -> PretrainedConfig:
     return AutoConfig.for_model(kind, **own)
 
 
-def size(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+def size(shapes: Shapes, name: str) -> tuple[int, ...]:
     """The shape of tensor ``name``; ConfigError where there is none, since no model can be made without it."""
-    if name not in shapes:
-        raise ConfigError(f"the checkpoint has no {name}; is it complete, and an E.T. Chat or D2VLM model?")
+    need(name in shapes, f"the checkpoint has no {name}; is it complete, and an E.T. Chat or D2VLM model?")
     return shapes[name]
 
 
-def tower_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+def tower_fields(shapes: Shapes) -> dict:
     """Fields of the tower ``instructblip`` from the shapes of EVA's weights."""
     width, _, patch, _ = size(shapes, TOWER + "patch_embed.proj.weight")
     side = round((size(shapes, TOWER + "pos_embed")[1] - 1) ** 0.5)
     return {
-        "type": "instructblip",
-        "image_size": side * patch,
-        "patch_size": patch,
-        "hidden_size": width,
+        "type": "instructblip", "image_size": side * patch, "patch_size": patch, "hidden_size": width,
         "num_hidden_layers": count(shapes, TOWER + "blocks."),
         "num_attention_heads": None if width % EVA_HEAD else width // EVA_HEAD,
         "intermediate_size": size(shapes, TOWER + "blocks.0.mlp.fc1.weight")[0],
-    }
+    }  # fmt: skip
 
 
-def qformer_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+def qformer_fields(shapes: Shapes) -> dict:
     """Fields of the connector ``qformer`` from the shapes of its weights."""
     _, queries, width = size(shapes, "model.qformer_query")
     return {
-        "type": "qformer",
-        "num_query_tokens": queries,
-        "hidden_size": width,
+        "type": "qformer", "num_query_tokens": queries, "hidden_size": width,
         "num_hidden_layers": count(shapes, QFORMER + "encoder.layer."),
         "num_attention_heads": None if width % BERT_HEAD else width // BERT_HEAD,
         "intermediate_size": size(shapes, QFORMER + "encoder.layer.0.intermediate.dense.weight")[0],
         "vocab_size": size(shapes, QFORMER + "embeddings.word_embeddings.weight")[0],
         "max_position_embeddings": size(shapes, QFORMER + "embeddings.position_embeddings.weight")[0],
-    }
+    }  # fmt: skip
 
 
 def count(names: Mapping[str, object], prefix: str) -> int:
@@ -221,8 +201,8 @@ def official_fields(config: VideoLLMConfig) -> dict:
     """
     for part, fixed in PUBLISHED.items():
         for key, value in fixed.items():
-            if (own := getattr(config, part).get(key, value)) != value:
-                raise ConfigError(f"config.json: {part}.{key} is {own!r}; the published code has {value!r} only")
+            own = getattr(config, part).get(key, value)
+            need(own == value, f"config.json: {part}.{key} is {own!r}; the published code has {value!r} only")
     text = config.text_config.to_dict()
     rope = text.pop("rope_parameters", None) or {}
     head = {"alpha": 2.0, "consistency_weight": 10.0, **config.head}
@@ -230,17 +210,10 @@ def official_fields(config: VideoLLMConfig) -> dict:
         **{key: value for key, value in text.items() if key not in GENERIC},
         "rope_theta": rope.get("rope_theta", 10000.0),
         "model_type": f"etchat_{config.text_config.model_type}",
-        "language_model": config.text_config.model_type,
-        "arch_module": "d2vlm_arch",
-        "conv_type": config.template,
-        "vision_processor": f"clip_center_{config.preprocess['size']}",
-        "vision_output_layer": -2,
-        "bi_attention": config.bidirectional_frames,
-        "use_evidence": True,
-        "use_matching": False,
-        "consistency_loss": head["consistency_weight"] > 0,
-        "alpha": head["alpha"],
-        "evidence_token_id": config.token_ids[EVIDENCE],
-        "evidence_end_token_id": config.token_ids[EVIDENCE_END],
+        "language_model": config.text_config.model_type, "arch_module": "d2vlm_arch", "conv_type": config.template,
+        "vision_processor": f"clip_center_{config.preprocess['size']}", "vision_output_layer": -2,
+        "bi_attention": config.bidirectional_frames, "use_evidence": True, "use_matching": False,
+        "consistency_loss": head["consistency_weight"] > 0, "alpha": head["alpha"],
+        "evidence_token_id": config.token_ids[EVIDENCE], "evidence_end_token_id": config.token_ids[EVIDENCE_END],
         **FIXED,
-    }
+    }  # fmt: skip

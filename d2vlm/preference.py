@@ -9,7 +9,6 @@ the seed and on what the records say, never on their order. No video is opened, 
 import argparse
 import hashlib
 import json
-import os
 import random
 import sys
 from collections import Counter
@@ -26,6 +25,7 @@ from d2vlm.preferences.packed import read_packed
 from d2vlm.preferences.wording import Wording
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
+from videollm.common.files import json_text, write_text
 from videollm.data.annotations import SHOWN, AnnotationError, parse_record
 from videollm.data.conversation import SpanMark, Turn, span_marks
 from videollm.data.load import load_records
@@ -200,13 +200,8 @@ def write(made: Made, output: Path, layout: str) -> list[str]:
         turned = [to_classes(line) for line in lines]
         left_out = [f"{r.where}: {reason}" for r, (_, out) in zip(made.records, turned, strict=True) for reason in out]
         lines = [line for line, _ in turned if line is not None]
-    fresh = output.with_name(output.name + ".tmp")
-    with open(fresh, "w", encoding="utf-8") as out:
-        if output.suffix == ".json":
-            json.dump(lines, out, ensure_ascii=False, indent=1)
-        else:
-            out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    os.replace(fresh, output)
+    whole = output.suffix == ".json"
+    write_text(output, json.dumps(lines, ensure_ascii=False, indent=1) if whole else json_text(lines))
     return left_out
 
 

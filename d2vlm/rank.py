@@ -25,6 +25,7 @@ from videollm.checkpoint.load import load
 from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.command import tell, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
+from videollm.common.files import check_folder
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
 from videollm.data.record import Record
@@ -77,8 +78,7 @@ def run(args: argparse.Namespace) -> None:
     records = [record for record in load_records(args.annotations) if record.rejected]
     if not records:
         raise ConfigError("--annotations: no record has rejected answers; make some with `python -m d2vlm.preference`")
-    if not Path(args.videos).is_dir():
-        raise ConfigError(f"--videos: {args.videos} is not a folder; give the one that the paths are below")
+    check_folder(args.videos, "--videos")
     check_writable(args.output)
     device, found = usable_device(args.device), {}
     for folder in args.model:

@@ -21,17 +21,9 @@ from distime.names import BINS, EMBEDDINGS, merge_lora, to_official, to_ours, wi
 from distime.official_config import layout_of, official_config, our_config, our_layout
 from distime.tokenizer import TIME_TOKENS, add_time_tokens
 from distime.tokenizer import read_tokenizer as read_official_tokenizer
-from videollm.checkpoint.load import read_config, read_tokenizer, some
-from videollm.checkpoint.tensors import (
-    CheckpointError,
-    KeyReport,
-    LazyTensors,
-    TensorSource,
-    adapted_layers,
-    fetch,
-    read_json,
-    write_tensors,
-)
+from videollm.checkpoint import CheckpointError, need, read_config, read_tokenizer, tensors
+from videollm.checkpoint.load import some
+from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource
 from videollm.common.command import tell
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
@@ -54,7 +46,7 @@ class Conversion:
         for note in self.notes:
             print(note)
         self.report.print()
-        write_tensors(target, self.weights.items())
+        tensors.write_tensors(target, self.weights.items())
         self.tokenizer.save_pretrained(target)
         if isinstance(self.config, dict):
             (target / "config.json").write_text(json.dumps(self.config, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -70,11 +62,11 @@ def from_official(folder: Path) -> Conversion:
             the time tokens of a checkpoint that has a time head, or adapters of unknown scale.
     """
     where = folder / "config.json"
-    official = read_json(where)
+    official = tensors.read_json(where)
     layout, config = layout_of(official, str(where)), our_config(official, str(where))
     stored = TensorSource(folder)
     weights, outlines, notes = stored, stored.outlines(), []
-    if adapters := adapted_layers(outlines):
+    if adapters := tensors.adapted_layers(outlines):
         scale = lora_scale(official, {outlines[h["A"]].shape[0] for h in adapters.values() if "A" in h}, where)
         weights, outlines = merge_lora(weights, scale), merge_lora(outlines, scale)
         notes.append(f"merged the adapters of {len(adapters)} layers (W + {scale:g} B A)")
@@ -99,16 +91,10 @@ def from_official(folder: Path) -> Conversion:
 
 def lora_scale(official: dict, ranks: set[int], where: Path) -> float:
     """alpha / r of un-merged adapters: the official code has alpha = 2 r, and r in the config (spec §10)."""
-    rank = official.get("use_llm_lora")
-    if not rank:
-        raise CheckpointError(
-            f"{where}: use_llm_lora is {rank}, but the weights hold adapters of rank {some(sorted(map(str, ranks)))}; "
-            "write the rank there, or give a merged checkpoint"
-        )
-    if ranks != {rank}:
-        raise CheckpointError(
-            f"{where}: use_llm_lora is {rank}, the adapters have rank {some(sorted(map(str, ranks)))}; correct it"
-        )
+    rank, found = official.get("use_llm_lora"), some(sorted(map(str, ranks)))
+    remedy = "write the rank there, or give a merged checkpoint"
+    need(rank, f"{where}: use_llm_lora is {rank}, but the weights hold adapters of rank {found}; {remedy}")
+    need(ranks == {rank}, f"{where}: use_llm_lora is {rank}, the adapters have rank {found}; correct it")
     return 2.0
 
 
@@ -120,24 +106,16 @@ def vocabulary(
     Raises:
         CheckpointError: embeddings, config and tokenizer do not belong together.
     """
-    if EMBEDDINGS not in outlines:
-        raise CheckpointError(f"{folder}: no token embeddings among its weights; is the checkpoint complete?")
-    stored = outlines[EMBEDDINGS].shape[0]
-    if stored != told:
-        raise CheckpointError(
-            f"{folder}: embeddings of {stored} tokens, but llm_config.vocab_size in config.json is {told}; "
-            "take both files from one checkpoint"
-        )
-    if len(tokenizer) > stored:
-        raise CheckpointError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens, the weights {stored}; take both from one checkpoint"
-        )
+    there = EMBEDDINGS in outlines
+    need(there, f"{folder}: no token embeddings among its weights; is the checkpoint complete?")
+    stored, known = outlines[EMBEDDINGS].shape[0], len(tokenizer)
+    differ = f"embeddings of {stored} tokens, but llm_config.vocab_size in config.json is {told}"
+    need(stored == told, f"{folder}: {differ}; take both files from one checkpoint")
+    more = f"its tokenizer has {known} tokens, the weights {stored}"
+    need(known <= stored, f"{folder}: {more}; take both from one checkpoint")
     added = add_time_tokens(tokenizer)
-    if added and has_head:
-        raise CheckpointError(
-            f"{folder}: has a time head, but its tokenizer lacks {' and '.join(added)}; copy the tokenizer files "
-            "that were saved with these weights"
-        )
+    lacks = f"has a time head, but its tokenizer lacks {' and '.join(added)}"
+    need(not (added and has_head), f"{folder}: {lacks}; copy the tokenizer files that were saved with these weights")
     return max(stored, len(tokenizer))
 
 
@@ -179,22 +157,16 @@ def to_official_folder(folder: Path) -> Conversion:
 
 def only(weights: Mapping[str, Tensor], report: KeyReport) -> Mapping[str, Tensor]:
     """``weights`` without the unexpected ones."""
-    return LazyTensors({name: (lambda name=name: weights[name]) for name in weights if name not in report.unexpected})
-
-
-def empty_folder(path: str) -> Path:
-    """``path`` if nothing is there yet; CheckpointError otherwise."""
-    target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target}: exists and is not an empty folder; choose another place")
-    return target
+    return LazyTensors.of(weights, {name: name for name in weights if name not in report.unexpected})
 
 
 def convert(source: str, target: str, back: bool = False) -> None:
     """Convert ``source`` (a folder or hub name) into the new folder ``target``; raises CheckpointError."""
-    place = empty_folder(target)
+    place = Path(target)
+    free = not place.exists() or (place.is_dir() and not any(place.iterdir()))
+    need(free, f"{place}: exists and is not an empty folder; choose another place")
     read = to_official_folder if back else from_official
-    read(fetch(source)).write(place)
+    read(tensors.fetch(source)).write(place)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,14 +27,12 @@ SHARED = [
     (f"{_VIT}.attn.proj.{{x}}", f"{_OUR_VIT}.attention.projection_layer.{{x}}"),
     (f"{_VIT}.norm1.{{x}}", f"{_OUR_VIT}.layernorm_before.{{x}}"),
     (f"{_VIT}.norm2.{{x}}", f"{_OUR_VIT}.layernorm_after.{{x}}"),
-    (f"{_VIT}.ls1", f"{_OUR_VIT}.lambda_1"),
-    (f"{_VIT}.ls2", f"{_OUR_VIT}.lambda_2"),
+    *((f"{_VIT}.ls{n}", f"{_OUR_VIT}.lambda_{n}") for n in (1, 2)),
     (f"{_VIT}.mlp.{{x}}", f"{_OUR_VIT}.mlp.{{x}}"),
     ("mlp1.0.{x}", "connector.layer_norm.{x}"),
     ("mlp1.1.{x}", "connector.linear_1.{x}"),
     ("mlp1.3.{x}", "connector.linear_2.{x}"),
-    ("time_gen.{x}", "head.time_gen.{x}"),
-    ("time_enc.{x}", "head.time_enc.{x}"),
+    *((f"time_{part}.{{x}}", f"head.time_{part}.{{x}}") for part in ("gen", "enc")),
 ]
 TABLES = {
     "qwen2": NameTable([*SHARED, ("language_model.{x}", "language_model.{x}")]),
@@ -121,13 +119,11 @@ def join_fused(name: str, parts: list[Tensor], layout: Layout) -> Tensor:
 def merge_lora(state: Mapping[str, Tensor], scale: float) -> Mapping[str, Tensor]:
     """Official un-merged weights -> official merged ones. A LoRA on ``wqkv`` has to be folded before that is split."""
     unwrapped = {name.replace(WRAPPER, "language_model.", 1): name for name in state}
-    makers = {new: (lambda name=name: state[name]) for new, name in unwrapped.items()}
-    return fold_adapters(LazyTensors(makers), scale)
+    return fold_adapters(LazyTensors.of(state, unwrapped), scale)
 
 
 def with_more_tokens(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
     """Our weights with the vocabulary grown to ``rows``: embeddings normal(0, 0.02), output rows the mean row (§2)."""
-    grown = {name: (lambda name=name: state[name]) for name in state}
 
     def embeddings() -> Tensor:
         old = state[EMBEDDINGS]
@@ -140,4 +136,5 @@ def with_more_tokens(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Ten
         mean = old.float().mean(0, keepdim=True).to(old.dtype)
         return torch.cat([old, mean.expand(rows - old.shape[0], -1)])
 
-    return LazyTensors(grown | {EMBEDDINGS: embeddings, OUTPUT: output})
+    kept = LazyTensors.of(state, {name: name for name in state}).makers
+    return LazyTensors(kept | {EMBEDDINGS: embeddings, OUTPUT: output})

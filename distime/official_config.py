@@ -6,12 +6,11 @@ refused by name, never dropped. It reads no file and knows no weights.
 
 from typing import Any
 
-from transformers import AutoConfig, InternVLVisionConfig
-from transformers.configuration_utils import PretrainedConfig
+from transformers import AutoConfig, InternVLVisionConfig, PretrainedConfig
 
 from distime.names import Layout
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import CheckpointError, need
 from videollm.model.towers import build_config
 from videollm.model.videollm import VideoLLMConfig
 
@@ -32,8 +31,7 @@ FIXED: dict[str, Any] = {"select_layer": -1, "ps_version": "v2", "template": TEM
 
 def field(config: dict, key: str, where: str) -> Any:
     """``config[key]``; CheckpointError where it is missing."""
-    if key not in config:
-        raise CheckpointError(f"{where}: no {key}; fetch the file again")
+    need(key in config, f"{where}: no {key}; fetch the file again")
     return config[key]
 
 
@@ -43,22 +41,19 @@ def layout_of(official: dict, where: str) -> Layout:
     Raises:
         CheckpointError: another architecture than InternVL's chat model with Qwen2 or InternLM2.
     """
-    if official.get("model_type") == VideoLLMConfig.model_type:
-        raise CheckpointError(f"{where}: already a checkpoint of this project; load it, or turn it back with --back")
+    foreign = official.get("model_type") != VideoLLMConfig.model_type
+    need(foreign, f"{where}: already a checkpoint of this project; load it, or turn it back with --back")
     if not isinstance(official.get("llm_config"), dict) or not isinstance(official.get("vision_config"), dict):
         native = " (the -hf layout: give the one without -hf)" if "text_config" in official else ""
         raise CheckpointError(
             f"{where}: model_type {official.get('model_type')!r} without llm_config and vision_config is neither "
             f"InternVL2.5 nor DisTime{native}; give OpenGVLab/InternVL2_5-1B or -8B, or a DisTime checkpoint"
         )
-    names = official["llm_config"].get("architectures") or [None]
-    if names[0] not in LANGUAGE:
-        raise CheckpointError(
-            f"{where}: the language model is {names[0]}; this converter reads {' and '.join(LANGUAGE)}"
-        )
     text = official["llm_config"]
+    name = (text.get("architectures") or [None])[0]
+    need(name in LANGUAGE, f"{where}: the language model is {name}; this converter reads {' and '.join(LANGUAGE)}")
     heads = field(text, "num_attention_heads", f"{where}: llm_config")
-    return Layout(LANGUAGE[names[0]], heads, text.get("num_key_value_heads", heads))
+    return Layout(LANGUAGE[name], heads, text.get("num_key_value_heads", heads))
 
 
 def our_layout(config: VideoLLMConfig) -> Layout:
@@ -76,21 +71,18 @@ def our_config(official: dict, where: str) -> VideoLLMConfig:
     """
     layout = layout_of(official, where)
     for key, value in FIXED.items():
-        if official.get(key, value) != value:
-            raise CheckpointError(f"{where}: {key} is {official[key]!r}; InternVL2.5 and DisTime have {value!r}")
-    message = official.get("system_message")
-    if message not in (None, TEMPLATES[TEMPLATE].system_message):
-        raise CheckpointError(f"{where}: a system_message of its own; the template's is used here, so take it out")
+        own = official.get(key, value)
+        need(own == value, f"{where}: {key} is {own!r}; InternVL2.5 and DisTime have {value!r}")
+    usual = official.get("system_message") in (None, TEMPLATES[TEMPLATE].system_message)
+    need(usual, f"{where}: a system_message of its own; the template's is used here, so take it out")
     text = official["llm_config"]
-    if text.get("bias") or text.get("use_sliding_window"):
-        raise CheckpointError(f"{where}: llm_config has bias or use_sliding_window set; no released model has")
+    usual = not (text.get("bias") or text.get("use_sliding_window"))
+    need(usual, f"{where}: llm_config has bias or use_sliding_window set; no released model has")
     vision = official["vision_config"]
     size = field(vision, "image_size", f"{where}: vision_config")
-    if official.get("force_image_size", size) != size:
-        raise CheckpointError(
-            f"{where}: force_image_size {official['force_image_size']} and vision_config.image_size {size} differ; "
-            "the tower has positions for one size only: make them equal"
-        )
+    forced = official.get("force_image_size", size)
+    differ = f"force_image_size {forced} and vision_config.image_size {size} differ"
+    need(forced == size, f"{where}: {differ}; the tower has positions for one size only: make them equal")
     head = {"reg_max": "dec_reg", "sigma": "enc_sigma", "num_layers": "layer_num"}
     return VideoLLMConfig(
         text_config=text_config(text, layout, f"{where}: llm_config"),
@@ -145,8 +137,7 @@ def official_config(config: VideoLLMConfig, where: str) -> dict:
             f"{where}: made of {', '.join(map(str, (*parts, text.model_type)))}; an official layout has only what is "
             f"made of internvl tower, mlp connector, distime head and {TEMPLATE} template on qwen2 or llama"
         )
-    if config.lora:
-        raise CheckpointError(f"{where}: holds adapters that are not merged; python -m videollm.checkpoint SRC DST")
+    need(not config.lora, f"{where}: holds adapters that are not merged; python -m videollm.checkpoint SRC DST")
     llm = our_layout(config).llm
     rope = dict(text.rope_parameters)
     kind, theta = rope.pop("rope_type"), rope.pop("rope_theta")
@@ -154,32 +145,18 @@ def official_config(config: VideoLLMConfig, where: str) -> dict:
     tower = official_tower(config.vision)
     own = {"bias": False} if llm == "internlm2" else {"use_sliding_window": False}
     llm_config = {
-        "architectures": [architecture],
-        "model_type": llm,
+        "architectures": [architecture], "model_type": llm,
         **{key: getattr(text, key) for key in (*SAME_TEXT, "bos_token_id", "eos_token_id", "pad_token_id")},
-        "rope_theta": theta,
-        "rope_scaling": None if kind == "default" else {"type": kind, **rope},
-        "tie_word_embeddings": False,
-        **own,
-    }
-    size = tower["image_size"]
+        "rope_theta": theta, "rope_scaling": None if kind == "default" else {"type": kind, **rope},
+        "tie_word_embeddings": False, **own,
+    }  # fmt: skip
     head = config.head
     return {
-        "architectures": ["InternVLChatModel"],
-        "model_type": "internvl_chat",
-        "llm_config": llm_config,
-        "vision_config": tower,
-        **FIXED,
-        "downsample_ratio": config.connector.get("downsample", 0.5),
-        "force_image_size": size,
-        "dec_reg": head.get("reg_max", 32),
-        "enc_sigma": head.get("sigma", 1.0),
-        "layer_num": head.get("num_layers", 3),
-        "use_llm_lora": 0,
-        "use_backbone_lora": 0,
-        "pad2square": False,
-        "dynamic_image_size": True,
-        "use_thumbnail": True,
-        "min_dynamic_patch": 1,
-        "max_dynamic_patch": config.max_tiles,
-    }
+        "architectures": ["InternVLChatModel"], "model_type": "internvl_chat", "llm_config": llm_config,
+        "vision_config": tower, **FIXED, "downsample_ratio": config.connector.get("downsample", 0.5),
+        "force_image_size": tower["image_size"],
+        "dec_reg": head.get("reg_max", 32), "enc_sigma": head.get("sigma", 1.0), "layer_num": head.get("num_layers", 3),
+        "use_llm_lora": 0, "use_backbone_lora": 0,
+        "pad2square": False, "dynamic_image_size": True, "use_thumbnail": True,
+        "min_dynamic_patch": 1, "max_dynamic_patch": config.max_tiles,
+    }  # fmt: skip

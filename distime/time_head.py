@@ -77,6 +77,7 @@ class TimeHead(TemporalHead):
     """Time as a distribution over bins (spec DISTIME §3, 5, 7)."""
 
     Options = TimeOptions
+    wording = "distime"
     published = {  # noqa: RUF012 - as the base class declares it
         "model": {
             "head": {

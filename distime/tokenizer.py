@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from distime.time_head import FRAME_TIME, STAMP
-from videollm.checkpoint.tensors import CheckpointError, read_json
+from videollm.checkpoint.tensors import CheckpointError, need, read_json
 
 TIME_TOKENS = (STAMP, FRAME_TIME)  # in the order in which they are added (spec §2)
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
@@ -39,13 +39,16 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: cannot read its tokenizer ({' '.join(str(error).split())[:200]}); fetch tokenizer.json, or "
             "vocab.json, merges.txt and tokenizer_config.json, or tokenizer.model"
         ) from None
-    known = tokenizer.get_vocab()
-    if lacks := [name for name in IMAGE_TOKENS if name not in known]:
-        raise CheckpointError(
-            f"{folder}: its tokenizer has no {', '.join(lacks)}; is this InternVL2.5 or DisTime, with all its files "
-            "(added_tokens.json, tokenizer_config.json)?"
-        )
+    lacks = ", ".join(lacking(tokenizer, IMAGE_TOKENS))
+    files = "is this InternVL2.5 or DisTime, with all its files (added_tokens.json, tokenizer_config.json)?"
+    need(not lacks, f"{folder}: its tokenizer has no {lacks}; {files}")
     return tokenizer
+
+
+def lacking(tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...]) -> list[str]:
+    """Those of ``names`` that are no tokens of ``tokenizer``."""
+    known = tokenizer.get_vocab()
+    return [name for name in names if name not in known]
 
 
 def from_sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
@@ -54,8 +57,8 @@ def from_sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
 
     path, model = folder / "tokenizer.model", import_protobuf().ModelProto()
     model.ParseFromString(path.read_bytes())
-    if model.trainer_spec.model_type != BPE_KIND:
-        raise CheckpointError(f"{path}: not a byte-pair model, as InternLM2 has it; fetch it again")
+    pairs = model.trainer_spec.model_type == BPE_KIND
+    need(pairs, f"{path}: not a byte-pair model, as InternLM2 has it; fetch it again")
     settings = read_json(folder / "tokenizer_config.json")
     named = {i: (p.piece, p.type == CONTROL) for i, p in enumerate(model.pieces) if p.type in (CONTROL, USER_DEFINED)}
     for place, token in settings.get("added_tokens_decoder", {}).items():
@@ -72,16 +75,13 @@ def from_sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     for place, (name, special) in sorted(named.items()):
         raw.add_tokens([AddedToken(name, normalized=False, special=special)])
-        if raw.token_to_id(name) != place:
-            raise CheckpointError(
-                f"{folder}: tokenizer_config.json has {name} as token {place}, but with tokenizer.model it is token "
-                f"{raw.token_to_id(name)}; the two files are of different checkpoints: fetch both"
-            )
+        found, remedy = raw.token_to_id(name), "the two files are of different checkpoints: fetch both"
+        other = f"tokenizer_config.json has {name} as token {place}, but with tokenizer.model it is token {found}"
+        need(found == place, f"{folder}: {other}; {remedy}")
     roles = {f"{role}_token": text(settings.get(f"{role}_token")) or name for role, name in ROLES.items()}
     bos = roles["bos_token"]
-    raw.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, raw.token_to_id(bos))]
-    )
+    forms = {"single": f"{bos} $A", "pair": f"{bos} $A {bos} $B"}
+    raw.post_processor = processors.TemplateProcessing(**forms, special_tokens=[(bos, raw.token_to_id(bos))])
     return PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False, **roles)
 
 
@@ -92,8 +92,6 @@ def text(token: str | dict | None) -> str | None:
 
 def add_time_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Add the time tokens that ``tokenizer`` lacks; returns which ones."""
-    known = tokenizer.get_vocab()
-    lacks = [name for name in TIME_TOKENS if name not in known]
-    if lacks:
+    if lacks := lacking(tokenizer, TIME_TOKENS):
         tokenizer.add_special_tokens({"extra_special_tokens": lacks}, replace_extra_special_tokens=False)
     return lacks

@@ -5,9 +5,11 @@ import json
 
 from rich.table import Table
 
+from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
 from quickstart.pictures import loss_curves, report_html, score_table
 from quickstart.stages import CONSOLE, FURTHER, HEADS
+from videollm.common.files import json_lines
 from videollm.inference.timeline import timeline_grid
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
@@ -55,8 +57,7 @@ def score_all(args: argparse.Namespace) -> dict:
 
 def predictions(args: argparse.Namespace, head: str, split: str, items: list[dict]) -> list[dict]:
     """A head's predictions for one split."""
-    lines = (args.output / head / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    answers = {line["id"]: line for line in map(json.loads, lines)}
+    answers = read_answers(args.output / head / f"{split}.jsonl")
     return [task.to_prediction(item, answers.get(item["id"])) for item in items]
 
 
@@ -104,7 +105,7 @@ def draw(args: argparse.Namespace, report: dict) -> None:
     out = args.output
     columns, rows = table_rows(report)
     score_table(out / "scores.png", rows, columns)
-    logs = {head: [json.loads(x) for x in (out / head / "log.jsonl").read_text().splitlines()] for head in HEADS}
+    logs = {head: [entry for _, entry in json_lines(out / head / "log.jsonl")] for head in HEADS}
     terms = ("step", "loss", "lm", "grounding", "consistency", "dfl", "diou")
     curves = {
         head: [{k: v for k, v in e.items() if k in terms} for e in log if "lm" in e] for head, log in logs.items()

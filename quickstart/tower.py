@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from quickstart.clips import COLORS, MOTIONS, SHAPES
+from videollm.common.files import json_lines
 from videollm.model.towers import ConvTower, ConvTowerConfig
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
@@ -74,10 +75,11 @@ def read_records(folder: Path, split: str) -> list[dict]:
     remedy = "make the data with python -m quickstart.clips"
     if not file.is_file():
         raise ValueError(f"no {file}; {remedy}")
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    for number, record in enumerate(records, 1):
+    records = []
+    for number, record in json_lines(file):
         if "events" not in record:
             raise ValueError(f"{file}:{number}: no key 'events'; {remedy}")
+        records.append(record)
     if not records:
         raise ValueError(f"{file} is empty; {remedy}, with clips in {split}")
     return records

@@ -16,6 +16,7 @@ from videollm.checkpoint.load import read_config
 from videollm.checkpoint.tensors import CheckpointError
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml
+from videollm.common.files import check_folder
 from videollm.data.annotations import AnnotationError
 from videollm.data.load import load_records
 from videollm.training.settings import Settings
@@ -71,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.workers < 1:
             raise ConfigError(f"--workers: {args.workers}, but it must be at least 1")
-        if not Path(args.videos).is_dir():
-            raise ConfigError(f"--videos: {args.videos} is not a folder; give the one that the paths are below")
+        check_folder(args.videos, "--videos")
         sampler, preprocess = wanted_frames(args)
         records = load_records(args.annotations)
         names = [r.video for r in records if r.video is not None and r.asking.view == WHOLE]

@@ -9,49 +9,28 @@ are JSON lines, or a list of the same objects; ``answer`` is itself JSON, times 
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from all_benchmark_eval.benchmark import (
-    WITHOUT_BREAK,
-    Benchmark,
-    BenchmarkError,
-    Layout,
-    Options,
-    Scores,
-    read_json,
-    read_lines,
-    read_text,
-)
+from all_benchmark_eval.anet.task import read_videos
+from all_benchmark_eval.benchmark import Layout, Options, Scores
+from all_benchmark_eval.items import Answers, answered, as_object, list_or_lines, need, seconds
+from all_benchmark_eval.metrics import dense_scores
 from all_benchmark_eval.metrics.dense import THRESHOLDS, harmonic
-from all_benchmark_eval.metrics.dense_scores import (
-    DenseAnswers,
-    DenseTruth,
-    Words,
-    answer_events,
-    check_truth,
-    clip_events,
-    corrected_measures,
-    mean_over_thresholds,
-    published_measures,
-)
+from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
-from all_benchmark_eval.metrics.moments import State, as_object, moment_questions, seconds, state_counts, table
+from all_benchmark_eval.metrics.moments import State, state_counts
 
 WORDINGS = {
-    "distime": (
-        "Localize a series of activity events in the video, output the start and end timestamp for each event, and "
-        "describe each event with sentences."
-    ),
+    "distime": "Localize a series of activity events in the video, output the start and end timestamp for each event, "
+    "and describe each event with sentences.",
     # D2VLM published none: its wording for YouCook2, without the word on what the video shows
-    "d2vlm": (
-        "You are given a video. Watch the video carefully and densly describe all the events. For each event, you need "
-        "to determine the start and ends times and provide a concise description. The format of your response should "
-        "be: '<start time> - <end time>, <description>'."
-    ),
+    "d2vlm": "You are given a video. Watch the video carefully and densly describe all the events. For each event, you "
+    "need to determine the start and ends times and provide a concise description. The format of your response should "
+    "be: '<start time> - <end time>, <description>'.",
     "plain": "Describe every event of the video in order, each as: '<start time> - <end time>, <description>'.",
 }
 SAME_SENTENCE = 0.98  # difflib's ratio above which neighbouring events are one, if they touch
@@ -61,7 +40,7 @@ METRICS = (
 )
 
 
-class ActivityNetDense(Benchmark):
+class ActivityNetDense(dense_scores.DenseBenchmark):
     """SODA_c, METEOR, CIDEr and F1 of dense captions.
 
     ``seconds`` takes the times in the file as seconds, which they are in DisTime's published files and in what we
@@ -72,52 +51,33 @@ class ActivityNetDense(Benchmark):
     name = "anet_dvc"
     title = "ActivityNet Captions dense captioning"
     layout = Layout(("val_2.json",), folder="anet")
-    settings = WITHOUT_BREAK
-    headline = ("SODA_c", "CIDEr", "METEOR", "F1")
+    wordings = WORDINGS
+    metrics = METRICS
     variants = ("seconds", "percent")
 
     def load(self, path: Path) -> DenseTruth:
         """ActivityNet Captions' own json (val_1, val_2)."""
-        names, durations, spans, texts = [], [], [], []
-        for video, entry in as_object(read_json(path), f"{path}").items():
-            where = f"{path}: {video!r}"
-            entry = as_object(entry, where, ("duration", "timestamps", "sentences"))
-            duration, sentences = seconds(entry["duration"]), entry["sentences"]
-            if duration is None or duration <= 0:
-                raise BenchmarkError(f"{where}: duration {entry['duration']!r} is not a number of seconds above 0")
-            if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
-                raise BenchmarkError(f"{where}: sentences is not a list of texts")
-            names.append(video)
-            durations.append(duration)
-            spans.append(entry["timestamps"])
-            texts.append(sentences)
-        return check_truth(DenseTruth(names, np.array(durations), spans, texts), path)
+        videos = read_videos(path)
+        return DenseTruth.of(((video, duration, spans, texts) for _, video, duration, texts, spans in videos), path)
 
-    def questions(self, truth: DenseTruth, wording: str) -> list[dict]:
-        """One question a video; videos are ``<video>.mp4``."""
-        return moment_questions(truth.names, truth.names, [""] * len(truth), truth.durations, WORDINGS[wording])
-
-    def from_answers(self, truth: DenseTruth, answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: DenseTruth, answers: Answers, wording: str) -> list[dict]:
         """The events of each answer in whole seconds; no line for a video that was not answered."""
         lines = []
-        for name in truth.names:
-            if name in answers and not answers[name]["error"]:
-                events = [
-                    {"event": text, "timestamps": f"{round(start)} - {round(end)}"}
-                    for (start, end), text in answer_events(answers[name])
-                ]
-                lines.append({"video_id": name, "task": "captioning", "answer": json.dumps(events)})
+        for answer, name in answered(answers, truth.names):
+            events = [
+                {"event": text, "timestamps": f"{round(start)} - {round(end)}"}
+                for (start, end), text in answer_events(answer)
+            ]
+            lines.append({"video_id": name, "task": "captioning", "answer": json.dumps(events)})
         return lines
 
     def read(self, path: Path, truth: DenseTruth) -> DenseAnswers:
         """Events by video, times as they stand. The last line of a video counts, as in the published script."""
-        rows = {name: row for row, name in enumerate(truth.names)}
         answers, again = DenseAnswers.none(len(truth)), 0
-        for where, line in _lines(path):
+        for where, line in list_or_lines(path):
             line = as_object(line, where, ("video_id", "answer"))
-            if line["video_id"] not in rows:
-                raise BenchmarkError(f"{where}: no video of the annotations is named {line['video_id']!r}")
-            row = rows[line["video_id"]]
+            need(line["video_id"] in truth.rows, f"{where}: no video of the annotations is named {line['video_id']!r}")
+            row = truth.rows[line["video_id"]]
             again += int(answers.state[row] != State.MISSING)
             events = list(_events(line["answer"]))
             answers.put(row, [span for span, _ in events], [text for _, text in events])
@@ -144,34 +104,19 @@ class ActivityNetDense(Benchmark):
             measures = _published(words, truth, predictions, options) if len(truth) else {}
         else:
             predictions = _in_seconds(truth, predictions, options.variant)
-            predictions, counts["clipped"] = clip_events(truth, predictions)
-            words.add([text for side in (predictions.captions, truth.captions) for video in side for text in video])
-            predicted = words.events(predictions.spans, predictions.captions)
-            measures = corrected_measures(words, predicted, words.events(truth.spans, truth.captions))
+            predictions, counts["clipped"] = dense_scores.clip_events(truth, predictions)
+            measures = dense_scores.corrected_measures(words, *words.both(predictions, truth))
             notes.append("BLEU is a corpus score: not part of the corrected protocol")
         if not measures:
             return Scores(dict.fromkeys(METRICS), "percent", counts, notes=[*notes, "no video to score"])
-        flat = mean_over_thresholds(measures)
+        flat = dense_scores.mean_over_thresholds(measures)
         means = {name: 100.0 * float(values.mean()) for name, values in flat.items()}
         for t in THRESHOLDS:
             means[f"F1@{t:g}"] = float(harmonic(means[f"Precision@{t:g}"], means[f"Recall@{t:g}"]))
         means["F1"] = float(np.mean([means[f"F1@{t:g}"] for t in THRESHOLDS]))
-        return Scores(
-            {name: means.get(name) for name in METRICS},
-            "percent",
-            counts,
-            {name: table(truth.names, flat[name]) for name in METRICS if name in flat},
-            denominator,
-            notes=words.notes + notes,
-        )
-
-
-def _lines(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, object) of each answer of a file of JSON lines or with one JSON list."""
-    if read_text(path).lstrip().startswith("["):
-        yield from ((f"{path}: item {number}", line) for number, line in enumerate(read_json(path), start=1))
-    else:
-        yield from read_lines(path)
+        scores = self.scores(truth.names, means, flat, counts, words.notes + notes)
+        scores.denominator = denominator
+        return scores
 
 
 def _events(answer: object) -> Iterator[tuple[list[float], str]]:
@@ -201,10 +146,12 @@ def _published(words: Words, truth: DenseTruth, answers: DenseAnswers, options: 
     merged = [_merge(*video) for video in zip(answers.spans, answers.captions, strict=True)]
     answers = replace(answers, spans=[spans for spans, _ in merged], captions=[texts for _, texts in merged])
     answers = _in_seconds(truth, answers, options.variant)
-    said, true_texts = ([[_ascii(text) for text in v] for v in side] for side in (answers.captions, truth.captions))
-    words.add([text for side in (said, true_texts) for video in side for text in video])
-    predicted, true = words.events(answers.spans, said), words.events(truth.spans, true_texts)
-    return published_measures(words, predicted.by_start(), true.by_start(), iou_epsilon, options.seed)
+    said, true = (
+        replace(side, captions=[[dense_scores.plain(text) for text in video] for video in side.captions])
+        for side in (answers, truth)
+    )
+    predicted, true = words.both(said, true)
+    return dense_scores.published_measures(words, predicted.by_start(), true.by_start(), iou_epsilon, options.seed)
 
 
 def _merge(spans: list[list[float]], texts: list[str]) -> tuple[list[list[float]], list[str]]:
@@ -226,10 +173,6 @@ def _same(first: str, second: str) -> bool:
     matcher = difflib.SequenceMatcher(None, first, second)
     bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
     return first == second or all(ratio() > SAME_SENTENCE for ratio in bounds)
-
-
-def _ascii(text: str) -> str:
-    return "".join(char if ord(char) < 128 else " " for char in text)
 
 
 TASK = ActivityNetDense()

@@ -8,71 +8,33 @@ Ground truth: the data set's ``VID start end##sentence`` lines, UMT's ``{"databa
     [{"idx": 0, "video": "3MSZA.mp4", "a": "<evi> 1.0 - 2.0 </evi>The event happens in 3.0 - 4.0 seconds.", ...}]
 """
 
-import csv
-import io
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from all_benchmark_eval.benchmark import (
-    WITHOUT_BREAK,
-    Benchmark,
-    BenchmarkError,
-    Layout,
-    Options,
-    Scores,
-    read_json,
-    read_text,
-    scored_spans,
-    worded,
-)
+from all_benchmark_eval.benchmark import BenchmarkError, Layout, Options, Scores, read_json, read_text
+from all_benchmark_eval.items import Answers, answered, as_object, first_span, need, read_table, seconds
+from all_benchmark_eval.metrics import moments
 from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
-from all_benchmark_eval.metrics.moments import (
-    THRESHOLDS,
-    Located,
-    Moments,
-    State,
-    as_object,
-    corrected_grounding,
-    first_span,
-    grounding,
-    missing_note,
-    moment_questions,
-    seconds,
-    table,
-    true_spans,
-)
+from all_benchmark_eval.metrics.moments import THRESHOLDS, Located, Moments, State, grounding
 from all_benchmark_eval.metrics.parsing import evidence_and_answer_spans
 
 DURATIONS = "Charades_v1_test.csv"  # of the Charades data set: columns id, length
-WORDINGS = {
-    "distime": (
-        "Give you a textual query: '{query}'. When does the described content occur in the video? "
-        "Please return the timestamp in seconds."
-    ),
-    "d2vlm": (
-        "You are given a video about indoor activities. Watch the video carefully and find a visual event described by "
-        "the sentence: '{sentence}'. The format of your response should be: "
-        "'The event happens in <start time> - <end time>'."
-    ),
-    "plain": "When does this happen in the video: '{query}'?",
-}
 _LINE = re.compile(r"(\S+) (\S+) (\S+?)##(.*)")
 
 Query = tuple[str, str, list]  # video, sentence, [start, end]
 
 
-class Charades(Benchmark):
+class Charades(moments.MomentBenchmark):
     """Recall of one span at IoU 0.3, 0.5, 0.7 and mean IoU."""
 
     name = "charades"
     title = "Charades-STA"
     layout = Layout(("charades_sta_test.txt", "charades_sta_test.json"))
-    settings = WITHOUT_BREAK
+    wordings = moments.published_wordings(" about indoor activities")
     variants = ("distime", "d2vlm", "timechat", "timechat_sample")
 
     def load(self, path: Path) -> Moments:
@@ -92,29 +54,15 @@ class Charades(Benchmark):
                 queries, lengths = list(_timechat_queries(data["annotations"], path)), _lengths_beside(path)
             else:
                 raise BenchmarkError(f"{path}: no Charades-STA annotations (neither 'database' nor 'annotations')")
-        if not queries:
-            raise BenchmarkError(f"{path}: no sentence in it")
-        videos, sentences, spans = map(list, zip(*queries, strict=True))
-        ids = [f"{video}/{sentence.strip()}" for video, sentence in zip(videos, sentences, strict=True)]
-        if len(set(ids)) < len(ids):
-            twice = Counter(ids).most_common(1)[0][0]
-            raise BenchmarkError(f"{path}: {twice!r} stands twice; answers to it could not be told apart")
-        durations = np.array([lengths.get(video, np.nan) for video in videos])
-        return Moments(ids, videos, sentences, true_spans(spans, ids, path), durations)
+        rows = ((f"{v}/{text.strip()}", v, text, span, lengths.get(v, np.nan)) for v, text, span in queries)
+        return Moments.of(rows, path)
 
-    def questions(self, truth: Moments, wording: str) -> list[dict]:
-        """One question a sentence; videos are ``<video>.mp4``."""
-        wording = worded(WORDINGS, wording)
-        return moment_questions(truth.ids, truth.videos, truth.queries, truth.durations, wording)
-
-    def from_answers(self, truth: Moments, answers: Mapping[str, dict], wording: str) -> dict:
+    def from_answers(self, truth: Moments, answers: Answers, wording: str) -> dict:
         """The first form above, for every wording; an answer without a span is written as [-1, -1]."""
         found: dict[str, dict] = {}
-        for name, video, sentence in zip(truth.ids, truth.videos, truth.queries, strict=True):
-            answer = answers.get(name)
-            if answer is not None and not answer["error"]:
-                start, end = (scored_spans(answer) or [[-1, -1]])[0]
-                found.setdefault(video, {})[sentence] = {"start": start, "end": end, "conf": 1}
+        for answer, _, video, sentence in answered(answers, truth.ids, truth.videos, truth.queries):
+            start, end = (answer.scored_spans or [[-1, -1]])[0]
+            found.setdefault(video, {})[sentence] = {"start": start, "end": end, "conf": 1}
         return found
 
     def read(self, path: Path, truth: Moments) -> Located:
@@ -131,11 +79,9 @@ class Charades(Benchmark):
         seen = set()
         for where, key, entry in entries:
             row = _row(where, key, entry, truth)
-            if row in seen:
-                raise BenchmarkError(f"{where}: there are two predictions for query {key}")
+            need(row not in seen, f"{where}: there are two predictions for query {key}")
             seen.add(row)
-            spans = entry["timestamp"] if isinstance(entry, dict) else entry
-            located.put(row, first_span(spans))
+            located.put(row, first_span(entry["timestamp"] if isinstance(entry, dict) else entry))
         return located
 
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
@@ -151,7 +97,7 @@ class Charades(Benchmark):
             asked = predictions.state != State.MISSING
             truth, predictions = truth.select(asked), predictions.select(asked)
         if options.protocol == "corrected":
-            scores = corrected_grounding(truth, predictions)
+            scores = moments.corrected_grounding(truth, predictions)
         else:
             scores = PUBLISHED[options.variant](truth, predictions)
         if options.variant == "timechat_sample":
@@ -172,14 +118,15 @@ def _distime(truth: Moments, located: Located) -> Scores:
     scores.details = {"hits": hits, "unfloored mIoU": scores.metrics["mIoU"], "N": len(truth)}
     scores.metrics |= {f"R1@{t}": 100 * count / (len(truth) + 1e-5) for t, count in hits.items()}
     scores.metrics["mIoU"] = 100 * float(floored.sum()) / len(truth)
-    scores.per_sample["mIoU"] = table(truth.ids, floored)
+    scores.per_sample["mIoU"] = moments.table(truth.ids, floored)
     scores.denominator = "all queries + 1e-5 (recall), all queries (mIoU)"
-    scores.notes = ["mIoU is floored to whole percents query by query, as published", *missing_note(located.state)]
+    scores.notes.append("mIoU is floored to whole percents query by query, as published")
+    if missing := located.counts()["missing"]:
+        scores.notes.append(f"{missing} without a prediction score 0; the published script stops at the first")
     if stops.any():
         first = truth.ids[int(stops.argmax())]
-        scores.notes.append(
-            f"{int(stops.sum())} spans with 0/0 as IoU score 0 ({first!r}); the published script stops at the first"
-        )
+        odd = f"{int(stops.sum())} spans with 0/0 as IoU score 0 ({first!r})"
+        scores.notes.append(f"{odd}; the published script stops at the first")
     return scores
 
 
@@ -198,12 +145,7 @@ def _timechat(truth: Moments, located: Located) -> Scores:
     return scores
 
 
-PUBLISHED: dict[str, Callable[[Moments, Located], Scores]] = {
-    "distime": _distime,
-    "d2vlm": _d2vlm,
-    "timechat": _timechat,
-    "timechat_sample": _timechat,
-}
+PUBLISHED = {"distime": _distime, "d2vlm": _d2vlm, "timechat": _timechat, "timechat_sample": _timechat}
 
 
 # ---- annotation files ------------------------------------------------------------------------------------------------
@@ -227,8 +169,8 @@ def _umt_queries(database: Mapping[str, Any], path: Path) -> tuple[list[Query], 
         where = f"{path}: {video!r}"
         entry = as_object(entry, where, ("duration", "annotations"))
         length = seconds(entry["duration"])
-        if length is None or length <= 0 or not isinstance(entry["annotations"], list):
-            raise BenchmarkError(f"{where}: needs a duration in seconds and a list of annotations")
+        good = length and length > 0 and isinstance(entry["annotations"], list)
+        need(good, f"{where}: needs a duration in seconds and a list of annotations")
         lengths[video] = length
         for item in entry["annotations"]:
             item = as_object(item, where, ("label", "segment"))
@@ -237,19 +179,16 @@ def _umt_queries(database: Mapping[str, Any], path: Path) -> tuple[list[Query], 
 
 
 def _timechat_queries(annotations: Any, path: Path) -> Iterable[Query]:
-    if not isinstance(annotations, list):
-        raise BenchmarkError(f"{path}: annotations is not a list")
+    need(isinstance(annotations, list), f"{path}: annotations is not a list")
     for place, item in enumerate(annotations):
         where = f"{path}: annotations[{place}]"
         item = as_object(item, where, ("image_id", "caption", "timestamp", "id"))
-        if item["id"] != place:
-            raise BenchmarkError(f"{where}: its id is {item['id']!r}; ids must count the queries from 0")
+        need(item["id"] == place, f"{where}: its id is {item['id']!r}; ids must count the queries from 0")
         yield _stem(item["image_id"]), _sentence(item["caption"], where), item["timestamp"]
 
 
 def _sentence(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise BenchmarkError(f"{where}: the sentence is not a text")
+    need(isinstance(value, str), f"{where}: the sentence is not a text")
     return value
 
 
@@ -258,9 +197,8 @@ def _lengths_beside(path: Path) -> dict[str, float]:
     beside = Path(path).with_name(DURATIONS)
     if not beside.is_file():
         return {}
-    rows = csv.DictReader(io.StringIO(read_text(beside), newline=""))
     try:
-        return {row["id"]: float(row["length"]) for row in rows}
+        return {row["id"]: float(row["length"]) for row in read_table(beside)}
     except (KeyError, TypeError, ValueError) as error:
         raise BenchmarkError(f"{beside}: not the table of Charades (columns id and length): {error!r}") from None
 
@@ -270,15 +208,12 @@ def _lengths_beside(path: Path) -> dict[str, float]:
 
 def _put_by_sentence(data: Mapping[str, Any], truth: Moments, located: Located, path: Path) -> None:
     """``{video: {sentence: {"start", "end"}}}``."""
-    rows = {name: row for row, name in enumerate(truth.ids)}
     for video, sentences in data.items():
         for sentence, span in as_object(sentences, f"{path}: {video!r}").items():
             where = f"{path}: {video!r}: {sentence[:200]!r}"
-            row = rows.get(f"{video}/{sentence.strip()}")
-            if row is None:
-                raise BenchmarkError(f"{where}: no sentence of the annotations is this; are they of another split?")
-            if located.state[row] != State.MISSING:
-                raise BenchmarkError(f"{where}: the sentence stands twice for this video")
+            row = truth.rows.get(f"{video}/{sentence.strip()}")
+            need(row is not None, f"{where}: no sentence of the annotations is this; are they of another split?")
+            need(located.state[row] == State.MISSING, f"{where}: the sentence stands twice for this video")
             span = as_object(span, where, ("start", "end"))
             located.put(row, [span["start"], span["end"]])
 
@@ -290,14 +225,13 @@ def _is_numbered(entry: Any) -> bool:
 
 def _row(where: str, key: Any, entry: Any, truth: Moments) -> int:
     """The number of a query, held against the video that the entry names."""
-    if not str(key).isdecimal() or int(key) >= len(truth):
-        raise BenchmarkError(f"{where}: the annotations have queries 0 to {len(truth) - 1}, not {key!r}")
+    known = str(key).isdecimal() and int(key) < len(truth)
+    need(known, f"{where}: the annotations have queries 0 to {len(truth) - 1}, not {key!r}")
     row = int(key)
-    if isinstance(entry, dict) and "vid" in entry and _stem(entry["vid"]) != truth.videos[row]:
-        raise BenchmarkError(
-            f"{where}: is about video {entry['vid']!r}, but query {row} of the annotations is about "
-            f"{truth.videos[row]!r}; are they in another order?"
-        )
+    true = truth.videos[row]
+    video = entry["vid"] if isinstance(entry, dict) and "vid" in entry else f"{true}.mp4"
+    other = f"is about video {video!r}, but query {row} of the annotations is about {true!r}"
+    need(_stem(video) == true, f"{where}: {other}; are they in another order?")
     return row
 
 
@@ -306,8 +240,7 @@ def _d2vlm_entries(samples: list, path: Path) -> Iterable[tuple[str, Any, dict]]
     for place, sample in enumerate(samples):
         where = f"{path}: item {place + 1}"
         sample = as_object(sample, where, ("idx", "video", "a"))
-        if not isinstance(sample["a"], str):
-            raise BenchmarkError(f"{where}: the answer 'a' is not a text")
+        need(isinstance(sample["a"], str), f"{where}: the answer 'a' is not a text")
         evidence, answer = evidence_and_answer_spans(sample["a"])
         yield where, sample["idx"], {"timestamp": (answer or evidence)[:1], "vid": sample["video"]}
 

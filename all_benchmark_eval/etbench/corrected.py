@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.etbench.grounding import THRESHOLDS
-from all_benchmark_eval.etbench.samples import CAPTION, MOMENT, REFERRING, Outcome, Sample, Spans, cut
+from all_benchmark_eval.etbench.outcomes import THRESHOLDS, Outcome, at_each, by_id, states_of
+from all_benchmark_eval.etbench.samples import CAPTION, MOMENT, REFERRING, Sample, Spans, cut
 from all_benchmark_eval.metrics.choices import read_choice
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.moments import SLACK
@@ -32,9 +32,9 @@ def score(samples: Sequence[Sample]) -> Outcome:
         raise ValueError(f"{task} is scored in dense.py")
     if task in REFERRING:
         chosen = [_choice(sample) for sample in samples]
-        right = {s.id: float(c == s.choice) for s, c in zip(samples, chosen, strict=True)}
+        right = [choice == sample.choice for sample, choice in zip(samples, chosen, strict=True)]
         parsed = [choice is not None for choice in chosen]
-        return _outcome(samples, parsed, {"Acc": sum(right.values()) / len(samples)}, {"Acc": right})
+        return _outcome(samples, parsed, {"Acc": sum(right) / len(samples)}, {"Acc": by_id(samples, right)})
     return _highlights(samples) if task == "vhd" else _spans(samples, task)
 
 
@@ -55,7 +55,7 @@ def _spans(samples: Sequence[Sample], task: str) -> Outcome:
         numbers, per_sample = measure(samples, _only(answers, right), "")
         evidence = _only(evidence, right)
         numbers["Acc"] = float(right.mean())
-        per_sample["Acc"] = _table(samples, right)
+        per_sample["Acc"] = by_id(samples, right)
         parsed = [choice is not None and spans for choice, spans in zip(chosen, parsed, strict=True)]
     if any(evidence):
         numbers |= measure(samples, evidence, "_evi")[0]
@@ -65,9 +65,9 @@ def _spans(samples: Sequence[Sample], task: str) -> Outcome:
 def _outcome(
     samples: Sequence[Sample], parsed: Sequence[bool], numbers: dict, tables: dict, clipped: int = 0
 ) -> Outcome:
-    states = {s.id: "scored" if good else "unparsed" for s, good in zip(samples, parsed, strict=True)}
     failed = len(samples) - sum(map(bool, parsed))
-    return Outcome({"Total": len(samples), "Failed": failed} | numbers, tables, states, [], clipped)
+    numbers = {"Total": len(samples), "Failed": failed} | numbers
+    return Outcome(numbers, tables, states_of(samples, parsed), [], clipped)
 
 
 def _first_span(samples: Sequence[Sample], found: Sequence[Spans], suffix: str) -> tuple[dict, dict]:
@@ -78,8 +78,8 @@ def _first_span(samples: Sequence[Sample], found: Sequence[Spans], suffix: str) 
         if spans:
             best[row] = np.nan_to_num(iou_union(np.array(sample.spans), np.array(spans[:1]))).max()
     hits = best[:, None] >= np.array(THRESHOLDS) - SLACK  # [N, 4]
-    numbers = {f"mIoU{suffix}": float(best.mean())} | _at(name, hits.mean(0), suffix, mean)
-    return numbers, {"mIoU": _table(samples, best), mean: _table(samples, hits.mean(1))}
+    numbers = {f"mIoU{suffix}": float(best.mean())} | at_each(name, hits.mean(0), suffix, mean)
+    return numbers, {"mIoU": by_id(samples, best), mean: by_id(samples, hits.mean(1))}
 
 
 def _actions(samples: Sequence[Sample], found: Sequence[Spans], suffix: str) -> tuple[dict, dict]:
@@ -87,13 +87,13 @@ def _actions(samples: Sequence[Sample], found: Sequence[Spans], suffix: str) -> 
     true = [[sorted(span) for span in sample.spans] for sample in samples]
     f1s = [[set_f1(p, t, at - SLACK) if p else 0.0 for at in THRESHOLDS] for p, t in zip(found, true, strict=True)]
     scores = np.array(f1s)  # [N, 4]
-    return _at("F1", scores.mean(0), suffix, "F1"), {"F1": _table(samples, scores.mean(1))}
+    return at_each("F1", scores.mean(0), suffix, "F1"), {"F1": by_id(samples, scores.mean(1))}
 
 
 def _summary(samples: Sequence[Sample], found: Sequence[Spans], suffix: str) -> tuple[dict, dict]:
     """evs: F1 of the time covered."""
     f1s = [_covered_f1(spans, sample.spans) for sample, spans in zip(samples, found, strict=True)]
-    return {f"F1{suffix}": float(np.mean(f1s))}, {"F1": _table(samples, np.array(f1s))}
+    return {f"F1{suffix}": float(np.mean(f1s))}, {"F1": by_id(samples, np.array(f1s))}
 
 
 def _highlights(samples: Sequence[Sample]) -> Outcome:
@@ -105,7 +105,7 @@ def _highlights(samples: Sequence[Sample]) -> Outcome:
     evidence = [read_moment(before) for before, _ in told]
     if any(time is not None for time in evidence):
         numbers["F1_evi"] = float(np.mean([_inside(time, s.spans) for s, time in zip(samples, evidence, strict=True)]))
-    tables = {"F1": _table(samples, np.array(hits, float))}
+    tables = {"F1": by_id(samples, hits)}
     return _outcome(samples, [time is not None for time in times], numbers, tables)
 
 
@@ -128,17 +128,7 @@ def _covered_f1(found: Spans, true: Spans) -> float:
     """F1 of two sets of spans as stretches of time; 0 where they have none in common."""
     edges = np.unique([time for span in (*found, *true) for time in span])
     middles, lengths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-    inside = [
-        np.array([any(s < m < e for s, e in map(sorted, spans)) for m in middles], bool) for spans in (found, true)
-    ]
+    ours, theirs = ([sorted(span) for span in spans] for spans in (found, true))
+    inside = [np.array([any(s < m < e for s, e in spans) for m in middles], bool) for spans in (ours, theirs)]
     common = lengths[inside[0] & inside[1]].sum()
     return float(2 * common / (lengths[inside[0]].sum() + lengths[inside[1]].sum())) if common > 0 else 0.0
-
-
-def _at(name: str, values: Floats, suffix: str, mean: str) -> dict[str, float]:
-    numbers = {f"{name}{suffix}@{t}": float(value) for t, value in zip(THRESHOLDS, values, strict=True)}
-    return numbers | {f"{mean}{suffix}": float(np.mean(values))}
-
-
-def _table(samples: Sequence[Sample], values: NDArray) -> dict[str, float]:
-    return {sample.id: float(value) for sample, value in zip(samples, values, strict=True)}

@@ -12,21 +12,14 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.etbench.grounding import EVIDENCE_VARIANTS, THRESHOLDS
-from all_benchmark_eval.etbench.samples import Outcome, Sample, Spans, cut
-from all_benchmark_eval.metrics import captions
-from all_benchmark_eval.metrics.captions import Group, Pair
-from all_benchmark_eval.metrics.dense import Events, Overlaps, harmonic, overlaps
-from all_benchmark_eval.metrics.dense_scores import Words
+from all_benchmark_eval.etbench.outcomes import EVIDENCE_VARIANTS, THRESHOLDS, Outcome, at_each
+from all_benchmark_eval.etbench.samples import Sample, Spans, cut
+from all_benchmark_eval.metrics import captions, parsing
+from all_benchmark_eval.metrics.captions import Group
+from all_benchmark_eval.metrics.dense import Events, Overlaps, caption_groups, harmonic, overlaps
+from all_benchmark_eval.metrics.dense_scores import Words, plain
 from all_benchmark_eval.metrics.intervals import iou_epsilon, iou_union
 from all_benchmark_eval.metrics.moments import SLACK
-from all_benchmark_eval.metrics.parsing import (
-    published_steps,
-    published_steps_with_evidence,
-    read_spans,
-    read_steps,
-    split_evidence,
-)
 from all_benchmark_eval.metrics.sentences import SentenceModel
 
 MAX_STEPS = 1000  # of one video, as published
@@ -87,9 +80,9 @@ def read_source(samples: Sequence[Sample], variant: str) -> Source:
     for sample in samples:
         try:
             if variant in EVIDENCE_VARIANTS:
-                found = published_steps_with_evidence(sample.answer or "")
+                found = parsing.published_steps_with_evidence(sample.answer or "")
             else:
-                found = published_steps(sample.answer or "")
+                found = parsing.published_steps(sample.answer or "")
         except ValueError:
             found = None
             stops.append(sample.id)
@@ -105,20 +98,15 @@ def corrected_source(samples: Sequence[Sample]) -> Source:
     """Read the answers of one task and source for what they mean; each sample stands for itself."""
     kept, failed, clipped = [], [], 0
     for sample in samples:
-        evidence, answer = split_evidence(sample.answer or "")
-        spans, texts = read_steps(answer)
+        evidence, answer = parsing.split_evidence(sample.answer or "")
+        spans, texts = parsing.read_steps(answer)
         if not spans:
             failed.append(sample.id)
             continue
         inside, count = cut(spans, sample.duration)
-        kept.append(Steps(sample, inside, texts, cut(read_spans(evidence), sample.duration)[0]))
+        kept.append(Steps(sample, inside, texts, cut(parsing.read_spans(evidence), sample.duration)[0]))
         clipped += count
     return Source(samples, kept, failed, [], any(steps.evidence for steps in kept), clipped)
-
-
-def plain(text: str) -> str:
-    """A caption as the scripts hand it to the tokenizer: a blank for every character that is not ASCII."""
-    return "".join(c if ord(c) < 128 else " " for c in text)
 
 
 class Dense:
@@ -136,12 +124,13 @@ class Dense:
         scale = len(source.kept) / count
         predicted, true = self._events(source)
         over = overlaps(predicted, true, self.rules.iou)
-        numbers = {"Total": count, "Failed": len(source.failed)} | _named("F1", self._f1(over, predicted, true, scale))
+        numbers = {"Total": count, "Failed": len(source.failed)}
+        numbers |= at_each("F1", self._f1(over, predicted, true, scale))
         if source.evidence:
             told = [steps.evidence for steps in source.kept]
             evidence = Events.of(told, [[""] * len(spans) for spans in told])
             f1 = self._f1(overlaps(evidence, true, self.rules.iou), evidence, true, scale)
-            numbers |= _named("F1", f1, "_evi")
+            numbers |= at_each("F1", f1, "_evi")
         measures, per_sample = self._captions(over, predicted, true), {}
         for name in MEASURES:
             values = measures.get(name)
@@ -154,11 +143,10 @@ class Dense:
         return Outcome(numbers, per_sample, states, source.stops, source.clipped)
 
     def _events(self, source: Source) -> tuple[Events, Events]:
-        kept = source.kept
-        told = [[self.words[plain(text)] for text in steps.captions] for steps in kept]
-        true = [[self.words[plain(text)] for text in steps.sample.captions] for steps in kept]
-        spans = [steps.spans for steps in kept]
-        return Events.of(spans, told), Events.of([steps.sample.spans for steps in kept], true)
+        kept, samples = source.kept, [steps.sample for steps in source.kept]
+        told, true = ([[plain(text) for text in one.captions] for one in side] for side in (kept, samples))
+        predicted = self.words.events([steps.spans for steps in kept], told)
+        return predicted, self.words.events([sample.spans for sample in samples], true)
 
     def _f1(self, over: Overlaps, predicted: Events, true: Events, scale: float) -> list[float]:
         """F1 at each threshold of the mean precision and recall over videos, both times ``scale``."""
@@ -175,28 +163,14 @@ class Dense:
         """Each caption score, mean over the thresholds, of each video [V]; those that cannot be made are left out."""
         if not self.words.tokens or not len(true.sizes):
             return {}
-        groups = self._groups(over, predicted, true)  # 4 * V
+        least = [t - self.rules.slack for t in THRESHOLDS]
+        groups = caption_groups(over, predicted, true, least, self._next)  # 4 * V
         measures = {"SentSim": self._similarities(groups)}  # first: the model loads while METEOR starts
         measures |= {f"Bleu_{n}": column for n, column in enumerate(captions.bleu(groups).T, start=1)}
         measures |= {"ROUGE_L": captions.rouge_l(groups), "CIDEr": captions.cider(groups)}
         if self.words.meteor:
             measures["METEOR"] = captions.meteor(groups)
         return {name: values.reshape(len(THRESHOLDS), -1).mean(0) for name, values in measures.items()}
-
-    def _groups(self, over: Overlaps, predicted: Events, true: Events) -> list[Group]:
-        """The pairs of each threshold and video: every (prediction, truth) with IoU >= t, else a random string."""
-        reached = [over.iou >= t - self.rules.slack for t in THRESHOLDS]
-        lonely = [~(over.best_predicted >= t - self.rules.slack) for t in THRESHOLDS]
-        owner, groups = predicted.owner, []
-        for pairs, alone in zip(reached, lonely, strict=True):
-            of_video: list[list[Pair]] = [[] for _ in predicted.sizes]
-            for k in np.flatnonzero(pairs):
-                p, t = over.predicted[k], over.true[k]
-                of_video[owner[p]].append((predicted.captions[p], true.captions[t]))
-            for p in np.flatnonzero(alone):
-                of_video[owner[p]].append((predicted.captions[p], next(self._next)))
-            groups += of_video
-        return groups
 
     def _similarities(self, groups: Sequence[Group]) -> Floats:
         """Mean sentence similarity of each group's pairs, [G]."""
@@ -206,12 +180,4 @@ class Dense:
         values = self.model.similarity(*zip(*flat, strict=True)).astype(np.float64)
         if self.rules.scaled:
             values[np.isin([true for _, true in flat], self._random)] = 0.0
-        sizes = [len(group) for group in groups]
-        sums = np.bincount(np.repeat(np.arange(len(groups)), sizes), weights=values, minlength=len(groups))
-        return sums / np.maximum(sizes, 1)
-
-
-def _named(name: str, values: Sequence[float], suffix: str = "") -> dict[str, float]:
-    """``name@t`` and their mean."""
-    numbers = {f"{name}{suffix}@{t}": value for t, value in zip(THRESHOLDS, values, strict=True)}
-    return numbers | {f"{name}{suffix}": sum(values) / len(values)}
+        return captions.group_means(values, groups)

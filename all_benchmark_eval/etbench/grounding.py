@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from all_benchmark_eval.etbench.samples import Outcome, Sample, Spans
+from all_benchmark_eval.etbench.outcomes import EVIDENCE_VARIANTS, THRESHOLDS, Outcome, at_each, by_id, states_of
+from all_benchmark_eval.etbench.samples import Sample, Spans
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.parsing import (
     DELIMITER,
@@ -22,8 +23,6 @@ from all_benchmark_eval.metrics.parsing import (
     published_spans_with_evidence,
 )
 
-THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
-EVIDENCE_VARIANTS = ("d2vlm", "d2vlm_looser")
 _BINS = 1000  # of one second: what lies behind them does not count
 
 Floats32 = NDArray[np.float32]
@@ -40,19 +39,13 @@ class Parsed:
 
     def outcome(self, numbers: dict, per_sample: dict[str, dict[str, float]]) -> Outcome:
         """With the two counts that every table starts with."""
-        failed = sum(answer is None for answer in self.answers)
-        states = {
-            sample.id: "unparsed" if answer is None else "scored"
-            for sample, answer in zip(self.samples, self.answers, strict=True)
-        }
-        return Outcome({"Total": len(self.samples), "Failed": failed} | numbers, per_sample, states, self.stops)
+        read = [answer is not None for answer in self.answers]
+        numbers = {"Total": len(read), "Failed": read.count(False)} | numbers
+        return Outcome(numbers, per_sample, states_of(self.samples, read), self.stops)
 
     def told(self) -> list[Any]:
         """The evidence of each answer, the answer itself where there is none; None for an answer that failed."""
         return [a if a is None or e is None else e for a, e in zip(self.answers, self.evidence, strict=True)]
-
-    def table(self, values: Sequence[float]) -> dict[str, float]:
-        return {sample.id: float(value) for sample, value in zip(self.samples, values, strict=True)}
 
 
 def parse(samples: Sequence[Sample], read: Callable[[str], tuple[Any, Any]]) -> Parsed:
@@ -75,21 +68,13 @@ def read_all(variant: str) -> Callable[[str], tuple[Spans | None, Spans | None]]
 
 
 def moment(samples: Sequence[Sample], variant: str) -> Outcome:
-    """tvg, epm: the first span; with evidence, the best of all spans. Evidence that is missing is the answer."""
-    parsed, best = parse(samples, read_all(variant)), variant in EVIDENCE_VARIANTS
-    numbers, per_sample = _recall(parsed, parsed.answers, "F1", every_span=best)
-    if best:
-        numbers |= _recall(parsed, parsed.told(), "F1", "_evi", every_span=True)[0]
-    return parsed.outcome(numbers, per_sample)
+    """tvg, epm: the first span; with evidence, the best of all spans."""
+    return _recalled(samples, variant, "F1", "F1", every_span=variant in EVIDENCE_VARIANTS)
 
 
 def event(samples: Sequence[Sample], variant: str) -> Outcome:
     """tem: the first span with the true span that it fits best."""
-    parsed = parse(samples, read_all(variant))
-    numbers, per_sample = _recall(parsed, parsed.answers, "R", mean="mRec")
-    if variant in EVIDENCE_VARIANTS:
-        numbers |= _recall(parsed, parsed.told(), "R", "_evi", mean="mRec")[0]
-    return parsed.outcome(numbers, per_sample)
+    return _recalled(samples, variant, "R", "mRec", every_span=False)
 
 
 def actions(samples: Sequence[Sample], variant: str) -> Outcome:
@@ -111,10 +96,10 @@ def actions(samples: Sequence[Sample], variant: str) -> Outcome:
             scores[row, k] = _set_f1(iou, threshold)
             hit = evidence_iou.max() >= np.float32(threshold)
             evidence_sums[k] = evidence_sums[k] + _set_f1(evidence_iou, threshold) if hit else 0.0
-    numbers = _at("F1", scores.sum(0) / len(samples))
+    numbers = at_each("F1", scores.sum(0) / len(samples))
     if variant in EVIDENCE_VARIANTS:
-        numbers |= _at("F1", evidence_sums / len(samples), "_evi")
-    return parsed.outcome(numbers, {"F1": parsed.table(scores.mean(1))})
+        numbers |= at_each("F1", evidence_sums / len(samples), "_evi")
+    return parsed.outcome(numbers, {"F1": by_id(samples, scores.mean(1))})
 
 
 def summary(samples: Sequence[Sample], variant: str) -> Outcome:
@@ -138,10 +123,7 @@ def highlight(samples: Sequence[Sample], variant: str) -> Outcome:
     if variant in EVIDENCE_VARIANTS:
         told = zip(samples, parsed.told(), strict=True)
         numbers["F1_evi"] = sum(_inside(time, sample.spans) for sample, time in told) / len(samples)
-    return parsed.outcome(numbers, {"F1": parsed.table(hits)})
-
-
-# ---- parts -----------------------------------------------------------------------------------------------------------
+    return parsed.outcome(numbers, {"F1": by_id(samples, hits)})
 
 
 def best_ious(truths: Sequence[Spans], spans: Sequence[Spans | None]) -> Floats32:
@@ -159,27 +141,23 @@ def best_ious(truths: Sequence[Spans], spans: Sequence[Spans | None]) -> Floats3
 def recall_at(ious: Floats32, name: str, suffix: str = "", mean: str | None = None) -> dict[str, float]:
     """mIoU, ``name@t`` and their mean over all samples, from IoUs [N]."""
     hits = ious.astype(np.float64)[:, None] >= np.array(THRESHOLDS)  # [N, 4]
-    return {f"mIoU{suffix}": sum(ious.tolist()) / len(ious)} | _at(name, hits.sum(0) / len(ious), suffix, mean)
+    return {f"mIoU{suffix}": sum(ious.tolist()) / len(ious)} | at_each(name, hits.sum(0) / len(ious), suffix, mean)
 
 
-def _recall(
-    parsed: Parsed,
-    spans: Sequence[Spans | None],
-    name: str,
-    suffix: str = "",
-    mean: str | None = None,
-    every_span: bool = False,
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    used = [found if every_span or found is None else found[:1] for found in spans]
-    ious = best_ious([sample.spans for sample in parsed.samples], used)
+def _recalled(samples: Sequence[Sample], variant: str, name: str, mean: str, every_span: bool) -> Outcome:
+    """Recall of the answers, and of the evidence where it counts; evidence that is missing is the answer."""
+    parsed = parse(samples, read_all(variant))
+
+    def best(spans: Sequence[Spans | None]) -> Floats32:
+        used = [found if every_span or found is None else found[:1] for found in spans]
+        return best_ious([sample.spans for sample in samples], used)
+
+    ious = best(parsed.answers)
     hits = (ious.astype(np.float64)[:, None] >= np.array(THRESHOLDS)).mean(1)
-    return recall_at(ious, name, suffix, mean), {"mIoU": parsed.table(ious), mean or name: parsed.table(hits)}
-
-
-def _at(name: str, values: NDArray[np.float64], suffix: str = "", mean: str | None = None) -> dict[str, float]:
-    """``name@t`` for each threshold and their mean, under ``mean`` or the same name."""
-    numbers = {f"{name}{suffix}@{t}": float(value) for t, value in zip(THRESHOLDS, values, strict=True)}
-    return numbers | {f"{mean or name}{suffix}": sum(numbers.values()) / len(THRESHOLDS)}
+    numbers = recall_at(ious, name, mean=mean)
+    if variant in EVIDENCE_VARIANTS:
+        numbers |= recall_at(best(parsed.told()), name, "_evi", mean)
+    return parsed.outcome(numbers, {"mIoU": by_id(samples, ious), mean: by_id(samples, hits)})
 
 
 def _ious(true: Spans, found: Spans) -> Floats32:

@@ -8,17 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from all_benchmark_eval.benchmark import BenchmarkError
-from all_benchmark_eval.etbench.grounding import (
-    EVIDENCE_VARIANTS,
-    THRESHOLDS,
-    Parsed,
-    best_ious,
-    parse,
-    read_all,
-    recall_at,
-)
-from all_benchmark_eval.etbench.samples import LETTERS, Outcome, Sample
+from all_benchmark_eval.etbench.grounding import Parsed, best_ious, parse, read_all, recall_at
+from all_benchmark_eval.etbench.outcomes import EVIDENCE_VARIANTS, THRESHOLDS, Outcome, by_id, states_of
+from all_benchmark_eval.etbench.samples import LETTERS, Sample
+from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.choices import Verdict, etbench_verdict
 from all_benchmark_eval.metrics.parsing import DELIMITER
 from all_benchmark_eval.metrics.sentences import SentenceModel
@@ -34,10 +27,8 @@ def verdicts(samples: Sequence[Sample], variant: str) -> list[Verdict]:
     found = []
     for sample in samples:
         count = len(sample.options if grounded else samples[0].options)  # the first sample's letters hold for all
-        if count not in (4, 5):
-            raise BenchmarkError(
-                f"{sample.id}: {count} options; the published scripts know 4 or 5 (--protocol corrected)"
-            )
+        known = "the published scripts know 4 or 5 (--protocol corrected)"
+        need(count in (4, 5), f"{sample.id}: {count} options; {known}")
         text = sample.answer or ""
         if variant in EVIDENCE_VARIANTS:
             text = text.split(DELIMITER)[-1]
@@ -59,17 +50,12 @@ def texts(samples: Sequence[Sample], found: Sequence[Verdict]) -> list[str]:
 def choice(samples: Sequence[Sample], variant: str, found: Sequence[Verdict], model: SentenceModel) -> Outcome:
     """rar, eca, rvq: accuracy. "Failed" counts texts that no letter matched; they may still be right."""
     right = _decide(samples, found, model)
-    matched = sum(verdict.matched for verdict in found)
+    matched, by_letter = _letters(found)
     numbers = {"Total": len(samples), "Failed": len(samples) - matched, "Acc": sum(right) / len(samples)}
     if variant in EVIDENCE_VARIANTS:
-        by_letter = sum(verdict.right is True for verdict in found)
-        numbers |= {
-            "Matched_count": matched,
-            "matched_ratio": matched / len(samples),
-            "correct_ratio_within_matched": by_letter / (matched + _TINY),
-        }
-    states = {s.id: "scored" if _chose(v) else "unparsed" for s, v in zip(samples, found, strict=True)}
-    return Outcome(numbers, {"Acc": {s.id: float(r) for s, r in zip(samples, right, strict=True)}}, states)
+        numbers |= {"Matched_count": matched, "matched_ratio": matched / len(samples)}
+        numbers["correct_ratio_within_matched"] = by_letter / (matched + _TINY)
+    return Outcome(numbers, {"Acc": by_id(samples, right)}, states_of(samples, map(_chose, found)))
 
 
 def grounded(samples: Sequence[Sample], variant: str, found: Sequence[Verdict], model: SentenceModel) -> Outcome:
@@ -84,19 +70,14 @@ def grounded(samples: Sequence[Sample], variant: str, found: Sequence[Verdict], 
         numbers |= recall_at(_first_ious(samples, parsed, parsed.evidence), "R", "_evi", mean="mRec")
     numbers["Acc"] = sum(right) / len(samples)
     if variant in EVIDENCE_VARIANTS:
-        matched = sum(verdict.matched for verdict in found)
-        by_letter = sum(verdict.right is True for verdict in found)
-        numbers |= {
-            "Matched count": matched,
-            "Matched ratio": matched / len(samples),
-            "correct count within matched": by_letter,
-            "correct ratio within matched": by_letter / (matched + _TINY),
-        }
+        matched, by_letter = _letters(found)
+        numbers |= {"Matched count": matched, "Matched ratio": matched / len(samples)}
+        numbers["correct count within matched"] = by_letter
+        numbers["correct ratio within matched"] = by_letter / (matched + _TINY)
     hits = (ious.astype(np.float64)[:, None] >= np.array(THRESHOLDS)).mean(1)
     values = {"Acc": right, "mIoU": ious, "mRec": hits}
-    per_sample = {k: {s.id: float(v) for s, v in zip(samples, vs, strict=True)} for k, vs in values.items()}
-    states = {s.id: "scored" if _chose(v) else "unparsed" for s, v in zip(samples, found, strict=True)}
-    return Outcome(numbers, per_sample, states, parsed.stops)
+    per_sample = {name: by_id(samples, column) for name, column in values.items()}
+    return Outcome(numbers, per_sample, states_of(samples, map(_chose, found)), parsed.stops)
 
 
 def _decide(samples: Sequence[Sample], found: Sequence[Verdict], model: SentenceModel) -> list[bool]:
@@ -106,6 +87,11 @@ def _decide(samples: Sequence[Sample], found: Sequence[Verdict], model: Sentence
         else bool(verdict.rest) and model.most_similar(verdict.rest, shown(sample.options)) == sample.choice
         for sample, verdict in zip(samples, found, strict=True)
     ]
+
+
+def _letters(found: Sequence[Verdict]) -> tuple[int, int]:
+    """How many answers a letter matched, and how many of all a letter made right."""
+    return sum(verdict.matched for verdict in found), sum(verdict.right is True for verdict in found)
 
 
 def _chose(verdict: Verdict) -> bool:

@@ -5,26 +5,25 @@ numbers of the sources are averaged: a task is the mean of its sources, a group 
 """
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from all_benchmark_eval.benchmark import Options, Scores
 from all_benchmark_eval.etbench import corrected, dense, grounding, referring
-from all_benchmark_eval.etbench.samples import CAPTION, PRIMARY, REFERRING, Outcome, Sample
+from all_benchmark_eval.etbench.outcomes import Outcome
+from all_benchmark_eval.etbench.samples import CAPTION, PRIMARY, REFERRING, Sample
 from all_benchmark_eval.metrics.dense_scores import Words
 from all_benchmark_eval.metrics.sentences import SentenceModel, sentence_model
 
 Outcomes = dict[str, dict[str, Outcome]]  # task -> source
 Grouped = dict[str, dict[str, list[Sample]]]
+Read = Callable[[Sequence[Sample]], dense.Source]
 
 GROUNDING: dict[str, Callable[[Sequence[Sample], str], Outcome]] = {
-    "tvg": grounding.moment,
-    "epm": grounding.moment,
-    "tal": grounding.actions,
-    "evs": grounding.summary,
-    "vhd": grounding.highlight,
-    "tem": grounding.event,
-}
+    "tvg": grounding.moment, "epm": grounding.moment, "tal": grounding.actions, "evs": grounding.summary,
+    "vhd": grounding.highlight, "tem": grounding.event,
+}  # fmt: skip
 # The means of the official "Merged" table, over numbers of tasks.
 MERGED = {
     "Acc_ref": ("RAR_Acc", "ECA_Acc", "RVQ_Acc"),
@@ -88,11 +87,7 @@ def _corrected(grouped: Grouped, options: Options, model: SentenceModel) -> tupl
 
 
 def _dense(
-    grouped: Grouped,
-    options: Options,
-    model: SentenceModel,
-    read: Callable[[Sequence[Sample]], dense.Source],
-    rules: dense.Rules,
+    grouped: Grouped, options: Options, model: SentenceModel, read: Read, rules: dense.Rules
 ) -> tuple[Outcomes, list[str]]:
     """dvc and slc: all sources read, then tokenized together, then scored."""
     sources = {task: {s: read(group) for s, group in grouped[task].items()} for task in CAPTION if task in grouped}
@@ -135,9 +130,8 @@ def _tables(outcomes: Outcomes, rounded: bool) -> Scores:
         printed = {t: {s: _rounded(numbers) for s, numbers in group.items()} for t, group in sources.items()}
         means = _rounded(_task_means(printed))
         details |= {"per_task_source_as_printed": printed, "task_means_as_printed": means}
-        details["merged_as_printed_percent"] = {
-            name: None if value is None else round(100 * value, 1) for name, value in _merged(means).items()
-        }
+        merged = {name: None if value is None else round(100 * value, 1) for name, value in _merged(means).items()}
+        details["merged_as_printed_percent"] = merged
     return Scores(metrics, "fraction", {}, per_sample, details=details)
 
 
@@ -167,26 +161,20 @@ def _rounded(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def _counts(outcomes: Outcomes, samples: Sequence[Sample], missing: Sequence[Sample]) -> dict[str, int]:
-    states: dict[str, str] = {}
-    for group in outcomes.values():
-        for outcome in group.values():
-            states |= outcome.states
+    every = [outcome for group in outcomes.values() for outcome in group.values()]
+    states = ChainMap(*(outcome.states for outcome in every))
     scored = sum(states[sample.id] == "scored" for sample in samples)
     counts = {"samples": len(samples) + len(missing), "scored": scored, "unparsed": len(samples) - scored}
-    clipped = sum(outcome.clipped for group in outcomes.values() for outcome in group.values())
-    return counts | {"missing": len(missing), "clipped": clipped}
+    return counts | {"missing": len(missing), "clipped": sum(outcome.clipped for outcome in every)}
 
 
 def _notes(outcomes: Outcomes, missing: Sequence[Sample], published: bool) -> list[str]:
     notes = []
-    absent = [task for task in PRIMARY if task not in outcomes]
-    if absent:
+    if absent := [task for task in PRIMARY if task not in outcomes]:
         notes.append(f"no sample of {', '.join(absent)}: the means over them are left out")
-    stops = [name for group in outcomes.values() for outcome in group.values() for name in outcome.stops]
-    if stops:
+    if stops := [name for group in outcomes.values() for outcome in group.values() for name in outcome.stops]:
         notes.append(f"the published script stops at {len(stops)} answers, here they failed: {', '.join(stops[:5])}")
     if missing and published:
-        notes.append(
-            f"{len(missing)} samples of the annotations have no answer; the published script does not see them"
-        )
+        unseen = f"{len(missing)} samples of the annotations have no answer"
+        notes.append(f"{unseen}; the published script does not see them")
     return notes

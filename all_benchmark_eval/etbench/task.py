@@ -8,22 +8,18 @@ A line of the annotations; a prediction is the same line with the answer as ``a`
     {"task": "dvc", ..., "tgt": [[5, 15], [18, 30]], "g": ["pour oil", "add onion"], "a": "5 - 15 seconds, pour oil."}
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, worded
+from all_benchmark_eval.benchmark import Benchmark, Layout, Options, Scores, worded
 from all_benchmark_eval.etbench import scoring
 from all_benchmark_eval.etbench.samples import REFERRING, Sample, read_samples
+from all_benchmark_eval.items import Answers, answered, need, question_line
+from videollm.common.answers import AnswerLine, split_spans
 
 # How a record of a task is asked, by wording: the question is the annotation's ``q``.
-GENERATE = {
-    "d2vlm": dict.fromkeys(REFERRING, {"repetition_penalty": 1.2}),
-    "distime": {},
-    "plain": {},
-}
-_WRITTEN = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s\s*-\s*(\d+(?:\.\d+)?)\s*s\s*\]")  # a span in an answer of infer
+GENERATE = {"d2vlm": dict.fromkeys(REFERRING, {"repetition_penalty": 1.2}), "distime": {}, "plain": {}}
 
 
 @dataclass(frozen=True)
@@ -54,28 +50,19 @@ class ETBench(Benchmark):
         lines = []
         for sample in truth:
             question, source = sample.row.get("q"), sample.row.get("src")
-            if not isinstance(question, str) or not question.strip():
-                raise BenchmarkError(f"{sample.id}: no question 'q' in the annotations")
-            line = {"id": sample.id, "video": sample.video, "task": sample.task, "source": sample.source}
-            if sample.duration is not None:
-                line["duration"] = sample.duration
-            if source not in (None, []):
-                line["src"] = _flat(source)
-            if sample.task in generate:
-                line["generate"] = generate[sample.task]
+            asked = isinstance(question, str) and question.strip()
+            need(asked, f"{sample.id}: no question 'q' in the annotations")
+            more = {"task": sample.task, "source": sample.source, "duration": sample.duration}
+            more |= {"src": None if source in (None, []) else _flat(source), "generate": generate.get(sample.task)}
             text = question.replace("<vid>", "<span>")  # E.T. Chat's mark for a time
-            lines.append(line | {"conversations": [{"from": "human", "value": f"<video>\n{text}"}]})
+            lines.append(question_line(sample.id, sample.video, text, **more))
         return lines
 
-    def from_answers(self, truth: Sequence[Sample], answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: Sequence[Sample], answers: Answers, wording: str) -> list[dict]:
         """The lines with answers as ``a``: times as "a - b", evidence before ``</evi>`` with the d2vlm wording."""
         worded(GENERATE, wording)
-        lines = []
-        for sample in truth:
-            answer = answers.get(sample.id)
-            if answer is not None and not answer["error"]:
-                lines.append(sample.row | {"a": official_text(answer, evidence=wording == "d2vlm")})
-        return lines
+        evidence, ids = wording == "d2vlm", [sample.id for sample in truth]
+        return [s.row | {"a": official_text(answer, evidence)} for answer, _, s in answered(answers, ids, truth)]
 
     def read(self, path: Path, truth: Sequence[Sample] | None) -> Predictions:
         """Answered lines; held against the annotations where they are given."""
@@ -84,13 +71,11 @@ class ETBench(Benchmark):
             return Predictions(samples)
         known = {sample.id: sample for sample in truth}
         for sample in samples:
-            if sample.id not in known:
-                raise BenchmarkError(
-                    f"{path}: the annotations have no sample {sample.id}; are they of another version?"
-                )
+            remedy = "are they of another version?"
+            need(sample.id in known, f"{path}: the annotations have no sample {sample.id}; {remedy}")
             true = known[sample.id]
-            if (sample.video, sample.spans, sample.choice) != (true.video, true.spans, true.choice):
-                raise BenchmarkError(f"{path}: {sample.id} has another video, tgt or p than in the annotations")
+            same = (sample.video, sample.spans, sample.choice) == (true.video, true.spans, true.choice)
+            need(same, f"{path}: {sample.id} has another video, tgt or p than in the annotations")
         answered = {sample.id for sample in samples}
         return Predictions(samples, [sample for sample in truth if sample.id not in answered])
 
@@ -106,18 +91,15 @@ class ETBench(Benchmark):
         return scoring.score(predictions.samples, predictions.missing, options)
 
 
-def official_text(answer: Mapping, evidence: bool) -> str:
-    """The text of an ``infer`` line as the published systems write it: "<evi> 1.0 - 4.0 </evi>... 3.0 - 4.0 ..."."""
-    spans = iter(answer["spans"] if len(_WRITTEN.findall(answer["text"])) == len(answer["spans"]) else ())
-
-    def written(mark: re.Match) -> str:
-        start, end = next(spans, mark.groups())  # the same, not rounded, if they are there
-        return f"{start} - {end}"
-
-    text = _WRITTEN.sub(written, answer["text"])
+def official_text(answer: AnswerLine, evidence: bool) -> str:
+    """An answer's text as the published systems write it: "<evi> 1.0 - 4.0 </evi>... 3.0 - 4.0 ..."."""
+    (text, *pieces), spans = split_spans(answer.text)
+    if len(answer.spans) == len(spans):
+        spans = answer.spans  # the same, not rounded
+    text += "".join(f"{start} - {end}{piece}" for (start, end), piece in zip(spans, pieces, strict=True))
     if not evidence:
         return text
-    told = ", ".join(f"{start} - {end}" for start, end in answer["evidence_spans"])
+    told = ", ".join(f"{start} - {end}" for start, end in answer.evidence_spans)
     return f"<evi> {told} </evi>{text}"
 
 

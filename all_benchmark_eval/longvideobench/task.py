@@ -6,64 +6,30 @@ Ground truth: the data set's ``lvb_val.json``; scoring needs ``id``, ``correct_c
     [{"id": "86CxyhFV9MI_0", "pred": "C", "gt": "B. run away"}]
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from all_benchmark_eval.benchmark import SETTINGS, Benchmark, BenchmarkError, Layout, Options, Scores, Setting, worded
-from all_benchmark_eval.metrics.choices import (
-    Mark,
-    Question,
-    letter_of,
-    longvideobench_right,
-    once,
-    per_sample,
-    read_choice,
-    read_rows,
-    share,
-    state_counts,
-    tally,
-)
-from all_benchmark_eval.metrics.moments import seconds
+from all_benchmark_eval.benchmark import SETTINGS, Layout, Options, Scores, Setting
+from all_benchmark_eval.items import are_texts, need, read_rows, seconds
+from all_benchmark_eval.metrics import choices
+from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of, tally
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
 
 GROUPS = ("duration_group", "question_category")
 NUM_OPTIONS = 5
 WORDINGS = {
-    "distime": {
-        "text": (
-            "Question: {question}\nOptions:\n{options}\n"
-            "Answer with the option\u2019s letter from the given choices directly."
-        ),
-        "option": "{letter}. {option}",
-    },
+    "distime": (
+        "Question: {question}\nOptions:\n{options}\n"
+        "Answer with the option\u2019s letter from the given choices directly.",
+        "{letter}. {option}",
+    ),
     "d2vlm": MVBENCH_WORDINGS["d2vlm"],  # none is published for this benchmark
-    "plain": {
-        "text": "{question}\n{options}\nAnswer with the letter of the right option.",
-        "option": "{letter}. {option}",
-    },
+    "plain": ("{question}\n{options}\nAnswer with the letter of the right option.", "{letter}. {option}"),
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One prediction. ``text`` is None where the file has something else than a text."""
-
-    id: str
-    text: str | None
-    true: str  # "B. the option", as the file has it
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Rows, and ids of the annotations without one."""
-
-    rows: Sequence[Row]
-    missing: Sequence[str] = ()
-
-
-class LongVideoBench(Benchmark):
+class LongVideoBench(choices.ChoiceBenchmark):
     """Accuracy: overall, by length of the video and by category of the question; fractions."""
 
     name = "longvideobench"
@@ -71,40 +37,36 @@ class LongVideoBench(Benchmark):
     layout = Layout(("lvb_val.json",))
     settings = SETTINGS | {"distime": Setting({"rule": "segments", "num_frames": 32, "pick": "middle"})}
     headline = ("accuracy",)
-    own_truth = True
+    wordings = WORDINGS
+    incomplete = "no question, candidates or video_path; give the whole lvb_val.json"
 
-    def load(self, path: Path) -> dict[str, Question]:
-        """By id."""
-        return once(_questions(path), path)
+    def read_questions(self, path: Path) -> Iterable[Question]:
+        """To be asked, they need the whole ``lvb_val.json``: questions, candidates and paths."""
+        for where, item in read_rows(path, ("id", "correct_choice", *GROUPS)):
+            name, options, answer = str(item["id"]), item.get("candidates", []), item["correct_choice"]
+            need(are_texts(options), f"{where}: {name!r}: candidates is not a list of texts")
+            number = isinstance(answer, int) and not isinstance(answer, bool)
+            place = number and 0 <= answer < (len(options) or NUM_OPTIONS)
+            need(place, f"{where}: {name!r}: correct_choice {answer!r:.40} is not the place of an option")
+            video, text, duration = item.get("video_path", ""), item.get("question", ""), seconds(item.get("duration"))
+            record = {"duration": duration} if duration and duration > 0 else {}
+            groups = {kind: str(item[kind]) for kind in GROUPS}
+            yield Question(name, str(video), str(text), tuple(options), answer, groups, record)
 
-    def questions(self, truth: Mapping[str, Question], wording: str) -> list[dict]:
-        """Needs the whole ``lvb_val.json``: questions, candidates and paths."""
-        words = worded(WORDINGS, wording)
-        for name, question in truth.items():
-            if not (question.text and question.options and question.video):
-                raise BenchmarkError(f"{name!r}: no question, candidates or video_path; give the whole lvb_val.json")
-        return [question.line(words) for question in truth.values()]
+    def prediction(self, question: Question, text: str) -> dict[str, Any]:
+        """As published, ``gt`` on one line."""
+        return {"id": question.id, "pred": text, "gt": f"{question.right}. {question.options[question.answer]}"}
 
-    def from_answers(self, truth: Mapping[str, Question], answers: Mapping[str, dict], wording: str) -> list[dict]:
-        worded(WORDINGS, wording)
-        return [
-            {"id": name, "pred": answers[name]["text"], "gt": f"{chr(ord('A') + q.answer)}. {q.options[q.answer]}"}
-            for name, q in truth.items()
-            if name in answers and not answers[name]["error"]
-        ]
+    def read_answers(self, path: Path) -> Iterable[Row]:
+        """The published files have a line break behind every character of gt; the letter comes first in either form."""
+        for where, item in read_rows(path, ("id", "pred", "gt")):
+            choices.check_true(item["gt"], f"{where}: {item['id']!r}: gt {item['gt']!r:.60} is not 'B. the option'")
+            yield Row(str(item["id"]), item["pred"] if isinstance(item["pred"], str) else None, item["gt"])
 
-    def read(self, path: Path, truth: Mapping[str, Question] | None) -> Predictions:
-        """``gt`` is held against the annotations, where they are given."""
-        rows = once(_rows(path), path)
-        if truth is None:
-            return Predictions(list(rows.values()))
-        for name, row in rows.items():
-            if name not in truth:
-                raise BenchmarkError(f"{path}: the annotations have no question {name!r}")
-            if letter_of(row.true) != truth[name].answer:
-                right = chr(ord("A") + truth[name].answer)
-                raise BenchmarkError(f"{path}: {name!r} has gt {row.true!r:.40}, but the annotations say {right}")
-        return Predictions(list(rows.values()), [name for name in truth if name not in rows])
+    def difference(self, row: Row, question: Question) -> str:
+        """The letter decides."""
+        other = f"gt {row.true!r:.40}, but the annotations say {question.right}"
+        return "" if letter_of(row.true) == question.answer else other
 
     def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
         """``published``: the script's rule over the questions in the file; an empty answer is right, "(B)" is wrong.
@@ -113,22 +75,17 @@ class LongVideoBench(Benchmark):
         answer is wrong. The break-downs are not of the published script.
         """
         published = options.protocol == "published"
-        marks = [_mark(row, truth, published) for row in predictions.rows]
-        marks += [
-            Mark(name, False, "missing", counted=not published, groups=truth[name].groups)
-            for name in predictions.missing
-        ]
+        marks = predictions.marks(published, lambda row: _mark(row, truth, published))
         found = {"overall": tally(marks, lambda mark: "overall")["overall"]}
         for kind in GROUPS if truth else ():
             of_kind = tally(marks, lambda mark, kind=kind: mark.groups[kind])
             found |= {f"{kind}/{value}": of_kind[value] for value in sorted(of_kind, key=lambda v: (len(v), v))}
-        metrics = {("accuracy" if name == "overall" else name): share(entry) for name, entry in found.items()}
-        tables = {"accuracy": per_sample(marks)}
+        metrics = {("accuracy" if name == "overall" else name): choices.share(entry) for name, entry in found.items()}
+        tables = {"accuracy": choices.per_sample(marks)}
         notes = [] if truth else ["no annotations given: no break-down by length and category"]
-        if published and predictions.missing:
-            notes.append(f"{len(predictions.missing)} questions have no answer; the published script does not see them")
+        notes += predictions.notes(published)
         denominator = "the questions in the prediction file" if published else ""
-        return Scores(metrics, "fraction", state_counts(marks), tables, denominator, {"accuracy": found}, notes)
+        return Scores(metrics, "fraction", choices.state_counts(marks), tables, denominator, {"accuracy": found}, notes)
 
 
 def _mark(row: Row, truth: Mapping[str, Question] | None, published: bool) -> Mark:
@@ -137,45 +94,10 @@ def _mark(row: Row, truth: Mapping[str, Question] | None, published: bool) -> Ma
     if row.text is None:
         return Mark(row.id, False, "unparsed", groups=groups)
     if published:
-        return Mark(row.id, longvideobench_right(row.text, row.true), groups=groups)
+        return Mark(row.id, choices.longvideobench_right(row.text, row.true), groups=groups)
     options = question.options if question else ()
-    chosen = read_choice(row.text, len(options) or NUM_OPTIONS, options)
+    chosen = choices.read_choice(row.text, len(options) or NUM_OPTIONS, options)
     return Mark(row.id, chosen == letter_of(row.true), "unparsed" if chosen is None else "scored", groups=groups)
-
-
-def _rows(path: Path) -> Iterable[tuple[str, Row]]:
-    for where, item in read_rows(path, ("id", "pred", "gt")):
-        true = item["gt"]
-        # The published files have a line break behind every character of gt; the letter comes first in either form.
-        if not isinstance(true, str) or letter_of(true) is None or not true.partition(" ")[2]:
-            raise BenchmarkError(f"{where}: {item['id']!r}: gt {true!r:.60} is not 'B. the option'")
-        yield str(item["id"]), Row(str(item["id"]), item["pred"] if isinstance(item["pred"], str) else None, true)
-
-
-def _questions(path: Path) -> Iterable[tuple[str, Question]]:
-    for where, item in read_rows(path, ("id", "correct_choice", *GROUPS)):
-        name, options, answer = str(item["id"]), item.get("candidates", []), item["correct_choice"]
-        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-            raise BenchmarkError(f"{where}: {name!r}: candidates is not a list of texts")
-        if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < (len(options) or NUM_OPTIONS):
-            raise BenchmarkError(f"{where}: {name!r}: correct_choice {answer!r:.40} is not the place of an option")
-        duration = seconds(item.get("duration"))
-        yield (
-            name,
-            Question(
-                name,
-                str(item.get("video_path", "")),
-                str(item.get("question", "")),
-                tuple(options),
-                answer,
-                {kind: str(item[kind]) for kind in GROUPS},
-                _record(duration),
-            ),
-        )
-
-
-def _record(duration: float | None) -> dict[str, Any]:
-    return {} if duration is None or duration <= 0 else {"duration": duration}
 
 
 TASK = LongVideoBench()

@@ -91,7 +91,7 @@ def cider_pairs(groups: Sequence[Group], documents: Sequence[str] | None = None)
 def rouge_l(groups: Sequence[Group]) -> Floats:
     """Mean ROUGE-L (beta 1.2) of each group's pairs -> [G]."""
     scores = rouge_l_pairs(list(chain.from_iterable(groups)))
-    return _group_means(scores, groups)
+    return group_means(scores, groups)
 
 
 def rouge_l_pairs(pairs: Group) -> Floats:
@@ -131,7 +131,7 @@ def _group_sums(rows: Floats, owner: NDArray[np.int64], count: int) -> Floats:
     return sums
 
 
-def _group_means(scores: Floats, groups: Sequence[Group]) -> Floats:
+def group_means(scores: Floats, groups: Sequence[Group]) -> Floats:
     """Means [G] of scores [N], the pairs of all groups in order; 0 for a group without pairs."""
     sizes = np.array([len(group) for group in groups])
     return np.bincount(_owners(groups), weights=scores, minlength=len(groups)) / np.maximum(sizes, 1)

@@ -6,13 +6,14 @@ over ``Mark``s, one a question. Official formats and sentence similarity are not
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from all_benchmark_eval.benchmark import BenchmarkError, read_json
-from all_benchmark_eval.metrics.moments import as_object
+from all_benchmark_eval.benchmark import Benchmark, worded
+from all_benchmark_eval.items import Answers, answered, need, once, question_line
 from all_benchmark_eval.metrics.parsing import split_evidence
 
 # ---- published -------------------------------------------------------------------------------------------------------
@@ -47,16 +48,8 @@ def _first_words(text: str, true: str) -> tuple[str, str, str, str]:
 
 
 _VIDEOMME_PHRASES = (
-    "The best answer is",
-    "The correct answer is",
-    "The answer is",
-    "The answer",
-    "Best answer:",
-    "Best option: ",
-    "Answer:",
-    "Option:",
-    "The correct answer",
-    "The correct option",
+    *("The best answer is", "The correct answer is", "The answer is", "The answer", "Best answer:", "Best option: "),
+    *("Answer:", "Option:", "The correct answer", "The correct option"),
 )
 
 
@@ -104,6 +97,11 @@ def letter_of(true: str) -> int | None:
     """The index of the option that a ground truth such as "(B) text" or "B. text" names."""
     found = re.match(r"\s*\(?\s*([A-Za-z])\s*(?:[).]|$)", true)
     return ord(found.group(1).upper()) - ord("A") if found else None
+
+
+def check_true(true: Any, problem: str) -> None:
+    """Raises BenchmarkError with ``problem`` where a prediction file's ground truth is not a letter and an option."""
+    need(isinstance(true, str) and letter_of(true) is not None and true.partition(" ")[2], problem)
 
 
 # ---- what the text says ----------------------------------------------------------------------------------------------
@@ -178,6 +176,12 @@ def share(entry: dict[str, int]) -> float | None:
     return entry["correct"] / entry["total"] if entry["total"] else None
 
 
+def percent(entry: dict[str, int]) -> float | None:
+    """``share`` in percent."""
+    value = share(entry)
+    return None if value is None else 100 * value
+
+
 def state_counts(marks: Sequence[Mark]) -> dict[str, int]:
     """Of ``Scores.counts``."""
     states = [mark.state for mark in marks]
@@ -192,6 +196,13 @@ def per_sample(marks: Iterable[Mark]) -> dict[str, float]:
 
 # ---- questions and rows ----------------------------------------------------------------------------------------------
 
+# Of the published questions; the two systems differ in the comma.
+CAREFULLY = (
+    "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "
+    "objects{comma} and the action and pose of persons. Based on your observations, select the best option that "
+    "accurately addresses the question.\n"
+)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -204,31 +215,97 @@ class Question:
     answer: int  # the right option
     groups: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    row: dict[str, Any] = field(default_factory=dict, repr=False)  # of the file, where predictions repeat it
 
-    def line(self, wording: dict[str, str]) -> dict:
-        """For ``videollm.infer``. ``wording`` has "text" with places {question} and {options}, and "option"."""
-        options = [
-            wording["option"].format(letter=chr(ord("A") + i), option=option) for i, option in enumerate(self.options)
-        ]
-        text = wording["text"].format(question=self.text, options="\n".join(options))
-        turns = [{"from": "human", "value": f"<video>\n{text}"}]
-        return {"id": self.id, "video": self.video} | self.record | {"conversations": turns}
+    @property
+    def right(self) -> str:
+        """The letter of the right option."""
+        return chr(ord("A") + self.answer)
 
-
-def read_rows(path: Path, keys: Sequence[str]) -> list[tuple[str, dict]]:
-    """(place, object) of every item of a JSON list; each has ``keys``. Raises BenchmarkError where that is not so."""
-    rows = read_json(path)
-    if not isinstance(rows, list) or not rows:
-        raise BenchmarkError(f"{path}: expected a list with an item for every question, got {type(rows).__name__}")
-    places = [f"{path}: item {number}" for number in range(1, len(rows) + 1)]
-    return [(where, dict(as_object(row, where, keys))) for where, row in zip(places, rows, strict=True)]
+    def line(self, wording: tuple[str, str]) -> dict:
+        """For ``videollm.infer``. ``wording``: a text with places {question} and {options}, and how an option is shown
+        ({letter}, {option})."""
+        options = [wording[1].format(letter=chr(ord("A") + k), option=option) for k, option in enumerate(self.options)]
+        text = wording[0].format(question=self.text, options="\n".join(options))
+        return question_line(self.id, self.video, text, **self.record)
 
 
-def once(items: Iterable[tuple[str, Any]], path: object) -> dict[str, Any]:
-    """{id: item}. Raises BenchmarkError for an id that stands twice."""
-    found: dict[str, Any] = {}
-    for name, item in items:
-        if name in found:
-            raise BenchmarkError(f"{path}: {name!r} stands twice")
-        found[name] = item
-    return found
+@dataclass(frozen=True)
+class Row:
+    """One prediction. ``text`` is None where the file has something else than a text."""
+
+    id: str
+    text: str | None
+    true: str = ""  # "(A) the option" or "A. the option", as the file has it
+    task: str = ""  # as the file names it
+    question: Question | None = None  # where the file repeats it
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows, and the questions of the annotations without one."""
+
+    rows: Sequence[Row]
+    missing: Sequence[Question] = ()
+
+    def marks(self, published: bool, mark: Callable[[Row], Mark]) -> list[Mark]:
+        """Of the rows as ``mark`` has them; missing ones are wrong, and as ``published`` not counted."""
+        missing = [Mark(q.id, False, "missing", counted=not published, groups=q.groups) for q in self.missing]
+        return [*map(mark, self.rows), *missing]
+
+    def notes(self, published: bool) -> list[str]:
+        """What the published script does not say."""
+        unseen = f"{len(self.missing)} questions have no answer; the published script does not see them"
+        return [unseen] * bool(published and self.missing)
+
+
+class ChoiceBenchmark(Benchmark):
+    """A benchmark of multiple choice: ground truth {id: Question}, and ``Predictions`` that carry the right answers."""
+
+    own_truth = True
+    wordings: ClassVar[Mapping[str, tuple[str, str]]]  # see ``Question.line``
+    incomplete: ClassVar[str] = "no question or options in the annotations"  # to be asked
+
+    @abstractmethod
+    def read_questions(self, path: Path) -> Iterable[Question]:
+        """The questions of an annotation file."""
+
+    @abstractmethod
+    def read_answers(self, path: Path) -> Iterable[Row]:
+        """The rows of a prediction file (or folder)."""
+
+    @abstractmethod
+    def prediction(self, question: Question, text: str) -> dict[str, Any]:
+        """The item of an official prediction file for an answer's text."""
+
+    @abstractmethod
+    def difference(self, row: Row, question: Question) -> str:
+        """What a row has in place of the question's right answer, for a message "<id> has ..."; "" if it is that."""
+
+    def load(self, path: Path) -> dict[str, Question]:
+        """By id."""
+        return once(((question.id, question) for question in self.read_questions(Path(path))), path)
+
+    def questions(self, truth: Mapping[str, Question], wording: str) -> list[dict]:
+        """One line a question."""
+        words = worded(self.wordings, wording)
+        for name, question in truth.items():
+            need(question.text and question.options and question.video, f"{name!r}: {self.incomplete}")
+        return [question.line(words) for question in truth.values()]
+
+    def from_answers(self, truth: Mapping[str, Question], answers: Answers, wording: str) -> list[dict]:
+        """One form for every wording."""
+        worded(self.wordings, wording)
+        return [self.prediction(q, answer.text) for answer, _, q in answered(answers, truth, truth.values())]
+
+    def read(self, path: Path, truth: Mapping[str, Question] | None) -> Predictions:
+        """The right answers in the file are held against the annotations, where they are given."""
+        rows = once(((row.id, row) for row in self.read_answers(Path(path))), path)
+        if truth is None:
+            return Predictions(list(rows.values()))
+        for name, row in rows.items():
+            of_task = f" ({row.task})" if row.task else ""
+            need(name in truth, f"{path}: the annotations have no question {name!r}{of_task}")
+            other = self.difference(row, truth[name])
+            need(not other, f"{path}: {name!r} has {other}")
+        return Predictions(list(rows.values()), [question for name, question in truth.items() if name not in rows])

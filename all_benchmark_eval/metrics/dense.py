@@ -5,7 +5,7 @@ all videos at once; results have one row a video. Captions are tokenized (``capt
 formats and what is averaged over what are the tasks'.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,6 +18,7 @@ THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Measure = Callable[[Floats, Floats], Floats]  # of spans [K, 2] and [K, 2] -> IoU [K]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Overlaps:
     best_true: Floats  # [T], likewise
 
 
-def overlaps(predicted: Events, true: Events, iou: Callable[[Floats, Floats], Floats]) -> Overlaps:
+def overlaps(predicted: Events, true: Events, iou: Measure) -> Overlaps:
     """``iou`` takes spans [K, 2] and [K, 2]. Raises ValueError if the events are not of the same videos."""
     if len(predicted.sizes) != len(true.sizes):
         raise ValueError(f"events of {len(predicted.sizes)} and of {len(true.sizes)} videos")
@@ -88,32 +89,29 @@ def precision_recall(
 
 
 def caption_groups(
-    over: Overlaps, predicted: Events, true: Events, least: Callable[[float], float], filler: str | None
-) -> list[list[Group]]:
-    """Pairs of captions for each threshold and video, [4][V] lists.
+    over: Overlaps, predicted: Events, true: Events, least: Sequence[float], filler: Iterator[str] | None
+) -> list[Group]:
+    """Pairs of captions for each threshold of ``least`` and, within it, each video: T * V groups.
 
-    Every (prediction, truth) with IoU >= ``least(threshold)`` is a pair, so one prediction may stand in several. A
-    prediction without a true event is paired with ``filler``, or left out if that is None.
+    Every (prediction, truth) with an IoU of at least the threshold is a pair, so one prediction may stand in several. A
+    prediction without a true event is paired with the next of ``filler``, or left out if that is None.
     """
-    owner = predicted.owner
-    everything: list[Pair] = [
-        (predicted.captions[p], true.captions[t]) for p, t in zip(over.predicted, over.true, strict=True)
-    ]
-    groups = []
-    for threshold in THRESHOLDS:
+    owner, groups = predicted.owner, []
+    for threshold in least:
         of_video: list[list[Pair]] = [[] for _ in predicted.sizes]
-        for k in np.flatnonzero(over.iou >= least(threshold)):
-            of_video[owner[over.predicted[k]]].append(everything[k])
+        for k in np.flatnonzero(over.iou >= threshold):
+            p, t = over.predicted[k], over.true[k]
+            of_video[owner[p]].append((predicted.captions[p], true.captions[t]))
         if filler is not None:
-            for p in np.flatnonzero(over.best_predicted < least(threshold)):
-                of_video[owner[p]].append((predicted.captions[p], filler))
-        groups.append(of_video)
+            for p in np.flatnonzero(~(over.best_predicted >= threshold)):  # NaN as well
+                of_video[owner[p]].append((predicted.captions[p], next(filler)))
+        groups += of_video
     return groups
 
 
-def unmatched(over: Overlaps, predicted: Events, least: Callable[[float], float]) -> Ints:
-    """Predictions without a true event, [4, V]."""
-    lonely = over.best_predicted[None] < np.array([least(t) for t in THRESHOLDS])[:, None]  # [4, P]
+def unmatched(over: Overlaps, predicted: Events, least: Sequence[float]) -> Ints:
+    """Predictions without a true event at each threshold of ``least``, [T, V]."""
+    lonely = over.best_predicted[None] < np.array(least)[:, None]  # [T, P]
     return np.stack([np.bincount(predicted.owner[row], minlength=len(predicted.sizes)) for row in lonely])
 
 

@@ -5,31 +5,24 @@ benchmark averages the measures are the tasks'. Spans in one unit, measures as f
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from itertools import cycle
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import BenchmarkError, Options
-from all_benchmark_eval.metrics import captions
-from all_benchmark_eval.metrics.dense import (
-    THRESHOLDS,
-    Events,
-    Floats,
-    caption_groups,
-    overlaps,
-    precision_recall,
-    soda,
-    unmatched,
-)
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Options, Scores, worded
+from all_benchmark_eval.items import need, read_span
+from all_benchmark_eval.metrics import captions, dense
+from all_benchmark_eval.metrics.dense import THRESHOLDS, Events, Floats, overlaps, precision_recall, soda
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.java import JavaError, find_java
-from all_benchmark_eval.metrics.moments import SLACK, State, order_and_clip, read_span
+from all_benchmark_eval.metrics.moments import SLACK, State, moment_questions, order_and_clip, table
 from all_benchmark_eval.metrics.parsing import read_steps
-
-_WRITTEN = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s\s*-\s*(\d+(?:\.\d+)?)\s*s\s*\]")  # a span in an answer's neutral text
+from videollm.common.answers import AnswerLine, split_spans
 
 
 @dataclass(frozen=True)
@@ -41,14 +34,37 @@ class DenseTruth:
     spans: list[list[list[float]]]  # [V], seconds, ordered
     captions: list[list[str]]  # [V]
 
+    @staticmethod
+    def of(videos: Iterable[tuple[str, float | None, Any, list[str]]], path: object) -> "DenseTruth":
+        """From the (name, duration, spans, captions) of each. Raises BenchmarkError for one that is not usable."""
+        found: dict[str, tuple] = {}
+        for name, duration, spans, texts in videos:
+            where = f"{path}: {name!r}"
+            need(name not in found, f"{path}: the video {name!r} stands twice")
+            need(all(isinstance(text, str) for text in texts), f"{where}: a caption is not a text")
+            each = isinstance(spans, list) and len(spans) == len(texts)
+            need(each, f"{where}: {len(texts)} captions, but not a list of as many spans")
+            need(spans, f"{where}: no event")
+            odd = [span for span in spans if read_span(span) is None]
+            need(not odd, f"{where}: the span {next(iter(odd), None)!r} is not [start, end] in seconds")
+            ordered = [sorted(read_span(span)) for span in spans]
+            found[name] = (np.nan if duration is None else duration, ordered, texts)
+        need(found, f"{path}: no video in it")
+        durations, spans, texts = map(list, zip(*found.values(), strict=True))
+        return DenseTruth(list(found), np.array(durations), spans, texts)
+
     def __len__(self) -> int:
         return len(self.names)
 
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """{name: place of the video}."""
+        return {name: row for row, name in enumerate(self.names)}
+
     def select(self, keep: NDArray[np.bool_]) -> "DenseTruth":
         """The videos where ``keep`` [V] holds."""
-        return DenseTruth(
-            _kept(self.names, keep), self.durations[keep], _kept(self.spans, keep), _kept(self.captions, keep)
-        )
+        names, spans, texts = (_kept(values, keep) for values in (self.names, self.spans, self.captions))
+        return DenseTruth(names, self.durations[keep], spans, texts)
 
 
 @dataclass(frozen=True)
@@ -63,9 +79,8 @@ class DenseAnswers:
     @staticmethod
     def none(count: int) -> "DenseAnswers":
         """``count`` videos, all missing."""
-        return DenseAnswers(
-            [[] for _ in range(count)], [[] for _ in range(count)], np.full(count, State.MISSING, np.int8)
-        )
+        spans, texts = ([[] for _ in range(count)] for _ in range(2))
+        return DenseAnswers(spans, texts, np.full(count, State.MISSING, np.int8))
 
     def put(self, row: int, spans: list[list[float]], texts: list[str]) -> None:
         """The events of video ``row``; unparsed without any."""
@@ -80,39 +95,17 @@ def _kept(values: list, keep: NDArray[np.bool_]) -> list:
     return [value for value, kept in zip(values, keep, strict=True) if kept]
 
 
-def check_truth(truth: DenseTruth, path: object) -> DenseTruth:
-    """``truth`` with ordered spans. Raises BenchmarkError naming the video whose events are not usable."""
-    if not truth.names:
-        raise BenchmarkError(f"{path}: no video in it")
-    ordered = []
-    for name, spans, texts in zip(truth.names, truth.spans, truth.captions, strict=True):
-        where = f"{path}: {name!r}"
-        if not isinstance(spans, list) or len(spans) != len(texts):
-            raise BenchmarkError(f"{where}: {len(texts)} captions, but not a list of as many spans")
-        if not spans:
-            raise BenchmarkError(f"{where}: no event")
-        read = [read_span(span) for span in spans]
-        if None in read:
-            raise BenchmarkError(f"{where}: the span {spans[read.index(None)]!r} is not [start, end] in seconds")
-        ordered.append([sorted(span) for span in read])
-    return replace(truth, spans=ordered)
-
-
-def answer_events(answer: Mapping[str, Any]) -> list[tuple[list[float], str]]:
-    """(span, caption) of every event of an ``infer`` line: the text behind each span, up to the next one.
+def answer_events(answer: AnswerLine) -> list[tuple[list[float], str]]:
+    """(span, caption) of every event of an answer: the text behind each span, up to the next one.
 
     An event without a caption is left out. Text without spans in our own notation is read as any answer
     (``parsing.read_steps``).
     """
-    marks = list(_WRITTEN.finditer(answer["text"]))
-    if marks:
-        ends = [mark.start() for mark in marks[1:]] + [len(answer["text"])]
-        texts = [answer["text"][mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
-        spans = [[float(number) for number in mark.groups()] for mark in marks]
-        if len(answer["spans"]) == len(spans):
-            spans = answer["spans"]  # the same, not rounded
-    else:
-        spans, texts = read_steps(answer["text"])
+    (_, *texts), spans = split_spans(answer.text)
+    if not spans:
+        spans, texts = read_steps(answer.text)
+    elif len(answer.spans) == len(spans):
+        spans = answer.spans  # the same, not rounded
     events = zip(spans, (re.sub(r"^[\s,.:;]+", "", text).rstrip(" \t\r\n,") for text in texts), strict=True)
     return [(list(span), text) for span, text in events if text]
 
@@ -150,14 +143,41 @@ class Words:
         """Events with tokenized captions."""
         return Events.of(spans, [[self[text] for text in video] for video in texts])
 
+    def both(self, answers: DenseAnswers, truth: DenseTruth) -> tuple[Events, Events]:
+        """(predicted, true) events of all videos of a run, with tokenized captions."""
+        self.add([text for side in (answers.captions, truth.captions) for video in side for text in video])
+        return self.events(answers.spans, answers.captions), self.events(truth.spans, truth.captions)
+
+
+class DenseBenchmark(Benchmark):
+    """A benchmark whose ground truth is ``DenseTruth``, its predictions ``DenseAnswers``; files are the task's."""
+
+    settings = WITHOUT_BREAK
+    headline = ("SODA_c", "CIDEr", "METEOR", "F1")
+    wordings: ClassVar[Mapping[str, str]]
+    metrics: ClassVar[tuple[str, ...]]  # in printing order
+
+    def questions(self, truth: DenseTruth, wording: str) -> list[dict]:
+        """One question a video; videos are ``<video>.mp4``."""
+        videos, text = [name.removesuffix(".mp4") for name in truth.names], worded(self.wordings, wording)
+        return moment_questions(truth.names, videos, [""] * len(videos), truth.durations, text)
+
+    def scores(
+        self, names: Sequence[str], means: Mapping[str, float], flat: Mapping[str, Floats], counts: dict, notes: list
+    ) -> Scores:
+        """``means`` in percent, None where there is none, and the values [V] of each video."""
+        metrics = {name: means.get(name) for name in self.metrics}
+        per_sample = {name: table(names, flat[name]) for name in self.metrics if name in flat}
+        return Scores(metrics, "percent", counts, per_sample, notes=notes)
+
+
+def plain(text: str) -> str:
+    """A caption as some scripts hand it to the tokenizer: a blank for every character that is not ASCII."""
+    return "".join(char if ord(char) < 128 else " " for char in text)
+
 
 def published_measures(
-    words: Words,
-    predicted: Events,
-    true: Events,
-    iou: Callable[[Floats, Floats], Floats],
-    seed: int,
-    heard: Sequence[str] | None = None,
+    words: Words, predicted: Events, true: Events, iou: dense.Measure, seed: int, heard: Sequence[str] | None = None
 ) -> dict[str, Floats]:
     """Per-video measures as the published scripts have them, each [V, 4] (IoU thresholds) but SODA_c [V].
 
@@ -170,8 +190,7 @@ def published_measures(
     measures = {"Precision": precision, "Recall": recall}
     if not words.tokens:
         return measures
-    filler = captions.random_letters(1, seed)[0]
-    groups = [g for row in caption_groups(over, predicted, true, lambda t: t, filler) for g in row]
+    groups = dense.caption_groups(over, predicted, true, THRESHOLDS, cycle(captions.random_letters(1, seed)))
     scores = {"CIDEr": captions.cider(groups), "ROUGE_L": captions.rouge_l(groups)}
     scores |= {f"BLEU_{n}": column for n, column in enumerate(captions.bleu(groups).T, start=1)}
     if words.meteor:
@@ -207,7 +226,7 @@ def corrected_measures(words: Words, predicted: Events, true: Events) -> dict[st
     if words.meteor:
         scores["METEOR"] = _where(over.iou > 0, pairs, captions.meteor_pairs)
         measures["SODA_c"] = soda(over, predicted, true, scores["METEOR"])
-    alone = unmatched(over, predicted, lambda t: t - SLACK)  # [4, V]
+    alone = dense.unmatched(over, predicted, [t - SLACK for t in THRESHOLDS])  # [4, V]
     video = predicted.owner[over.predicted]
     for name, values in scores.items():
         columns = []

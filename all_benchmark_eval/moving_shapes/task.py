@@ -24,19 +24,29 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, Setting, read_json
+from all_benchmark_eval.benchmark import (
+    Benchmark,
+    BenchmarkError,
+    Layout,
+    Options,
+    Scores,
+    Setting,
+    answer_lines,
+    read_json,
+)
+from videollm.common.answers import AnswerLine, split_spans
+from videollm.common.files import json_lines
 from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou_matrix
 
 TASKS = ("grounding", "dense_caption", "grounded_mc")
 DENSE_IOU = 0.5
-_MARK = re.compile("<span>")  # a span in an annotation
-_WRITTEN = re.compile(r"\[\s*\d+(?:\.\d+)?\s*s\s*-\s*\d+(?:\.\d+)?\s*s\s*\]")  # a span in an answer: [12.0 s - 15.5 s]
+_MARK = "<span>"  # a span in an annotation
 
 
 def load(path: str | Path) -> list[dict]:
     """The annotation lines of a JSON-lines file, checked. Raises ValueError with file and line."""
     items, seen = [], {}
-    for number, item in _read_lines(path):
+    for number, item in json_lines(path):
         where = f"{path}:{number}"
         _check(item, where)
         if item["id"] in seen:
@@ -54,25 +64,21 @@ def to_record(item: dict) -> dict:
     return record | {"conversations": item["conversations"][:-1]}
 
 
-def to_prediction(item: dict, answer: dict | None) -> dict:
-    """What is scored of one answer (a line of ``videollm.infer``'s output).
+def to_prediction(item: dict, answer: AnswerLine | None) -> dict:
+    """What is scored of one answer.
 
     No answer (None) and one with an ``error`` are ``missing``. ``phrases`` are the texts behind the times written in
-    the answer, one a span; empty if the text does not hold exactly one time a span. Raises ValueError naming the
-    sample and the key for a line that is not such an answer.
+    the answer, one a span; empty if the text does not hold exactly one time a span.
     """
     prediction = {"id": item["id"], "task": item["task"], "spans": [], "evidence_spans": [], "phrases": []}
-    if answer is None or answer.get("error"):
+    if answer is None or answer.error:
         return prediction | {"choice": None, "missing": True}
-    absent = [key for key in ("text", "spans", "evidence_spans") if key not in answer]
-    if absent:
-        raise ValueError(f"answer to {item['id']!r}: no key {', '.join(absent)}")
-    phrases = _phrases(answer["text"], _WRITTEN)
+    phrases = _phrases(split_spans(answer.text)[0])
     return prediction | {
-        "spans": answer["spans"],
-        "evidence_spans": answer["evidence_spans"],
-        "phrases": phrases if len(phrases) == len(answer["spans"]) else [],
-        "choice": _choice(answer["text"]) if item["task"] == "grounded_mc" else None,
+        "spans": answer.spans,
+        "evidence_spans": answer.evidence_spans,
+        "phrases": phrases if len(phrases) == len(answer.spans) else [],
+        "choice": _choice(answer.text) if item["task"] == "grounded_mc" else None,
         "missing": False,
     }
 
@@ -138,22 +144,6 @@ def oracle(items: list[dict], num_frames: int = 32) -> dict:
     return summarise(tiou_matrix(true, runs).max(1, initial=0.0))
 
 
-def _read_lines(path: str | Path) -> list[tuple[int, dict]]:
-    """(line number, object) of every line that is not blank."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-        rows.append((number, row))
-    return rows
-
-
 def _check(item: dict, where: str) -> None:
     absent = [k for k in ("id", "video", "duration", "task", "conversations", "tgt", "events") if k not in item]
     if absent:
@@ -172,7 +162,7 @@ def _check(item: dict, where: str) -> None:
         raise ValueError(f"{where}: tgt {tgt} lies outside the video (0 to {duration} s)")
     if item["task"] == "grounded_mc" and _true_choice(item) is None:
         raise ValueError(f"{where}: the answer names no option, such as (b)")
-    if item["task"] == "dense_caption" and len(_phrases(turns[-1]["value"], _MARK)) != len(spans):
+    if item["task"] == "dense_caption" and len(_phrases(turns[-1]["value"].split(_MARK))) != len(spans):
         raise ValueError(f"{where}: the answer does not hold one <span> for each of the {len(spans)} spans of tgt")
 
 
@@ -200,9 +190,9 @@ def _scored(prediction: dict) -> list[list[float]]:
     return prediction["spans"] or prediction["evidence_spans"]
 
 
-def _phrases(text: str, mark: re.Pattern) -> list[str]:
-    """The text behind each mark, up to the next one."""
-    return [" ".join(piece.split()).strip(" .,;:") for piece in mark.split(text)[1:]]
+def _phrases(pieces: list[str]) -> list[str]:
+    """What stands behind each span, of the texts before, between and behind them."""
+    return [" ".join(piece.split()).strip(" .,;:") for piece in pieces[1:]]
 
 
 def _choice(text: str) -> str | None:
@@ -224,7 +214,7 @@ def _caption_f1(item: dict, prediction: dict) -> float:
     spans, phrases = prediction["spans"], prediction["phrases"]
     if len(phrases) != len(spans):
         return 0.0
-    true = _phrases(item["conversations"][-1]["value"], _MARK)
+    true = _phrases(item["conversations"][-1]["value"].split(_MARK))
     same = [[mine == theirs for theirs in true] for mine in phrases]
     return set_f1(spans, _truth(item), DENSE_IOU, allowed=same)
 
@@ -281,7 +271,7 @@ class MovingShapes(Benchmark):
         """As the clips' own annotations ask them, whatever the wording."""
         return [to_record(item) for item in truth]
 
-    def from_answers(self, truth: list[dict], answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: list[dict], answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """One prediction (see above) a question."""
         with _as_benchmark_error():
             return [to_prediction(item, answers.get(item["id"])) for item in truth]
@@ -344,10 +334,10 @@ def main(arguments: list[str] | None = None) -> None:
     items = load(args.annotations)
     by_id = {item["id"]: item for item in items}
     predictions = []
-    for number, answer in _read_lines(args.predictions):
-        if answer.get("id") not in by_id:
-            raise ValueError(f"{args.predictions}:{number}: no annotation has the id {answer.get('id')!r}")
-        predictions.append(to_prediction(by_id[answer["id"]], answer))
+    for where, answer in answer_lines(args.predictions):
+        if answer.id not in by_id:
+            raise ValueError(f"{where}: no annotation has the id {answer.id!r}")
+        predictions.append(to_prediction(by_id[answer.id], answer))
     scores = score(items, predictions)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

@@ -7,9 +7,8 @@ Predictions, of the grounded questions or of all of NExT-QA's::
     [{"qid": "TN_2574374895_8", "prediction": "4", "timestamp": [8.79, 25.07], "target": 2}]
 """
 
-import csv
-import io
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,57 +17,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import (
-    Benchmark,
-    BenchmarkError,
-    Layout,
-    Options,
-    Scores,
-    read_json,
-    read_text,
-    scored_spans,
-    worded,
-)
+from all_benchmark_eval import items
+from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, worded
+from all_benchmark_eval.items import as_object, need
+from all_benchmark_eval.metrics.choices import CAREFULLY, Question
 from all_benchmark_eval.metrics.intervals import iou_union, nextgqa_overlap
-from all_benchmark_eval.metrics.moments import (
-    SLACK,
-    State,
-    as_object,
-    first_span,
-    order_and_clip,
-    read_span,
-    seconds,
-    state_counts,
-    table,
-)
+from all_benchmark_eval.metrics.moments import SLACK, Located, State, means_of, order_and_clip, published_wordings
+from videollm.common.answers import AnswerLine
 
 THRESHOLDS = (0.3, 0.5)
 LETTERS = "01234"
 VIDEO_PATHS = "map_vid_vidorID.json"  # of the data set: {video: "1164/3238737531"}
 WHERE, CHOICE = "where", "choice"  # the two stages, as the beginning of a question's id
 
-_CAREFULLY = (
-    "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "
-    "objects, and the action and pose of persons. Based on your observations, select the best option that accurately "
-    "addresses the question.\n"
-)
 # by stage; D2VLM published none: its wordings for Charades-STA and for multiple choice
 WORDINGS = {
     "distime": {
-        WHERE: (
-            "Give you the textual query: '{question}'. When does the described content occur in the video? "
-            "Please return the timestamp in seconds."
-        ),
-        CHOICE: _CAREFULLY + "\nQuestion1: {question}\nOptions:\n{options}\nOnly give the best option.",
+        WHERE: "Give you the textual query: '{question}'. When does the described content occur in the video? "
+        "Please return the timestamp in seconds.",
+        CHOICE: CAREFULLY.format(comma=",") + "\nQuestion1: {question}\nOptions:\n{options}\n"
+        "Only give the best option.",
         "option": "({number}) {text}",
     },
     "d2vlm": {
-        WHERE: (
-            "You are given a video. Watch the video carefully and find a visual event described by the sentence: "
-            "'{question}'. The format of your response should be: 'The event happens in <start time> - <end time>'."
-        ),
-        CHOICE: _CAREFULLY.replace("objects, and", "objects and")
-        + "Question: {question}\nOptions:\n{options}\nBest Option: (",
+        WHERE: published_wordings()["d2vlm"].replace("{sentence}", "{question}"),
+        CHOICE: CAREFULLY.format(comma="") + "Question: {question}\nOptions:\n{options}\nBest Option: (",
         "option": "({number}) {text}.",
     },
     "plain": {
@@ -81,17 +54,6 @@ _NUMBER = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
-class Question:
-    """One line of test.csv; ``answer`` is the number of the right option."""
-
-    qid: str  # <type>_<video>_<number>
-    video: str
-    text: str
-    options: tuple[str, ...]
-    answer: int
-
-
-@dataclass(frozen=True)
 class Grounded:
     """Ground truth of N grounded questions, keys ``<video>_<number>``; row ``owner[k]`` has the true span k of K."""
 
@@ -99,16 +61,14 @@ class Grounded:
     durations: NDArray[np.float64]  # [N]
     spans: NDArray[np.float64]  # [K, 2], ordered
     owner: NDArray[np.int64]  # [K]
-    questions: list[Question]  # empty without test.csv
+    questions: list[Question]  # ids <type>_<video>_<number>; empty without test.csv
     video_paths: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(Located):
     """Predictions: of the N grounded questions as arrays, and the choices of every question in the file."""
 
-    spans: NDArray[np.float64]  # [N, 2]; NaN where there is none
-    state: NDArray[np.int8]  # [N], of the span
     right: NDArray[np.bool_]  # [N]
     kinds: list[str]  # [N], type of question; "" where missing
     every: list[tuple[str, bool]]  # (type, right) of all questions in the file
@@ -128,20 +88,19 @@ class NextGQA(Benchmark):
         if name.endswith(".csv"):
             wanted = f"gsub_{name.removesuffix('.csv')}.json"
             moments, table_path = _beside(path, wanted), path
-            if moments is None:
-                raise BenchmarkError(f"{path}: the moments are in {wanted}, which is not beside it: put it there")
+            need(moments, f"{path}: the moments are in {wanted}, which is not beside it: put it there")
         else:
             moments, table_path = path, _beside(path, name.removeprefix("gsub_").removesuffix(".json") + ".csv")
         questions = _questions(table_path) if table_path else []
         paths = _beside(path, VIDEO_PATHS)
-        return _grounded(moments, questions, as_object(read_json(paths), f"{paths}") if paths else {})
+        return _grounded(moments, questions, items.read_object(paths) if paths else {})
 
     def questions(self, truth: Grounded, wording: str) -> list[dict]:
         """Stage 1, where: ids ``where-<qid>``. Stage 2: :meth:`choice_questions`."""
         text = worded(WORDINGS, wording)[WHERE]
         return [_line(truth, q, WHERE, text.format(question=q.text)) for q in _asked(truth)]
 
-    def choice_questions(self, truth: Grounded, located: Mapping[str, dict], wording: str) -> list[dict]:
+    def choice_questions(self, truth: Grounded, located: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """Stage 2, the choice: ids ``choice-<qid>``. ``located``: the answers of stage 1 by id.
 
         ``bound`` is the first span found, where the frames are to be sampled; without one, the whole video counts.
@@ -150,61 +109,50 @@ class NextGQA(Benchmark):
         lines = []
         for q in _asked(truth):
             options = "\n".join(words["option"].format(number=k, text=text) for k, text in enumerate(q.options))
-            line = _line(truth, q, CHOICE, words[CHOICE].format(question=q.text, options=options))
-            span = _found(located.get(f"{WHERE}-{q.qid}"))
-            lines.append(line | ({} if span is None else {"bound": span}))
+            text = words[CHOICE].format(question=q.text, options=options)
+            lines.append(_line(truth, q, CHOICE, text, bound=_found(located.get(f"{WHERE}-{q.id}"))))
         return lines
 
     later_questions = choice_questions
 
-    def from_answers(self, truth: Grounded, answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: Grounded, answers: items.Answers, wording: str) -> list[dict]:
         """From the answers of *both* stages (one file after the other), by question: see the form above."""
-        lines = []
-        for q in _asked(truth):
-            choice = answers.get(f"{CHOICE}-{q.qid}")
-            if choice is not None and not choice["error"]:
-                number = _NUMBER.search(choice["text"])
-                found = number.group(1) if number else -1
-                span = _found(answers.get(f"{WHERE}-{q.qid}")) or [-1, -1]
-                lines.append({"qid": q.qid, "prediction": found, "timestamp": span, "target": q.answer})
+        lines, questions = [], _asked(truth)
+        for choice, _, q in items.answered(answers, [f"{CHOICE}-{q.id}" for q in questions], questions):
+            number = _NUMBER.search(choice.text)
+            span = _found(answers.get(f"{WHERE}-{q.id}")) or [-1, -1]
+            found = number.group(1) if number else -1
+            lines.append({"qid": q.id, "prediction": found, "timestamp": span, "target": q.answer})
         return lines
 
     def read(self, path: Path, truth: Grounded) -> Answers:
         """Questions that are not grounded count for ``details`` only."""
-        data = read_json(path)
-        if not isinstance(data, list) or not data:
-            raise BenchmarkError(f"{path}: expected a list of answers that is not empty, got {type(data).__name__}")
+        keys = ("qid", "prediction", "timestamp", "target")
+        given = items.read_rows(path, keys, "a list of answers that is not empty")
         rows = {key: row for row, key in enumerate(truth.keys)}
-        spans, state = np.full((len(rows), 2), np.nan), np.full(len(rows), State.MISSING, np.int8)
-        right, kinds, every = np.zeros(len(rows), bool), [""] * len(rows), []
-        answers = {f"{q.video}_{q.qid.rpartition('_')[2]}": q.answer for q in truth.questions}
+        nowhere = Located.nowhere(len(rows))
+        found = Answers(nowhere.spans, nowhere.state, np.zeros(len(rows), bool), [""] * len(rows), [])
+        answers = {f"{q.video}_{q.id.rpartition('_')[2]}": q.answer for q in truth.questions}
         seen: set[str] = set()
-        for place, item in enumerate(data, start=1):
-            where = f"{path}: item {place}"
-            item = as_object(item, where, ("qid", "prediction", "timestamp", "target"))
+        for where, item in given:
             kind, _, key = str(item["qid"]).partition("_")
-            if not kind or "_" not in key:
-                raise BenchmarkError(f"{where}: qid {str(item['qid'])[:80]!r} is not <type>_<video>_<number>")
-            if key in seen:
-                raise BenchmarkError(f"{where}: there are two answers to {item['qid']!r}")
+            need(kind and "_" in key, f"{where}: qid {str(item['qid'])[:80]!r} is not <type>_<video>_<number>")
+            need(key not in seen, f"{where}: there are two answers to {item['qid']!r}")
             seen.add(key)
             if answers.get(key, item["target"]) != item["target"]:
                 raise BenchmarkError(f"{where}: {item['qid']!r} has target {item['target']!r}, test.csv {answers[key]}")
             target = _choice(item["target"])
-            if target is None:
-                raise BenchmarkError(f"{where}: the target of {item['qid']!r} is not the number of an option")
-            choice = _choice(item["prediction"]) == target
-            every.append((kind, choice))
+            need(target is not None, f"{where}: the target of {item['qid']!r} is not the number of an option")
+            right = _choice(item["prediction"]) == target
+            found.every.append((kind, right))
             if key in rows:
-                row, span = rows[key], _span(item["timestamp"])
-                state[row], right[row], kinds[row] = State.UNPARSED, choice, kind
-                if span is not None:
-                    spans[row], state[row] = span, State.PARSED
-        if not any(kinds):
-            raise BenchmarkError(
-                f"{path}: the annotations have none of its questions ({data[0]['qid']!r}, ...): another split?"
-            )
-        return Answers(spans, state, right, kinds, every)
+                row, point = rows[key], items.seconds(item["timestamp"])  # one number t is [t, t]
+                found.put(row, items.first_span(item["timestamp"]) if point is None else [point, point])
+                found.right[row], found.kinds[row] = right, kind
+        first = given[0][1]["qid"]
+        known = any(found.kinds)
+        need(known, f"{path}: the annotations have none of its questions ({first!r}, ...): another split?")
+        return found
 
     def score(self, truth: Grounded, predictions: Answers, options: Options) -> Scores:
         """Metrics in percent; ``details`` has accuracy by type of question.
@@ -224,7 +172,7 @@ class NextGQA(Benchmark):
         iou, iop = _overlaps(spans, truth, corrected)
         rows = np.arange(len(iou)) if corrected else np.flatnonzero(predictions.state != State.MISSING)
         scores = _scores(truth, predictions, rows, iou, iop, SLACK if corrected else 0.0)
-        scores.counts = state_counts(predictions.state, clipped)
+        scores.counts = predictions.counts(clipped)
         scores.denominator = "" if corrected else "the grounded questions in the prediction file"
         other = len(predictions.every) - int((predictions.state != State.MISSING).sum())
         if other:
@@ -255,25 +203,22 @@ def _scores(truth: Grounded, given: Answers, rows: NDArray, iou: NDArray, iop: N
     samples = {"Acc@GQA": right & (iop >= 0.5 - slack), "mIoP": iop}
     samples |= {f"IoP@{t}": iop >= t - slack for t in THRESHOLDS} | {"mIoU": iou}
     samples |= {f"IoU@{t}": iou >= t - slack for t in THRESHOLDS} | {"Acc@QA": right}
-    per_sample = {name: table(ids, values) for name, values in samples.items()}
-    metrics = {name: 100 * float(np.mean(values)) for name, values in samples.items()}
-    by_type = {
+    scores = means_of(ids, samples, {})
+    scores.details = {
         "Acc@QA by type, grounded": _by_type([(given.kinds[i], bool(given.right[i])) for i in rows if given.kinds[i]]),
         "Acc@QA by type, all in the file": _by_type(given.every),
     }
-    return Scores(metrics, "percent", {}, per_sample, details=by_type)
+    return scores
 
 
 def _by_type(answers: list[tuple[str, bool]]) -> dict[str, dict]:
     """{type, first letter of types, "all": {"correct", "total", "pct"}}; TP counts as TN, as published."""
-    tally: dict[str, list[int]] = {}
-    for kind, right in answers:
+    right, total = Counter(), Counter()
+    for kind, correct in answers:
         kind = "TN" if kind == "TP" else kind
-        for group in (kind, kind[0], "all"):
-            counts = tally.setdefault(group, [0, 0])
-            counts[0] += right
-            counts[1] += 1
-    return {k: {"correct": c, "total": n, "pct": 100 * c / n} for k, (c, n) in sorted(tally.items())}
+        right.update(dict.fromkeys((kind, kind[0], "all"), int(correct)))
+        total.update((kind, kind[0], "all"))
+    return {k: {"correct": right[k], "total": n, "pct": 100 * right[k] / n} for k, n in sorted(total.items())}
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -287,15 +232,9 @@ def _choice(value: Any) -> int | None:
         return None
 
 
-def _span(value: Any) -> tuple[float, float] | None:
-    """[start, end]; one number t is [t, t]."""
-    point = seconds(value)
-    return read_span(first_span(value)) if point is None else read_span([point, point])
-
-
-def _found(answer: Mapping[str, Any] | None) -> list[float] | None:
-    """The first span of an ``infer`` line, if there is one."""
-    return list(scored_spans(answer)[0]) if answer and not answer["error"] and scored_spans(answer) else None
+def _found(answer: AnswerLine | None) -> list[float] | None:
+    """The first span of an answer, if there is one."""
+    return answer.scored_spans[0] if answer and not answer.error and answer.scored_spans else None
 
 
 # ---- annotations -----------------------------------------------------------------------------------------------------
@@ -309,22 +248,18 @@ def _beside(path: Path, name: str) -> Path | None:
 
 def _grounded(path: Path, questions: list[Question], video_paths: Mapping[str, str]) -> Grounded:
     keys, durations, spans, owner = [], [], [], []
-    for video, entry in as_object(read_json(path), f"{path}").items():
+    for video, entry in items.read_object(path).items():
         where = f"{path}: {video!r}"
         entry = as_object(entry, where, ("duration", "location"))
-        duration = seconds(entry["duration"])
-        if duration is None or duration <= 0:
-            raise BenchmarkError(f"{where}: duration {entry['duration']!r} is not a number of seconds above 0")
+        duration = items.duration_of(entry, where)
         for number, windows in as_object(entry["location"], f"{where}: location").items():
-            found = [read_span(window) for window in windows] if isinstance(windows, list) else []
-            if not found or None in found:
-                raise BenchmarkError(f"{where}: question {number}: not [[start, end], ...]: {str(windows)[:60]}")
+            problem = f"{where}: question {number}: not [[start, end], ...]: {str(windows)[:60]}"
+            found = items.read_spans(windows, problem)
             owner += [len(keys)] * len(found)
             spans += found
             keys.append(f"{video}_{number}")
             durations.append(duration)
-    if not keys:
-        raise BenchmarkError(f"{path}: no question in it")
+    need(keys, f"{path}: no question in it")
     true = np.sort(np.array(spans, np.float64), axis=-1)
     return Grounded(keys, np.array(durations), true, np.array(owner), questions, video_paths)
 
@@ -332,30 +267,27 @@ def _grounded(path: Path, questions: list[Question], video_paths: Mapping[str, s
 def _questions(path: Path) -> list[Question]:
     """test.csv: video_id, question, answer (the text of an option), qid, type, a0 .. a4."""
     questions = []
-    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path), newline="")), start=2):
+    for number, row in enumerate(items.read_table(path), start=2):
         try:
             options = tuple(row[f"a{k}"] for k in LETTERS)
             kind, video, text = row["type"], row["video_id"], row["question"]
             answer = options.index(row["answer"])
         except (KeyError, ValueError):
-            raise BenchmarkError(
-                f"{path}:{number}: needs video_id, question, qid, type, a0 to a4, and answer, one of a0 to a4"
-            ) from None
+            columns = "video_id, question, qid, type, a0 to a4, and answer, one of a0 to a4"
+            raise BenchmarkError(f"{path}:{number}: needs {columns}") from None
         questions.append(Question(f"{kind}_{video}_{row['qid']}", video, text, options, answer))
     return questions
 
 
 def _asked(truth: Grounded) -> list[Question]:
-    if not truth.questions:
-        raise BenchmarkError("the questions are in test.csv, which is not beside gsub_test.json: put it there")
+    need(truth.questions, "the questions are in test.csv, which is not beside gsub_test.json: put it there")
     return truth.questions
 
 
-def _line(truth: Grounded, question: Question, stage: str, text: str) -> dict:
+def _line(truth: Grounded, question: Question, stage: str, text: str, **more: Any) -> dict:
     """A line for ``videollm.infer``."""
     video = truth.video_paths.get(question.video, question.video)
-    turn = {"from": "human", "value": f"<video>\n{text}"}
-    return {"id": f"{stage}-{question.qid}", "video": f"{video}.mp4", "conversations": [turn]}
+    return items.question_line(f"{stage}-{question.id}", f"{video}.mp4", text, **more)
 
 
 TASK = NextGQA()

@@ -6,7 +6,7 @@ What is no window (text that cannot be read, a time that is not finite) becomes 
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines, read_text
-from all_benchmark_eval.metrics.moments import State, as_object, read_span, seconds
+from all_benchmark_eval.benchmark import BenchmarkError
+from all_benchmark_eval.items import as_object, duration_of, list_or_lines, need, read_span, read_spans, seconds
+from all_benchmark_eval.metrics.moments import State
 
 CLIP_S = 2
 PREFIX = "QVHighlight_"  # of DisTime's qids
@@ -47,56 +48,39 @@ class Submission:
     state: NDArray[np.int8]  # [Q], of the windows, or of the saliency where there are none
 
 
-def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, item) of a json list or of json lines."""
-    if read_text(path).lstrip()[:1] != "[":
-        yield from read_lines(path)
-        return
-    for place, row in enumerate(read_json(path), start=1):
-        yield f"{path}: item {place}", row
-
-
 def qid_of(row: Any, where: str) -> str:
     """The query's number as text: 2579, "2579" and "QVHighlight_2579" are one."""
     qid = as_object(row, where, ("qid",))["qid"]
     text = str(qid).removeprefix(PREFIX)
-    if isinstance(qid, bool) or not isinstance(qid, int | str) or not text:
-        raise BenchmarkError(f"{where}: {str(qid)[:80]!r} is no qid")
+    need(isinstance(qid, int | str) and not isinstance(qid, bool) and text, f"{where}: {str(qid)[:80]!r} is no qid")
     return text
-
-
-# ---- ground truth ----------------------------------------------------------------------------------------------------
 
 
 def read_truth(path: Path) -> Queries:
     """The data set's json lines, or DisTime's list. Raises BenchmarkError for a query without windows (test split)."""
     seen: set[str] = set()
     rows = []
-    for where, row in rows_of(path):
+    for where, row in list_or_lines(path):
         qid = qid_of(row, where)
         row = as_object(row, where, ("query", "duration", "relevant_windows"))
-        duration = seconds(row["duration"])
-        if qid in seen:
-            raise BenchmarkError(f"{where}: the qid {qid} stands twice")
-        if duration is None or duration < CLIP_S:
-            raise BenchmarkError(f"{where}: duration {row['duration']!r} is not a number of seconds from {CLIP_S} on")
+        duration = seconds(row["duration"]) or 0.0
+        need(qid not in seen, f"{where}: the qid {qid} stands twice")
+        least = f"duration {row['duration']!r} is not a number of seconds from {CLIP_S} on"
+        need(duration >= CLIP_S, f"{where}: {least}")
         seen.add(qid)
         saliency = true_saliency(row, int(duration / CLIP_S), where) if "saliency_scores" in row else None
         windows = true_windows(row["relevant_windows"], where)
         rows.append((qid, str(row.get("vid", row.get("video"))), str(row["query"]), duration, windows, saliency))
-    if not rows:
-        raise BenchmarkError(f"{path}: no query in it")
+    need(rows, f"{path}: no query in it")
     qids, videos, queries, durations, windows, saliency = map(list, zip(*rows, strict=True))
-    return Queries(
-        qids, videos, queries, np.array(durations), windows, None if any(s is None for s in saliency) else saliency
-    )
+    whole = None if any(scores is None for scores in saliency) else saliency
+    return Queries(qids, videos, queries, np.array(durations), windows, whole)
 
 
 def true_windows(windows: Any, where: str) -> Floats:
     """[K, 2], ordered."""
-    spans = [read_span(window) for window in windows] if isinstance(windows, list) else []
-    if not spans or None in spans:
-        raise BenchmarkError(f"{where}: the true windows {str(windows)[:60]} are not [[start, end], ...] in seconds")
+    problem = f"{where}: the true windows {str(windows)[:60]} are not [[start, end], ...] in seconds"
+    spans = read_spans(windows, problem)
     return np.sort(np.array(spans, np.float64), axis=-1)
 
 
@@ -109,31 +93,24 @@ def true_saliency(row: Mapping[str, Any], clips: int, where: str) -> Floats:
             raise IndexError(f"clip {places.min()}")
         full[places] = np.array(row["saliency_scores"], np.float64).reshape(len(places), 3)
     except (ValueError, TypeError, IndexError) as error:
-        raise BenchmarkError(
-            f"{where}: saliency_scores must hold three scores for each of relevant_clip_ids (0 to {clips - 1}): {error}"
-        ) from None
+        wanted = f"three scores for each of relevant_clip_ids (0 to {clips - 1})"
+        raise BenchmarkError(f"{where}: saliency_scores must hold {wanted}: {error}") from None
     return full
-
-
-# ---- predictions -----------------------------------------------------------------------------------------------------
 
 
 def read_submission(path: Path, truth: Queries | None) -> Submission:
     """Either form; without ``truth`` the targets of DisTime's form are the truth."""
     found: dict[str, tuple[str, dict]] = {}
-    for where, row in rows_of(path):
+    for where, row in list_or_lines(path):
         qid = qid_of(row, where)
-        if qid in found:
-            raise BenchmarkError(f"{where}: the qid {qid} stands twice")
-        if not row.keys() & {"prediction", "pred_relevant_windows", "pred_saliency_scores"}:
-            raise BenchmarkError(f"{where}: no 'prediction', 'pred_relevant_windows' or 'pred_saliency_scores'")
+        need(qid not in found, f"{where}: the qid {qid} stands twice")
+        known = row.keys() & {"prediction", "pred_relevant_windows", "pred_saliency_scores"}
+        need(known, f"{where}: no 'prediction', 'pred_relevant_windows' or 'pred_saliency_scores'")
         found[qid] = (where, row)
-    if not found:
-        raise BenchmarkError(f"{path}: no prediction in it")
+    need(found, f"{path}: no prediction in it")
     targets = _targets(found)
     truth = truth or targets
-    if truth is None:
-        raise BenchmarkError(f"{path}: it does not carry its ground truth: give the data set's file by --annotations")
+    need(truth, f"{path}: it does not carry its ground truth: give the data set's file by --annotations")
     _check_targets(truth, targets, found)
     rows = [found.get(qid, ("", {}))[1] for qid in truth.qids]
     keys = set().union(*rows)
@@ -194,13 +171,8 @@ def _targets(found: Mapping[str, tuple[str, dict]]) -> Queries | None:
     """The truth that DisTime's predictions carry; None where not all do."""
     if not all("target" in row and "duration" in row for _, row in found.values()):
         return None
-    durations, windows = [], []
-    for where, row in found.values():
-        duration = seconds(row["duration"])
-        if duration is None or duration <= 0:
-            raise BenchmarkError(f"{where}: duration {row['duration']!r} is not a number of seconds above 0")
-        durations.append(duration)
-        windows.append(true_windows(parse_windows(row["target"]), where))
+    durations = [duration_of(row, where) for where, row in found.values()]
+    windows = [true_windows(parse_windows(row["target"]), where) for where, row in found.values()]
     queries = [str(row.get("query", "")) for _, row in found.values()]
     return Queries(list(found), [""] * len(found), queries, np.array(durations), windows)
 
@@ -209,11 +181,8 @@ def _check_targets(truth: Queries, targets: Queries | None, found: Mapping[str, 
     """Raises BenchmarkError for a qid that the truth has not, and for a target that is another one than the truth's."""
     known = dict(zip(truth.qids, truth.windows, strict=True))
     for qid, (where, _) in found.items():
-        if qid not in known:
-            raise BenchmarkError(f"{where}: the annotations have no qid {qid}; are they of another split?")
+        need(qid in known, f"{where}: the annotations have no qid {qid}; are they of another split?")
     for qid, target in zip(targets.qids, targets.windows, strict=True) if targets else ():
-        if not np.array_equal(known[qid], target):
-            raise BenchmarkError(
-                f"{found[qid][0]}: qid {qid} has the target {target.tolist()}, but the annotations say "
-                f"{known[qid].tolist()}; score it against its own annotations"
-            )
+        where, true = found[qid][0], known[qid]
+        told = f"has the target {target.tolist()}, but the annotations say {true.tolist()}"
+        need(np.array_equal(true, target), f"{where}: qid {qid} {told}; score it against its own annotations")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import BenchmarkError, Scores
+from all_benchmark_eval.benchmark import Scores
+from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.moments import SLACK, State, order_and_clip, state_counts, table
 from all_benchmark_eval.qvhighlights.files import NO_WINDOW, Submission
 from all_benchmark_eval.qvhighlights.highlights import LEVELS, highlight_scores
@@ -33,10 +34,13 @@ class Ranked:
     true: list[Floats]
     slack: float  # below a threshold that is a hit still
 
-    def scores(self) -> tuple[Floats, Floats]:
-        """IoU of the first window [N], and AP at each of ``THRESHOLDS`` [N, T]."""
+    def scores(self) -> tuple[Floats, Floats, dict[float, float], dict[float, float], float]:
+        """IoU of the first window [N], AP [N, T]; recall and precision in percent by threshold, mean precision."""
+        iou = np.nan_to_num(best_iou(self.first, self.true))
         ap = average_precision(self.windows, self.true, np.array(THRESHOLDS) - self.slack)
-        return np.nan_to_num(best_iou(self.first, self.true)), ap
+        recalls = {t: 100 * float(np.mean(iou >= t - self.slack)) for t in (ALSO, *THRESHOLDS)}
+        precisions = dict(zip(THRESHOLDS, (100 * ap.mean(0)).tolist(), strict=True))
+        return iou, ap, recalls, precisions, float(np.mean(list(precisions.values())))
 
     def of_length(self, low: float, high: float) -> "Ranked":
         """Only true windows of this length, and the queries that have one; predictions stay."""
@@ -48,15 +52,12 @@ class Ranked:
 
 def distime(given: Submission, *, corrected: bool) -> Scores:
     """DisTime's script: windows in the given order, no scores; the queries in the file only."""
-    if given.windows is None:
-        raise BenchmarkError("the predictions hold saliency but no windows: score them with --variant moment_detr")
+    told = given.windows is not None
+    need(told, "the predictions hold saliency but no windows: score them with --variant moment_detr")
     rows = _rows(given, corrected)
     ranked, clipped = _corrected(given) if corrected else (_as_given(given, rows, kept=None), 0)
-    iou, ap = ranked.scores()
+    iou, ap, recalls, precisions, average = ranked.scores()
     tidy = float if corrected else _round
-    recalls = {t: 100 * float(np.mean(iou >= t - ranked.slack)) for t in (ALSO, *THRESHOLDS)}
-    precisions = dict(zip(THRESHOLDS, (100 * ap.mean(0)).tolist(), strict=True))
-    average = float(np.mean(list(precisions.values())))
     r1, mean_ap = ({t: tidy(value) for t, value in values.items()} for values in (recalls, precisions))
     metrics = {f"R1@{t}": r1[t] for t in (ALSO, 0.5, 0.7)}
     metrics |= {"R1 avg": float(np.mean([r1[t] for t in THRESHOLDS]))}
@@ -110,10 +111,8 @@ def _add_retrieval(scores: Scores, given: Submission, corrected: bool, tidy) -> 
             scores.metrics |= {f"MR-{name}-mAP": None}
             scores.notes.append(f"no true window is {name}")
             continue
-        iou, ap = part.scores()
-        precisions = dict(zip(THRESHOLDS, (100 * ap.mean(0)).tolist(), strict=True))
-        recalls = {t: tidy(100 * float(np.mean(iou >= t - part.slack))) for t in THRESHOLDS}
-        average = tidy(float(np.mean(list(precisions.values()))))
+        iou, ap, exact, precisions, average = part.scores()
+        recalls, average = {t: tidy(exact[t]) for t in THRESHOLDS}, tidy(average)
         precisions = {t: tidy(value) for t, value in precisions.items()}
         scores.details[name] = {"MR-mAP": _named(precisions) | {"average": average}, "MR-R1": _named(recalls)}
         if name == "full":
@@ -126,11 +125,8 @@ def _add_retrieval(scores: Scores, given: Submission, corrected: bool, tidy) -> 
 
 
 def _add_highlights(scores: Scores, given: Submission, corrected: bool, tidy) -> None:
-    if given.truth.saliency is None:
-        raise BenchmarkError(
-            "the ground truth has no saliency_scores: give the data set's own file (highlight_val_release.jsonl) by "
-            "--annotations"
-        )
+    remedy = "give the data set's own file (highlight_val_release.jsonl) by --annotations"
+    need(given.truth.saliency is not None, f"the ground truth has no saliency_scores: {remedy}")
     rows = _rows(given, corrected)
     ids, predicted, true = ([xs[i] for i in rows] for xs in (given.truth.qids, given.saliency, given.truth.saliency))
     hit, ap = highlight_scores(predicted, true, published=not corrected)  # [N, levels]

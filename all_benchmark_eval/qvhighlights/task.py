@@ -9,27 +9,16 @@ The first (DisTime) carries its ground truth; the second (moment_detr: json line
 needs a file. Either is scored under either variant.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Layout, Options, Scores, scored_spans, worded
-from all_benchmark_eval.metrics.moments import moment_questions
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Layout, Options, Scores, worded
+from all_benchmark_eval.items import Answers, answered
+from all_benchmark_eval.metrics.moments import moment_questions, published_wordings
 from all_benchmark_eval.qvhighlights.files import NO_WINDOW, PREFIX, Queries, Submission, read_submission, read_truth
 from all_benchmark_eval.qvhighlights.metrics import VARIANTS
 
-WORDINGS = {
-    "distime": (
-        "Give you a textual query: '{query}'. When does the described content occur in the video? "
-        "Please return the timestamp in seconds."
-    ),
-    # D2VLM published none: its wording for Charades-STA, with this data set's kind of video
-    "d2vlm": (
-        "You are given a video about daily activities. Watch the video carefully and find a visual event described by "
-        "the sentence: '{sentence}'. The format of your response should be: "
-        "'The event happens in <start time> - <end time>'."
-    ),
-    "plain": "When does this happen in the video: '{query}'?",
-}
+# D2VLM published none: its wording for Charades-STA, with this data set's kind of video
+WORDINGS = published_wordings(" about daily activities")
 
 
 class QVHighlights(Benchmark):
@@ -51,16 +40,15 @@ class QVHighlights(Benchmark):
         ids = [PREFIX + qid for qid in truth.qids]
         return moment_questions(ids, truth.videos, truth.queries, truth.durations, worded(WORDINGS, wording))
 
-    def from_answers(self, truth: Queries, answers: Mapping[str, dict], wording: str) -> list[dict]:
+    def from_answers(self, truth: Queries, answers: Answers, wording: str) -> list[dict]:
         """The first form above; an answer without a span is written as [[-1, -1]]."""
         lines = []
-        columns = zip(truth.qids, truth.queries, truth.durations.tolist(), truth.windows, strict=True)
-        for qid, query, duration, windows in columns:
-            answer = answers.get(PREFIX + qid)
-            if answer is not None and not answer["error"]:
-                found = str(scored_spans(answer) or [NO_WINDOW])
-                line = {"qid": PREFIX + qid, "query": query, "prediction": found, "target": str(windows.tolist())}
-                lines.append(line | {"duration": duration})
+        ids = [PREFIX + qid for qid in truth.qids]
+        columns = (truth.queries, truth.durations.tolist(), truth.windows)
+        for answer, name, query, duration, windows in answered(answers, ids, *columns):
+            found = str(answer.scored_spans or [NO_WINDOW])
+            line = {"qid": name, "query": query, "prediction": found, "target": str(windows.tolist())}
+            lines.append(line | {"duration": duration})
         return lines
 
     def read(self, path: Path, truth: Queries | None) -> Submission:

@@ -8,56 +8,28 @@ A line of the annotations; a prediction is the same line with the answer as ``a`
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, worded
-from all_benchmark_eval.metrics.choices import (
-    Mark,
-    Question,
-    once,
-    per_sample,
-    read_choice,
-    read_rows,
-    state_counts,
-    tally,
-    videomme_letter,
-)
+from all_benchmark_eval.benchmark import Layout, Options, Scores
+from all_benchmark_eval.items import are_texts, need, read_rows
+from all_benchmark_eval.metrics import choices
+from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, tally
 
 DURATIONS = ("short", "medium", "long")
 GROUPS = ("domain", "sub_category", "task_type")
 VIDEOS = 300  # of each duration: the published script stops at another number
 _PRINTED = {"domain": "Video Categories", "sub_category": "Video Sub Categories", "task_type": "Task Categories"}
 _KEYS = ("video_id", "duration", *GROUPS, "question_id", "answer")
-_LETTER_ONLY = {
-    "text": (
-        "Select the best answer to the following multiple-choice question based on the video. Respond with only the "
-        "letter (A, B, C, or D) of the correct option.\n{question}\n{options}\nThe best answer is:"
-    ),
-    "option": "{option}",
-}
-# DisTime published none for this benchmark.
-WORDINGS = {"d2vlm": _LETTER_ONLY, "distime": _LETTER_ONLY, "plain": _LETTER_ONLY}
+_LETTER_ONLY = (
+    "Select the best answer to the following multiple-choice question based on the video. Respond with only "
+    "the letter (A, B, C, or D) of the correct option.\n{question}\n{options}\nThe best answer is:",
+    "{option}",
+)
+WORDINGS = dict.fromkeys(("d2vlm", "distime", "plain"), _LETTER_ONLY)  # DisTime published none for this benchmark
 
 
-@dataclass(frozen=True)
-class Item:
-    """One question, its options with their letters. ``text`` is the answer, None if it is no text."""
-
-    question: Question
-    row: dict
-    text: str | None = None
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Answered questions, and those of the annotations that the file does not answer."""
-
-    items: Sequence[Item]
-    missing: Sequence[Item] = ()
-
-
-class VideoMME(Benchmark):
+class VideoMME(choices.ChoiceBenchmark):
     """Accuracy: overall, by length, domain, sub-category and task; percent."""
 
     name = "videomme"
@@ -65,72 +37,56 @@ class VideoMME(Benchmark):
     layout = Layout(("videomme.json",))
     headline = ("accuracy", "short", "medium", "long")
     variants = ("d2vlm",)
-    own_truth = True
+    wordings = WORDINGS
 
-    def load(self, path: Path) -> dict[str, Item]:
-        """By question_id."""
-        return once(((item.question.id, item) for item in _items(path, answers=False)), path)
+    def read_questions(self, path: Path) -> Iterable[Question]:
+        """Ids: question_id."""
+        return (question for question, _ in _items(path, _KEYS))
 
-    def questions(self, truth: Mapping[str, Item], wording: str) -> list[dict]:
-        words = worded(WORDINGS, wording)
-        for name, item in truth.items():
-            if not (item.question.text and item.question.options):
-                raise BenchmarkError(f"{name!r}: no question or options in the annotations")
-        return [item.question.line(words) for item in truth.values()]
+    def prediction(self, question: Question, text: str) -> dict[str, Any]:
+        """The annotations' line with the answer."""
+        return question.row | {"a": text}
 
-    def from_answers(self, truth: Mapping[str, Item], answers: Mapping[str, dict], wording: str) -> list[dict]:
-        worded(WORDINGS, wording)
-        return [
-            item.row | {"a": answers[name]["text"]}
-            for name, item in truth.items()
-            if name in answers and not answers[name]["error"]
-        ]
+    def read_answers(self, path: Path) -> Iterable[Row]:
+        """The answers with their questions."""
+        rows = _items(path, (*_KEYS, "a"))
+        return (Row(q.id, answer if isinstance(answer, str) else None, question=q) for q, answer in rows)
 
-    def read(self, path: Path, truth: Mapping[str, Item] | None) -> Predictions:
-        items = once(((item.question.id, item) for item in _items(path, answers=True)), path)
-        if truth is None:
-            return Predictions(list(items.values()))
-        for name, item in items.items():
-            if name not in truth:
-                raise BenchmarkError(f"{path}: the annotations have no question {name!r}")
-            if item.question.answer != truth[name].question.answer:
-                raise BenchmarkError(f"{path}: {name!r} has another right answer than in the annotations")
-        return Predictions(list(items.values()), [item for name, item in truth.items() if name not in items])
+    def difference(self, row: Row, question: Question) -> str:
+        """The letter decides."""
+        return "" if row.question.answer == question.answer else "another right answer than in the annotations"
 
-    def score(self, truth: Mapping[str, Item] | None, predictions: Predictions, options: Options) -> Scores:
+    def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
         """``published``: the script's letter; an answer in which it finds none leaves the denominator.
 
         ``corrected``: the option that the answer's text chooses (``choices.read_choice``); an unclear, empty or missing
         answer is wrong and stays in.
         """
         published = options.protocol == "published"
-        marks = [_mark(item, published) for item in predictions.items]
-        marks += [
-            Mark(item.question.id, False, "missing", counted=not published, groups=item.question.groups)
-            for item in predictions.missing
-        ]
+        marks = predictions.marks(published, lambda row: _mark(row, published))
         found = _breakdown(marks)
         metrics = {"accuracy": found["overall"]["pct"]} | {d: found[d]["pct"] for d in DURATIONS if d in found}
         metrics |= {f"{kind}/{value}": e["pct"] for kind in GROUPS for value, e in found[kind].items()}
-        tables = {"accuracy": per_sample(marks)}
-        tables |= {d: per_sample(m for m in marks if m.groups["duration"] == d) for d in DURATIONS if d in found}
+        tables = {"accuracy": choices.per_sample(marks)}
+        for d in (d for d in DURATIONS if d in found):
+            tables[d] = choices.per_sample(mark for mark in marks if mark.groups["duration"] == d)
         details = {"accuracy": found} | ({"as_printed": _as_printed(found)} if published else {})
         denominator = "the questions in which a letter was found" if published else ""
         notes = _notes(predictions) if published else []
-        return Scores(metrics, "percent", state_counts(marks), tables, denominator, details, notes)
+        return Scores(metrics, "percent", choices.state_counts(marks), tables, denominator, details, notes)
 
 
-def _mark(item: Item, published: bool) -> Mark:
-    question = item.question
+def _mark(row: Row, published: bool) -> Mark:
+    question, text = row.question, row.text or ""
     if published:
-        letter = videomme_letter(item.text or "")
+        letter = choices.videomme_letter(text)
         chosen = "ABCD".find(letter) if letter else None
     else:
-        texts = [_without_letter(option) for option in question.options]
-        chosen = read_choice(item.text or "", max(len(texts), 4), texts)
+        bare = [option[2:].strip() if option[1:2] in (".", ")") else option for option in question.options]
+        chosen = choices.read_choice(text, max(len(bare), 4), bare)  # "A. text" -> "text"
     state = "unparsed" if chosen is None else "scored"
     counted = chosen is not None or not published
-    return Mark(question.id, chosen == question.answer, state, counted, question.groups)
+    return Mark(row.id, chosen == question.answer, state, counted, question.groups)
 
 
 def _breakdown(marks: Sequence[Mark]) -> dict:
@@ -173,47 +129,26 @@ def _as_printed(found: Mapping) -> dict:
 
 def _notes(predictions: Predictions) -> list[str]:
     """Where the published script would stop, and what it does not see."""
-    groups = {
-        tuple(item.row[key] for key in ("video_id", "duration", "domain", "sub_category")) for item in predictions.items
-    }
+    keys = ("video_id", "duration", "domain", "sub_category")
+    groups = {tuple(row.question.row[key] for key in keys) for row in predictions.rows}
     videos = Counter(duration for _, duration, *_ in groups)
-    notes = [
-        f"{videos[d]} {d} videos; the published script stops unless there are {VIDEOS}"
-        for d in DURATIONS
-        if videos[d] != VIDEOS
-    ]
-    if predictions.missing:
-        notes.append(f"{len(predictions.missing)} questions have no answer; the published script does not see them")
-    return notes
+    other = [d for d in DURATIONS if videos[d] != VIDEOS]
+    notes = [f"{videos[d]} {d} videos; the published script stops unless there are {VIDEOS}" for d in other]
+    return notes + predictions.notes(published=True)
 
 
-def _items(path: Path, answers: bool) -> Iterable[Item]:
-    for where, row in read_rows(path, (*_KEYS, "a") if answers else _KEYS):
-        name = str(row["question_id"])
-        if row["duration"] not in DURATIONS:
-            raise BenchmarkError(
-                f"{where}: {name!r}: duration {row['duration']!r:.40} is none of {', '.join(DURATIONS)}"
-            )
-        if row["answer"] not in ("A", "B", "C", "D"):
-            raise BenchmarkError(f"{where}: {name!r}: answer {row['answer']!r:.40} is not A, B, C or D")
-        options = row.get("options", [])
-        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-            raise BenchmarkError(f"{where}: {name!r}: options is not a list of texts")
-        question = Question(
-            name,
-            f"{row.get('videoID', row['video_id'])}.mp4",
-            str(row.get("question", "")),
-            tuple(options),
-            "ABCD".index(row["answer"]),
-            {"duration": row["duration"]} | {kind: str(row[kind]) for kind in GROUPS},
-        )
-        text = row.get("a")
-        yield Item(question, row, text if isinstance(text, str) else None)
-
-
-def _without_letter(option: str) -> str:
-    """ "A. text" -> "text"."""
-    return option[2:].strip() if option[1:2] in (".", ")") else option
+def _items(path: Path, keys: Sequence[str]) -> Iterable[tuple[Question, object]]:
+    """Each question with the answer that the file has."""
+    for where, row in read_rows(path, keys):
+        name, video = str(row["question_id"]), f"{row.get('videoID', row['video_id'])}.mp4"
+        where = f"{where}: {name!r}"
+        duration, answer, options = row["duration"], row["answer"], row.get("options", [])
+        need(duration in DURATIONS, f"{where}: duration {duration!r:.40} is none of {', '.join(DURATIONS)}")
+        need(answer in ("A", "B", "C", "D"), f"{where}: answer {answer!r:.40} is not A, B, C or D")
+        need(are_texts(options), f"{where}: options is not a list of texts")
+        groups = {"duration": duration} | {kind: str(row[kind]) for kind in GROUPS}
+        text, right = str(row.get("question", "")), "ABCD".index(answer)
+        yield Question(name, video, text, tuple(options), right, groups, row=row), row.get("a")
 
 
 TASK = VideoMME()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from d2vlm.preferences.wording import Event, Span, Wording, take_apart, words
-from videollm.common.config import ConfigError
+from videollm.common.config import need
 from videollm.data.conversation import span_marks
 from videollm.data.record import Record, spelled
 
@@ -21,21 +21,12 @@ TRIES = 24  # draws of a span before a factor gives up
 SHORTEST_S = 1.0  # length by which a moment is moved and drawn
 ATTRIBUTES = [
     ["red", "green", "blue", "yellow", "purple", "pink", "brown", "black", "white", "gray"],
-    ["circle", "square", "triangle", "rectangle", "star"],
-    ["left", "right"],
-    ["up", "down"],
+    ["circle", "square", "triangle", "rectangle", "star"], ["left", "right"], ["up", "down"],
     ["moving left", "moving right", "moving up", "moving down", "growing", "shrinking"],
     ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
-    ["man", "woman", "boy", "girl", "child"],
-    ["dog", "cat", "horse", "bird"],
-    ["he", "she"],
-    ["open", "close"],
-    ["opens", "closes"],
-    ["before", "after"],
-    ["first", "last"],
-    ["small", "large"],
-    ["inside", "outside"],
-]
+    ["man", "woman", "boy", "girl", "child"], ["dog", "cat", "horse", "bird"], ["he", "she"], ["open", "close"],
+    ["opens", "closes"], ["before", "after"], ["first", "last"], ["small", "large"], ["inside", "outside"],
+]  # fmt: skip
 _OPTION = re.compile(r"(?:^|\s)\(?([A-Ha-h])[).:]\s+(.+?)(?=\s+\(?[A-Ha-h][).:]\s|\s*$)", re.DOTALL)
 _LETTER = re.compile(r"(?<!\w)([A-Ha-h])(?=[).:]|\s*$)")
 
@@ -53,14 +44,12 @@ class Severity:
     def __post_init__(self):
         for name, low, high in (("shift", 0, 1e6), ("stretch", 1, 1e6), ("iou", 0, 1)):
             value = getattr(self, name)
-            if len(value) != 2 or not low <= value[0] <= value[1] <= high:
-                raise ConfigError(f"severity.{name}: {list(value)} is not [low, high] within {low:g} and {high:g}")
-        if self.iou[1] == 1:
-            raise ConfigError("severity.iou: a tIoU of 1 is the true span; lower the upper end, for example to 0.7")
-        if not 0 < self.events <= 1:
-            raise ConfigError(f"severity.events: {self.events} is not a share in (0, 1]")
-        if not 0 < self.step_s < float("inf"):
-            raise ConfigError(f"severity.step_s: {self.step_s}, but it must be a number of seconds above 0")
+            inside = len(value) == 2 and low <= value[0] <= value[1] <= high
+            need(inside, f"severity.{name}: {list(value)} is not [low, high] within {low:g} and {high:g}")
+        need(self.iou[1] < 1, "severity.iou: a tIoU of 1 is the true span; lower the upper end, for example to 0.7")
+        need(0 < self.events <= 1, f"severity.events: {self.events} is not a share in (0, 1]")
+        above = 0 < self.step_s < float("inf")
+        need(above, f"severity.step_s: {self.step_s}, but it must be a number of seconds above 0")
 
     def snapped(self, time_s: float) -> float:
         """The nearest multiple of ``step_s``."""
@@ -133,7 +122,11 @@ def sayings(answer: Wording) -> list[tuple]:
 
 
 def tiou(a: Span, b: Span) -> float:
-    """Temporal intersection over union; 1 for equal moments."""
+    """Temporal intersection over union; 1 for equal moments.
+
+    Over the hull, unlike ``videollm.common.spans``: the last bits of the two differ, and a seed must go on drawing the
+    same pairs where a tIoU lies on a bound.
+    """
     union = max(a[1], b[1]) - min(a[0], b[0])
     return max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / union if union > 0 else float(a == b)
 
@@ -273,7 +266,12 @@ def order(scene: Scene, rng: random.Random) -> Wording | None:
 
 def wording(scene: Scene, rng: random.Random) -> Wording | None:
     """One event has the words of another one of the same video."""
-    return _reword(scene, rng, lambda style, own: _unlike(_near(scene, style), own, rng))
+
+    def other(style: tuple | None, own: tuple[str, ...]) -> tuple[str, str] | None:
+        others = [said for said in _near(scene, style) if words(" ".join(said)) != own]
+        return rng.choice(others) if others else None
+
+    return _reword(scene, rng, other)
 
 
 def foreign(scene: Scene, rng: random.Random) -> Wording | None:
@@ -319,12 +317,6 @@ def _near(scene: Scene, style: tuple | None) -> list[tuple[str, str]]:
     return scene.library.near.get((scene.video, scene.task, style), [])
 
 
-def _unlike(pool: list[tuple[str, str]], own: tuple[str, ...], rng: random.Random) -> tuple[str, str] | None:
-    """A saying whose words are not ``own``."""
-    others = [said for said in pool if words(" ".join(said)) != own]
-    return rng.choice(others) if others else None
-
-
 def _foreign(scene: Scene, rng: random.Random, style: tuple | None) -> tuple[str, str] | None:
     """A saying of the same task and style that no event of this video has."""
     pool = scene.library.far.get((scene.task, style), [])
@@ -351,16 +343,7 @@ def _reword(scene: Scene, rng: random.Random, find: Callable) -> Wording | None:
 
 
 FACTORS: dict[str, Callable[[Scene, random.Random], Wording | None]] = {
-    "shift": shift,
-    "stretch": stretch,
-    "random": anywhere,
-    "swap": swap,
-    "missing": missing,
-    "repeated": repeated,
-    "spurious": spurious,
-    "order": order,
-    "wording": wording,
-    "foreign": foreign,
-    "attribute": attribute,
+    "shift": shift, "stretch": stretch, "random": anywhere, "swap": swap, "missing": missing, "repeated": repeated,
+    "spurious": spurious, "order": order, "wording": wording, "foreign": foreign, "attribute": attribute,
     "option": option,
-}
+}  # fmt: skip

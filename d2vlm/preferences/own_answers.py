@@ -7,20 +7,20 @@ model is loaded here.
 
 import json
 import math
-import re
 import shlex
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from d2vlm.preferences.factors import tiou, wording_of
 from d2vlm.preferences.wording import MARK, Wording, take_apart, words
-from videollm.common.config import ConfigError
+from videollm.common.answers import AnswerLine, split_spans
+from videollm.common.config import ConfigError, need
+from videollm.common.files import json_lines, json_text
 from videollm.data.record import Record
 
-_TIMES = re.compile(r"\[-?\d+(?:\.\d+)? s - -?\d+(?:\.\d+)? s\]")  # how an answer's text spells a span
 SHOWN = 200  # characters of a command's own error that a message repeats
 
 
@@ -34,10 +34,8 @@ class OwnOptions:
 
     def __post_init__(self):
         for name in ("iou", "words"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"own.{name}: {getattr(self, name)} is not in [0, 1]")
-        if self.most < 1:
-            raise ConfigError(f"own.most: {self.most}, but it must be at least 1")
+            need(0 <= getattr(self, name) <= 1, f"own.{name}: {getattr(self, name)} is not in [0, 1]")
+        need(self.most >= 1, f"own.most: {self.most}, but it must be at least 1")
 
 
 @dataclass
@@ -49,8 +47,7 @@ class RewriteOptions:
     timeout_s: float = 3600.0  # for all lines together
 
     def __post_init__(self):
-        if self.timeout_s <= 0:
-            raise ConfigError(f"rewrite.timeout_s: {self.timeout_s}, but it must be above 0")
+        need(self.timeout_s > 0, f"rewrite.timeout_s: {self.timeout_s}, but it must be above 0")
 
 
 def read_answers(paths: Sequence[Path], known: set[str]) -> tuple[dict[str, list[Wording]], Counter]:
@@ -60,51 +57,41 @@ def read_answers(paths: Sequence[Path], known: set[str]) -> tuple[dict[str, list
         ConfigError: a file cannot be read, a line is no answer of ``videollm.infer``, or all ids are unknown.
     """
     found, left_out = defaultdict(list), Counter()
-    for path in paths:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--answers: {path}: {error}; give an output of videollm.infer") from None
-        for number, text in enumerate(lines, start=1):
-            if text.strip():
-                line = _answer_line(text, f"{path}:{number}")
-                reason = "its question could not be asked" if line.get("error") else None
-                reason = reason or (None if line["id"] in known else "no record has its id")
-                answer = None if reason else _own_wording(line, f"{path}:{number}")
-                if answer is None:
-                    left_out[reason or "empty, or times in its text that are no spans"] += 1
-                else:
-                    found[line["id"]].append(answer)
+    for where, line in _lines(paths):
+        reason = "its question could not be asked" if line.error else None
+        reason = reason or (None if line.id in known else "no record has its id")
+        answer = None if reason else _own_wording(line, where)
+        if answer is None:
+            left_out[reason or "empty, or times in its text that are no spans"] += 1
+        else:
+            found[line.id].append(answer)
     if paths and not found:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no line"
         raise ConfigError(f"--answers: no answer can be used ({reasons}); give answers to these annotations")
     return found, left_out
 
 
-def _answer_line(text: str, where: str) -> dict:
+def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, AnswerLine]]:
+    """(FILE:LINE, answer) of all files."""
     remedy = "give an output of videollm.infer"
-    try:
-        line = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--answers: {where}: not JSON ({error}); {remedy}") from None
-    if not isinstance(line, dict) or not isinstance(line.get("id"), str):
-        raise ConfigError(f"--answers: {where}: no id; {remedy}")
-    if not line.get("error") and not (isinstance(line.get("text"), str) and isinstance(line.get("spans"), list)):
-        raise ConfigError(f"--answers: {where}: no text or no list of spans; {remedy}")
-    return line
+    for path in paths:
+        try:
+            for number, line in json_lines(path, parse=AnswerLine.from_json):
+                yield f"{path}:{number}", line
+        except OSError as error:
+            raise ConfigError(f"--answers: {path}: {error}; {remedy}") from None
+        except ValueError as error:
+            raise ConfigError(f"--answers: {error}; {remedy}") from None
 
 
-def _own_wording(line: dict, where: str) -> Wording | None:
-    text = _TIMES.sub(MARK, line["text"].replace(MARK, ""))
-    if not text.strip() or text.count(MARK) != len(line["spans"]):
+def _own_wording(line: AnswerLine, where: str) -> Wording | None:
+    text = MARK.join(split_spans(line.text.replace(MARK, ""))[0]).strip()
+    if not text or text.count(MARK) != len(line.spans):
         return None
-    try:
-        spans = [tuple(sorted((float(start), float(end)))) for start, end in line["spans"]]
-    except (TypeError, ValueError):
-        spans = [(math.nan,)]
+    spans = [tuple(sorted((float(start), float(end)))) for start, end in line.spans]
     if not all(math.isfinite(time) for span in spans for time in span):
         raise ConfigError(f"--answers: {where}: spans are not [[start, end], ...] in seconds")
-    return take_apart(text.strip(), spans)
+    return take_apart(text, spans)
 
 
 def verdict(right: Wording, own: Wording, options: OwnOptions) -> str | None:
@@ -134,7 +121,7 @@ def rewrites(records: Sequence[Record], options: RewriteOptions) -> dict[str, Wo
         return {}
     right = {record.id: wording_of(record) for record in records}
     asked = [{"id": r.id, "question": r.question, "answer": right[r.id].text} for r in records]
-    lines = _run("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in asked), options)
+    lines = _run(json_text(asked), options)
     found = {}
     for number, text in enumerate(lines, start=1):
         where = f"rewrite.command: line {number} of its output"

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from videollm.common.files import Bad
 from videollm.data.annotations import AnnotationError
-from videollm.data.published import CHOSEN, TEXT_ONLY, LayoutError, class_kind
+from videollm.data.published import CHOSEN, TEXT_ONLY, class_kind
 
 
 def read_packed(path: str | os.PathLike, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
@@ -36,7 +37,7 @@ def read_packed(path: str | os.PathLike, tokenizer: PreTrainedTokenizerBase) -> 
     for k, item in enumerate(items, start=1):
         try:
             records.append(_unpack(item, tokenizer))
-        except LayoutError as error:
+        except Bad as error:
             problems.append(f"{path}:item {k}: {error}")
     if problems:
         raise AnnotationError(problems)
@@ -47,7 +48,7 @@ def _unpack(item: Any, tokenizer: PreTrainedTokenizerBase) -> dict:
     """One packed record -> our own schema."""
     packed = item.get("processed_response") if isinstance(item, dict) else None
     if not isinstance(packed, dict):
-        raise LayoutError("not packed", "processed_response", "give a file with one packed class a record")
+        raise Bad("not packed", "processed_response", "give a file with one packed class a record")
     name = packed.get("class")
     try:
         (event,) = packed["conflict_events"]
@@ -58,17 +59,16 @@ def _unpack(item: Any, tokenizer: PreTrainedTokenizerBase) -> dict:
         )
         human = item["conversations"][0]
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise LayoutError(f"not packed as published: {error!r}", "processed_response", "pack the record anew") from None
+        raise Bad(f"not packed as published: {error!r}", "processed_response", "pack the record anew") from None
     if not isinstance(name, str):
-        raise LayoutError("no class", "processed_response.class", "pack the record anew")
+        raise Bad("no class", "processed_response.class", "pack the record anew")
     kind = class_kind(name, item.get("task"))
     entry = {"factor": kind, "value": reject, "tgt": _flat(item.get("tgt_reject"))}
     kept = {k: v for k, v in item.items() if k not in ("processed_response", "tgt_reject", "src", "tgt")}
     times = {key: value for key in ("src", "tgt") if (value := _flat(item.get(key)))}
     turns = [human, {"from": "gpt", "value": chosen}]
-    return kept | times | {
-        "conversations": turns, "rejected": [entry | ({"text_only": True} if kind == TEXT_ONLY else {})]
-    }  # fmt: skip
+    rejected = [entry | ({"text_only": True} if kind == TEXT_ONLY else {})]
+    return kept | times | {"conversations": turns, "rejected": rejected}
 
 
 def _flat(value: Any) -> Any:
@@ -92,5 +92,5 @@ def _text(ids: list[int], shared: bool, tokenizer: PreTrainedTokenizerBase) -> s
     )
     if tokenizer(text, add_special_tokens=False).input_ids != ids:
         what = f"its tokens are not those of {text[:80]!r}"
-        raise LayoutError(what, "processed_response", "give the tokenizer that it was packed with")
+        raise Bad(what, "processed_response", "give the tokenizer that it was packed with")
     return text

@@ -93,11 +93,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def take_apart(text: str, spans: Sequence[Span]) -> Wording:
-    """The wording of an answer; ``text`` has as many ``<span>`` as there are spans.
-
-    Raises:
-        ValueError: it has not.
-    """
+    """The wording of an answer; ``text`` has as many ``<span>`` as there are spans. Raises ValueError: it has not."""
     first, *rest = text.split(MARK)
     if len(rest) != len(spans):
         raise ValueError(f"{len(rest)} marks for {len(spans)} spans")

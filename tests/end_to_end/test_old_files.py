@@ -126,7 +126,7 @@ def asked(bundle, old, line: dict) -> dict:
     options = AskOptions()
     options.generate.max_new_tokens = 40
     found = ask(bundle, old / "data/videos" / line["video"], line["question"], options)
-    return found | {key: line[key] for key in ("id", "video")}
+    return found.to_json() | {key: line[key] for key in ("id", "video")}
 
 
 @pytest.mark.parametrize("name", MODELS)

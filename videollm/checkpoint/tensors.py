@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from videollm.common import config
+
 SHARD_BYTES = 4 << 30
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
 
 
 class CheckpointError(ValueError):
     """A folder that cannot be loaded; the message names the folder, what is wrong and the remedy."""
+
+
+need = partial(config.need, error=CheckpointError)  # need(holds, message)
 
 
 def fetch(source: str) -> Path:
@@ -138,6 +144,11 @@ class LazyTensors(Mapping[str, Tensor]):
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
         self.makers = makers
 
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor], names: Mapping[str, str]) -> "LazyTensors":
+        """Tensors of ``state`` under other names: new name -> name there."""
+        return cls({new: (lambda old=old: state[old]) for new, old in names.items()})
+
     def __getitem__(self, name: str) -> Tensor:
         return self.makers[name]()
 
@@ -207,7 +218,7 @@ def fold_adapters(state: Mapping[str, Tensor], scale: float) -> Mapping[str, Ten
     layers = adapted_layers(state)
     adapters = {name for halves in layers.values() for name in halves.values()}
     plain = {name.replace(".base_layer.", "."): name for name in state if name not in adapters}
-    makers = {name: (lambda old=old: state[old]) for name, old in plain.items()}
+    makers = LazyTensors.of(state, plain).makers
     for layer, halves in layers.items():
         weight = f"{layer}.weight"
         if lacks := [half for half in "AB" if half not in halves]:

@@ -17,6 +17,12 @@ class ConfigError(ValueError):
     """A wrong key or value in a config; the message begins with the key's full name."""
 
 
+def need(holds: object, message: str, error: type[ValueError] = ConfigError) -> None:
+    """Raises ``error`` with ``message`` unless ``holds``."""
+    if not holds:
+        raise error(message)
+
+
 def build(cls: type, values: dict, where: str = "") -> typing.Any:
     """Fill dataclass ``cls`` from ``values``; ``where`` is the key under which they stand, for messages.
 

@@ -37,11 +37,19 @@ def as_spans(spans: ArrayLike, name: str = "spans") -> NDArray[np.float64]:
     return array
 
 
+def iou_union(a: ArrayLike, b: ArrayLike, dtype: type = np.float64) -> NDArray[np.floating]:
+    """Overlap / (length a + length b - overlap) of spans as they are; 0/0 is NaN (a reversed span of the same size).
+
+    Published scripts do the same: QVHighlights in float64, Charades-STA (``dtype=np.float32``) in float32.
+    """
+    a, b = np.asarray(a, dtype), np.asarray(b, dtype)
+    overlap = np.maximum(np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0]), 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return overlap / ((a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - overlap)
+
+
 def _tiou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    overlap = np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0])
-    overlap = np.maximum(overlap, 0.0)
-    union = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - overlap
-    return np.divide(overlap, union, out=np.zeros_like(union), where=union > 0)
+    return np.nan_to_num(iou_union(a, b))
 
 
 def tiou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from videollm.common.config import ConfigError
+from videollm.common.files import check_folder
 from videollm.data.check import check_visuals, report_on, write_clean
 from videollm.data.load import load_with_problems
 
@@ -26,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records, problems = load_with_problems(options.annotations)
     report, visuals = report_on(records, problems), None
     print(report)
-    if options.videos and not Path(options.videos).is_dir():
-        check.error(f"--videos: {options.videos} is not a folder; give the one that the paths are relative to")
     if options.videos:
+        try:
+            check_folder(options.videos, "--videos")
+        except ConfigError as error:
+            check.error(str(error))
         visuals = check_visuals(
             records, options.videos, decode=options.decode, workers=options.workers, timeout_s=options.timeout
         )

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from videollm.common.files import Bad
 from videollm.data.conversation import SpanMark, Turn, VisualMark, span_marks
-from videollm.data.options import KEYS, AskingError, parse_asking
-from videollm.data.published import EVIDENCE_END, SPAN_MARKS, LayoutError, from_classes
+from videollm.data.options import KEYS, parse_asking
+from videollm.data.published import EVIDENCE_END, SPAN_MARKS, from_classes
 from videollm.data.record import VISUAL_MARKS, Record, RejectedAnswer, Span, place, plain_name
 
 SLACK_S = 0.5  # annotations round their times, and containers disagree on where a video ends
@@ -44,13 +45,6 @@ class AnnotationError(ValueError):
         return "\n".join(lines)
 
 
-class _Bad(Exception):
-    """What is wrong with one record; ``parse_record`` adds the place."""
-
-    def __init__(self, what: str, name: str, remedy: str):
-        super().__init__(f"{what} ({name}) - {remedy}")
-
-
 def not_an_object(path: str | os.PathLike, line: int, item: Any) -> str:
     return f"{place(path, line)}: is {kind_of(item)} (line) - a record is an object with `conversations`"
 
@@ -65,7 +59,7 @@ def parse_record(item: dict, line: int, path: str | os.PathLike, *, raw_spans: b
         raise AnnotationError([not_an_object(path, line, item)])
     try:
         return _parse(item, line, path, raw_spans)
-    except (_Bad, LayoutError, AskingError) as bad:
+    except Bad as bad:
         raise AnnotationError([f"{place(path, line)}: {bad}"]) from None
 
 
@@ -73,7 +67,7 @@ def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> R
     item = from_classes(item) if isinstance(item.get("conversations"), dict) else item
     duration = None if item.get("duration") is None else _number(item["duration"], "duration")
     if duration is not None and duration <= 0:
-        raise _Bad(f"a video of {duration:g} s", "duration", "give its length in seconds, or leave the key out")
+        raise Bad(f"a video of {duration:g} s", "duration", "give its length in seconds, or leave the key out")
     video, images = _visuals(item)
     texts, staged = _conversation(item)
     texts = _with_visual_marks(texts, "<video>" if video else "<image>", 1 if video else len(images))
@@ -87,7 +81,7 @@ def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> R
     roles = [role for role, text in texts if role != "system" for _ in _SPAN.findall(text)]  # one a span mark
     src, tgt, unused = _match(item, roles, staged, spans)
     if (src or tgt) and video is None:
-        raise _Bad("span marks without a video", "video", "name the video, or leave the marks and their spans out")
+        raise Bad("span marks without a video", "video", "name the video, or leave the marks and their spans out")
     if len(src) < roles.count("user"):
         odd.append("span mark of a question without a span, read as text")
     turns, spans_s = _neutral(texts, src, tgt)
@@ -115,16 +109,16 @@ def _visuals(item: dict) -> tuple[str | None, tuple[str, ...]]:
     images = [] if images is None else [images] if isinstance(images, str) else images
     if not isinstance(images, list) or (not images and item.get("image") is not None):
         shown = "an empty list" if images == [] else kind_of(images)
-        raise _Bad(f"{shown} instead of a path", "image", "give a path or a list of paths")
+        raise Bad(f"{shown} instead of a path", "image", "give a path or a list of paths")
     if video is not None and images:
-        raise _Bad("both a video and an image", "video, image", "make two records of it")
+        raise Bad("both a video and an image", "video, image", "make two records of it")
     for key, path in [("video", video)] * (video is not None) + [("image", image) for image in images]:
         if not isinstance(path, str) or not path.strip():
             shown = "an empty path" if isinstance(path, str) else kind_of(path)
-            raise _Bad(f"{shown} instead of a path", key, "give a path, or leave the key out of a text-only record")
+            raise Bad(f"{shown} instead of a path", key, "give a path, or leave the key out of a text-only record")
         windows = PureWindowsPath(path)
         if PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-            raise _Bad(f"{path!r} leads out of the folder of the videos", key, "write it relative to that folder")
+            raise Bad(f"{path!r} leads out of the folder of the videos", key, "write it relative to that folder")
     return video, tuple(images)
 
 
@@ -133,27 +127,27 @@ def _conversation(item: dict) -> tuple[list[tuple[str, str]], bool]:
     name, turns = "conversations", item.get("conversations")
     if not isinstance(turns, list) or not turns:
         what = "missing" if turns is None else "empty" if turns == [] else kind_of(turns)
-        raise _Bad(what, name, 'give a list of turns: [{"from": "human", "value": "..."}, ...]')
+        raise Bad(what, name, 'give a list of turns: [{"from": "human", "value": "..."}, ...]')
     texts, staged = [], False
     for k, turn in enumerate(turns):
         name = f"conversations[{k}]"
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise _Bad("not a turn with a text", name, 'write {"from": "human", "value": "..."}')
+            raise Bad("not a turn with a text", name, 'write {"from": "human", "value": "..."}')
         speaker, text = turn.get("from"), turn["value"]
         role = ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
-            raise _Bad(f"unknown role {speaker!r}", f"{name}.from", f"use one of {', '.join(ROLES)}")
+            raise Bad(f"unknown role {speaker!r}", f"{name}.from", f"use one of {', '.join(ROLES)}")
         expected = "user" if not texts or texts[-1][0] != "user" else "assistant"
         if role != expected and not (role == "system" and k == 0):
-            raise _Bad(f"a turn of the {role} where the {expected} should speak", name, "make the two take turns")
+            raise Bad(f"a turn of the {role} where the {expected} should speak", name, "make the two take turns")
         if role == "assistant":
             text, stage = _without_evidence(text, name)
             staged |= stage
             if not text.strip():
-                raise _Bad("empty answer", name, "write the answer, or leave the turn out of a record without one")
+                raise Bad("empty answer", name, "write the answer, or leave the turn out of a record without one")
         texts.append((role, text))
     if texts[-1][0] == "system":
-        raise _Bad("no turn of the user", "conversations", "add the question")
+        raise Bad("no turn of the user", "conversations", "add the question")
     return texts, staged
 
 
@@ -164,11 +158,11 @@ def _without_evidence(text: str, name: str) -> tuple[str, bool]:
         return text, False
     if EVIDENCE_END in answer or _STAGE_FILLER.sub("", stage):
         what = "two evidence stages" if EVIDENCE_END in answer else "words in the evidence stage"
-        raise _Bad(what, name, f"write only span marks before one {EVIDENCE_END}, or no {EVIDENCE_END} at all")
+        raise Bad(what, name, f"write only span marks before one {EVIDENCE_END}, or no {EVIDENCE_END} at all")
     grounded, said = len(_SPAN.findall(stage)), len(_SPAN.findall(answer))
     if grounded not in (0, said):
         what = f"{grounded} span marks in the evidence stage and {said} in the answer after it"
-        raise _Bad(what, name, "repeat each event's mark once in the answer, in the same order")
+        raise Bad(what, name, "repeat each event's mark once in the answer, in the same order")
     return answer.lstrip(), grounded > 0
 
 
@@ -180,9 +174,9 @@ def _with_visual_marks(texts: list[tuple[str, str]], mark: str, visuals: int) ->
         texts = [(role, f"{mark}\n" * visuals * (k == first) + text) for k, (role, text) in enumerate(texts)]
     elif marks != visuals:
         what = f"{marks} {' or '.join(VISUAL_MARKS)} marks for {visuals} videos or images"
-        raise _Bad(what, "conversations", "write one mark for each, or none at all")
+        raise Bad(what, "conversations", "write one mark for each, or none at all")
     if not all(text.strip() for role, text in texts if role == "user"):
-        raise _Bad("empty turn of the user", "conversations", "write the question")
+        raise Bad("empty turn of the user", "conversations", "write the question")
     return texts
 
 
@@ -201,14 +195,14 @@ def _match(
     unused = {key for key, has in (("src", has_src), ("tgt", has_tgt)) if has and not needs[key]}
     if len(src) > asked:
         what = f"fewer span marks than spans: {asked} in the questions for {len(src)} spans"
-        raise _Bad(what, "src", "write one start and one end a mark")
+        raise Bad(what, "src", "write one start and one end a mark")
     if not has_src and not staged and len(tgt) == len(roles):
         paired = list(zip(roles, tgt, strict=True))
         return [s for role, s in paired if role == "user"], [s for role, s in paired if role != "user"], unused
     if len(tgt) != answered:
         what = f"{'more' if answered > len(tgt) else 'fewer'} span marks than spans: {answered} in the answers"
         what += f" (and {asked} in the questions)" * (asked > 0 and not has_src)
-        raise _Bad(f"{what} for {len(tgt)} spans", "tgt", "write one start and one end a mark")
+        raise Bad(f"{what} for {len(tgt)} spans", "tgt", "write one start and one end a mark")
     return src, tgt, unused
 
 
@@ -216,14 +210,14 @@ def _pairs(item: dict, key: str) -> list[Span]:
     """The flat seconds of ``key`` as pairs. One number alone is a moment of a question (D2VLM 8, no. 4)."""
     values = item[key]
     if not isinstance(values, list):
-        raise _Bad(f"{kind_of(values)} instead of a list", key, "write flat seconds: [start, end, start, end, ...]")
+        raise Bad(f"{kind_of(values)} instead of a list", key, "write flat seconds: [start, end, start, end, ...]")
     if any(isinstance(value, list) for value in values):
-        raise _Bad("nested spans", key, "flatten them: [start, end, start, end, ...]")
+        raise Bad("nested spans", key, "flatten them: [start, end, start, end, ...]")
     numbers = [_number(value, f"{key}[{k}]") for k, value in enumerate(values)]
     if key == "src" and len(numbers) == 1:
         numbers *= 2
     if len(numbers) % 2:
-        raise _Bad(f"an odd number of values, {len(numbers)}", key, "write a start and an end for each span")
+        raise Bad(f"an odd number of values, {len(numbers)}", key, "write a start and an end for each span")
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
@@ -233,7 +227,7 @@ def _mend(span: Span, duration: float | None, key: str, odd: list[str]) -> Span:
     last = math.inf if duration is None else duration
     if end < 0 or start > last:
         video = "starts at 0 s" if duration is None else f"has {duration:g} s"
-        raise _Bad(f"span [{start:g}, {end:g}] lies outside the video, which {video}", key, "correct it (in seconds)")
+        raise Bad(f"span [{start:g}, {end:g}] lies outside the video, which {video}", key, "correct it (in seconds)")
     inside = max(start, 0.0), min(end, last)
     if (start, end) != span:
         odd.append("reversed span")
@@ -273,18 +267,18 @@ def _rejected(
         return ()
     if not isinstance(entries, list) or not entries:
         what = "an empty list" if entries == [] else kind_of(entries)
-        raise _Bad(f"{what} instead of rejected answers", name, "list them, or leave the key out")
+        raise Bad(f"{what} instead of rejected answers", name, "list them, or leave the key out")
     if turns[-1].role != "assistant":
-        raise _Bad("rejected answers without a chosen one", name, "end the conversation with the chosen answer")
+        raise Bad("rejected answers without a chosen one", name, "end the conversation with the chosen answer")
     before = len(spans_s) - len(span_marks(turns[-1]))
     chosen = _wording(turns[-1], before), spans_s[before:]
     found = []
     for k, entry in enumerate(entries):
         answer = _rejected_answer(entry, f"{name}[{k}]", before, spans)
         if (_wording(answer.turn, before), answer.spans_s) == chosen:
-            raise _Bad("the same as the chosen answer", f"{name}[{k}]", "make it worse, or leave it out")
+            raise Bad("the same as the chosen answer", f"{name}[{k}]", "make it worse, or leave it out")
         if answer.text_only and (answer.spans_s or chosen[1]):
-            raise _Bad("span marks in a pair that is text only", f"{name}[{k}].text_only", "leave that key out")
+            raise Bad("span marks in a pair that is text only", f"{name}[{k}].text_only", "leave that key out")
         found.append(answer)
     return tuple(found)
 
@@ -292,24 +286,24 @@ def _rejected(
 def _rejected_answer(entry: Any, name: str, before: int, spans: Callable[[str, dict], list[Span]]) -> RejectedAnswer:
     """One rejected answer; ``before`` spans stand in the turns before it."""
     if not isinstance(entry, dict):
-        raise _Bad(f"{kind_of(entry)} instead of an object", name, 'write {"factor": ..., "value": ..., "tgt": [...]}')
+        raise Bad(f"{kind_of(entry)} instead of an object", name, 'write {"factor": ..., "value": ..., "tgt": [...]}')
     if unknown := [key for key in entry if key not in REJECTED_KEYS]:
-        raise _Bad("unknown key", f"{name}.{unknown[0]}", f"known keys: {', '.join(REJECTED_KEYS)}")
+        raise Bad("unknown key", f"{name}.{unknown[0]}", f"known keys: {', '.join(REJECTED_KEYS)}")
     factor, text, text_only = entry.get("factor"), entry.get("value"), entry.get("text_only", False)
     for key, value in (("factor", factor), ("value", text)):
         if not isinstance(value, str) or not value.strip():
             what = "empty" if isinstance(value, str) else "missing" if value is None else kind_of(value)
-            raise _Bad(what, f"{name}.{key}", "write a string")
+            raise Bad(what, f"{name}.{key}", "write a string")
     if not isinstance(text_only, bool):
-        raise _Bad(f"{kind_of(text_only)} instead of true or false", f"{name}.text_only", "leave the key out for false")
+        raise Bad(f"{kind_of(text_only)} instead of true or false", f"{name}.text_only", "leave the key out for false")
     text, _ = _without_evidence(text, f"{name}.value")
     if not text.strip():
-        raise _Bad("empty answer", f"{name}.value", "write what the rejected answer says")
+        raise Bad("empty answer", f"{name}.value", "write what the rejected answer says")
     key, marks = f"{name}.tgt", len(_SPAN.findall(text))
     tgt = spans(key, {key: entry["tgt"]}) if entry.get("tgt") is not None else []
     if len(tgt) != marks:
         what = f"{'more' if marks > len(tgt) else 'fewer'} span marks than spans: {marks} for {len(tgt)} spans"
-        raise _Bad(what, key, "write one start and one end a mark")
+        raise Bad(what, key, "write one start and one end a mark")
     (turn,), spans_s = _neutral([("assistant", text)], [], tgt)
     parts = (SpanMark(part.span + before) if isinstance(part, SpanMark) else part for part in turn.parts)
     return RejectedAnswer(factor, Turn("assistant", tuple(parts)), spans_s, text_only)
@@ -323,9 +317,9 @@ def _wording(turn: Turn, before: int) -> str:
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _Bad(f"{kind_of(value)} instead of a number", name, "write seconds as a number")
+        raise Bad(f"{kind_of(value)} instead of a number", name, "write seconds as a number")
     if not -1e15 < value < 1e15:  # also false for NaN; an integer may be too large for a float
-        raise _Bad(f"{value if isinstance(value, float) else 'an integer'} is not a time", name, "write finite seconds")
+        raise Bad(f"{value if isinstance(value, float) else 'an integer'} is not a time", name, "write finite seconds")
     return float(value)
 
 
@@ -335,7 +329,7 @@ def _name(item: dict, key: str) -> str:
         return str(value)
     if value is not None and (not isinstance(value, str) or (key == "id" and not value)):
         shown = kind_of(value) if value != "" else "an empty string"
-        raise _Bad(f"{shown} instead of a name", key, "write a string, or leave the key out")
+        raise Bad(f"{shown} instead of a name", key, "write a string, or leave the key out")
     return value or ""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from videollm.common.files import json_text, write_text
 from videollm.common.isolate import isolated_map
 from videollm.data.annotations import SLACK_S
 from videollm.data.load import Paths, load_with_problems, odd_lines
@@ -188,11 +189,9 @@ def write_clean(output: Path, records: Sequence[Record], problems: Sequence[str]
         report |= {kind: getattr(visuals, kind) for kind in list(KINDS)[3:]}
     for path, text in (
         (output.with_name(output.name + ".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n"),
-        (output, "".join(json.dumps(neutral_json(r), ensure_ascii=False) + "\n" for r in kept)),
+        (output, json_text(map(neutral_json, kept))),
     ):
-        fresh = path.with_name(path.name + ".tmp")
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
+        write_text(path, text)
     return len(kept)
 
 

@@ -10,16 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from videollm.common.files import Bad
 from videollm.video.view import WHOLE, FrameFolder, View
 
 KEYS = ("bound", "frames", "after_video", "generate")
-
-
-class AskingError(ValueError):
-    """What is wrong with one of the keys: ``what (key) - remedy``."""
-
-    def __init__(self, what: str, key: str, remedy: str):
-        super().__init__(f"{what} ({key}) - {remedy}")
 
 
 @dataclass(frozen=True)
@@ -38,17 +32,17 @@ def parse_asking(item: Mapping[str, Any], duration_s: float | None) -> Asking:
     """The four keys of an annotation line; a key that is left out or null means its default.
 
     Raises:
-        AskingError: a value of another form, a key for a record without a video, or a bound beside the video.
+        Bad: a value of another form, a key for a record without a video, or a bound beside the video.
     """
     given = {key: item[key] for key in KEYS if item.get(key) is not None}
     for key in ("bound", "frames", "after_video"):
         if key in given and item.get("video") is None:
-            raise AskingError("for a record without a video", key, "name the video, or leave the key out")
+            raise Bad("for a record without a video", key, "name the video, or leave the key out")
     after, generate = given.get("after_video"), given.get("generate", {})
     if not isinstance(after, str | None):
-        raise AskingError(f"{after!r:.40} is no text", "after_video", 'write a string, such as "" or "\\n"')
+        raise Bad(f"{after!r:.40} is no text", "after_video", 'write a string, such as "" or "\\n"')
     if not isinstance(generate, dict):
-        raise AskingError(f"{generate!r:.40} is no object", "generate", 'write {"repetition_penalty": 1.2}')
+        raise Bad(f"{generate!r:.40} is no object", "generate", 'write {"repetition_penalty": 1.2}')
     bound = _bound(given["bound"], duration_s) if "bound" in given else None
     return Asking(View(bound, _frames(given["frames"]) if "frames" in given else None), after, generate)
 
@@ -67,24 +61,24 @@ def asking_json(asking: Asking) -> dict[str, Any]:
 
 def _bound(value: Any, duration_s: float | None) -> tuple[float, float]:
     if not isinstance(value, list) or len(value) != 2 or not all(map(_is_number, value)):
-        raise AskingError(f"{value!r:.60} is not [start, end]", "bound", "write two numbers of seconds")
+        raise Bad(f"{value!r:.60} is not [start, end]", "bound", "write two numbers of seconds")
     start, end = map(float, value)
     if start > end:
-        raise AskingError(f"the start {start:g} is behind the end {end:g}", "bound", "write the start first")
+        raise Bad(f"the start {start:g} is behind the end {end:g}", "bound", "write the start first")
     if end < 0 or (duration_s is not None and start > duration_s):
         video = "starts at 0 s" if end < 0 else f"has {duration_s:g} s"
-        raise AskingError(f"[{start:g}, {end:g}] lies outside the video, which {video}", "bound", "correct it")
+        raise Bad(f"[{start:g}, {end:g}] lies outside the video, which {video}", "bound", "correct it")
     return start, end
 
 
 def _frames(value: Any) -> FrameFolder:
     if not isinstance(value, dict) or not {"fps"} <= value.keys() <= {"fps", "first"}:
-        raise AskingError(f"{value!r:.60} is not a kind of folder", "frames", 'write {"fps": 3, "first": 1}')
+        raise Bad(f"{value!r:.60} is not a kind of folder", "frames", 'write {"fps": 3, "first": 1}')
     fps, first = value["fps"], value.get("first", 1)
     if not _is_number(fps) or fps <= 0:
-        raise AskingError(f"{fps!r:.40} is no number of frames a second", "frames.fps", "write a number above 0")
+        raise Bad(f"{fps!r:.40} is no number of frames a second", "frames.fps", "write a number above 0")
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-        raise AskingError(f"{first!r:.40} is no number of a file", "frames.first", "write a whole number from 0 on")
+        raise Bad(f"{first!r:.40} is no number of a file", "frames.first", "write a whole number from 0 on")
     return FrameFolder(float(fps), first)
 
 

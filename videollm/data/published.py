@@ -7,6 +7,8 @@ which calls this file. It knows no file, no head and no tokenizer.
 
 from typing import Any
 
+from videollm.common.files import Bad
+
 CHOSEN = "chosen"
 DENSE_TASKS = ("dvc", "slc", "tvc", "rvc")
 CLASS_TASKS = {"f": DENSE_TASKS, "repeat": DENSE_TASKS, "qwen": ("rvc",)}  # the published script asserts these
@@ -15,27 +17,20 @@ MARK, EVIDENCE_END = "<evi>", "</evi>"
 SPAN_MARKS = ("<span>", MARK, "<TIME_STAMP>")  # ours first: the one we write; any file trains any head
 
 
-class LayoutError(ValueError):
-    """What is wrong with the shape of a record: ``what (key) - remedy``."""
-
-    def __init__(self, what: str, key: str, remedy: str):
-        super().__init__(f"{what} ({key}) - {remedy}")
-
-
 def from_classes(item: dict) -> dict:
     """A record in the published layout -> the same one in our own.
 
     Raises:
-        LayoutError: no chosen answer, no class, a class key or its task unknown, or another question in a class.
+        Bad: no chosen answer, no class, a class key or its task unknown, or another question in a class.
     """
     talks = item["conversations"]
     if CHOSEN not in talks:
-        raise LayoutError("no chosen answer", "conversations", f"add the class {CHOSEN!r}")
+        raise Bad("no chosen answer", "conversations", f"add the class {CHOSEN!r}")
     classes = [key for key in talks if key != CHOSEN]
     if not classes:
-        raise LayoutError("no rejected answer", "conversations", "add a class, or write a plain list of turns")
+        raise Bad("no rejected answer", "conversations", "add a class, or write a plain list of turns")
     if "rejected" in item:
-        raise LayoutError("both classes and a list of rejected answers", "rejected", "keep one of the two")
+        raise Bad("both classes and a list of rejected answers", "rejected", "keep one of the two")
     tgt, src = _by_class(item, "tgt", talks), _by_class(item, "src", talks)
     question, chosen = _turns(talks, CHOSEN)
     rejected = []
@@ -43,7 +38,7 @@ def from_classes(item: dict) -> dict:
         asked, answer = _turns(talks, name)
         if asked != question:
             what = "its question is not the one of the chosen answer"
-            raise LayoutError(what, f"conversations.{name}", "make a record of its own of it")
+            raise Bad(what, f"conversations.{name}", "make a record of its own of it")
         kind = class_kind(name, item.get("task"))
         entry = {"factor": kind, "value": answer.get("value"), "tgt": tgt.get(name)}
         rejected.append(entry | ({"text_only": True} if kind == TEXT_ONLY else {}))
@@ -56,14 +51,14 @@ def class_kind(name: str, task: Any) -> str:
     """The part of a class key that decides, the third at ``_``: ``reject_0_shift`` -> ``shift``.
 
     Raises:
-        LayoutError: fewer than three parts, or a kind that the task cannot have.
+        Bad: fewer than three parts, or a kind that the task cannot have.
     """
     kind = (name.split("_") + ["", ""])[2]
     if not kind:
-        raise LayoutError(f"unknown class {name!r}", "conversations", "name it like reject_0_shift, in three parts")
+        raise Bad(f"unknown class {name!r}", "conversations", "name it like reject_0_shift, in three parts")
     if kind in CLASS_TASKS and task not in CLASS_TASKS[kind]:
         tasks = ", ".join(CLASS_TASKS[kind])
-        raise LayoutError(f"class {name!r} in a record of task {task!r}", "conversations", f"only {tasks} may have it")
+        raise Bad(f"class {name!r} in a record of task {task!r}", "conversations", f"only {tasks} may have it")
     return kind
 
 
@@ -75,9 +70,9 @@ def _by_class(item: dict, key: str, talks: dict) -> dict:
     if not isinstance(value, dict):
         if key == "src":
             return {CHOSEN: value}
-        raise LayoutError("not one list a class, as the conversations are", key, f'write {{"{CHOSEN}": [...], ...}}')
+        raise Bad("not one list a class, as the conversations are", key, f'write {{"{CHOSEN}": [...], ...}}')
     if unknown := [name for name in value if name not in talks]:
-        raise LayoutError(f"unknown class {unknown[0]!r}", key, "name each as in `conversations`")
+        raise Bad(f"unknown class {unknown[0]!r}", key, "name each as in `conversations`")
     return value
 
 
@@ -85,7 +80,7 @@ def _turns(talks: dict, name: str) -> list[dict]:
     """[question, answer] of one class."""
     turns = talks[name]
     if not (isinstance(turns, list) and len(turns) == 2 and all(isinstance(turn, dict) for turn in turns)):
-        raise LayoutError("not one question and one answer", f"conversations.{name}", "write [human, gpt]")
+        raise Bad("not one question and one answer", f"conversations.{name}", "write [human, gpt]")
     return turns
 
 

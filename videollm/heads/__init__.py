@@ -1,5 +1,6 @@
 """All that a temporal head imports (docs/heads.md), under one name. Importing it registers the head ``text``."""
 
+from videollm.common.answers import span_text
 from videollm.data.conversation import (
     FrameSlot,
     FrameTimeSlot,
@@ -19,7 +20,6 @@ from videollm.heads.interface import (
     build_head,
     head_class,
     replace_marks,
-    span_text,
 )
 from videollm.heads.text import TextTimeHead
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs

@@ -15,6 +15,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from videollm.common.answers import span_text
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
 from videollm.data.conversation import FrameSlot, Part, SpanMark, Turn
@@ -38,6 +39,7 @@ class TemporalHead(nn.Module):
     """
 
     Options: ClassVar[type] = HeadOptions
+    wording: ClassVar[str] = "plain"  # of a benchmark's questions: which system's, where they are published
     published: ClassVar[dict] = {}  # config values under which all is as in the published system (presets.py)
     span_tokens: ClassVar[tuple[str, ...]] = ()  # empty: times are written as text
     extra_tokens: ClassVar[tuple[str, ...]] = ()
@@ -125,11 +127,6 @@ class TemporalHead(nn.Module):
     def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """Log-probability of the true times, one a span [N], for preference training."""
         raise NotImplementedError
-
-
-def span_text(start_s: float, end_s: float) -> str:
-    """The neutral spelling of a span in an answer's text."""
-    return f"[{start_s:.1f} s - {end_s:.1f} s]"
 
 
 def replace_marks(turn: Turn, slot) -> Turn:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from videollm.common.answers import span_text
 from videollm.data.conversation import Turn
-from videollm.heads.interface import HEADS, TemporalHead, replace_marks, span_text
+from videollm.heads.interface import HEADS, TemporalHead, replace_marks
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 
 Unit = Literal["percent", "seconds"]

@@ -1,6 +1,6 @@
 """Batches of questions become lines of answers: every video through the tower once, batches that do not fit split.
 
-In: a bundle, records and a reader of their videos; out: one dict a question, as it is answered, and what it cost in
+In: a bundle, records and a reader of their videos; out: a line a question, as it is answered, and what it cost in
 ``Speed``. The batches come from questions.py. Knows neither files of answers nor ranks.
 """
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from videollm.batches.dataset import Item
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint.bundle import Bundle
+from videollm.common.answers import AnswerLine
 from videollm.common.processes import out_of_memory
 from videollm.data.record import Record
 from videollm.heads.types import Answer
@@ -46,12 +47,11 @@ def answer_records(
     progress: bool = False,
     batches: Sequence[Batch] | None = None,
     speed: Speed | None = None,
-) -> Iterator[dict]:
+) -> Iterator[AnswerLine]:
     """Answer every record, or those of ``batches``; one whose video cannot be read gives a line with ``error``.
 
     Questions about one video stand together, and so do those that are decoded alike: see ``questions.plan``. The model
-    keeps the mode and device it has. Each line: id, video, question, text, raw_text, spans, evidence_spans, scores,
-    duration (seconds), finish_reason, thinned (frames dropped to fit the context), error.
+    keeps the mode and device it has.
     """
     if batches is None:
         batches = [batch for unit in plan(records, options, batch_size) for batch in unit]
@@ -133,7 +133,7 @@ class Answerer:
 
     def answer(
         self, records: Sequence[Record], items: Sequence[Item], options: GenerateOptions
-    ) -> tuple[list[dict], int]:
+    ) -> tuple[list[AnswerLine], int]:
         """The lines of one batch, and how many tokens were generated for them."""
         pairs = list(zip(records, items, strict=True))
         lines = [error_line(record, item.bad) for record, item in pairs if item.bad]
@@ -141,7 +141,7 @@ class Answerer:
         found, tokens = self._good(good, options) if good else ([], 0)
         return lines + found, tokens
 
-    def _good(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[dict], int]:
+    def _good(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[AnswerLine], int]:
         """Answers of readable items; a batch that does not fit into memory is halved."""
         try:
             return self._together(pairs, options)
@@ -158,7 +158,7 @@ class Answerer:
         (first, a), (second, b) = self._good(pairs[:half], options), self._good(pairs[half:], options)
         return first + second, a + b
 
-    def _together(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[dict], int]:
+    def _together(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[AnswerLine], int]:
         model, tokenizer = self.bundle.model, self.bundle.tokenizer
         if options.do_sample:  # by what is asked, not by what was asked before: a resumed run draws the same
             torch.manual_seed(seed_of([record.id for record, _ in pairs], options.seed))
@@ -176,28 +176,21 @@ def seed_of(ids: Sequence[str], seed: int) -> int:
     return int(hashlib.sha256(f"{seed} {' '.join(ids)}".encode()).hexdigest()[:15], 16)
 
 
-def answer_line(record: Record, answer: Answer, reason: str, duration_s: float, thinned: int) -> dict:
+def answer_line(record: Record, answer: Answer, reason: str, duration_s: float, thinned: int) -> AnswerLine:
     """One output line; times rounded to the millisecond."""
-    spans = [[round(s, 3), round(e, 3)] for s, e in answer.spans]
-    evidence = [[round(s, 3), round(e, 3)] for s, e in answer.evidence_spans]
-    return {
-        "id": record.id,
-        "video": record.video,
-        "question": record.question,
-        "text": answer.text,
-        "raw_text": answer.raw_text,
-        "spans": spans,
-        "evidence_spans": evidence,
-        "scores": [round(s, 4) for s in answer.scores],
-        "duration": round(duration_s, 3),
-        "finish_reason": reason,
-        "thinned": thinned,
-        "error": None,
-    }
+    return AnswerLine(
+        id=record.id, video=record.video, question=record.question,
+        text=answer.text, raw_text=answer.raw_text,
+        spans=[[round(s, 3), round(e, 3)] for s, e in answer.spans],
+        evidence_spans=[[round(s, 3), round(e, 3)] for s, e in answer.evidence_spans],
+        scores=[round(s, 4) for s in answer.scores],
+        duration=round(duration_s, 3), finish_reason=reason, thinned=thinned, error=None,
+    )  # fmt: skip
 
 
-def error_line(record: Record, reason: str) -> dict:
+def error_line(record: Record, reason: str) -> AnswerLine:
     """The output line of a question that could not be asked."""
-    empty = {"text": "", "raw_text": "", "spans": [], "evidence_spans": [], "scores": []}
-    head = {"id": record.id, "video": record.video, "question": record.question}
-    return head | empty | {"duration": record.duration_s, "finish_reason": "error", "thinned": 0, "error": reason}
+    return AnswerLine(
+        id=record.id, video=record.video, question=record.question, text="", raw_text="", spans=[], evidence_spans=[],
+        duration=record.duration_s, finish_reason="error", error=reason,
+    )  # fmt: skip

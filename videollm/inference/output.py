@@ -17,7 +17,9 @@ from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 
+from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
+from videollm.common.files import json_lines, json_text, write_text
 from videollm.data.record import Record
 
 logger = logging.getLogger(__name__)
@@ -59,19 +61,9 @@ def model_content(folder: str | Path) -> str:
 # ---- the meta file -----------------------------------------------------------------------------------------------
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write ``path`` so that a kill leaves the old file or the new one, whole."""
-    fresh = beside(path, ".tmp")
-    with open(fresh, "w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(fresh, path)
-
-
 def write_meta(output: Path, meta: dict) -> None:
     """Write the settings and counts beside the output."""
-    replace_file(beside(output, ".meta.json"), json.dumps(meta, indent=1) + "\n")
+    write_text(beside(output, ".meta.json"), json.dumps(meta, indent=1) + "\n")
 
 
 def check_meta(output: Path, meta: dict) -> dict:
@@ -119,24 +111,17 @@ def locked(output: Path) -> Iterator[None]:
 # ---- the lines ---------------------------------------------------------------------------------------------------
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[AnswerLine]:
     """The complete lines of an output file; a torn last line is left out. ConfigError names a damaged one."""
-    if not path.is_file():
-        return []
-    found = []
-    *whole, _ = path.read_bytes().split(b"\n")
-    for number, text in enumerate(whole, 1):
-        try:
-            line = json.loads(text)
-            if not isinstance(line, dict) or "id" not in line:
-                raise ValueError("no answer")
-        except ValueError as error:
-            raise ConfigError(f"{path}:{number}: damaged ({error}); delete the line, it is then asked again") from None
-        found.append(line)
-    return found
+
+    def damaged(number: int, why: str) -> None:
+        raise ConfigError(f"{path}:{number}: damaged ({why}); delete the line, it is then asked again")
+
+    found = json_lines(path, damaged, parse=AnswerLine.from_json, torn=True) if path.is_file() else ()
+    return [line for _, line in found]
 
 
-def gather(output: Path, records: Sequence[Record]) -> dict[str, dict]:
+def gather(output: Path, records: Sequence[Record]) -> dict[str, AnswerLine]:
     """Merge the output and what ranks have left beside it into the output, one line an id; returns {id: line}.
 
     Lines come in the order of the records, an answer before an error of the same id.
@@ -146,29 +131,27 @@ def gather(output: Path, records: Sequence[Record]) -> dict[str, dict]:
     """
     parts = sorted(output.parent.glob(f"{output.name}.part*"))
     asked = {record.id: record for record in records}
-    lines: dict[str, dict] = {}
+    lines: dict[str, AnswerLine] = {}
     for path in (output, *parts):
         for line in read_lines(path):
-            record = asked.get(line["id"])
-            if record is None or (record.video, record.question) != (line.get("video"), line.get("question")):
+            record = asked.get(line.id)
+            if record is None or (record.video, record.question) != (line.video, line.question):
                 problem = "is not in the annotations" if record is None else "asks something else in the annotations"
-                raise ConfigError(
-                    f"{path}: the question {line['id']!r} {problem}; choose another --output or delete it"
-                )
-            if line["id"] not in lines or not line.get("error"):
-                lines[line["id"]] = line
+                raise ConfigError(f"{path}: the question {line.id!r} {problem}; choose another --output or delete it")
+            if line.id not in lines or not line.error:
+                lines[line.id] = line
     lines = {i: lines[i] for i in asked if i in lines}
     if lines or output.is_file():
-        replace_file(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
+        write_text(output, json_text(line.to_json() for line in lines.values()))
     for path in parts:
         path.unlink()
     return lines
 
 
-def prove(output: Path, records: Sequence[Record]) -> list[dict]:
+def prove(output: Path, records: Sequence[Record]) -> list[AnswerLine]:
     """The lines of a finished output as they stand in the file; ConfigError unless every id is there exactly once."""
     lines = read_lines(output)
-    times = Counter(line["id"] for line in lines)
+    times = Counter(line.id for line in lines)
     missing = [record.id for record in records if not times[record.id]]
     twice = [i for i, count in times.items() if count > 1]
     if missing or twice or len(times) != len(records):
@@ -180,9 +163,9 @@ def prove(output: Path, records: Sequence[Record]) -> list[dict]:
     return lines
 
 
-def add_lines(out: FileIO, lines: Sequence[dict]) -> None:
+def add_line(out: FileIO, line: AnswerLine) -> None:
     """Append to an unbuffered file; ConfigError where the disk is full or gone. What was written before is kept."""
-    data = memoryview("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    data = memoryview(json_text([line.to_json()]).encode())
     try:
         while data:
             data = data[out.write(data) :]

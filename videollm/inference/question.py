@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from videollm.checkpoint.bundle import Bundle
+from videollm.common.answers import AnswerLine, span_text
 from videollm.common.config import ConfigError, build
 from videollm.data.conversation import Turn, VisualMark
 from videollm.data.record import Record
-from videollm.heads.interface import span_text
 from videollm.inference.answer import answer_records
 from videollm.inference.timeline import MAX_FRAMES, timeline
 from videollm.model.generate import GenerateOptions
@@ -48,7 +48,7 @@ def make_record(video: str, question: str) -> Record:
     )  # fmt: skip
 
 
-def ask(bundle: Bundle, video: str | Path, question: str, options: AskOptions | None = None) -> dict:
+def ask(bundle: Bundle, video: str | Path, question: str, options: AskOptions | None = None) -> AnswerLine:
     """Answer one question; the line of ``answer_records``. The model keeps its device.
 
     Raises:
@@ -65,35 +65,34 @@ def ask(bundle: Bundle, video: str | Path, question: str, options: AskOptions | 
     video = Path(video).resolve()  # a link to a video elsewhere is fine: its root is where it really lies
     reader = bundle.reader(video.parent, build(Sampler, bundle.config.sampler | options.sampler, "sampler"))
     (line,) = answer_records(bundle, [make_record(video.name, question)], reader, options.generate)
-    if line["error"]:
-        raise VideoError(line["error"])
+    if line.error:
+        raise VideoError(line.error)
     return line
 
 
-def describe(line: dict) -> str:
+def describe(line: AnswerLine) -> str:
     """An answer line as text for people: the answer, its spans with their scores, the evidence."""
-    rows = [line["text"] or "(empty answer)", ""]
-    for name, scores in (("spans", line["scores"]), ("evidence_spans", None)):
-        spans = line[name]
+    rows = [line.text or "(empty answer)", ""]
+    for name, spans, scores in (("spans", line.spans, line.scores), ("evidence spans", line.evidence_spans, None)):
         if not spans and scores is None:
             continue
-        rows.append(f"{name.replace('_', ' ')}:" if spans else "spans: none")
+        rows.append(f"{name}:" if spans else "spans: none")
         for k, span in enumerate(spans):
             score = "" if scores is None else f"  score {scores[k]:.2f}"
             rows.append(f"  {k + 1}. {span_text(*span)}{score}")
-    if line["finish_reason"] == "length":
+    if line.finish_reason == "length":
         rows.append("the answer was cut off: raise generate.max_new_tokens")
     return "\n".join(rows)
 
 
-def draw(path: str | Path, video: str | Path, line: dict) -> None:
+def draw(path: str | Path, video: str | Path, line: AnswerLine) -> None:
     """Write a PNG of the video's frames above the spans of an answer line."""
     sampler = Sampler(rule="segments", num_frames=MAX_FRAMES)
     frames = read_video(video, sampler, resize=small)
-    spans = {"answer": line["spans"]}
-    if line["evidence_spans"]:
-        spans["evidence"] = line["evidence_spans"]
-    timeline(path, list(frames.pixels.numpy()), frames.times_s, frames.duration_s, {}, spans, line["question"])
+    spans = {"answer": line.spans}
+    if line.evidence_spans:
+        spans["evidence"] = line.evidence_spans
+    timeline(path, list(frames.pixels.numpy()), frames.times_s, frames.duration_s, {}, spans, line.question)
 
 
 def small(frame: np.ndarray) -> np.ndarray:

@@ -15,16 +15,18 @@ import torch
 from videollm.batches.reader import VisualReader, open_store
 from videollm.checkpoint.bundle import Bundle
 from videollm.checkpoint.load import load, read_config
+from videollm.common.answers import AnswerLine
 from videollm.common.code import code
 from videollm.common.command import usable_device
 from videollm.common.config import ConfigError, build, override, to_dict
+from videollm.common.files import check_folder
 from videollm.common.processes import Ranks, local_rank
 from videollm.data.load import load_records
 from videollm.data.record import Record
 from videollm.heads.presets import lay_preset
 from videollm.inference.answer import Speed, answer_records
 from videollm.inference.output import (
-    add_lines,
+    add_line,
     beside,
     check_meta,
     check_writable,
@@ -69,8 +71,7 @@ def run(args: argparse.Namespace) -> None:
     options, head, sampling = asked_settings(args.overrides, args.model)
     records = load_records(args.annotations)
     units = plan(records, options, args.batch_size)  # also says bad options of a record before the model is loaded
-    if not Path(args.videos).is_dir():
-        raise ConfigError(f"--videos: {args.videos} is not a folder; give the one that the paths are below")
+    check_folder(args.videos, "--videos")
     bundle = load(args.model, head=head, dtype=PRECISIONS[args.precision])
     sampler = build(Sampler, bundle.config.sampler | sampling, "sampler")
     device = usable_device(args.device if args.device != "cuda" else f"cuda:{local_rank()}")
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
                 "commit": code()[0],
             }  # fmt: skip
             meta = check_meta(args.output, meta) | meta
-            answered = {i for i, line in gather(args.output, records).items() if not line["error"]}
+            answered = {i for i, line in gather(args.output, records).items() if not line.error}
             missing = {record.id for record in records} - answered
             write_meta(args.output, meta)
         missing = ranks.told(missing)  # told, not read: another node may still see an older file
@@ -119,8 +120,8 @@ def answer_share(
     part = args.output if ranks.world == 1 else beside(args.output, f".part{ranks.rank}")
     with open(part, "ab", buffering=0) as out:
         for line in lines:
-            if line["id"] in missing:
-                add_lines(out, [line])
+            if line.id in missing:
+                add_line(out, line)
     return speed
 
 
@@ -136,9 +137,9 @@ def finish(output: Path, records: list[Record], meta: dict, speeds: list[Speed])
     """Merge and prove the output, complete the meta file, and say what came of it."""
     gather(output, records)
     lines = prove(output, records)
-    errors = [line for line in lines if line["error"]]
+    errors = [line for line in lines if line.error]
     meta["counts"] = {"questions": len(records), "answered": len(lines) - len(errors), "errors": len(errors)}
-    thinned = [line["thinned"] for line in lines if line["thinned"]]
+    thinned = [line.thinned for line in lines if line.thinned]
     meta["thinned"] = {"questions": len(thinned), "frames": sum(thinned)}
     asked, tokens = sum(s.questions for s in speeds), sum(s.tokens for s in speeds)
     if asked:
@@ -168,9 +169,9 @@ def speed_of(speeds: list[Speed], asked: int, tokens: int) -> dict:
     }
 
 
-def report_errors(output: Path, errors: list[dict], questions: int) -> None:
+def report_errors(output: Path, errors: list[AnswerLine], questions: int) -> None:
     """Name the first question that could not be asked; ConfigError if none could be."""
-    first = f"first {errors[0]['id']}: {errors[0]['error']}"
+    first = f"first {errors[0].id}: {errors[0].error}"
     if len(errors) == questions:
         raise ConfigError(f"none of the {questions} questions could be asked, {first} (all of them: {output})")
     print(f"{len(errors)} questions could not be asked, {first} (all of them: {output})", file=sys.stderr)

@@ -25,6 +25,7 @@ from videollm.batches.dataset import as_it_is
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import ConfigError, to_dict
+from videollm.common.files import replacing
 from videollm.data.record import Record
 from videollm.model.towers import CHUNK, encode_frames
 from videollm.video.decode import VideoError
@@ -108,9 +109,8 @@ class FeatureStore:
                 self.misses += 1
                 features = encode_frames(tower, pixels.to(device), CHUNK).cpu().contiguous()
                 tensors = {"features": features, "times_s": torch.as_tensor(np.asarray(times_s, np.float64))}
-                fresh = path.with_suffix(f".tmp{os.getpid()}")
-                save_file(tensors, fresh, metadata={"duration_s": repr(float(duration_s))})
-                os.replace(fresh, path)
+                with replacing(path, shared=True) as fresh:
+                    save_file(tensors, fresh, metadata={"duration_s": repr(float(duration_s))})
                 self.bytes += path.stat().st_size
 
 

@@ -19,6 +19,7 @@ from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader, open_store
 from videollm.checkpoint.bundle import Bundle
 from videollm.common.config import ConfigError
+from videollm.common.files import check_folder
 from videollm.common.processes import this_rank, world_size
 from videollm.data import filters
 from videollm.data.mixture import load_training
@@ -50,8 +51,7 @@ def train(settings: Settings) -> Path:
     checkpoint = check_start(settings)
     prepare_process(settings)
     data = settings.data
-    if not Path(settings.data.videos).is_dir():
-        raise ConfigError(f"data.videos: {settings.data.videos} is not a folder; give the one the paths are below")
+    check_folder(data.videos, "data.videos")
     if not data.train:
         raise ConfigError("data.train: no annotation file given")
     records, root = load_training(data.train, data.videos, raw_spans=data.raw_spans)

@@ -10,12 +10,13 @@ run; no trainer, no model.
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from videollm.common.files import json_lines, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -141,17 +142,9 @@ def last_good(output: Path) -> Checkpoint | None:
 def rewind(path: Path, step: int) -> None:
     """Drop the lines of a JSON-lines log that come after ``step``, as a run left them that died behind a checkpoint."""
     if path.is_file():
-        fresh = path.with_name(path.name + ".tmp")
-        with open(fresh, "w", encoding="utf-8") as out:
-            out.writelines(json.dumps(line) + "\n" for line in whole_lines(path) if line["step"] <= step)
-        os.replace(fresh, path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in whole_lines(path) if line["step"] <= step))
 
 
 def whole_lines(path: Path) -> Iterator[dict]:
     """The entries of a JSON-lines file without a torn last one."""
-    with open(path, "rb") as file:  # a torn line may end within a character
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                logger.warning("%s: dropped a torn line", path)
+    return (line for _, line in json_lines(path, lambda *_: logger.warning("%s: dropped a torn line", path)))

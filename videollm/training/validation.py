@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint.bundle import Bundle
+from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
 from videollm.data.conversation import SpanMark
 from videollm.data.load import load_records
@@ -91,14 +92,14 @@ def make_validation(
     def validate() -> dict[str, float]:
         device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(device):  # training goes on as it would without validation
-            lines = {line["id"]: line for line in answer_records(bundle, mine, plain, settings.generate, batch_size=32)}
+            lines = {line.id: line for line in answer_records(bundle, mine, plain, settings.generate, batch_size=32)}
         if dist.is_initialized():
             shares: list = [None] * world
             dist.all_gather_object(shares, lines)
             lines = {k: v for share in shares for k, v in share.items()}
         bad = limit_unasked(lines, settings.data.max_bad_fraction)
-        good = [r.id for r in records if not lines[r.id]["error"]]
-        found = score([lines[i]["spans"] for i in good], [truths[i][1] for i in good]) | {"unreadable": bad}
+        good = [r.id for r in records if not lines[r.id].error]
+        found = score([lines[i].spans for i in good], [truths[i][1] for i in good]) | {"unreadable": bad}
         return flat(found) | (held_out(bundle, objective, pairs, plain, size=8) if pairs else {})
 
     return validate
@@ -110,16 +111,16 @@ def answer_spans(record: Record) -> list[list[float]]:
     return [list(record.spans_s[p.span]) for p in parts if isinstance(p, SpanMark)]
 
 
-def limit_unasked(lines: dict[str, dict], allowed: float) -> int:
+def limit_unasked(lines: dict[str, AnswerLine], allowed: float) -> int:
     """How many questions could not be asked; BadVideosError past the tolerated share, or if it is all of them."""
-    bad = [line for line in lines.values() if line["error"]]
+    bad = [line for line in lines.values() if line.error]
     if bad and (len(bad) > allowed * len(lines) or len(bad) == len(lines)):
         raise BadVideosError(
             f"{len(bad)} of {len(lines)} validation questions could not be asked (data.max_bad_fraction={allowed}), "
-            f"first {bad[0]['id']}: {bad[0]['error']}; mend or remove them, or raise the fraction"
+            f"first {bad[0].id}: {bad[0].error}; mend or remove them, or raise the fraction"
         )
     for line in bad:
-        logger.warning("validation leaves out %s: %s", line["id"], line["error"])
+        logger.warning("validation leaves out %s: %s", line.id, line.error)
     return len(bad)
 
 

@@ -6,7 +6,6 @@ videos; a shard appears whole, so an interrupted build goes on. Knows the names 
 
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from videollm.common.config import ConfigError, to_dict
+from videollm.common.files import replacing, write_text
 from videollm.common.isolate import isolated_map
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import Frames, read_video, safe_join
@@ -135,7 +135,7 @@ def build_store(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if read_settings(folder) is None:
-            (folder / SETTINGS).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+            write_text(folder / SETTINGS, json.dumps(wanted, indent=1) + "\n")
         held = FrameStore(folder, sampler, preprocess).where
         missing = [name for name in dict.fromkeys(names) if name not in held]
         bad: dict[str, str] = {}
@@ -143,9 +143,8 @@ def build_store(
         bar = tqdm(decoded, total=len(missing), desc="decoding", unit="video", disable=not progress)
         for number, shard in enumerate(shards(bar, bad), next_shard(folder)):
             write_shard(folder / f"{number:05d}.safetensors", shard)
-        (folder / SKIPPED).write_text(
-            "".join(json.dumps({"video": name, "reason": why}) + "\n" for name, why in bad.items()), encoding="utf-8"
-        )
+        skipped = ({"video": name, "reason": why} for name, why in bad.items())
+        write_text(folder / SKIPPED, "".join(json.dumps(row) + "\n" for row in skipped))
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"--output: cannot write to {folder} ({error}); make room or choose another folder") from None
     return len(held) + len(missing) - len(bad), bad
@@ -179,6 +178,5 @@ def write_shard(path: Path, videos: Sequence[tuple[str, np.ndarray, np.ndarray, 
         for i, (_, pixels, times_s, _, _) in enumerate(videos)
     ]
     listed = json.dumps([[name, duration_s, damaged] for name, _, _, duration_s, damaged in videos])
-    fresh = path.with_suffix(".tmp")
-    save_file(dict(itertools.chain(*(t.items() for t in tensors))), fresh, metadata={"videos": listed})
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        save_file(dict(itertools.chain(*(t.items() for t in tensors))), fresh, metadata={"videos": listed})

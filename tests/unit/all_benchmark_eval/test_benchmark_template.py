@@ -7,6 +7,7 @@ import pytest
 from all_benchmark_eval import score
 from all_benchmark_eval.benchmark import BenchmarkError, Options, get, names
 from all_benchmark_eval.TEMPLATE.task import TASK
+from tests.answers import answer_line
 from tests.benchmark_data import moving_shapes
 
 ROWS = [
@@ -38,8 +39,8 @@ def test_the_templates_answers_come_back_from_its_file(tmp_path, wording):
     truth = TASK.load(write(tmp_path / "truth.json", ROWS))
     lines = TASK.questions(truth, wording)
     assert [line["id"] for line in lines] == ["q1", "q2"] and "waxes" in json.dumps(lines[0])
-    answer = {"spans": [[10, 30]], "evidence_spans": [], "error": None}
-    data = TASK.from_answers(truth, {"q1": answer, "q2": answer | {"error": "no video"}}, wording)
+    answers = {name: answer_line(name, spans=[[10, 30]], error=why) for name, why in (("q1", None), ("q2", "no video"))}
+    data = TASK.from_answers(truth, answers, wording)
     assert data == {"q1": [10, 30]}
     assert TASK.read(write(tmp_path / "p.json", data), truth).counts()["missing"] == 1
 
@@ -47,10 +48,10 @@ def test_the_templates_answers_come_back_from_its_file(tmp_path, wording):
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
-        ([], "list of questions"),
+        ([], "list with an item for every question"),
         ([{"id": 1}], "item 1: no key"),
         ([ROWS[0], ROWS[0]], "stands twice"),
-        ([ROWS[0] | {"duration": "long"}], "'q1': its duration"),
+        ([ROWS[0] | {"duration": "long"}], "item 1: duration 'long'"),
         ([ROWS[0] | {"span": [1]}], "'q1': the true span"),
     ],
 )
@@ -89,7 +90,7 @@ def test_moving_shapes_is_scored_by_the_common_command(tmp_path, annotations):
         )
         for start, end in spans:
             text = text.replace("<span>", f"[{start} s - {end} s]", 1)
-        answers[item["id"]] = {"text": text, "spans": spans, "evidence_spans": [], "error": None}
+        answers[item["id"]] = answer_line(item["id"], text, spans)
     path = write(tmp_path / "p.json", task.from_answers(truth, answers, "plain"))
     output = tmp_path / "scores.json"
     command = ["moving_shapes", "--predictions", path, "--annotations", annotations, "--output", output]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from all_benchmark_eval.benchmark import BenchmarkError, Options, get
 from all_benchmark_eval.etbench.task import official_text
 from all_benchmark_eval.metrics import sentences
+from tests.answers import answer_line
 
 TVG = {"task": "tvg", "source": "a", "idx": 0, "video": "a/0.mp4", "duration": 60.0, "tgt": [10.0, 20.0], "q": "when?"}
 RAR = {"task": "rar", "source": "a", "idx": 0, "video": "a/1.mp4", "duration": 60.0, "src": 31.0, "p": 1}
@@ -235,11 +237,11 @@ def test_answers_become_the_official_form_and_are_scored(name, wording, tmp_path
         assert line["conversations"][-1]["from"] == "human"
         assert line["conversations"][-1]["value"].startswith("<video>\n")
         assert "tgt" not in line
+    errors = ["unreadable"] + [None] * (len(lines) - 1)
     answers = {
-        line["id"]: {"text": "(B) [1.0 s - 2.0 s]", "spans": [[1, 2]], "evidence_spans": [[0, 2]], "error": None}
-        for line in lines
+        line["id"]: answer_line(line["id"], "(B) [1.0 s - 2.0 s]", [[1, 2]], [[0, 2]], error)
+        for line, error in zip(lines, errors, strict=True)
     }
-    answers[lines[0]["id"]]["error"] = "unreadable"
     data = task.from_answers(truth, answers, wording)
     assert score(name, data, tmp_path).counts["missing"] == 1
 
@@ -261,9 +263,9 @@ def test_etbench_questions_carry_their_times_and_their_decoding(tmp_path):
 
 
 def test_etbench_answers_are_written_as_the_published_systems_write_them():
-    answer = {"text": "in [3.0 s - 4.0 s] .", "spans": [[3.04, 4.0]], "evidence_spans": [[1.0, 2.0], [3.0, 4.0]]}
+    answer = answer_line("q", "in [3.0 s - 4.0 s] .", [[3.04, 4.0]], [[1.0, 2.0], [3.0, 4.0]])
     assert official_text(answer, evidence=True) == "<evi> 1.0 - 2.0, 3.0 - 4.0 </evi>in 3.04 - 4.0 ."
-    assert official_text(answer | {"spans": []}, evidence=False) == "in 3.0 - 4.0 ."
+    assert official_text(replace(answer, spans=[]), evidence=False) == "in 3.0 - 4.0 ."
 
 
 def test_mvbench_questions_say_which_seconds_and_which_frames_count(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from all_benchmark_eval.metrics.dense import (
 from all_benchmark_eval.metrics.dense_scores import answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.java import JavaError
+from tests.answers import answer_line
 
 # ---- events against events -------------------------------------------------------------------------------------------
 
@@ -39,9 +41,9 @@ def test_pairs_precision_and_recall_are_those_of_loops_over_videos(videos):
     predicted, true = events([p for p, _ in videos], "p"), events([t for _, t in videos], "t")
     over = overlaps(predicted, true, iou_epsilon)
     precision, recall = precision_recall(over, predicted, true, lambda iou, t: iou > t)
-    groups = caption_groups(over, predicted, true, lambda t: t, "filler")
-    bare = caption_groups(over, predicted, true, lambda t: t, None)
-    alone = unmatched(over, predicted, lambda t: t)
+    groups = caption_groups(over, predicted, true, THRESHOLDS, repeat("filler"))
+    bare = caption_groups(over, predicted, true, THRESHOLDS, None)
+    alone = unmatched(over, predicted, THRESHOLDS)
     for v, (ps, ts) in enumerate(videos):
         iou = iou_epsilon(np.reshape(ps, (-1, 1, 2)), np.reshape(ts, (1, -1, 2)))
         for k, threshold in enumerate(THRESHOLDS):
@@ -49,8 +51,8 @@ def test_pairs_precision_and_recall_are_those_of_loops_over_videos(videos):
             assert recall[v, k] == ((iou > threshold).any(0).sum() / max(len(ts), 1) if len(ps) else 0)
             pairs = [(f"p{v}{i}", f"t{v}{j}") for i, j in np.argwhere(iou >= threshold)]
             lonely = [(f"p{v}{i}", "filler") for i, row in enumerate(iou) if not (row >= threshold).any()]
-            assert list(groups[k][v]) == pairs + lonely
-            assert list(bare[k][v]) == pairs
+            assert list(groups[k * len(videos) + v]) == pairs + lonely
+            assert list(bare[k * len(videos) + v]) == pairs
             assert alone[k, v] == len(lonely)
 
 
@@ -71,8 +73,7 @@ def test_the_alignment_is_the_best_of_all_monotone_ones(rows, columns, seed):
 
 
 def answer(text, spans=(), error=None):
-    line = {"id": "x", "text": text, "raw_text": text, "spans": list(spans), "evidence_spans": [], "scores": []}
-    return line | {"finish_reason": "stop", "error": error}
+    return answer_line("x", text, spans, error=error)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_published_soda_hears_the_eleventh_caption_third(tmp_path, plain_words, 
     heard = []
     measures = dense_scores.published_measures
     task, truth = get("youcook2"), load("youcook2", tmp_path)
-    monkeypatch.setattr(f"{type(task).__module__}.published_measures", lambda *a: heard.append(a[-1]) or measures(*a))
+    monkeypatch.setattr(dense_scores, "published_measures", lambda *a: heard.append(a[-1]) or measures(*a))
     listed = [{"timestamp": [i, i + 1], "caption": f"step {i}"} for i in range(12)]
     predictions = task.read(write(tmp_path, "p.json", {"a.mp4": listed}), truth)
     task.score(truth, predictions, Options("published", "default"))

@@ -6,13 +6,15 @@ import pytest
 
 from all_benchmark_eval.benchmark import BenchmarkError, get
 from all_benchmark_eval.metrics.moments import State
+from tests.answers import answer_line
 from tests.grounding_files import COUNT, TRUTH, truth_of, write
+from videollm.common.answers import AnswerLine
 
 CSV = "video_id,frame_count,question,answer,qid,type,a0,a1,a2,a3,a4\n{}"
 
 
-def answer(spans, text="", evidence=(), error=None) -> dict:
-    return {"text": text, "spans": spans, "evidence_spans": list(evidence), "error": error}
+def answer(spans, text="", evidence=(), error=None) -> AnswerLine:
+    return answer_line("q", text, spans, evidence, error)
 
 
 @pytest.mark.parametrize("wording", ["d2vlm", "distime", "plain"])

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from all_benchmark_eval.benchmark import BenchmarkError, read_answers
 from all_benchmark_eval.moving_shapes import task
 from quickstart import clips
+from tests.answers import answer_line
+from videollm.common.answers import AnswerLine
 
 EVENTS = [
     {"color": "red", "shape": "circle", "motion": "left", "span": [2.0, 6.0]},
@@ -20,11 +23,6 @@ def item(name: str, kind: str, answer: str, tgt: list[float], duration: float = 
     return common | {"task": kind, "conversations": turns, "tgt": tgt, "events": EVENTS}
 
 
-def answer(name: str, text: str, spans: list, evidence: list = (), error: str | None = None) -> dict:
-    line = {"id": name, "video": "", "question": "", "text": text, "raw_text": text, "spans": spans}
-    return line | {"evidence_spans": list(evidence), "scores": [], "duration": 32.0, "error": error}
-
-
 @pytest.fixture
 def items() -> list[dict]:
     return [
@@ -36,18 +34,18 @@ def items() -> list[dict]:
 
 
 PERFECT = {
-    "g0": answer("g0", "it happens at [2.0 s - 6.0 s] .", [[2.0, 6.0]]),
-    "g1": answer("g1", "it happens at [10.0 s - 20.0 s] .", [[10.0, 20.0]]),
-    "d": answer(
+    "g0": answer_line("g0", "it happens at [2.0 s - 6.0 s] .", [[2.0, 6.0]]),
+    "g1": answer_line("g1", "it happens at [10.0 s - 20.0 s] .", [[10.0, 20.0]]),
+    "d": answer_line(
         "d",
         "[2.0 s - 6.0 s] red circle moving left . [10.0 s - 20.0 s] blue square growing .",
         [[2.0, 6.0], [10.0, 20.0]],
     ),
-    "c": answer("c", "blue square growing (b) [10.0 s - 20.0 s] .", [[10.0, 20.0]]),
+    "c": answer_line("c", "blue square growing (b) [10.0 s - 20.0 s] .", [[10.0, 20.0]]),
 }
 
 
-def scores_of(items: list[dict], answers: dict[str, dict]) -> dict:
+def scores_of(items: list[dict], answers: dict[str, AnswerLine]) -> dict:
     return task.score(items, [task.to_prediction(i, answers.get(i["id"])) for i in items])
 
 
@@ -62,10 +60,10 @@ def test_perfect_answers_score_one_everywhere(items):
 
 def test_missing_failed_and_unparsed_answers_score_zero_and_are_counted(items):
     answers = {
-        "g0": answer("g0", "", [], error="decode failed"),
-        "g1": answer("g1", "it happens somewhere .", []),
-        "d": answer("d", "nothing", []),
-        "c": answer("c", "the blue one", []),
+        "g0": answer_line("g0", "", [], error="decode failed"),
+        "g1": answer_line("g1", "it happens somewhere .", []),
+        "d": answer_line("d", "nothing", []),
+        "c": answer_line("c", "the blue one", []),
     }
     scores = scores_of(items, answers)
     assert scores["mIoU"] == scores["dense_F1"] == scores["dense_caption_F1"] == scores["mc_accuracy"] == 0.0
@@ -79,28 +77,28 @@ def test_missing_failed_and_unparsed_answers_score_zero_and_are_counted(items):
 
 def test_captions_need_the_phrase_as_well_as_the_span(items):
     text = "[2.0 s - 6.0 s] red circle moving right . [10.0 s - 20.0 s] blue square growing ."
-    scores = scores_of(items, PERFECT | {"d": answer("d", text, [[2.0, 6.0], [10.0, 20.0]])})
+    scores = scores_of(items, PERFECT | {"d": answer_line("d", text, [[2.0, 6.0], [10.0, 20.0]])})
     assert scores["dense_F1"] == 1.0
     assert scores["dense_caption_F1"] == 0.5
 
 
 def test_captions_are_paired_with_exact_spans_in_any_order(items):
     text = "[10.0 s - 20.0 s] blue  square growing. [2.0 s - 6.0 s] red circle moving left"
-    scores = scores_of(items, PERFECT | {"d": answer("d", text, [[10.04, 20.0], [2.0, 6.01]])})
+    scores = scores_of(items, PERFECT | {"d": answer_line("d", text, [[10.04, 20.0], [2.0, 6.01]])})
     assert scores["dense_caption_F1"] == 1.0
 
 
 def test_captions_without_one_time_a_span_are_not_guessed(items):
     text = "red circle moving left . [10.0 s - 20.0 s] blue square growing ."
-    scores = scores_of(items, PERFECT | {"d": answer("d", text, [[2.0, 6.0], [10.0, 20.0]])})
+    scores = scores_of(items, PERFECT | {"d": answer_line("d", text, [[2.0, 6.0], [10.0, 20.0]])})
     assert scores["dense_F1"] == 1.0
     assert scores["dense_caption_F1"] == 0.0
 
 
 def test_evidence_is_scored_apart_and_stands_in_where_the_answer_has_no_span(items):
     answers = PERFECT | {
-        "g0": answer("g0", "it happens then", [], evidence=[[2.0, 4.0]]),
-        "g1": answer("g1", "at [10.0 s - 20.0 s]", [[10.0, 20.0]], evidence=[[15.0, 20.0]]),
+        "g0": answer_line("g0", "it happens then", [], evidence=[[2.0, 4.0]]),
+        "g1": answer_line("g1", "at [10.0 s - 20.0 s]", [[10.0, 20.0]], evidence=[[15.0, 20.0]]),
     }
     scores = scores_of(items, answers)
     assert scores["per_sample"] == {"g0": 0.5, "g1": 1.0}
@@ -119,7 +117,7 @@ def test_evidence_is_scored_apart_and_stands_in_where_the_answer_has_no_span(ite
     ],
 )
 def test_the_option_is_the_last_letter_in_brackets(items, text, choice):
-    assert task.to_prediction(items[3], answer("c", text, []))["choice"] == choice
+    assert task.to_prediction(items[3], answer_line("c", text, []))["choice"] == choice
 
 
 def test_a_record_for_inference_holds_no_truth(items):
@@ -138,10 +136,11 @@ def test_unknown_and_repeated_predictions_are_refused(items):
         task.score(items, [prediction | {"id": "x"}])
 
 
-def test_a_line_that_is_no_answer_is_refused(items):
-    with pytest.raises(ValueError, match="'g0': no key spans, evidence_spans"):
-        task.to_prediction(items[0], {"id": "g0", "text": ""})
-    bad = task.to_prediction(items[0], answer("g0", "", [[5.0, float("nan")]]))
+def test_a_line_that_is_no_answer_is_refused(items, tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"id": "g0", "text": ""}')
+    with pytest.raises(BenchmarkError, match=r"answers.jsonl:1: .*no raw_text, spans, evidence_spans"):
+        read_answers(tmp_path / "answers.jsonl")
+    bad = task.to_prediction(items[0], answer_line("g0", "", [[5.0, float("nan")]]))
     with pytest.raises(ValueError, match="g0, prediction: .*not finite"):
         task.score(items, [bad])
 
@@ -195,7 +194,7 @@ def test_broken_empty_and_repeated_lines_are_refused(tmp_path, items):
 
 def test_the_command_scores_a_file(tmp_path, items, capsys):
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, items)))
-    (tmp_path / "answers.jsonl").write_text("\n".join(json.dumps(PERFECT[name]) for name in ("g1", "d", "c")))
+    (tmp_path / "answers.jsonl").write_text("\n".join(json.dumps(PERFECT[name].to_json()) for name in ("g1", "d", "c")))
     paths = {"annotations": "test.jsonl", "predictions": "answers.jsonl", "output": "made/scores.json"}
     arguments = [part for name, file in paths.items() for part in (f"--{name}", str(tmp_path / file))]
     task.main(arguments)
@@ -208,7 +207,7 @@ def test_the_command_scores_a_file(tmp_path, items, capsys):
 
 def test_the_command_refuses_answers_to_other_questions(tmp_path, items):
     (tmp_path / "test.jsonl").write_text(json.dumps(items[0]))
-    (tmp_path / "answers.jsonl").write_text(json.dumps(PERFECT["d"]))
+    (tmp_path / "answers.jsonl").write_text(json.dumps(PERFECT["d"].to_json()))
     paths = {"annotations": "test.jsonl", "predictions": "answers.jsonl", "output": "scores.json"}
     with pytest.raises(ValueError, match="answers.jsonl:1: no annotation has the id 'd'"):
         task.main([part for name, file in paths.items() for part in (f"--{name}", str(tmp_path / file))])
@@ -227,7 +226,7 @@ def test_the_synthetic_data_set_is_read_and_its_own_answers_score_one(tmp_path):
         text = line["conversations"][-1]["value"]
         for start, end in spans:
             text = text.replace("<span>", f"[{start:.1f} s - {end:.1f} s]", 1)
-        answers[line["id"]] = answer(line["id"], text, spans)
+        answers[line["id"]] = answer_line(line["id"], text, spans)
     scores = scores_of(items, answers)
     assert scores["mIoU"] == scores["dense_F1"] == scores["dense_caption_F1"] == scores["mc_accuracy"] == 1.0
     assert task.baselines(items, items, 0)["random_event"]["mIoU"] < task.oracle(items)["mIoU"] < 1.0

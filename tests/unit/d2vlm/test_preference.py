@@ -1,6 +1,7 @@
 """Rejected answers by factor: what each one changes, that none equals the chosen answer, and the command."""
 
 import json
+import math
 import random
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from d2vlm.preference import Mix, PreferenceOptions, _scene, add_rejected, main
 from d2vlm.preferences.factors import FACTORS, Library, Severity, tiou, wording_of
 from d2vlm.preferences.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
 from d2vlm.preferences.wording import take_apart
+from tests.answers import answer_line
 from videollm.common.config import ConfigError, build
 from videollm.data.annotations import parse_record
 from videollm.data.load import load_records
@@ -328,7 +330,7 @@ def test_own_answer_is_rejected_where_span_or_text_is_measurably_wrong(text, spa
 
 
 def own_line(name, text, spans, error=None):
-    return json.dumps({"id": name, "text": text, "spans": spans, "error": error}) + "\n"
+    return json.dumps(answer_line(name, text, spans, error=error).to_json()) + "\n"
 
 
 def test_wrong_own_answers_are_added_and_right_ones_are_not(tmp_path):
@@ -361,10 +363,10 @@ def test_wrong_own_answers_are_added_and_right_ones_are_not(tmp_path):
     [
         ("{", r"own\.jsonl:1: not JSON"),
         ("[]", r"own\.jsonl:1: no id"),
-        ('{"id": "q"}', r"own\.jsonl:1: no text or no list of spans"),
-        ('{"id": "q", "text": "[1 s - 2 s]", "spans": [[1, NaN]]}', "spans are not"),
-        ('{"id": "q", "text": "[1 s - 2 s]", "spans": [1]}', "spans are not"),
-        ('{"id": "other", "text": "x", "spans": []}', "no record has its id: 1"),
+        ('{"id": "q"}', r"own\.jsonl:1: no text, raw_text, spans"),
+        (own_line("q", "[1 s - 2 s]", [[1, math.nan]]), "spans are not"),
+        (own_line("q", "[1 s - 2 s]", [1]), "spans are not"),
+        (own_line("other", "x", []), "no record has its id: 1"),
         ("", "no line"),
     ],
 )

@@ -139,7 +139,7 @@ def test_records_with_options_of_their_own_are_decoded_with_them(bundle):
 
     def answers(asked, tokens):
         found = answer_records(bundle, asked, reader, GenerateOptions(max_new_tokens=tokens), batch_size=2)
-        return {line["id"]: line["raw_text"] for line in found}
+        return {line.id: line.raw_text for line in found}
 
     mixed, long = answers(records, 6), answers([records[0], *records[2:]], 6)
     assert mixed.keys() == {"q0", "q1", "q2", "q3"}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from quickstart.clips import make_clip, render, write_video
 from tests import models as tiny
+from tests.answers import answer_line
 from videollm import ask as asking
 from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint.load import load
@@ -88,7 +89,7 @@ def test_generate_overrides_reach_the_model(capsys, model, video, answers):
 
 def test_an_untrained_model_answers_something(model, video):
     line = question.ask(load(model), video, "when ?", quick())
-    assert line["error"] is None and line["raw_text"] and line["finish_reason"] in ("stop", "length")
+    assert line.error is None and line.raw_text and line.finish_reason in ("stop", "length")
 
 
 def test_sampler_overrides_are_laid_over_the_checkpoints_own(model, video, monkeypatch):
@@ -96,7 +97,7 @@ def test_sampler_overrides_are_laid_over_the_checkpoints_own(model, video, monke
 
     def catch(bundle, records, reader, options):
         seen.append(reader)
-        return [{"error": None}]
+        return [answer_line("ask")]
 
     monkeypatch.setattr(question, "answer_records", catch)
     question.ask(load(model), video, "when ?", build(question.AskOptions, {"sampler": {"num_frames": 7}}))
@@ -107,7 +108,7 @@ def test_a_link_to_a_video_in_another_folder_is_followed(model, video, tmp_path,
     answers(Answer("yes", ""))
     link = tmp_path / "link.mp4"
     link.symlink_to(video)
-    assert question.ask(load(model), link, "when ?", quick())["text"] == "yes"
+    assert question.ask(load(model), link, "when ?", quick()).text == "yes"
 
 
 def test_marks_that_the_user_types_stay_text():
@@ -293,4 +294,4 @@ def test_the_pages_head_trains_and_answers_inside_a_model(example, video, tmp_pa
     assert set(output.terms) == {"lm", "l1"} and not torch.equal(before, bundle.model.head.decode.weight)
     bundle.save(tmp_path / "final")
     line = question.ask(load(tmp_path / "final"), video, "when ?", quick())
-    assert line["error"] is None and line["duration"] > 0
+    assert line.error is None and line.duration > 0

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from tests.answers import answer_line
 from tests.models import LENGTHS, NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
 from videollm import infer
 from videollm.batches import dataset
@@ -97,12 +98,12 @@ def test_a_video_is_read_and_encoded_once_for_all_its_questions(backbone, monkey
         return tower(pixels)
 
     monkeypatch.setattr(bundle.model.vision_tower, "forward", watched)
-    together = {line["id"]: line for line in answer_records(bundle, records, reader, SHORT, batch_size=4)}
+    together = {line.id: line for line in answer_records(bundle, records, reader, SHORT, batch_size=4)}
     assert encoded == [LENGTHS["a.mp4"], LENGTHS["b.mp4"]]
     assert [name for i, name in enumerate(read) if i == 0 or name != read[i - 1]] == ["a.mp4", "b.mp4"]
     for line in alone:
-        assert together[line["id"]]["raw_text"] == line["raw_text"]
-        assert together[line["id"]]["spans"] == pytest.approx(line["spans"], abs=0.002)
+        assert together[line.id].raw_text == line.raw_text
+        assert together[line.id].spans == pytest.approx(line.spans, abs=0.002)
 
 
 def test_images_text_and_videos_are_asked_in_one_batch():
@@ -110,8 +111,8 @@ def test_images_text_and_videos_are_asked_in_one_batch():
     records = [record(name) for name in ("image", "text", "two_spans", "asked")]
     together = list(answer_records(bundle, records, NoiseReader(), SHORT))
     alone = [line for r in records for line in answer_records(bundle, [r], NoiseReader(), SHORT)]
-    assert [line["raw_text"] for line in together] == [line["raw_text"] for line in alone]
-    assert not any(line["error"] for line in together)
+    assert [line.raw_text for line in together] == [line.raw_text for line in alone]
+    assert not any(line.error for line in together)
 
 
 def test_what_is_too_long_loses_frames_question_by_question_and_says_so():
@@ -119,14 +120,14 @@ def test_what_is_too_long_loses_frames_question_by_question_and_says_so():
     bundle = make_bundle("internvl", "distime")
     records = [question("short", "b.mp4"), question("long", "b.mp4", "when " * 20)]
     size = {r.id: list(answer_records(bundle, [r], NoiseReader(), SHORT))[0] for r in records}
-    assert [size[r.id]["thinned"] for r in records] == [0, 0]
+    assert [size[r.id].thinned for r in records] == [0, 0]
     encoder, reader = bundle.encoder(), NoiseReader()
     most = len(dataset.VideoDataset(records, reader, encoder, max_length=2000, answers=False)[1].prompts[0])
     bundle.config.context_length = most + SHORT.max_new_tokens - 1
-    lines = {line["id"]: line for line in answer_records(bundle, records, reader, SHORT)}
-    assert lines["short"] == size["short"] and lines["long"]["thinned"] >= 1 and not lines["long"]["error"]
+    lines = {line.id: line for line in answer_records(bundle, records, reader, SHORT)}
+    assert lines["short"] == size["short"] and lines["long"].thinned >= 1 and not lines["long"].error
     (alone,) = answer_records(bundle, records[1:], reader, SHORT)
-    assert alone["raw_text"] == lines["long"]["raw_text"]
+    assert alone.raw_text == lines["long"].raw_text
 
 
 def test_sampled_answers_do_not_depend_on_what_was_asked_before():
@@ -147,7 +148,7 @@ def test_sampled_answers_do_not_depend_on_what_was_asked_before():
 def test_a_batch_that_does_not_fit_is_split_and_a_question_that_does_not_is_named(monkeypatch):
     bundle = make_bundle("internvl", "text")
     records = [question(f"{name}{k}", name) for k in range(3) for name in LENGTHS]
-    whole = {line["id"]: line for line in answer_records(bundle, records, NoiseReader(), SHORT)}
+    whole = {line.id: line for line in answer_records(bundle, records, NoiseReader(), SHORT)}
     generate, rows = bundle.model.generate_ids, []
 
     def little_room(batch, *args):
@@ -158,11 +159,11 @@ def test_a_batch_that_does_not_fit_is_split_and_a_question_that_does_not_is_name
 
     monkeypatch.setattr(bundle.model, "generate_ids", little_room)
     speed = Speed()
-    lines = {line["id"]: line for line in answer_records(bundle, records, NoiseReader(), SHORT, speed=speed)}
+    lines = {line.id: line for line in answer_records(bundle, records, NoiseReader(), SHORT, speed=speed)}
     assert max(rows) == 8 and lines.keys() == whole.keys() and speed.questions == 9
     bad = lines.pop("b.mp41")
-    assert "6 frames" in bad["error"] and "generate.max_new_tokens" in bad["error"]
-    assert all(line["raw_text"] == whole[i]["raw_text"] and not line["error"] for i, line in lines.items())
+    assert "6 frames" in bad.error and "generate.max_new_tokens" in bad.error
+    assert all(line.raw_text == whole[i].raw_text and not line.error for i, line in lines.items())
 
 
 def test_a_tower_without_room_takes_fewer_frames_at_a_time(monkeypatch):
@@ -179,10 +180,10 @@ def test_a_tower_without_room_takes_fewer_frames_at_a_time(monkeypatch):
 
     monkeypatch.setattr(bundle.model.vision_tower, "forward", forward)
     (line,) = answer_records(bundle, records, NoiseReader(), SHORT)
-    assert sizes == [2, 2, 2] and line["raw_text"] == whole["raw_text"]
+    assert sizes == [2, 2, 2] and line.raw_text == whole.raw_text
     most = 0
     (line,) = answer_records(bundle, records, NoiseReader(), SHORT)
-    assert "one at a time" in line["error"]
+    assert "one at a time" in line.error
 
 
 def test_another_error_of_the_model_is_not_swallowed(monkeypatch):
@@ -315,20 +316,20 @@ def test_parts_of_killed_ranks_are_merged_and_a_missing_or_doubled_id_is_named(t
     output = tmp_path / "o.jsonl"
 
     def line(i, **keys):
-        return json.dumps({"id": str(i), "video": "a.mp4", "question": "when?", "error": None} | keys)
+        return json.dumps(answer_line(str(i), video="a.mp4", question="when?", **keys).to_json())
 
     output.write_text(line(2, error="bad") + "\n")
     Path(f"{output}.part0").write_text(line(1) + "\n" + line(2) + "\n" + line(0)[:9])
     Path(f"{output}.part7").write_text(line(3) + "\n" + line(1, error="later") + "\n")
     assert list(outputs.gather(output, records)) == ["1", "2", "3"]
-    assert not any(found["error"] for found in outputs.read_lines(output)) and not list(tmp_path.glob("*.part*"))
+    assert not any(found.error for found in outputs.read_lines(output)) and not list(tmp_path.glob("*.part*"))
     with pytest.raises(ConfigError, match=r"1 of 4 questions have no line, 0 more than one \(0\)"):
         outputs.prove(output, records)
     output.write_text(output.read_text() + line(0) + "\n" + line(3) + "\n")
     with pytest.raises(ConfigError, match=r"0 of 4 questions have no line, 1 more than one \(3\)"):
         outputs.prove(output, records)
     outputs.gather(output, records)
-    assert [found["id"] for found in outputs.prove(output, records)] == ["0", "1", "2", "3"]
+    assert [found.id for found in outputs.prove(output, records)] == ["0", "1", "2", "3"]
     output.write_text(line(0) + "\n\x00\x00\n" + line(1) + "\n")
     with pytest.raises(ConfigError, match=r"o\.jsonl:2: damaged"):
         outputs.gather(output, records)
@@ -356,7 +357,7 @@ def test_a_second_command_on_the_same_output_is_refused_until_the_first_is_gone(
 def test_a_full_disk_is_one_message_and_keeps_what_was_written():
     says = "No space left.*what is there is kept"
     with open("/dev/full", "wb", buffering=0) as full, pytest.raises(ConfigError, match=says):
-        outputs.add_lines(full, [{"id": "q"}])
+        outputs.add_line(full, answer_line("q"))
 
 
 def test_the_death_of_another_rank_is_noticed():
