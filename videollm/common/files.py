@@ -20,9 +20,6 @@ class Bad(ValueError):
         super().__init__(f"{what} ({key}) - {remedy}")
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside ``path`` to write to, which takes its name at the end: a kill leaves the old file or the new one.
@@ -49,9 +46,6 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
 def json_text(rows: Iterable[Any]) -> str:
     """The text of a JSON-lines file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 def an_object(value: Any) -> dict:
