@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from quickstart import clips, tower
+from quickstart import clips as moving_shapes
+from quickstart import tower as tiny
 from quickstart.clips import COLORS, MOTIONS, SHAPES
 from videollm.model.towers import ConvTower, ConvTowerConfig
 from videollm.training.assemble import align_words
@@ -24,20 +25,20 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tower.build_word_tokenizer(TEXTS, ["<evi>"])
+    return tiny.build_word_tokenizer(TEXTS, ["<evi>"])
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
-    clips.write_dataset(folder, {"train": 24, "val": 6}, seed=0, progress=False)
+    moving_shapes.write_dataset(folder, {"train": 24, "val": 6}, seed=0, progress=False)
     return folder
 
 
 @pytest.fixture(scope="module")
 def prepared(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tower")
-    return folder, tower.prepare_tower(dataset, folder, steps=STEPS, seed=0)
+    return folder, tiny.prepare_tower(dataset, folder, steps=STEPS, seed=0)
 
 
 def decode(tokenizer, text: str) -> str:
@@ -75,7 +76,7 @@ def test_any_order_of_known_pieces_comes_back(tokenizer, pieces):
 
 
 def test_every_digit_and_newline_is_one_token_even_if_no_text_has_it():
-    tokenizer = tower.build_word_tokenizer([])
+    tokenizer = tiny.build_word_tokenizer([])
     ids = tokenizer("0 1 2 3 4 5 6 7 8 9 - percent . \n", add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
     assert len(tokenizer("1234567890", add_special_tokens=False).input_ids) == 10
@@ -101,7 +102,7 @@ def test_a_saved_tokenizer_reads_and_writes_the_same(tokenizer, tmp_path):
 
 
 def test_the_vocabulary_does_not_depend_on_the_order_of_the_texts():
-    assert tower.build_word_tokenizer(TEXTS).get_vocab() == tower.build_word_tokenizer(TEXTS[::-1]).get_vocab()
+    assert tiny.build_word_tokenizer(TEXTS).get_vocab() == tiny.build_word_tokenizer(TEXTS[::-1]).get_vocab()
 
 
 # ---- word vectors --------------------------------------------------------------------------------------------------
@@ -163,8 +164,8 @@ def test_frames_and_sizes_that_the_tower_cannot_take_are_refused():
 
 
 def test_labels_say_which_event_a_frame_shows(dataset):
-    clips = tower.Clips(dataset, "train", 24)
-    records = {r["video"]: r for r in tower.read_records(dataset, "train")}
+    clips = tiny.Clips(dataset, "train", 24)
+    records = {r["video"]: r for r in tiny.read_records(dataset, "train")}
     names = [tuple(COLORS), SHAPES, tuple(MOTIONS)]
     several = 0
     for record, labels, pixels in zip(records.values(), clips.labels, clips.frames, strict=True):
@@ -185,7 +186,7 @@ def test_labels_say_which_event_a_frame_shows(dataset):
 
 def test_a_training_window_is_what_preprocessing_the_whole_clip_gives(dataset):
     """Else the tower would be trained on other differences than it sees later; frame 0 differs from nothing."""
-    clips = tower.Clips(dataset, "train", 2)
+    clips = tiny.Clips(dataset, "train", 2)
     whole = torch.stack([Preprocess(kind="plain", size=64, frame_difference=True)(f) for f in clips.frames])
     starts = set()
     pixels, labels = clips.batch(torch.Generator().manual_seed(0))
@@ -198,7 +199,7 @@ def test_a_training_window_is_what_preprocessing_the_whole_clip_gives(dataset):
 
 
 def test_most_training_windows_touch_an_event_and_all_places_of_a_clip_are_used(dataset):
-    clips = tower.Clips(dataset, "train", 24)
+    clips = tiny.Clips(dataset, "train", 24)
     clips.frames = (
         torch.arange(32, dtype=torch.uint8).view(1, 32, 1, 1, 1).expand(24, 32, 64, 64, 3)
     )  # tells its number
@@ -224,27 +225,27 @@ def test_a_prepared_tower_loads_and_its_word_vectors_point_at_what_frames_show(p
     tower = ConvTower.from_pretrained(folder)
     vectors = load_file(folder / "attributes.safetensors")
     assert set(vectors) == {*COLORS, *SHAPES, *MOTIONS} and {v.shape for v in vectors.values()} == {(128,)}
-    clips = tower.Clips(dataset, "val", 6)
+    clips = tiny.Clips(dataset, "val", 6)
     known = clips.labels[..., 0] >= 0
     with torch.no_grad():
-        features = torch.cat([tower(tower.PREPROCESS(f))[:, 0] for f in clips.frames])[known.flatten()]
+        features = torch.cat([tower(tiny.PREPROCESS(f))[:, 0] for f in clips.frames])[known.flatten()]
     said = (features @ torch.stack([vectors[c] for c in COLORS]).T).argmax(1)
     assert (said == clips.labels[..., 0][known]).float().mean() > 0.6
 
 
 def test_the_same_seed_prepares_the_same_tower(dataset, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        tower.prepare_tower(dataset, tmp_path / name, steps=2, seed=seed, clips=3)
+        tiny.prepare_tower(dataset, tmp_path / name, steps=2, seed=seed, clips=3)
     a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a) and not torch.equal(a["project.weight"], c["project.weight"])
 
 
 def test_the_command_makes_tower_and_tokenizer(dataset, tmp_path, capsys):
     paths = ["--data", str(dataset), "--output", str(tmp_path / "tower"), "--tokenizer", str(tmp_path / "tokenizer")]
-    assert tower.main([*paths, "--steps", "1"]) == 0
+    assert tiny.main([*paths, "--steps", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 1
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    for record in tower.read_records(dataset, "train"):
+    for record in tiny.read_records(dataset, "train"):
         for turn in record["conversations"]:
             text = turn["value"].replace("<video>", "").replace("<span>", "")
             assert decode(tokenizer, text) == text
@@ -262,13 +263,13 @@ def test_data_that_cannot_prepare_a_tower_is_refused_with_a_remedy(tmp_path, cap
     if line is not None:
         (tmp_path / "train.jsonl").write_text(line)
     with pytest.raises(ValueError, match=message):
-        tower.prepare_tower(tmp_path, tmp_path / "tower")
+        tiny.prepare_tower(tmp_path, tmp_path / "tower")
     assert (
-        tower.main(["--data", str(tmp_path), "--output", str(tmp_path / "t"), "--tokenizer", str(tmp_path / "k")]) == 2
+        tiny.main(["--data", str(tmp_path), "--output", str(tmp_path / "t"), "--tokenizer", str(tmp_path / "k")]) == 2
     )
     assert "python -m quickstart.clips" in capsys.readouterr().err
 
 
 def test_no_steps_are_refused(dataset, tmp_path):
     with pytest.raises(ValueError, match="steps must be >= 1, not 0"):
-        tower.prepare_tower(dataset, tmp_path, steps=0)
+        tiny.prepare_tower(dataset, tmp_path, steps=0)
