@@ -11,8 +11,14 @@ from videollm.common.internals import INTERNALS
 from videollm.training.trainer import VideoTrainer
 
 ROOMS = ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart")
-OURS = {"self", "cls"}
 STANDARD = {"_exit", "_asdict"}  # of os and of named tuples, documented
+
+
+@pytest.fixture(scope="module")
+def code(repository):
+    """{path: text} of our files, but for the list itself."""
+    paths = [path for room in ROOMS for path in sorted((repository / room).rglob("*.py"))]
+    return {str(p.relative_to(repository)): p.read_text("utf-8") for p in paths if p.name != "internals.py"}
 
 
 def found(path: str):
@@ -30,25 +36,26 @@ def found(path: str):
     raise AttributeError(path)
 
 
-@pytest.mark.parametrize("name, file, why", INTERNALS, ids=[f"{name}-{file}" for name, file, _ in INTERNALS])
-def test_what_has_no_public_way_is_still_there_and_still_used(repository, name, file, why):
+@pytest.mark.parametrize("name", INTERNALS)
+def test_what_has_no_public_way_is_still_there_and_still_used(code, name):
     path, _, parameter = name.partition(":")
-    library = path.split(".")[0]
-    gone = f"{library} {importlib.import_module(library).__version__} no longer has {name}; find another way in {file}"
+    library, used = path.split(".")[0], parameter or path.split(".")[-1]
+    users = [file for file, text in code.items() if used in text]
+    assert users, f"nothing uses {used} any more: take it off the list"
+    version = importlib.import_module(library).__version__
+    gone = f"{library} {version} no longer has {name} ({INTERNALS[name]}): find another way in {', '.join(users)}"
     try:
         value = found(path)
     except AttributeError:
-        pytest.fail(f"{gone} ({why})")
-    assert not parameter or parameter in inspect.signature(value).parameters, f"{gone} ({why})"
-    used = parameter or path.split(".")[-1]
-    assert used in (repository / file).read_text(), f"{file} does not use {used} any more: take it off the list"
+        pytest.fail(gone)
+    assert not parameter or parameter in inspect.signature(value).parameters, gone
 
 
-def private_names(tree: ast.AST) -> set[str]:
+def private_names(text: str) -> set[str]:
     """Names with an underscore in front that are imported, or read from an object that is not one's own."""
     names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id in OURS):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
             names.add(node.attr)
         elif isinstance(node, ast.ImportFrom):
             names |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
@@ -57,16 +64,10 @@ def private_names(tree: ast.AST) -> set[str]:
     return {name for name in names if name.startswith("_") and not name.endswith("__")}
 
 
-def test_nothing_private_of_another_library_is_used_unsaid(repository):
-    listed = {(file, part.removesuffix("()")) for name, file, _ in INTERNALS for part in name.split(".")}
-    unsaid = [
-        f"{path.relative_to(repository)}: {name}"
-        for room in ROOMS
-        for path in sorted((repository / room).rglob("*.py"))
-        for name in sorted(private_names(ast.parse(path.read_text(encoding="utf-8"))) - STANDARD)
-        if (str(path.relative_to(repository)), name) not in listed
-    ]
-    assert not unsaid, f"take the public way, or list it in videollm/common/internals.py: {unsaid}"
+def test_nothing_private_of_another_library_is_used_unsaid(code):
+    listed = {part.removesuffix("()") for name in INTERNALS for part in name.split(".")} | STANDARD
+    unsaid = {file: sorted(names) for file, text in code.items() if (names := private_names(text) - listed)}
+    assert unsaid == {}, "take the public way, or list it in videollm/common/internals.py"
 
 
 def test_the_trainer_replaces_nothing_private_of_transformers():
