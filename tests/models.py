@@ -18,10 +18,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from videollm.batches.dataset import VideoDataset
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.config import build
-from videollm.data.annotations import parse_record
-from videollm.data.record import Record
+from videollm.data import Record, parse_record
 from videollm.model.videollm import VideoLLM
 from videollm.training.assemble import assemble
 from videollm.training.optimizer import set_trainable

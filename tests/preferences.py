@@ -4,7 +4,7 @@ import random
 
 from d2vlm.preference import PreferenceOptions, _scene
 from d2vlm.preferences.factors import FACTORS, Library, Severity
-from videollm.data.annotations import parse_record
+from videollm.data import parse_record
 
 DENSE = "<span>, cut the red onion. <span>, fry the egg. <span>, close the fridge."
 TIMES = [1, 4, 6, 10, 12, 20]

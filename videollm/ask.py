@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 
-from videollm.checkpoint.load import load
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import CheckpointError, load
 from videollm.common.command import tell, usable_device
 from videollm.common.config import ConfigError, build, override
-from videollm.data.annotations import AnnotationError
+from videollm.data import AnnotationError
 from videollm.inference.question import AskOptions, ask, check_video, describe, draw
 from videollm.video.decode import VideoError
 

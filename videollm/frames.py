@@ -12,13 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.checkpoint.load import read_config
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import CheckpointError, read_config
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml
 from videollm.common.files import check_folder
-from videollm.data.annotations import AnnotationError
-from videollm.data.load import load_records
+from videollm.data import AnnotationError, load_records
 from videollm.training.settings import Settings
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import CheckpointError
 from videollm.common.command import tell, whole
 from videollm.common.config import ConfigError
 from videollm.common.processes import RankError
-from videollm.data.annotations import AnnotationError
+from videollm.data import AnnotationError
 from videollm.inference.run import PRECISIONS, run
 from videollm.video.decode import BACKENDS
 

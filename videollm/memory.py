@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import CheckpointError
 from videollm.common.command import tell, whole
 from videollm.common.config import ConfigError, override, read_yaml
 from videollm.training.assemble import read_settings

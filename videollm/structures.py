@@ -1,5 +1,6 @@
 """Where the types of turns and of heads were. They are in ``videollm.heads``."""
 
+# ruff: noqa: F401
 from videollm.heads import (
     Answer,
     FrameBatch,
@@ -15,19 +16,3 @@ from videollm.heads import (
     Turn,
     VisualMark,
 )
-
-__all__ = [
-    "Answer",
-    "FrameBatch",
-    "FrameSlot",
-    "FrameTimeSlot",
-    "Part",
-    "Prediction",
-    "Role",
-    "SpanMark",
-    "SpanRefs",
-    "SpanSlot",
-    "Token",
-    "Turn",
-    "VisualMark",
-]

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import CheckpointError
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, override, read_yaml
 from videollm.common.processes import lost_peer, this_rank
-from videollm.data.annotations import AnnotationError
+from videollm.data import AnnotationError
 from videollm.training.assemble import read_settings
 from videollm.training.preemption import EXIT_STATUS, Preempted
 from videollm.training.run import train

@@ -13,8 +13,8 @@ import pytest
 from tests.models import clips, read_log, turns, write_config, write_lines
 from videollm import infer, train
 from videollm.batches import reader
+from videollm.data import load_records
 from videollm.data.__main__ import main as check_data
-from videollm.data.load import load_records
 
 pytestmark = pytest.mark.end_to_end
 

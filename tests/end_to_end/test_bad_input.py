@@ -12,8 +12,8 @@ from tests.models import clip_lines, clips, make_bundle, read_log, turns, write_
 from videollm import ask, infer, train
 from videollm.common.command import tell
 from videollm.common.config import ConfigError
+from videollm.data import load_records
 from videollm.data.__main__ import main as check_data
-from videollm.data.load import load_records
 from videollm.training import run as training_run
 from videollm.training.validation import answer_spans
 

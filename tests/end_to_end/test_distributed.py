@@ -11,7 +11,7 @@ import torch
 
 from tests.models import clip_lines, clips, read_log, turns, write_config, write_lines
 from videollm import infer, train
-from videollm.checkpoint.load import load
+from videollm.checkpoint import load
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.distributed]
 

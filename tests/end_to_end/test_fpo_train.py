@@ -6,7 +6,7 @@ import yaml
 from tests.end_to_end.test_distributed import torchrun
 from tests.models import clip_lines, read_log, write_config, write_lines
 from videollm import train
-from videollm.checkpoint.load import load
+from videollm.checkpoint import load
 
 pytestmark = pytest.mark.end_to_end
 

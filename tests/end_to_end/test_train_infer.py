@@ -9,7 +9,7 @@ import yaml
 
 from tests.models import clip_lines, clips, read_log, turns, write_config, write_lines
 from videollm import infer, train
-from videollm.checkpoint.load import load
+from videollm.checkpoint import load
 from videollm.inference import run as inference_run
 
 pytestmark = pytest.mark.end_to_end

@@ -19,9 +19,9 @@ from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME, our_config, ours
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.config import build
-from videollm.data.annotations import parse_record
+from videollm.data import parse_record
 from videollm.model.videollm import VideoLLM
 from videollm.video.preprocess import Preprocess
 

@@ -23,9 +23,8 @@ from distime.convert import convert
 from distime.time_head import FRAME_TIME, STAMP
 from videollm.batches.dataset import Item, VideoDataset
 from videollm.batches.prompt import PromptEncoder
-from videollm.checkpoint.bundle import Bundle
-from videollm.checkpoint.load import load
-from videollm.data.annotations import parse_record
+from videollm.checkpoint import Bundle, load
+from videollm.data import parse_record
 from videollm.data.conversation import Token, Turn, VisualMark
 
 ROOT = Path(os.environ.get("GOLDEN_DIR", Path(__file__).resolve().parents[3] / "shared" / "golden")) / "distime"

@@ -17,7 +17,7 @@ from d2vlm.fpo import FPO, FPOOptions
 from d2vlm.names import NAMES
 from tests.golden.d2vlm_model import GoldenReader, golden_bundle
 from videollm.batches.dataset import VideoDataset
-from videollm.data.annotations import parse_record
+from videollm.data import parse_record
 
 pytestmark = pytest.mark.golden
 

@@ -15,7 +15,7 @@ from d2vlm.convert import read_published
 from d2vlm.evidence import EVIDENCE
 from tests.golden.d2vlm_model import case_files, golden_batch, golden_bundle, names, read_config
 from videollm.checkpoint.tensors import write_tensors
-from videollm.heads.types import Prediction
+from videollm.heads import Prediction
 from videollm.model.generate import GenerateOptions
 from videollm.model.videollm import VideoLLM
 

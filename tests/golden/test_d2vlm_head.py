@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 import d2vlm  # noqa: F401  registers the head
 from d2vlm.evidence import best_run, mean_over_run, project
 from videollm.data.conversation import Role
-from videollm.heads.interface import build_head
-from videollm.heads.types import FrameBatch, Prediction, SpanRefs
+from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head
 
 pytestmark = pytest.mark.golden
 

@@ -22,7 +22,7 @@ from tests.golden.d2vlm_model import (
     sft_batch,
     tokenizers,
 )
-from videollm.checkpoint.load import load
+from videollm.checkpoint import load
 
 pytestmark = pytest.mark.golden
 TERMS = ("lm", "grounding", "consistency")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videollm.heads.types import SpanRefs
+from videollm.heads import SpanRefs
 
 PAD, PREFIX = -1, 0  # segments that are none
 

@@ -17,7 +17,7 @@ from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
-from videollm.heads.types import SpanRefs
+from videollm.heads import SpanRefs
 
 
 @dataclass

@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 from videollm.batches.prompt import Prompt, PromptEncoder
 from videollm.batches.reader import VisualReader
 from videollm.common.config import ConfigError
+from videollm.data import Record
 from videollm.data.annotations import SLACK_S
 from videollm.data.conversation import SpanMark
-from videollm.data.record import Record
 from videollm.video.decode import VideoError
 from videollm.video.view import View
 

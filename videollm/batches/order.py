@@ -15,8 +15,8 @@ from torch.utils.data import Sampler as Order
 from videollm.batches.dataset import VideoDataset, share_prompt
 from videollm.batches.prompt import Prompt
 from videollm.common.config import ConfigError
+from videollm.data import Record
 from videollm.data.conversation import Turn, VisualMark
-from videollm.data.record import Record
 from videollm.video.sampling import Sampler
 
 POOL = 50  # batches of all ranks among which lengths are sorted; the more, the less padding and the less chance

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from videollm.batches.templates import Template
 from videollm.common.config import ConfigError
 from videollm.data.conversation import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
-from videollm.heads.interface import TemporalHead
+from videollm.heads import TemporalHead
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 
 from videollm.common.config import ConfigError
 from videollm.common.isolate import Isolated, Stopped
-from videollm.data.record import Record
+from videollm.data import Record
 from videollm.video.decode import VideoError, video_error
 from videollm.video.folder import read_frame_folder
 from videollm.video.preprocess import Preprocess, through_jpeg, tile

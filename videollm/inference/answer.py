@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from videollm.batches.dataset import Item
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.answers import AnswerLine
 from videollm.common.processes import out_of_memory
-from videollm.data.record import Record
-from videollm.heads.types import Answer
+from videollm.data import Record
+from videollm.heads import Answer
 from videollm.inference.plan import Asked, Batch, VideoGroups, plan, read_ahead
 from videollm.model.generate import GenerateOptions
 from videollm.model.towers import CHUNK, encode_frames

@@ -20,7 +20,7 @@ from pathlib import Path
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
 from videollm.common.files import json_lines, json_text, write_text
-from videollm.data.record import Record
+from videollm.data import Record
 
 logger = logging.getLogger(__name__)
 FIXED = ("content", "sampler", "decoding")  # of the meta file: what may not change while an output grows

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from videollm.batches.dataset import Item, VideoDataset, as_it_is, pack_by_video
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build, to_dict
-from videollm.data.record import Record
+from videollm.data import Record
 from videollm.model.generate import GenerateOptions
 
 AHEAD = 2  # batches whose videos are read while one is answered

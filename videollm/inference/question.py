@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.answers import AnswerLine, span_text
 from videollm.common.config import ConfigError, build
+from videollm.data import Record
 from videollm.data.conversation import Turn, VisualMark
-from videollm.data.record import Record
 from videollm.inference.answer import answer_records
 from videollm.inference.timeline import MAX_FRAMES, timeline
 from videollm.model.generate import GenerateOptions

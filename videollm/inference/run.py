@@ -13,16 +13,14 @@ from pathlib import Path
 import torch
 
 from videollm.batches.reader import VisualReader, open_store
-from videollm.checkpoint.bundle import Bundle
-from videollm.checkpoint.load import load, read_config
+from videollm.checkpoint import Bundle, load, read_config
 from videollm.common.answers import AnswerLine
 from videollm.common.code import code
 from videollm.common.command import usable_device
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.files import check_folder
 from videollm.common.processes import Ranks, local_rank
-from videollm.data.load import load_records
-from videollm.data.record import Record
+from videollm.data import Record, load_records
 from videollm.heads.presets import lay_preset
 from videollm.inference.answer import Speed, answer_records
 from videollm.inference.output import (

@@ -14,8 +14,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from videollm.batches.batch import Batch
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
-from videollm.heads.interface import TemporalHead
-from videollm.heads.types import Answer, FrameBatch, Prediction
+from videollm.heads import Answer, FrameBatch, Prediction, TemporalHead
 from videollm.model.loss import logits_of
 from videollm.model.passes import LayerTap, VideoLLMOutput
 

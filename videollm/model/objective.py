@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from videollm.batches.batch import Batch
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
-from videollm.data.record import Record
-from videollm.heads.types import FrameBatch, SpanRefs
+from videollm.data import Record
+from videollm.heads import FrameBatch, SpanRefs
 from videollm.model.loss import supervised_cross_entropy
 
 OBJECTIVES = new_registry("objectives")

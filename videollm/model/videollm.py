@@ -15,8 +15,7 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
-from videollm.heads.interface import build_head
-from videollm.heads.types import FrameBatch, SpanRefs
+from videollm.heads import FrameBatch, SpanRefs, build_head
 from videollm.model.connectors import build_connector
 from videollm.model.generate import SpanGeneration, SpanState
 from videollm.model.lora import add_lora

@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import is_flash_attn_2_available
 
 from videollm.batches.prompt import VisualTokenSettings
-from videollm.checkpoint.bundle import Bundle
-from videollm.checkpoint.load import load, load_tokenizer, read_config, template_named
+from videollm.checkpoint import Bundle, load, load_tokenizer, read_config
+from videollm.checkpoint.load import template_named
 from videollm.common.config import ConfigError, build, to_dict
-from videollm.heads.interface import head_class
+from videollm.heads import head_class
 from videollm.heads.presets import lay_preset
 from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora

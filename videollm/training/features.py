@@ -23,10 +23,10 @@ from transformers import TrainingArguments
 
 from videollm.batches.dataset import as_it_is
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, to_dict
 from videollm.common.files import replacing
-from videollm.data.record import Record
+from videollm.data import Record
 from videollm.model.towers import CHUNK, encode_frames
 from videollm.video.decode import VideoError
 from videollm.video.read import safe_join

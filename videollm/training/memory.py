@@ -28,7 +28,7 @@ from videollm.batches.batch import Batch, moved
 from videollm.batches.dataset import Item, share_prompt
 from videollm.batches.prompt import Prompt
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build
 from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.objective import build_objective

@@ -17,13 +17,12 @@ from transformers import TrainingArguments, set_seed
 
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader, open_store
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError
 from videollm.common.files import check_folder
 from videollm.common.processes import this_rank, world_size
-from videollm.data import filters
+from videollm.data import Record, filters
 from videollm.data.mixture import load_training
-from videollm.data.record import Record
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
 from videollm.training.assemble import assemble

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback
 
 from videollm.batches.batch import Batch
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError
 from videollm.common.processes import out_of_memory
 from videollm.training import saving

@@ -16,13 +16,12 @@ from transformers import TrainingArguments
 
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint.bundle import Bundle
+from videollm.checkpoint import Bundle
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
+from videollm.data import Record, load_records
 from videollm.data.conversation import SpanMark
-from videollm.data.load import load_records
 from videollm.data.mixture import below
-from videollm.data.record import Record
 from videollm.inference.answer import answer_records
 from videollm.inference.plan import room_for_question
 from videollm.model.objective import Objective

@@ -12,7 +12,7 @@ from videollm.batches.prompt import PromptEncoder, VisualTokens
 from videollm.batches.templates import TEMPLATES
 from videollm.common.config import ConfigError
 from videollm.data.conversation import FrameSlot, Role, Token, Turn, VisualMark
-from videollm.heads.interface import build_head
+from videollm.heads import build_head
 
 EXTRA = ["<evi>", "</evi>", "<TIME_STAMP>", "<FRAME_TIME_REF>", "<frame>", "<img>", "</img>"]
 TOKENIZER = byte_tokenizer()

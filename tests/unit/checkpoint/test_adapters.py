@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import make_batch, make_bundle
+from videollm.checkpoint import CheckpointError, load
 from videollm.checkpoint.__main__ import main
-from videollm.checkpoint.load import load
-from videollm.checkpoint.tensors import CheckpointError
 from videollm.model.lora import merge_lora
 
 LORA = {"r": 2, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "down_proj"]}

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import LINES, PAIRS, byte_tokenizer, make_batch, make_bundle, settings
-from videollm.checkpoint.load import load
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import CheckpointError, load
 from videollm.common.config import ConfigError
 from videollm.model.generate import GenerateOptions
 from videollm.model.lora import merge_lora

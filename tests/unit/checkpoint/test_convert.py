@@ -8,15 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from videollm.checkpoint.tensors import (
-    CheckpointError,
-    KeyReport,
-    NameTable,
-    TensorSource,
-    fetch,
-    fold_adapters,
-    write_tensors,
-)
+from videollm.checkpoint import CheckpointError
+from videollm.checkpoint.tensors import KeyReport, NameTable, TensorSource, fetch, fold_adapters, write_tensors
 
 ROWS = [("a.blocks.{i}.norm1.{x}", "b.layers.{i}.before.{x}"), ("a.{x}", "b.rest.{x}"), ("head", "top")]
 WORD = st.text(st.characters(categories=["L", "N"], include_characters="._"), min_size=1)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from d2vlm.convert import main
 from d2vlm.names import TOWER, official
 from tests.models import SIZE, make_batch, make_bundle, settings, tokenizer_folder
-from videollm.checkpoint.load import load
-from videollm.checkpoint.tensors import CheckpointError, write_tensors
+from videollm.checkpoint import CheckpointError, load
+from videollm.checkpoint.tensors import write_tensors
 from videollm.training.assemble import assemble
 
 PREFIX = "base_model.model."

@@ -8,7 +8,7 @@ import pytest
 
 from d2vlm.fpo import FPOOptions
 from videollm.common.config import build
-from videollm.heads.interface import build_head
+from videollm.heads import build_head
 from videollm.training.assemble import read_settings
 
 RUN = {"model": {"head": {"name": "d2vlm"}}, "data": {}}

@@ -13,8 +13,7 @@ import d2vlm  # noqa: F401  registers the head
 from d2vlm.evidence import best_run, frame_position, run_seconds
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role, SpanMark, SpanSlot, Token, Turn
-from videollm.heads.interface import build_head
-from videollm.heads.types import FrameBatch, Prediction, SpanRefs
+from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head
 
 WIDTH, FRAMES = 8, [7, 4, 1]
 TERMS = ("grounding", "consistency")

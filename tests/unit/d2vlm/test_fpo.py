@@ -11,8 +11,7 @@ from tests.models import HEADS, NoiseReader, gradients, make_bundle, record, set
 from videollm.batches.dataset import VideoDataset
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role, span_marks
-from videollm.heads.interface import build_head
-from videollm.heads.types import FrameBatch, SpanRefs
+from videollm.heads import FrameBatch, SpanRefs, build_head
 from videollm.model.objective import Supervised, build_objective
 from videollm.training.validation import held_out
 

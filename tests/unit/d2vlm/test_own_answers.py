@@ -12,7 +12,7 @@ from d2vlm.preferences.wording import take_apart
 from tests.answers import answer_line
 from tests.preferences import DENSE, TIMES, made, record
 from videollm.common.config import ConfigError, build
-from videollm.data.record import neutral_json
+from videollm.data import neutral_json
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,7 @@ from d2vlm.preferences.factors import FACTORS, tiou, wording_of
 from d2vlm.preferences.wording import take_apart
 from tests.preferences import DENSE, OTHER_VIDEO, TIMES, made, record
 from videollm.common.config import ConfigError, build
-from videollm.data.annotations import parse_record
-from videollm.data.load import load_records
-from videollm.data.record import neutral_json
+from videollm.data import load_records, neutral_json, parse_record
 
 # ---- an answer taken apart -------------------------------------------------------------------------------------------
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videollm.data.annotations import AnnotationError, parse_record
+from videollm.data import AnnotationError, neutral_json, parse_record
 from videollm.data.conversation import SpanMark, VisualMark
-from videollm.data.record import neutral_json
 
 
 def item(*values, **keys):

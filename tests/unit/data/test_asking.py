@@ -11,9 +11,7 @@ from PIL import Image
 from tests.models import clip_lines, clips, make_bundle, record, turns
 from videollm.batches.dataset import VideoDataset, pack_by_video
 from videollm.common.config import ConfigError
-from videollm.data.annotations import AnnotationError, parse_record
-from videollm.data.check import validate
-from videollm.data.record import neutral_json
+from videollm.data import AnnotationError, neutral_json, parse_record, validate
 from videollm.inference.answer import answer_records
 from videollm.model.generate import GenerateOptions
 from videollm.video.decode import VideoError

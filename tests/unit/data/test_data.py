@@ -12,12 +12,9 @@ import warnings
 import pytest
 
 from tests.models import clip_lines, clips, turns, write_lines
-from videollm.data import check
+from videollm.data import AnnotationError, check, load_records, read_annotations, validate
 from videollm.data.__main__ import main
-from videollm.data.annotations import AnnotationError
-from videollm.data.check import validate
 from videollm.data.conversation import SpanMark, VisualMark
-from videollm.data.load import load_records, read_annotations
 
 
 def item(*values, **keys):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.models import clip_lines, clips, make_bundle, turns, write_lines
 from videollm.batches.dataset import VideoDataset
-from videollm.data.annotations import AnnotationError
+from videollm.data import AnnotationError
 from videollm.data.mixture import load_training
 from videollm.video.preprocess import JPEG_QUALITY, Preprocess, through_jpeg
 from videollm.video.sampling import Sampler

@@ -7,13 +7,10 @@ import torch
 from transformers import AutoTokenizer
 
 from d2vlm.preferences.packed import read_packed
+from videollm.data import AnnotationError, draw_rejected, load_records, neutral_json, parse_record, validate
 from videollm.data.__main__ import main
-from videollm.data.annotations import AnnotationError, parse_record
-from videollm.data.check import validate
 from videollm.data.conversation import SpanMark
-from videollm.data.load import draw_rejected, load_records
 from videollm.data.published import to_classes
-from videollm.data.record import neutral_json
 
 WORSE = {"factor": "shift", "value": "At <span>.", "tgt": [5, 8]}
 

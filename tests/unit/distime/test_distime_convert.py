@@ -14,8 +14,7 @@ from distime.convert import convert, main
 from distime.names import BINS, WRAPPER
 from distime.tokenizer import IMAGE_TOKENS, TIME_TOKENS, read_tokenizer
 from tests.models import SIZE, SPECIAL, byte_tokenizer, make_batch, make_bundle
-from videollm.checkpoint.load import load
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import CheckpointError, load
 from videollm.common.config import build
 from videollm.training.assemble import assemble
 from videollm.training.settings import Settings

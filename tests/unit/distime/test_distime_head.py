@@ -11,8 +11,7 @@ import distime  # noqa: F401  registers the head
 from distime.losses import dfl, diou, gaussian
 from videollm.common.config import ConfigError
 from videollm.data.conversation import FrameSlot, FrameTimeSlot, Role, SpanMark, SpanSlot, Turn
-from videollm.heads.interface import build_head
-from videollm.heads.types import FrameBatch, Prediction, SpanRefs
+from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head
 
 WIDTH = 16
 TERMS = ("dfl", "diou")

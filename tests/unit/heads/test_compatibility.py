@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from tests.models import HEADS, clip_lines, clips, make_batch, make_bundle, turns, write_config, write_lines
-from videollm.checkpoint.load import load
+from videollm.checkpoint import load
 from videollm.common.config import ConfigError
-from videollm.heads.interface import build_head
-from videollm.heads.types import FrameBatch
+from videollm.heads import FrameBatch, build_head
 from videollm.infer import main as infer
 from videollm.inference.run import asked_settings
 from videollm.model.generate import GenerateOptions

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 import videollm.heads.text  # noqa: F401  registers the head
 from videollm.common.config import ConfigError
 from videollm.data.conversation import SpanMark, Turn
-from videollm.heads.interface import build_head
+from videollm.heads import FrameBatch, SpanRefs, build_head
 from videollm.heads.text import parse_spans, write_span
-from videollm.heads.types import FrameBatch, SpanRefs
 
 UNITS = ["percent", "seconds"]
 

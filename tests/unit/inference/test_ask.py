@@ -14,13 +14,11 @@ from tests import models as tiny
 from tests.answers import answer_line
 from videollm import ask as asking
 from videollm.batches.dataset import VideoDataset
-from videollm.checkpoint.load import load
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import CheckpointError, load
 from videollm.common.config import ConfigError, build
-from videollm.data.annotations import parse_record
+from videollm.data import parse_record
 from videollm.data.conversation import Role, SpanMark, VisualMark
-from videollm.heads.interface import HEADS, TemporalHead, build_head
-from videollm.heads.types import Answer, FrameBatch, SpanRefs
+from videollm.heads import HEADS, Answer, FrameBatch, SpanRefs, TemporalHead, build_head
 from videollm.inference import question
 from videollm.training.assemble import assemble
 from videollm.training.optimizer import set_trainable

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.models import LINES, PAIRS, make_batch, make_bundle, make_dataset
-from videollm.heads.types import Prediction
+from videollm.heads import Prediction
 from videollm.model.generate import GenerateOptions, SpanPenalty
 
 ALL = list(LINES)

@@ -8,7 +8,7 @@ from quickstart.clips import annotate, make_clip
 from quickstart.stages import RANKED
 from quickstart.tower import build_word_tokenizer
 from videollm.common.config import build, override
-from videollm.data.annotations import parse_record
+from videollm.data import parse_record
 from videollm.data.record import spelled
 
 

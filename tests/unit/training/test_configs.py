@@ -14,7 +14,7 @@ from d2vlm.evidence import EvidenceOptions
 from distime.time_head import TimeOptions
 from videollm.batches.templates import TEMPLATES
 from videollm.common.config import ConfigError, build, read_yaml
-from videollm.heads.interface import head_class
+from videollm.heads import head_class
 from videollm.heads.text import TextOptions
 from videollm.training.run import accumulation
 from videollm.training.settings import PARTS, PartSettings, Settings

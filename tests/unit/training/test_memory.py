@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.models import make_bundle, settings, write_config
 from videollm import memory
 from videollm.common.config import ConfigError
-from videollm.heads.text import TextTimeHead
+from videollm.heads import TextTimeHead
 from videollm.training.memory import (
     MASTER,
     MOMENTS,

@@ -11,7 +11,7 @@ from tests.models import clip_lines, clips, record, turns, write_config, write_l
 from videollm import frames, infer
 from videollm.batches.reader import VisualReader, open_store
 from videollm.common.config import ConfigError
-from videollm.data.annotations import parse_record
+from videollm.data import parse_record
 from videollm.video import store
 from videollm.video.decode import VideoError
 from videollm.video.preprocess import Preprocess
