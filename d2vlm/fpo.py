@@ -16,10 +16,9 @@ from torch.nn.functional import logsigmoid
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
-from videollm.checkpoint.bundle import Bundle
-from videollm.checkpoint.load import load
+from videollm.checkpoint import Bundle, load
 from videollm.common.config import ConfigError, at_least
-from videollm.data.record import Record
+from videollm.data import Record
 from videollm.heads import SpanRefs
 from videollm.model.loss import token_cross_entropy
 from videollm.model.objective import OBJECTIVES, Objective, Reading, Sums

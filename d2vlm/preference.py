@@ -26,11 +26,11 @@ from d2vlm.preferences.wording import Wording
 from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
 from videollm.common.files import json_text, write_text
-from videollm.data.annotations import SHOWN, AnnotationError, parse_record
+from videollm.data import AnnotationError, Record, load_records, neutral_json, parse_record
+from videollm.data.annotations import SHOWN
 from videollm.data.conversation import SpanMark, Turn, span_marks
-from videollm.data.load import load_records
 from videollm.data.published import to_classes
-from videollm.data.record import Record, RejectedAnswer, neutral_json
+from videollm.data.record import RejectedAnswer
 
 
 @dataclass

@@ -20,15 +20,11 @@ from tqdm import tqdm
 from d2vlm.fpo import FACTORS, FPO, FPOOptions
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint.bundle import Bundle
-from videollm.checkpoint.load import load
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint import Bundle, CheckpointError, load
 from videollm.common.command import tell, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.files import check_folder
-from videollm.data.annotations import AnnotationError
-from videollm.data.load import load_records
-from videollm.data.record import Record
+from videollm.data import AnnotationError, Record, load_records
 from videollm.inference.output import check_writable
 
 COLUMNS = (*FACTORS, "margin")

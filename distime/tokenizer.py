@@ -11,7 +11,8 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from distime.time_head import FRAME_TIME, STAMP
-from videollm.checkpoint.tensors import CheckpointError, need, read_json
+from videollm.checkpoint import CheckpointError, need
+from videollm.checkpoint.tensors import read_json
 
 TIME_TOKENS = (STAMP, FRAME_TIME)  # in the order in which they are added (spec §2)
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")

@@ -14,8 +14,9 @@ from functools import lru_cache
 
 from d2vlm.preferences.wording import Event, Span, Wording, take_apart, words
 from videollm.common.config import need
+from videollm.data import Record
 from videollm.data.conversation import span_marks
-from videollm.data.record import Record, spelled
+from videollm.data.record import spelled
 
 TRIES = 24  # draws of a span before a factor gives up
 SHORTEST_S = 1.0  # length by which a moment is moved and drawn

@@ -19,7 +19,7 @@ from d2vlm.preferences.wording import MARK, Wording, take_apart, words
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.common.config import ConfigError, need
 from videollm.common.files import json_lines, json_text
-from videollm.data.record import Record
+from videollm.data import Record
 
 SHOWN = 200  # characters of a command's own error that a message repeats
 

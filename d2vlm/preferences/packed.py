@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from videollm.common.files import Bad
-from videollm.data.annotations import AnnotationError
+from videollm.data import AnnotationError
 from videollm.data.published import CHOSEN, TEXT_ONLY, class_kind
 
 
