@@ -6,6 +6,7 @@ it adds nothing to any loss, and the trainer counts it. Knows records, the promp
 network.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -191,8 +192,8 @@ class VideoDataset(Dataset):
     def _thin(self, item: Item, conversations: Sequence[tuple[list, list, str | None]]) -> None:
         """Drop frames uniformly so that the longest prompt fits ``max_length``."""
         count = len(item.times_s)
-        one, three = (max(map(len, self._prompts(item, conversations, frames))) for frames in (1, 3))
-        keep = max(1, min(count - 1, (self.max_length - one) // ((three - one) // 2) + 1))
+        over = item.longest - self.max_length
+        keep = max(1, count - math.ceil(over / self.encoder.tokens_per_frame))
         index = np.linspace(0, count - 1, keep).round().astype(int)
         item.thinned, item.kept = count - keep, index
         item.times_s = item.times_s[index]

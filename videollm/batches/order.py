@@ -16,7 +16,6 @@ from videollm.batches.dataset import VideoDataset, share_prompt
 from videollm.batches.prompt import Prompt
 from videollm.common.config import ConfigError
 from videollm.data import Record
-from videollm.data.conversation import Turn, VisualMark
 from videollm.video.sampling import Sampler
 
 POOL = 50  # batches of all ranks among which lengths are sorted; the more, the less padding and the less chance
@@ -42,7 +41,7 @@ def item_sizes(dataset: VideoDataset, setting: str) -> np.ndarray:
     Raises:
         ConfigError: a video without ``duration``, where that decides on the number of its frames.
     """
-    step = tokens_per_frame(dataset)
+    step = dataset.encoder.tokens_per_frame
     return np.asarray([item_size(dataset, group, step, setting) for group in dataset.groups], np.int64).reshape(-1, 2)
 
 
@@ -71,13 +70,6 @@ def encoded(dataset: VideoDataset, record: Record) -> Prompt:
     visuals = [("image", 1)] * len(record.images) or [("video", 1)]
     known = [record.duration_s or 1.0, *(end for _, end in record.spans_s)]
     return dataset.encoder.encode(record.turns, record.spans_s, visuals, max(known), record.asking.after_video)
-
-
-def tokens_per_frame(dataset: VideoDataset) -> int:
-    """Tokens that one more frame of a video adds to a prompt."""
-    turns = [Turn("user", (VisualMark(0), "?"))]
-    one, three = (len(dataset.encoder.encode(turns, [], [("video", count)], 1.0)) for count in (1, 3))
-    return (three - one) // 2
 
 
 def frames_of(record: Record, sampler: Sampler, max_tiles: int, setting: str) -> int:

@@ -8,6 +8,7 @@ a special token, whatever a user writes. It opens no video and runs no network.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -106,6 +107,13 @@ class PromptEncoder:
         self.stop_id = self.special[template.stop][0]
         empty = tokenizer("").input_ids
         self.bos = empty[:1] if empty and empty[0] == tokenizer.bos_token_id else []
+
+    @cached_property
+    def tokens_per_frame(self) -> int:
+        """Tokens that one more frame of a video adds to a prompt."""
+        turns = [Turn("user", (VisualMark(0), "?"))]
+        one, three = (len(self.encode(turns, [], [("video", count)], 1.0)) for count in (1, 3))
+        return (three - one) // 2
 
     def encode(
         self,
