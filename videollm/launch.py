@@ -5,7 +5,6 @@ the module's own exit status. SIGTERM is passed on to the processes, which may t
 nothing of training.
 """
 
-import inspect
 import logging
 import os
 import re
@@ -124,10 +123,8 @@ def pass_on(*_signal) -> None:
 
 def launch(plan: Plan, module: str, arguments: Sequence[str]) -> int:
     """Run the module in the plan's processes; the exit status is that of the first one that failed."""
-    options = plan.arguments()
-    if "signals_to_handle" in inspect.signature(torchrun.LaunchConfig).parameters:  # torch >= 2.8
-        options += ["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT"]
-        signal.signal(signal.SIGTERM, pass_on)
+    options = [*plan.arguments(), "--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT"]
+    signal.signal(signal.SIGTERM, pass_on)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is said below, in a line
     try:
         torchrun.main([*options, "-m", module, *arguments])

@@ -54,6 +54,7 @@ def answer_records(
     keeps the mode and device it has.
     """
     if batches is None:
+        options = options.within(bundle.config.context_length)
         batches = [batch for unit in plan(records, options, batch_size) for batch in unit]
     answerer = Answerer(bundle)
     groups = read_ahead(VideoGroups(bundle, records, reader, batches), workers, answerer.device.type == "cuda")

@@ -65,13 +65,14 @@ def by_options(records: Sequence[Record], options: GenerateOptions) -> list[tupl
 
 def room_for_question(bundle: Bundle, options: GenerateOptions) -> int:
     """Tokens that the context has beside the answer; ConfigError if there are none."""
-    room = bundle.config.context_length - options.max_new_tokens
-    if room <= 0:
+    context = bundle.config.context_length
+    asked = options.within(context).max_new_tokens
+    if asked >= context:
         raise ConfigError(
-            f"generate.max_new_tokens: {options.max_new_tokens} leave no room for a question in the model's "
-            f"{bundle.config.context_length} tokens; lower it"
+            f"generate.max_new_tokens: {asked} leave no room for a question in the model's {context} tokens; leave it "
+            f"out, or set generate.max_new_tokens={max(1, context // 4)}"
         )
-    return room
+    return context - asked
 
 
 @dataclass

@@ -56,12 +56,6 @@ def ask(bundle: Bundle, video: str | Path, question: str, options: AskOptions | 
         VideoError: the video cannot be read.
     """
     options = options or AskOptions()
-    context = bundle.config.context_length
-    if options.generate.max_new_tokens >= context:
-        raise ConfigError(
-            f"generate.max_new_tokens: {options.generate.max_new_tokens} leave no room for the question in the model's "
-            f"{context} tokens; set generate.max_new_tokens={context // 4}"
-        )
     video = Path(video).resolve()  # a link to a video elsewhere is fine: its root is where it really lies
     reader = bundle.reader(video.parent, build(Sampler, bundle.config.sampler | options.sampler, "sampler"))
     (line,) = answer_records(bundle, [make_record(video.name, question)], reader, options.generate)

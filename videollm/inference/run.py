@@ -54,8 +54,10 @@ def asked_settings(overrides: Sequence[str], model: str) -> tuple[GenerateOption
         if key not in OVERRIDES:
             raise ConfigError(f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
     sampling, values["model"] = values.pop("sampler", {}), {"head": values.pop("head", {})}
-    values = lay_preset(values, read_config(Path(model)).head.get("name") if "compatibility" in values else None)
-    return build(GenerateOptions, values.get("generate", {}), "generate"), values["model"]["head"], sampling
+    config = read_config(Path(model))
+    values = lay_preset(values, config.head.get("name"))
+    options = build(GenerateOptions, values.get("generate", {}), "generate").within(config.context_length)
+    return options, values["model"]["head"], sampling
 
 
 def special_of(precision: str, head: dict) -> dict:

@@ -5,7 +5,7 @@ kept; before each step a span token just produced gets the embedding that the he
 come out in neutral form. Knows batches of the collator; no files.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,12 +18,14 @@ from videollm.heads import Answer, FrameBatch, Prediction, TemporalHead
 from videollm.model.loss import logits_of
 from videollm.model.passes import LayerTap, VideoLLMOutput
 
+MOST_TOKENS = 512  # of an answer, by default
+
 
 @dataclass
 class GenerateOptions:
     """How answers are produced; the defaults are greedy and therefore reproducible."""
 
-    max_new_tokens: int = 512
+    max_new_tokens: int | None = None  # by default 512; where the context has no room for so many, a quarter of it
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
@@ -32,13 +34,19 @@ class GenerateOptions:
     encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"generate.max_new_tokens: {self.max_new_tokens}, but it must be at least 1")
         for name in ("temperature", "repetition_penalty"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
+
+    def within(self, context: int) -> "GenerateOptions":
+        """The options for a model that takes ``context`` tokens."""
+        if self.max_new_tokens is not None:
+            return self
+        return replace(self, max_new_tokens=MOST_TOKENS if context > MOST_TOKENS else max(1, context // 4))
 
 
 @dataclass
@@ -92,6 +100,7 @@ class SpanGeneration:
         self, batch: Batch, pad_id: int | None, stop_id: int, options: GenerateOptions
     ) -> tuple[Tensor, SpanState]:
         """Generated ids [B, S] (stop token included, then padding) and the state with every prediction."""
+        options = options.within(self.config.context_length)
         tokens = self.frame_tokens(batch)
         frames = self.frame_batch(batch, tokens)
         refs = batch.refs

@@ -180,3 +180,9 @@ def test_a_penalty_keeps_an_answer_from_repeating_itself():
     assert len(set(words)) == len(words)
     free = bundle.model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=16))[0][0].tolist()
     assert ids != free
+
+
+@pytest.mark.parametrize("context, tokens", [(256, 64), (512, 128), (513, 512), (4096, 512)])
+def test_an_answer_has_by_default_room_in_any_context(context, tokens):
+    assert GenerateOptions().within(context).max_new_tokens == tokens < context
+    assert GenerateOptions(max_new_tokens=9).within(context).max_new_tokens == 9

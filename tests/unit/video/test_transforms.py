@@ -4,6 +4,7 @@ import json
 from random import Random
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given
@@ -38,6 +39,8 @@ def test_d2vlm_frames_match_published_pixels(golden_dir):
 @pytest.mark.golden
 def test_distime_frames_match_published_pixels(golden_dir):
     arrays = np.load(golden_dir / "distime/unit/preprocess.npz")
+    # The published pixels were made with Pillow 13; until 12.3 one of the seven pictures differs by one grey level.
+    levels = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 1
     clip_std = (0.2686295, 0.2613025, 0.2757711)  # as published there: a digit is missing in the last
     variants = {
         "imagenet": Preprocess(),
@@ -49,9 +52,11 @@ def test_distime_frames_match_published_pixels(golden_dir):
         for name, stats in variants.items():
             preprocess = Preprocess(kind="internvl", size=case["size"], mean=stats.mean, std=stats.std)
             resized = preprocess.while_decoding()(pixels[0].numpy())
-            np.testing.assert_array_equal(resized, arrays[f"{case['index']}_resized_uint8"])
+            published = arrays[f"{case['index']}_resized_uint8"].astype(int)
+            np.testing.assert_allclose(resized.astype(int), published, rtol=0, atol=levels)
             expected = torch.from_numpy(arrays[f"{case['index']}_{name}"])[None]
-            torch.testing.assert_close(staged(preprocess, pixels), expected, rtol=0, atol=4e-6)
+            near = 4e-6 + levels / 255 / 0.22  # every std here is larger
+            torch.testing.assert_close(staged(preprocess, pixels), expected, rtol=0, atol=near)
 
 
 @pytest.mark.golden
