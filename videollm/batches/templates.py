@@ -9,21 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Template:
-    """``turn`` strings stand around a turn's text; only the answer and ``assistant_end`` are supervised."""
+    """What stands before and behind a turn's text; only the answer and ``stop`` are supervised."""
 
     name: str
     user: tuple[str, str]
     assistant: str
-    assistant_end: str
+    stop: str  # the special token that ends an answer
     between: str = ""  # after an answer, if another turn follows
     closing: str = ""  # after the last answer
     system: tuple[str, str] | None = None  # None: the template has no system turn
     system_message: str = ""  # default system message
-
-    @property
-    def stop(self) -> str:
-        """The special token that ends an answer."""
-        return self.assistant_end
 
 
 INTERNVL_SYSTEM = (
@@ -34,56 +29,28 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
+
+def tagged(name: str, tag: str, stop: str, system_message: str = "", model: str = "assistant", **more) -> Template:
+    """A template that opens every turn with ``tag``, the speaker's name in it, and ends it with ``stop``."""
+    around = {role: (tag.format(role), f"{stop}\n") for role in ("user", "system")}
+    system = around["system"] if system_message else None
+    named = {"between": "\n", "system": system, "system_message": system_message, **more}
+    return Template(name, around["user"], tag.format(model), stop, **named)
+
+
+CHATML = ("<|im_start|>{}\n", "<|im_end|>")
+LLAMA3 = ("<|start_header_id|>{}<|end_header_id|>\n", "<|eot_id|>")
 TEMPLATES = {
     template.name: template
     for template in (
         Template("plain", ("", "\n"), "", "<|im_end|>", between="\n"),
         # The answer follows the question's last word, whose state is the first query: tiny models learn to ask sooner.
         Template("bare", ("", ""), "", "<|im_end|>", between="\n"),
-        Template(
-            "phi3",
-            ("<|user|>\n", "<|end|>\n"),
-            "<|assistant|>\n",
-            "<|end|>",
-            between="\n",
-            system=("<|system|>\n", "<|end|>\n"),
-            system_message="You are a helpful AI assistant.",
-        ),
-        Template(
-            "qwen2",
-            ("<|im_start|>user\n", "<|im_end|>\n"),
-            "<|im_start|>assistant\n",
-            "<|im_end|>",
-            between="\n",
-            system=("<|im_start|>system\n", "<|im_end|>\n"),
-            system_message="You are a helpful assistant.",
-        ),
-        Template(
-            "llama3",
-            ("<|start_header_id|>user<|end_header_id|>\n", "<|eot_id|>\n"),
-            "<|start_header_id|>assistant<|end_header_id|>\n",
-            "<|eot_id|>",
-            between="\n",
-            system=("<|start_header_id|>system<|end_header_id|>\n", "<|eot_id|>\n"),
-            system_message="You are a helpful AI assistant",
-        ),
-        Template(
-            "gemma2",
-            ("<start_of_turn>user\n", "<end_of_turn>\n"),
-            "<start_of_turn>model\n",
-            "<end_of_turn>",
-            between="\n",
-        ),
+        tagged("phi3", "<|{}|>\n", "<|end|>", "You are a helpful AI assistant."),
+        tagged("qwen2", *CHATML, "You are a helpful assistant."),
+        tagged("llama3", *LLAMA3, "You are a helpful AI assistant"),
+        tagged("gemma2", "<start_of_turn>{}\n", "<end_of_turn>", model="model"),
         Template("vicuna", ("USER: ", " "), "ASSISTANT:", "</s>", system=("", " "), system_message=VICUNA_SYSTEM),
-        Template(
-            "internvl2_5",
-            ("<|im_start|>user\n", "<|im_end|>\n"),
-            "<|im_start|>assistant\n",
-            "<|im_end|>",
-            between="\n",
-            closing="\n",
-            system=("<|im_start|>system\n", "<|im_end|>\n"),
-            system_message=INTERNVL_SYSTEM,
-        ),
+        tagged("internvl2_5", *CHATML, INTERNVL_SYSTEM, closing="\n"),
     )
 }
