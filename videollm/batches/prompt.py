@@ -20,27 +20,19 @@ from videollm.heads import TemporalHead
 
 @dataclass
 class VisualTokenSettings:
-    """How a frame's tokens stand in the prompt (``VisualTokens``)."""
+    """How the visual tokens of a frame stand in the prompt."""
 
     token: str = "<frame>"  # placeholder, a special token; added to the tokenizer if it is missing
-    start: str = ""  # special token before a run of frames
+    start: str = ""  # special token before a run of adjacent frames (InternVL's <img>)
     end: str = ""  # special token behind it
-    after: str = "\n"  # text behind a video or image
+    after: str = "\n"  # text behind a whole video or image
 
 
-@dataclass(frozen=True)
-class VisualTokens:
-    """How the visual tokens of a frame stand in the prompt.
+@dataclass
+class VisualTokens(VisualTokenSettings):
+    """The same, once the model is known."""
 
-    ``token`` is the placeholder, repeated ``per_frame`` times; ``start`` and ``end`` wrap each run of adjacent frames
-    (InternVL's ``<img>`` and ``</img>``); ``after`` is the text behind a whole video or image.
-    """
-
-    token: str
-    per_frame: int
-    start: str = ""
-    end: str = ""
-    after: str = "\n"
+    per_frame: int = 1  # how often ``token`` stands for one frame
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from videollm.batches.collate import Collator
-from videollm.batches.prompt import PromptEncoder, VisualTokens, VisualTokenSettings
+from videollm.batches.prompt import PromptEncoder, VisualTokens
 from videollm.batches.reader import VisualReader
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import write_adapters
@@ -43,10 +43,9 @@ class Bundle:
 
     def encoder(self) -> PromptEncoder:
         """Prompts as this model reads them."""
-        config, tokens = self.config, build(VisualTokenSettings, self.config.visual_tokens, "visual_tokens")
         per_frame = self.model.connector.tokens_per_frame(self.model.vision_tower.num_patches)
-        visual = VisualTokens(tokens.token, per_frame, tokens.start, tokens.end, tokens.after)
-        return PromptEncoder(self.tokenizer, TEMPLATES[config.template], self.model.head, visual)
+        visual = build(VisualTokens, self.config.visual_tokens | {"per_frame": per_frame}, "visual_tokens")
+        return PromptEncoder(self.tokenizer, TEMPLATES[self.config.template], self.model.head, visual)
 
     def reader(self, videos: str | Path, sampler: Sampler | None = None, **options) -> VisualReader:
         """Frames as this model sees them, below the folder ``videos``."""
@@ -54,28 +53,13 @@ class Bundle:
         options = {"max_tiles": self.config.max_tiles} | options
         return VisualReader(Path(videos), sampler, build(Preprocess, self.config.preprocess, "preprocess"), **options)
 
-    def collator(
-        self,
-        *,
-        left: bool = False,
-        average: str = "tokens",
-        pack: bool = False,
-        rank: bool = False,
-        unseen_id: int | None = None,
-    ) -> Collator:
-        """Batches as this model takes them; ``left`` for generation, ``rank`` for chosen and rejected answers."""
+    def collator(self, *, left: bool = False, pack: bool = False, **options) -> Collator:
+        """Batches as this model takes them; ``left`` for generation, ``pack`` for packed rows, and ``Collator``'s own
+        options."""
         split = (self.model.head.inject_layer is not None or pack) and not left
-        pad = self.tokenizer.pad_token_id
-        return Collator(
-            pad_id=0 if pad is None else pad,
-            split_prefix=split,
-            bidirectional=self.config.bidirectional_frames,
-            average=average,
-            left=left,
-            question_tokenizer=self.question_tokenizer,
-            rank=rank,
-            unseen_id=unseen_id,
-        )
+        pad = self.tokenizer.pad_token_id or 0
+        options |= {"left": left, "question_tokenizer": self.question_tokenizer}
+        return Collator(pad, split, self.config.bidirectional_frames, **options)
 
     def save(self, folder: str | Path, state_dict: dict | None = None) -> None:
         """Write everything into ``folder``."""

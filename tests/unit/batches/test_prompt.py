@@ -102,7 +102,7 @@ def test_training_ids_and_labels_are_the_published_ones(golden_dir, kind):
     rows = {name: row for name, row in rows.items() if name.startswith(kind)}
     assert rows
     for name, row in rows.items():
-        visual = VisualTokens("<IMG_CONTEXT>", row["image_tokens_each"], "<img>", "</img>", after="")
+        visual = VisualTokens("<IMG_CONTEXT>", "<img>", "</img>", "", row["image_tokens_each"])
         made = PromptEncoder(tokenizer, TEMPLATES["internvl2_5"], build_head(HEADS["distime"], 32), visual)
         images, talk = 0, []
         for turn in row["conversations"]:
