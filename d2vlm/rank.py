@@ -21,7 +21,7 @@ from d2vlm.fpo import FACTORS, FPO, FPOOptions
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle, CheckpointError, load
-from videollm.common.command import tell, usable_device, whole
+from videollm.common.command import ended, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.files import check_folder
 from videollm.data import AnnotationError, Record, load_records
@@ -39,9 +39,7 @@ def compare(
     Returns:
         factor of each pair [P], its ``COLUMNS`` [P, 5], and what could not be read.
     """
-    dataset = VideoDataset(
-        records, reader, bundle.encoder(), max_length=bundle.config.context_length, rejected="all"
-    )  # fmt: skip
+    dataset = VideoDataset(records, reader, bundle.encoder(), max_length=bundle.config.context_length, rejected="all")
     collate, model, by_id = bundle.collator(rank=True), bundle.model, {record.id: record for record in records}
     device = next(model.parameters()).device
     names, rows, bad = [], [torch.zeros(0, len(COLUMNS))], []
@@ -112,11 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="records at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="beta=0.1 text_weight=0 ...")
-    try:
-        run(parser.parse_intermixed_args(argv))
-    except (AnnotationError, CheckpointError, ConfigError) as error:
-        return tell(error)
-    return 0
+    args = parser.parse_intermixed_args(argv)
+    return ended(lambda: run(args), AnnotationError, CheckpointError, ConfigError)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from distime.tokenizer import read_tokenizer as read_official_tokenizer
 from videollm.checkpoint import CheckpointError, need, read_config, read_tokenizer, tensors
 from videollm.checkpoint.load import some
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource
-from videollm.common.command import tell
+from videollm.common.command import ended
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 
@@ -176,11 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", metavar="DST", help="folder to write, new or empty")
     parser.add_argument("--back", action="store_true", help="from one of our checkpoints to the official layout")
     args = parser.parse_args(argv)
-    try:
-        convert(args.source, args.target, args.back)
-    except CheckpointError as error:
-        return tell(error)
-    return 0
+    return ended(lambda: convert(args.source, args.target, args.back), CheckpointError)
 
 
 if __name__ == "__main__":

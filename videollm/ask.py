@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from videollm.checkpoint import CheckpointError, load
-from videollm.common.command import tell, usable_device
+from videollm.common.command import ended, usable_device
 from videollm.common.config import ConfigError, build, override
 from videollm.data import AnnotationError
 from videollm.inference.question import AskOptions, ask, check_video, describe, draw
@@ -50,11 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    try:
-        run(arguments(argv))
-    except (AnnotationError, CheckpointError, ConfigError, VideoError, OSError) as error:
-        return tell(error)
-    return 0
+    return ended(lambda: run(arguments(argv)), AnnotationError, CheckpointError, ConfigError, VideoError, OSError)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from videollm.checkpoint import CheckpointError
-from videollm.common.command import tell, whole
+from videollm.common.command import ended, whole
 from videollm.common.config import ConfigError
 from videollm.common.processes import RankError
 from videollm.data import AnnotationError
@@ -42,11 +42,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    try:
-        run(arguments(argv))
-    except (AnnotationError, CheckpointError, ConfigError, RankError) as error:
-        return tell(error)
-    return 0
+    return ended(lambda: run(arguments(argv)), AnnotationError, CheckpointError, ConfigError, RankError)
 
 
 if __name__ == "__main__":

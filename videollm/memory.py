@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from videollm.checkpoint import CheckpointError
-from videollm.common.command import tell, whole
+from videollm.common.command import ended, whole
 from videollm.common.config import ConfigError, override, read_yaml
 from videollm.training.assemble import read_settings
 from videollm.training.memory import TEXT, assumed_load, estimate, planned_model, tables
@@ -23,15 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=whole(1), help="of a video, with data.pack; default data.max_questions")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.batch_size=4 ...")
     args = parser.parse_intermixed_args(argv)
-    try:
+
+    def run() -> None:
         settings = read_settings(override(read_yaml(args.config), args.overrides))
         model = planned_model(settings)
         load = assumed_load(settings, model, args.frames, args.text, args.questions)
-        found = tables(estimate(model, settings, load, args.gpus))
-    except (CheckpointError, ConfigError) as error:
-        return tell(error)
-    Console(width=110).print(*found)
-    return 0
+        Console(width=110).print(*tables(estimate(model, settings, load, args.gpus)))
+
+    return ended(run, CheckpointError, ConfigError)
 
 
 if __name__ == "__main__":

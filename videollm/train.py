@@ -1,9 +1,4 @@
-"""The training entry point: ``python -m videollm.train --config FILE [key=value ...]``.
-
-Runs as one process, under ``torchrun --nproc_per_node N`` or under the ``deepspeed`` launcher, on CPU or GPU, from
-the same config. Writes ``output/`` : ``config.yaml`` (resolved), ``starts.jsonl``, ``log.jsonl``, ``checkpoint-N/``
-(resumable), ``best/`` (by validation) and ``final/`` (for ``videollm.infer``).
-"""
+"""The training entry point: ``python -m videollm.train --config FILE [key=value ...]``; see ``training/run.py``."""
 
 import argparse
 import sys

@@ -17,6 +17,15 @@ from videollm.common.processes import this_rank
 HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see that
 
 
+def ended(run: Callable[[], object], *errors: type[Exception]) -> int:
+    """Run a command; returns its exit status: 0, or what ``tell`` says of one of the user's ``errors``."""
+    try:
+        run()
+    except errors as error:
+        return tell(error)
+    return 0
+
+
 def tell(error: Exception) -> int:
     """Print the message of ``error``; returns the exit status.
 
