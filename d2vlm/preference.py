@@ -17,18 +17,19 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from d2vlm.preferences.factors import ATTRIBUTES, FACTORS, Library, Scene, Severity, visual_of, wording_of
 from d2vlm.preferences.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
 from d2vlm.preferences.packed import read_packed
 from d2vlm.preferences.wording import Wording
-from videollm.common.command import tell
+from videollm.common.command import ended
 from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
 from videollm.common.files import json_text, write_text
-from videollm.data import AnnotationError, Record, load_records, neutral_json, parse_record
+from videollm.data import AnnotationError, Record, load_records, neutral_json
 from videollm.data.annotations import SHOWN
 from videollm.data.conversation import SpanMark, Turn, span_marks
+from videollm.data.load import parse_rows
 from videollm.data.published import to_classes
 from videollm.data.record import RejectedAnswer
 
@@ -142,15 +143,8 @@ def _draw(record: Record, options: PreferenceOptions) -> tuple[list[str], random
 
 
 def _scene(record: Record, library: Library, options: PreferenceOptions) -> Scene:
-    return Scene(
-        answer=wording_of(record),
-        video=visual_of(record),
-        task=record.task,
-        question=record.question,
-        library=library,
-        severity=options.severity,
-        attributes=tuple(map(tuple, options.attributes)),
-    )
+    answer, groups = wording_of(record), tuple(map(tuple, options.attributes))
+    return Scene(answer, visual_of(record), record.task, record.question, library, options.severity, groups)
 
 
 def _own(scene: Scene, answers: list[Wording], options: OwnOptions, rng: random.Random) -> list[tuple[str, Wording]]:
@@ -206,7 +200,7 @@ def write(made: Made, output: Path, layout: str) -> list[str]:
 
 
 def read(args: argparse.Namespace) -> list[Record]:
-    """The records of all annotation files, and of the packed ones."""
+    """The records of all annotation files, and of the packed ones; AnnotationError names every bad one of either."""
     records = load_records(args.annotations) if args.annotations else []
     if args.packed:
         if not args.tokenizer:
@@ -215,32 +209,14 @@ def read(args: argparse.Namespace) -> list[Record]:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--tokenizer: {args.tokenizer}: {' '.join(str(error).split())[:200]}") from None
-        records += unpacked(args.packed, tokenizer, {record.id for record in records})
+        first_use, problems = {record.id: record for record in records}, []
+        for path in args.packed:
+            rows = list(enumerate(read_packed(path, tokenizer), start=1))
+            records += parse_rows(path, rows, first_use, problems)
+        if problems:
+            raise AnnotationError(problems)
     if not records:
         raise ConfigError("--annotations: no file named; name at least one, or a --packed one")
-    return records
-
-
-def unpacked(paths: Sequence[str], tokenizer: PreTrainedTokenizerBase, ids: set[str]) -> list[Record]:
-    """The records of packed files; ``ids`` are taken already.
-
-    Raises:
-        AnnotationError: with every bad record; also for an id that occurs twice.
-    """
-    records, problems, ids = [], [], set(ids)
-    for path in paths:
-        for k, item in enumerate(read_packed(path, tokenizer), start=1):
-            try:
-                record = parse_record(item, k, path)
-            except AnnotationError as error:
-                problems += error.problems
-                continue
-            if record.id in ids:
-                problems.append(f"{record.where}: has the id {record.id!r} of another one (id) - give each its own")
-            ids.add(record.id)
-            records.append(record)
-    if problems:
-        raise AnnotationError(problems)
     return records
 
 
@@ -300,11 +276,7 @@ def tell_report(report: dict, output: Path, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    try:
-        run(arguments(argv))
-    except (AnnotationError, ConfigError) as error:
-        return tell(error)
-    return 0
+    return ended(lambda: run(arguments(argv)), AnnotationError, ConfigError)
 
 
 if __name__ == "__main__":

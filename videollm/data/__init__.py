@@ -6,13 +6,6 @@ from videollm.data.load import draw_rejected, load_records, read_annotations
 from videollm.data.record import Record, neutral_json
 
 __all__ = [
-    "AnnotationError",
-    "Record",
-    "Report",
-    "draw_rejected",
-    "load_records",
-    "neutral_json",
-    "parse_record",
-    "read_annotations",
-    "validate",
-]
+    "AnnotationError", "Record", "Report", "draw_rejected", "load_records", "neutral_json", "parse_record",
+    "read_annotations", "validate",
+]  # fmt: skip

@@ -115,17 +115,31 @@ def load_with_problems(paths: Paths, raw_spans: bool = False) -> tuple[list[Reco
     for path in paths:
         rows, bad = _read(path)
         problems += bad
-        for line, item in tqdm(rows, desc=f"reading {path}", disable=None if len(rows) >= LONG_FILE else True):
-            try:
-                record = parse_record(item, line, path, raw_spans=raw_spans)
-            except AnnotationError as error:
-                problems += error.problems
-                continue
-            first = first_use.setdefault(record.id, record)
-            if first is not record:
-                problems.append(f"{record.where}: has the id {record.id!r} of {first.where} (id) - give each its own")
-            records.append(record)
+        records += parse_rows(path, rows, first_use, problems, raw_spans)
     return records, problems
+
+
+def parse_rows(
+    path: str | os.PathLike,
+    rows: Sequence[tuple[int, Any]],
+    first_use: dict[str, Record],
+    problems: list[str],
+    raw_spans: bool = False,
+) -> list[Record]:
+    """The records of a file's (line, value) rows; what is wrong goes into ``problems``, and each id into ``first_use``,
+    which has the records before it."""
+    records = []
+    for line, item in tqdm(rows, desc=f"reading {path}", disable=None if len(rows) >= LONG_FILE else True):
+        try:
+            record = parse_record(item, line, path, raw_spans=raw_spans)
+        except AnnotationError as error:
+            problems += error.problems
+            continue
+        first = first_use.setdefault(record.id, record)
+        if first is not record:
+            problems.append(f"{record.where}: has the id {record.id!r} of {first.where} (id) - give each its own")
+        records.append(record)
+    return records
 
 
 def odd_lines(records: Iterable[Record]) -> str:
