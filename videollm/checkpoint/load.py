@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
 from videollm.checkpoint.tensors import CheckpointError
@@ -58,11 +57,7 @@ def load(
                 f"{folder}: its tokenizer does not have {name} as token {token_id}, as config.json says; "
                 "copy the tokenizer from the run that made the checkpoint"
             )
-    return Bundle(
-        model,
-        tokenizer,
-        read_tokenizer(question) if question.is_dir() else None,
-    )
+    return Bundle(model, tokenizer, read_tokenizer(question) if question.is_dir() else None)
 
 
 def read_model(
@@ -140,13 +135,6 @@ def check_report(folder: Path, report: dict, head: str) -> None:
 def some(keys: list[str], most: int = 5) -> str:
     """The first few of many keys, and how many there are."""
     return f"{', '.join(keys[:most])}{', ...' if len(keys) > most else ''} ({len(keys)})"
-
-
-def template_named(name: str) -> str:
-    """``name`` if there is such a chat template, else ConfigError."""
-    if name not in TEMPLATES:
-        raise ConfigError(f"model.template: no template {name!r}; there are {', '.join(TEMPLATES)}")
-    return name
 
 
 def load_tokenizer(name: str | None, key: str) -> PreTrainedTokenizerBase:

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import is_flash_attn_2_available
 
 from videollm.batches.prompt import VisualTokenSettings
+from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, load, load_tokenizer, read_config
-from videollm.checkpoint.load import template_named
 from videollm.common.config import ConfigError, build, to_dict
 from videollm.heads import head_class
 from videollm.heads.presets import lay_preset
@@ -76,19 +76,7 @@ def check_frames_fit(bundle: Bundle) -> None:
         )
 
 
-FIXED_BY_CHECKPOINT = (
-    "vision",
-    "vision_weights",
-    "connector",
-    "language",
-    "language_weights",
-    "scale_residuals",
-    "tokenizer",
-    "question_tokenizer",
-    "visual_tokens",
-    "word_vectors",
-    "feature_mean",
-)
+BESIDE_CHECKPOINT = ("checkpoint", "head", "template", "bidirectional_frames", "attention")  # all else it has already
 
 
 def from_checkpoint(settings: Settings) -> Bundle:
@@ -103,8 +91,8 @@ def from_checkpoint(settings: Settings) -> Bundle:
 
 def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
     """The checkpoint's config with the given options of its head; ConfigError for what a checkpoint has already."""
-    for name in FIXED_BY_CHECKPOINT:
-        if getattr(given, name):
+    for name, value in vars(given).items():
+        if value and name not in BESIDE_CHECKPOINT:
             raise ConfigError(f"model.{name}: cannot be changed for model.checkpoint; leave it out")
     config = read_config(Path(given.checkpoint))
     own = config.head.get("name")
@@ -117,12 +105,21 @@ def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
 
 
 def lay_over(config: VideoLLMConfig, settings: Settings) -> None:
-    """Write what ``settings`` give for template, frames and data into a checkpoint's config."""
-    if settings.model.template:
-        config.template = template_named(settings.model.template)
-    if settings.model.bidirectional_frames is not None:
-        config.bidirectional_frames = settings.model.bidirectional_frames
-    lay_data(config, settings)
+    """Write what ``settings`` give for template, frames, sampling and preprocessing into the model's config."""
+    given, data = settings.model, settings.data
+    if given.template and given.template not in TEMPLATES:
+        raise ConfigError(f"model.template: no template {given.template!r}; there are {', '.join(TEMPLATES)}")
+    config.template = given.template or config.template
+    if given.bidirectional_frames is not None:
+        config.bidirectional_frames = given.bidirectional_frames
+    if data.sampler is not None:
+        config.sampler = to_dict(replace(data.sampler, pick="midpoint"))  # a model is asked with fixed frames
+    if data.preprocess is not None:
+        config.preprocess = to_dict(replace(data.preprocess, random_crop=False))
+    if data.max_length is not None:
+        config.context_length = data.max_length
+    if data.max_tiles is not None:
+        config.max_tiles = data.max_tiles
 
 
 def planned_config(settings: Settings) -> VideoLLMConfig:
@@ -135,19 +132,6 @@ def planned_config(settings: Settings) -> VideoLLMConfig:
     if settings.train.lora is not None and not config.lora:
         config.lora = to_dict(settings.train.lora)
     return config
-
-
-def lay_data(config: VideoLLMConfig, settings: Settings) -> None:
-    """Write the sampling and preprocessing of ``settings`` into the model's config."""
-    data = settings.data
-    if data.sampler is not None:
-        config.sampler = to_dict(replace(data.sampler, pick="midpoint"))  # a model is asked with fixed frames
-    if data.preprocess is not None:
-        config.preprocess = to_dict(replace(data.preprocess, random_crop=False))
-    if data.max_length is not None:
-        config.context_length = data.max_length
-    if data.max_tiles is not None:
-        config.max_tiles = data.max_tiles
 
 
 def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenizerBase]:
@@ -166,16 +150,14 @@ def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenize
         vision=given.vision,
         connector=given.connector,
         head=given.head,
-        template=template_named(given.template or "plain"),
         visual_tokens=to_dict(tokens),
         token_ids={t: tokenizer.convert_tokens_to_ids(t) for t in (*head.span_tokens, *head.extra_tokens)},
-        bidirectional_frames=bool(given.bidirectional_frames),
         sampler=to_dict(Sampler()),
         preprocess=to_dict(Preprocess()),
         context_length=min(4096, getattr(text, "max_position_embeddings", 4096)),
         attn_implementation=given.attention,
     )
-    lay_data(config, settings)
+    lay_over(config, settings)
     return config, tokenizer
 
 
@@ -244,7 +226,8 @@ def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedToken
     if given.feature_mean:
         center_features(model, given.feature_mean)
     if given.word_vectors:
-        load_words(model, given.word_vectors, tokenizer)
+        words = read_start(given.word_vectors, "model.word_vectors")
+        align_words(model.get_input_embeddings().weight.data, tokenizer, words)
 
 
 def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:
@@ -258,6 +241,13 @@ def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:
     for layer in layers:
         for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
             projection.weight.data *= (2 * len(layers)) ** -0.5
+
+
+def read_start(path: str, key: str) -> dict[str, Tensor]:
+    """The tensors that a new model starts from; ConfigError naming ``key`` where there is no such file."""
+    if not Path(path).is_file():
+        raise ConfigError(f"{key}: no file {path}")
+    return load_file(path)
 
 
 def load_tower(model: VideoLLM, folder: str) -> None:
@@ -275,19 +265,10 @@ def center_features(model: VideoLLM, path: str) -> None:
     connector = model.connector
     if not isinstance(connector, LinearConnector):
         raise ConfigError("model.feature_mean: only the linear connector starts from it; leave it out")
-    if not Path(path).is_file():
-        raise ConfigError(f"model.feature_mean: no file {path}")
-    mean = load_file(path).get("mean")
+    mean = read_start(path, "model.feature_mean").get("mean")
     if mean is None or mean.shape != connector.weight.shape[1:]:
         raise ConfigError(f"model.feature_mean: {path} holds no `mean` of width {connector.weight.shape[1]}")
     connector.bias.data = -connector.weight.data @ mean
-
-
-def load_words(model: VideoLLM, path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Start the embeddings of the words in ``path`` from given vectors (``align_words``)."""
-    if not Path(path).is_file():
-        raise ConfigError(f"model.word_vectors: no file {path}")
-    align_words(model.get_input_embeddings().weight.data, tokenizer, load_file(path))
 
 
 @torch.no_grad()
