@@ -5,7 +5,12 @@ package. Its registry works without OpenCV, so that warning is silenced here and
 Each registry lives beside what it registers (``HEADS`` in ``heads.py`` and so on); this module knows none of them.
 """
 
+import importlib
+import re
 import warnings
+from typing import Any
+
+from videollm.common.config import ConfigError
 
 try:
     with warnings.catch_warnings():
@@ -21,3 +26,21 @@ except ImportError as error:
 def new_registry(name: str) -> Registry:
     """An empty registry; ``name`` appears in its error messages. Fill it with ``@registry.register(name=...)``."""
     return Registry(name)
+
+
+def registered(registry: Registry, name: str, key: str, remedy: str) -> Any:
+    """What is registered as ``name``; imports the module of that name if there is nothing yet.
+
+    Raises:
+        ConfigError: there is no such thing; ``key`` is the option that names it, ``remedy`` ends the message.
+    """
+    if name not in registry and re.fullmatch(r"[a-z_]\w*(\.[a-z_]\w*)*", str(name)):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):
+                raise
+    if name not in registry:
+        known = ", ".join(sorted(registry.keys()))
+        raise ConfigError(f"{key}: no {key.split('.')[1]} {name!r}; registered: {known}. {remedy}")
+    return registry.get(name)

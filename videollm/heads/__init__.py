@@ -27,27 +27,7 @@ from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 marks = span_marks  # its earlier name
 
 __all__ = [
-    "HEADS",
-    "Answer",
-    "FrameBatch",
-    "FrameSlot",
-    "FrameTimeSlot",
-    "HeadOptions",
-    "Part",
-    "Prediction",
-    "Role",
-    "SpanMark",
-    "SpanRefs",
-    "SpanSlot",
-    "TemporalHead",
-    "TextTimeHead",
-    "Token",
-    "Turn",
-    "VisualMark",
-    "build_head",
-    "head_class",
-    "marks",
-    "replace_marks",
-    "span_marks",
-    "span_text",
-]
+    "HEADS", "Answer", "FrameBatch", "FrameSlot", "FrameTimeSlot", "HeadOptions", "Part", "Prediction", "Role",
+    "SpanMark", "SpanRefs", "SpanSlot", "TemporalHead", "TextTimeHead", "Token", "Turn", "VisualMark", "build_head",
+    "head_class", "marks", "replace_marks", "span_marks", "span_text",
+]  # fmt: skip

@@ -6,8 +6,6 @@ state, no trainer. A head named ``foo`` lives in a package ``foo`` whose import 
 new folder and one config (docs/heads.md).
 """
 
-import importlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from videollm.common.answers import span_text
 from videollm.common.config import ConfigError, build
-from videollm.common.registry import new_registry
+from videollm.common.registry import new_registry, registered
 from videollm.data.conversation import FrameSlot, Part, SpanMark, Turn
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 
@@ -140,16 +138,7 @@ def head_class(name: str) -> type[TemporalHead]:
     Raises:
         ConfigError: there is no such head.
     """
-    if name not in HEADS and re.fullmatch(r"[a-z_][a-z0-9_]*", name):
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-    if name not in HEADS:
-        known = ", ".join(sorted(HEADS.keys()))
-        raise ConfigError(f"model.head.name: no head {name!r}; registered: {known}. Is its package importable?")
-    return HEADS.get(name)
+    return registered(HEADS, name, "model.head.name", "Is its package importable?")
 
 
 def build_head(config: dict, hidden_size: int) -> TemporalHead:

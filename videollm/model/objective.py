@@ -5,8 +5,6 @@ only logged; the core divides each by its count over the whole optimisation step
 the module ``a.b``, whose import registers it. It knows records and models; no files, no trainer.
 """
 
-import importlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from videollm.batches.batch import Batch
 from videollm.common.config import ConfigError, build
-from videollm.common.registry import new_registry
+from videollm.common.registry import new_registry, registered
 from videollm.data import Record
 from videollm.heads import FrameBatch, SpanRefs
 from videollm.model.loss import supervised_cross_entropy
@@ -99,18 +97,6 @@ def build_objective(config: dict) -> Objective:
         ConfigError: unknown objective or option.
     """
     options = dict(config)
-    name = options.pop("name", "supervised")
-    if name not in OBJECTIVES and re.fullmatch(r"[a-z_]\w*(\.[a-z_]\w*)*", str(name)):
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if not f"{name}.".startswith(f"{error.name}."):
-                raise
-    if name not in OBJECTIVES:
-        known = ", ".join(sorted(OBJECTIVES.keys()))
-        raise ConfigError(
-            f"train.objective.name: no objective {name!r}; registered: {known}. One of another package is named by the "
-            "module that registers it, PACKAGE.MODULE (docs/training.md)"
-        )
-    cls = OBJECTIVES.get(name)
+    remedy = "One of another package is named by the module that registers it, PACKAGE.MODULE (docs/training.md)"
+    cls = registered(OBJECTIVES, options.pop("name", "supervised"), "train.objective.name", remedy)
     return cls(build(cls.Options, options, "train.objective"))
