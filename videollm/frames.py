@@ -2,8 +2,7 @@
 
     python -m videollm.frames build --annotations FILE --videos DIR --output STORE (--config FILE | --model DIR)
 
-A store is a folder: ``store.json`` (the sampler, and the resizing that was done) and shards ``NNNNN.safetensors`` of
-videos; a shard appears whole, so an interrupted build goes on. Knows no records beyond the names of videos.
+What a store is, ``video/store.py`` says. Knows no records beyond the names of videos.
 """
 
 import argparse
@@ -17,39 +16,27 @@ from videollm.common.command import tell
 from videollm.common.config import ConfigError, build, override, read_yaml
 from videollm.common.files import check_folder
 from videollm.data import AnnotationError, load_records
-from videollm.training.settings import Settings
+from videollm.model.videollm import VideoLLMConfig
+from videollm.training.settings import DataSettings, Settings
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 from videollm.video.store import SKIPPED, build_store
 from videollm.video.view import WHOLE
 
-# ---- building ------------------------------------------------------------------------------------------------------
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
-
 
 def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
     """Sampler and preprocessing of a training config or of a checkpoint, with the command line over it."""
     values = override(read_yaml(args.config) if args.config else {}, args.overrides)
+    given, folder = DataSettings(), args.model
     if args.config:
-        settings = build(Settings, values)
-        checkpoint, sampler, preprocess = settings.model.checkpoint, settings.data.sampler, settings.data.preprocess
-        kept = read_config(Path(checkpoint)) if checkpoint else None
-        kept_sampler, kept_preprocess = (kept.sampler, kept.preprocess) if kept else ({}, {})
-        return (
-            sampler or build(Sampler, kept_sampler, "sampler"),
-            preprocess or build(Preprocess, kept_preprocess, "preprocess"),
-        )
-    for key in values:
-        if key != "sampler":
-            raise ConfigError(f"{key}: unknown key; with --model the known key is sampler")
-    config = read_config(Path(args.model))
-    return (
-        build(Sampler, config.sampler | values.get("sampler", {}), "sampler"),
-        build(Preprocess, config.preprocess, "preprocess"),
-    )
+        settings, values = build(Settings, values), {}
+        given, folder = settings.data, settings.model.checkpoint
+    elif unknown := [key for key in values if key != "sampler"]:
+        raise ConfigError(f"{unknown[0]}: unknown key; with --model the known key is sampler")
+    kept = read_config(Path(folder)) if folder else VideoLLMConfig()
+    sampler = given.sampler or build(Sampler, kept.sampler | values.get("sampler", {}), "sampler")
+    return sampler, given.preprocess or build(Preprocess, kept.preprocess, "preprocess")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
