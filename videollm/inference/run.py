@@ -22,18 +22,8 @@ from videollm.common.files import check_folder
 from videollm.common.processes import Ranks, local_rank
 from videollm.data import Record, load_records
 from videollm.heads.presets import lay_preset
+from videollm.inference import output
 from videollm.inference.answer import Speed, answer_records
-from videollm.inference.output import (
-    add_line,
-    beside,
-    check_meta,
-    check_writable,
-    gather,
-    locked,
-    model_content,
-    prove,
-    write_meta,
-)
 from videollm.inference.plan import Unit, plan
 from videollm.model.generate import GenerateOptions
 from videollm.video.sampling import Sampler
@@ -60,12 +50,6 @@ def asked_settings(overrides: Sequence[str], model: str) -> tuple[GenerateOption
     return options, values["model"]["head"], sampling
 
 
-def special_of(precision: str, head: dict) -> dict:
-    """What of precision and head options is not the default, for the meta file."""
-    given = {"precision": precision} if precision != "fp32" else {}
-    return given | ({"head": head} if head else {})
-
-
 def run(args: argparse.Namespace) -> None:
     """Load, answer this rank's share, merge, and prove that every question has its line."""
     options, head, sampling = asked_settings(args.overrides, args.model)
@@ -78,21 +62,23 @@ def run(args: argparse.Namespace) -> None:
     reader = bundle.reader(args.videos, sampler, backend=args.backend, timeout_s=args.decode_timeout)
     if args.frames:
         open_store(args.frames, reader, records)
-    check_writable(args.output)
+    output.check_writable(args.output)
     ranks = Ranks()
-    with locked(args.output) if ranks.rank == 0 else contextlib.nullcontext():
+    with output.locked(args.output) if ranks.rank == 0 else contextlib.nullcontext():
         missing, meta = None, {}
         if ranks.rank == 0:
+            special = {"precision": args.precision, "head": head}  # in the meta file where it is not the default
+            special = {key: value for key, value in special.items() if value not in ("fp32", {})}
             meta = {
-                "model": str(args.model), "content": model_content(args.model),
+                "model": str(args.model), "content": output.model_content(args.model),
                 "annotations": list(map(str, args.annotations)), "sampler": to_dict(sampler),
-                "decoding": to_dict(options) | special_of(args.precision, head), "config": bundle.config.to_dict(),
+                "decoding": to_dict(options) | special, "config": bundle.config.to_dict(),
                 "commit": code()[0],
             }  # fmt: skip
-            meta = check_meta(args.output, meta) | meta
-            answered = {i for i, line in gather(args.output, records).items() if not line.error}
+            meta = output.check_meta(args.output, meta) | meta
+            answered = {i for i, line in output.gather(args.output, records).items() if not line.error}
             missing = {record.id for record in records} - answered
-            write_meta(args.output, meta)
+            output.write_meta(args.output, meta)
         missing = ranks.told(missing)  # told, not read: another node may still see an older file
         bundle.model.to(device)
         speed = answer_share(args, bundle, records, reader, units, missing, ranks)
@@ -117,11 +103,11 @@ def answer_share(
         bundle, records, reader, GenerateOptions(), batches=batches, workers=workers_for(args.workers, ranks.world),
         progress=ranks.rank == 0, speed=speed,
     )  # fmt: skip
-    part = args.output if ranks.world == 1 else beside(args.output, f".part{ranks.rank}")
+    part = args.output if ranks.world == 1 else output.beside(args.output, f".part{ranks.rank}")
     with open(part, "ab", buffering=0) as out:
         for line in lines:
             if line.id in missing:
-                add_line(out, line)
+                output.add_line(out, line)
     return speed
 
 
@@ -133,10 +119,10 @@ def workers_for(asked: int | None, world: int) -> int:
     return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
 
 
-def finish(output: Path, records: list[Record], meta: dict, speeds: list[Speed]) -> None:
+def finish(path: Path, records: list[Record], meta: dict, speeds: list[Speed]) -> None:
     """Merge and prove the output, complete the meta file, and say what came of it."""
-    gather(output, records)
-    lines = prove(output, records)
+    output.gather(path, records)
+    lines = output.prove(path, records)
     errors = [line for line in lines if line.error]
     meta["counts"] = {"questions": len(records), "answered": len(lines) - len(errors), "errors": len(errors)}
     thinned = [line.thinned for line in lines if line.thinned]
@@ -144,8 +130,8 @@ def finish(output: Path, records: list[Record], meta: dict, speeds: list[Speed])
     asked, tokens = sum(s.questions for s in speeds), sum(s.tokens for s in speeds)
     if asked:
         meta["speed"] = speed_of(speeds, asked, tokens)
-    write_meta(output, meta)
-    print(f"{output}: {len(lines) - len(errors)} answers, {len(errors)} errors of {len(records)} questions", end="; ")
+    output.write_meta(path, meta)
+    print(f"{path}: {len(lines) - len(errors)} answers, {len(errors)} errors of {len(records)} questions", end="; ")
     print("every id exactly once")
     if thinned:
         print(f"{len(thinned)} questions about videos longer than the context: {sum(thinned)} frames thinned uniformly")
@@ -153,25 +139,22 @@ def finish(output: Path, records: list[Record], meta: dict, speeds: list[Speed])
         rates = "{samples_per_s} samples/s, {tokens_per_s} tokens/s, {data_wait_share:.0%} of the time without videos"
         print(rates.format(**meta["speed"]))
     if errors:
-        report_errors(output, errors, len(lines))
+        report_errors(path, errors, len(lines))
 
 
 def speed_of(speeds: list[Speed], asked: int, tokens: int) -> dict:
     """What the run that finished the output did, over all ranks."""
     longest, spent = max(s.seconds for s in speeds), sum(s.seconds for s in speeds)
     return {
-        "questions": asked,
-        "processes": len(speeds),
-        "seconds": round(longest, 2),
-        "samples_per_s": round(asked / longest, 2),
-        "tokens_per_s": round(tokens / longest, 1),
+        "questions": asked, "processes": len(speeds), "seconds": round(longest, 2),
+        "samples_per_s": round(asked / longest, 2), "tokens_per_s": round(tokens / longest, 1),
         "data_wait_share": round(sum(s.wait_s for s in speeds) / spent, 3),
-    }
+    }  # fmt: skip
 
 
-def report_errors(output: Path, errors: list[AnswerLine], questions: int) -> None:
+def report_errors(path: Path, errors: list[AnswerLine], questions: int) -> None:
     """Name the first question that could not be asked; ConfigError if none could be."""
     first = f"first {errors[0].id}: {errors[0].error}"
     if len(errors) == questions:
-        raise ConfigError(f"none of the {questions} questions could be asked, {first} (all of them: {output})")
-    print(f"{len(errors)} questions could not be asked, {first} (all of them: {output})", file=sys.stderr)
+        raise ConfigError(f"none of the {questions} questions could be asked, {first} (all of them: {path})")
+    print(f"{len(errors)} questions could not be asked, {first} (all of them: {path})", file=sys.stderr)

@@ -79,7 +79,7 @@ def timeline_grid(path: str | Path, samples: Sequence[Mapping], columns: int = 2
         grid = figure.subfigures(len(rows), columns, height_ratios=heights, squeeze=False)
         for cells, row, height in zip(grid, rows, heights, strict=True):
             for cell, sample in zip(cells, row, strict=False):  # the last row may be short
-                _draw_timeline(cell, width / columns, height, **sample)
+                _draw_timeline(cell, (width / columns, height), sample)
         save(figure, path)
 
 
@@ -105,32 +105,23 @@ def _timeline_height(sample: Mapping) -> float:
     return _TITLE + has_frames * _FRAMES + lanes * _LANE + _AXIS
 
 
-def _draw_timeline(
-    cell: SubFigure,
-    width: float,
-    height: float,
-    frames: Sequence[np.ndarray] | None,
-    frame_times_s: Sequence[float],
-    duration_s: float,
-    truth: Mapping[str, Spans],
-    predictions: Mapping[str, Spans],
-    title: str = "",
-) -> None:
-    """One timeline in a cell of ``width`` x ``height`` inches; whatever the row's height, it hangs from the top."""
-    lanes = [(name, spans, TRUTH) for name, spans in truth.items()]
+def _draw_timeline(cell: SubFigure, size: tuple[float, float], sample: Mapping) -> None:
+    """One timeline in a cell of ``size`` (wide, high) inches; whatever the row's height, it hangs from the top."""
+    (width, height), predictions = size, sample["predictions"]
+    lanes = [(name, spans, TRUTH) for name, spans in sample["truth"].items()]
     lanes += [(n, s, c) for c, (n, s) in zip(colors(len(predictions)), predictions.items(), strict=True)]
     longest = max((len(name) for name, _, _ in lanes), default=0)
     left = min(0.3 + 0.085 * min(longest, 28), 0.35 * width) / width
     inner = 1 - left - 0.25 / width
     top = 1 - _TITLE / height
-    cell.text(left, 1 - 0.12 / height, plain(_short(title, int(inner * width * 11.5))), weight="bold", va="top")
-    if frames is not None and len(frames):
+    title = plain(_short(sample.get("title", ""), int(inner * width * 11.5)))
+    cell.text(left, 1 - 0.12 / height, title, weight="bold", va="top")
+    if sample["frames"] is not None and len(sample["frames"]):
         top -= _FRAMES / height
-        box = (left, top, inner, _FRAMES / height)
-        _draw_frames(cell, box, (width, height), frames, frame_times_s, duration_s)
+        _draw_frames(cell, (left, top, inner, _FRAMES / height), size, sample)
     tall = max(1, len(lanes)) * _LANE / height
     axes = cell.add_axes((left, top - tall, inner, tall))
-    axes.set(xlim=(0, duration_s), ylim=(max(1, len(lanes)) - 0.5, -0.5))
+    axes.set(xlim=(0, sample["duration_s"]), ylim=(max(1, len(lanes)) - 0.5, -0.5))
     for lane, (_, spans, color) in enumerate(lanes):
         _draw_bars(axes, lane, np.asarray(spans, dtype=float).reshape(-1, 2), color, inner * width)
     axes.set_yticks(range(len(lanes)), [plain(_short(name, 28)) for name, _, _ in lanes])
@@ -164,26 +155,21 @@ def _draw_bars(axes: Axes, lane: int, spans: np.ndarray, color: str, width: floa
 
 
 def _draw_frames(
-    cell: SubFigure,
-    box: tuple[float, float, float, float],
-    size: tuple[float, float],
-    frames: Sequence[np.ndarray],
-    times_s: Sequence[float],
-    duration_s: float,
+    cell: SubFigure, box: tuple[float, float, float, float], size: tuple[float, float], sample: Mapping
 ) -> None:
     """Frames side by side in ``box`` (fractions of a cell of ``size`` inches), each near its time on the axis below."""
-    (left, bottom, wide, tall), (width, height) = box, size
+    (left, bottom, wide, tall), (width, height), frames = box, size, sample["frames"]
     aspect = frames[0].shape[1] / frames[0].shape[0]
     row = tall * height - 0.1  # inches
     count = int(np.clip(round(wide * width / (aspect * row)), 1, min(len(frames), MAX_FRAMES)))
     slots = (np.arange(count) + 0.5) / count  # of the duration
-    nearest = np.abs(np.asarray(times_s, dtype=float) - slots[:, None] * duration_s).argmin(1)
+    times_s = np.asarray(sample["frame_times_s"], dtype=float)
+    nearest = np.abs(times_s - slots[:, None] * sample["duration_s"]).argmin(1)
     frame_tall = min(row, wide * width / count / aspect * 0.97)
     frame_wide = frame_tall * aspect / width
     for slot, frame in dict(zip(slots.tolist(), nearest.tolist(), strict=True)).items():
-        axes = cell.add_axes(
-            (left + wide * slot - frame_wide / 2, bottom + 0.08 / height, frame_wide, frame_tall / height)
-        )
+        corner = left + wide * slot - frame_wide / 2, bottom + 0.08 / height
+        axes = cell.add_axes((*corner, frame_wide, frame_tall / height))
         axes.imshow(frames[frame], aspect="auto")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
