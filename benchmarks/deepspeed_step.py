@@ -6,6 +6,7 @@ DeepSpeed's engine keeps global state; runs alternate, and the ratio is that of 
     python -m benchmarks.deepspeed_step --quickstart runs/quickstart --steps 100 --repeats 3
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -14,21 +15,15 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.rounds import command_line
+from quickstart.stages import overrides
 
 
 def seconds_a_step(folder: Path, head: str, deepspeed: str, steps: int) -> float:
     """Wall time of a step, start-up left out, as the Trainer reports it."""
     with tempfile.TemporaryDirectory() as output:
-        overrides = {
-            "model.vision_weights": folder / "tower", "model.tokenizer": folder / "tokenizer",
-            "model.word_vectors": folder / "tower/attributes.safetensors",
-            "model.feature_mean": folder / "tower/feature_mean.safetensors",
-            "data.train": f"[{folder / 'data/train.jsonl'}]", "data.videos": folder / "data/videos",
-            "data.features": folder / "features",
-            "train.output": f"{output}/run", "train.steps": steps, "train.deepspeed": deepspeed,
-        }  # fmt: skip
-        command = [sys.executable, "-m", "videollm.train", "--config", f"configs/tiny/{head}.yaml"]
-        command += [f"{key}={value}" for key, value in overrides.items()]
+        given = overrides(argparse.Namespace(output=folder, seed=42, steps=steps), head)
+        command = [sys.executable, "-m", "videollm.train", "--config", f"configs/tiny/{head}.yaml", *given]
+        command += [f"train.output={output}/run", f"train.deepspeed={deepspeed}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         lines = [json.loads(x) for x in Path(output, "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
         return next(line["train_runtime"] for line in lines if "train_runtime" in line) / steps

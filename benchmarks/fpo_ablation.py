@@ -24,6 +24,10 @@ KINDS = {  # over the config's objective
     "both": ["train.objective.grounding_weight=1", "train.objective.text_weight=1"],
     "config": [],
 }
+MEASURES = {  # module, annotations, end of the output's name, further options
+    "answer": ("videollm.infer", "data/test.jsonl", ".test.jsonl", "--batch-size", "64", "generate.max_new_tokens=48"),
+    "rank": ("d2vlm.rank", "pairs/val.jsonl", ".ranks.json"),
+}
 METRICS = ("mIoU", "R@1 0.5", "dense_F1", "dense_caption_F1", "mc_accuracy", "accuracy", "margin")
 
 
@@ -35,20 +39,12 @@ def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, se
     return Stage(f"train {run.name}", command, run.with_suffix(".train.txt"))
 
 
-def answer_stage(folder: Path, run: Path, model: Path) -> Stage:
-    """Answer the questions about unseen clips."""
-    command = [*launcher(1), "videollm.infer", "--model", str(model)]
-    command += ["--videos", str(folder / "data/videos")]
-    command += ["--annotations", str(folder / "data/test.jsonl"), "--output", str(run.with_suffix(".test.jsonl"))]
-    command += ["--batch-size", "64", "generate.max_new_tokens=48"]
-    return Stage(f"answer {run.name}", command, run.with_suffix(".answer.txt"))
-
-
-def rank_stage(folder: Path, run: Path, model: Path) -> Stage:
-    """Rank the held-out pairs."""
-    command = [*launcher(1), "d2vlm.rank", "--model", str(model), "--videos", str(folder / "data/videos")]
-    command += ["--annotations", str(folder / "pairs/val.jsonl"), "--output", str(run.with_suffix(".ranks.json"))]
-    return Stage(f"rank {run.name}", command, run.with_suffix(".rank.txt"))
+def measure_stage(kind: str, folder: Path, run: Path, model: Path) -> Stage:
+    """Answer the questions about unseen clips, or rank the held-out pairs (``kind`` of ``MEASURES``)."""
+    module, annotations, end, *more = MEASURES[kind]
+    command = [*launcher(1), module, "--model", str(model), "--videos", str(folder / "data/videos")]
+    command += ["--annotations", str(folder / annotations), "--output", str(run.with_suffix(end)), *more]
+    return Stage(f"{kind} {run.name}", command, run.with_suffix(f".{kind}.txt"))
 
 
 def scores(folder: Path, run: Path) -> dict[str, float]:
@@ -93,8 +89,8 @@ def main() -> None:
     run_stages([train_stage(args, folder, run, kind, seed) for kind, folder, run, seed in fresh], args.slots)
     models = [(folder, run, folder / "d2vlm/final") for folder, run in starts.items()]
     models += [(folder, run, run / "final") for _, folder, run, _ in runs]
-    stages = [answer_stage(*model) for model in models]  # what is answered is not asked again
-    stages += [rank_stage(*model) for model in models if not model[1].with_suffix(".ranks.json").is_file()]
+    stages = [measure_stage("answer", *model) for model in models]  # what is answered is not asked again
+    stages += [measure_stage("rank", *model) for model in models if not model[1].with_suffix(".ranks.json").is_file()]
     run_stages(stages, args.slots)
     results = {"before": [scores(folder, run) for folder, run in starts.items()]}
     for kind, folder, run, _ in runs:
