@@ -21,11 +21,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from videollm.common.config import ConfigError
 
-SLURM = {  # set by srun for every task, and not in the batch script itself
-    "NNODES": "SLURM_STEP_NUM_NODES",
-    "NODE_RANK": "SLURM_NODEID",
-}
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -72,16 +67,15 @@ def plan(environment: Mapping[str, str], gpus: int) -> Plan:
 
 
 def from_slurm(values: Mapping[str, str]) -> dict[str, str]:
-    """GPUS, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT of a task that srun started."""
-    found = {ours: values[theirs] for ours, theirs in SLURM.items() if theirs in values}
+    """GPUS, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT of a task that srun started (a batch script has none)."""
+    names = {"NNODES": "SLURM_STEP_NUM_NODES", "NODE_RANK": "SLURM_NODEID", "GPUS": "SLURM_GPUS_ON_NODE"}
+    found = {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
     tasks, nodes = values.get("SLURM_STEP_NUM_TASKS"), values.get("SLURM_STEP_NUM_NODES")
     if tasks != nodes:
         raise ConfigError(
             f"srun started {tasks} tasks on {nodes} nodes, but each task starts the processes of its node; give "
             "--ntasks-per-node=1"
         )
-    if "SLURM_GPUS_ON_NODE" in values:
-        found["GPUS"] = values["SLURM_GPUS_ON_NODE"]
     found["MASTER_ADDR"] = first_host(values["SLURM_STEP_NODELIST"])
     if found.get("NNODES") != "1":  # jobs that share a node must not meet at one port
         found["MASTER_PORT"] = str(20000 + int(values.get("SLURM_JOB_ID", 0)) % 10000)

@@ -4,13 +4,16 @@ In: records, and ``data.duration_s`` and ``data.max_answer_words`` (the publishe
 spec D2VLM 2.1). Out: the others, in order, and every one left out by name. It opens no video.
 """
 
-import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from videollm.common.config import ConfigError
+from videollm.common.files import json_text
 from videollm.data.record import Record, spelled
+
+logger = logging.getLogger(__name__)
 
 FILE = "left_out.jsonl"  # in the output folder of a run
 
@@ -55,7 +58,7 @@ def told(left_out: Sequence[dict]) -> str:
     return ", ".join(f"{key}: {count}" for key, count in Counter(line["reason"] for line in left_out).items())
 
 
-def write(left_out: Sequence[dict], output: Path) -> None:
-    """Name them in the output folder."""
-    with open(output / FILE, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in left_out)
+def tell(left_out: Sequence[dict], output: Path) -> None:
+    """Name them in the output folder, and count them in a warning."""
+    (output / FILE).write_text(json_text(left_out), encoding="utf-8")
+    logger.warning("%d records left out (%s): %s", len(left_out), told(left_out), output / FILE)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from videollm.common.files import Bad
 from videollm.data.annotations import AnnotationError, kind_of
 from videollm.data.load import load_records
-from videollm.data.options import Asking
 from videollm.data.record import Record, plain_name
 
 KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
@@ -45,14 +45,11 @@ class DataSet:
                 what = f"{self.repeat:g} keeps none of {len(records)} records (repeat_time)"
                 raise AnnotationError([f"{self.where}: {what} - raise it, or leave the data set out"])
             records = kept
-        named = [
-            replace(r, id=f"{self.name}/{r.id}", asking=self._asking(r.asking), max_tiles=self.max_tiles)
-            for r in below(records, self.root, base)
-        ]
+        named = []
+        for r in below(records, self.root, base):
+            asking = replace(r.asking, view=replace(r.asking.view, jpeg=True)) if self.jpeg else r.asking
+            named.append(replace(r, id=f"{self.name}/{r.id}", asking=asking, max_tiles=self.max_tiles))
         return named * max(1, int(self.repeat))
-
-    def _asking(self, asking: Asking) -> Asking:
-        return replace(asking, view=replace(asking.view, jpeg=True)) if self.jpeg else asking
 
 
 def load_training(paths: Sequence[str], videos: str | Path, *, raw_spans: bool = False) -> tuple[list[Record], Path]:
@@ -72,8 +69,8 @@ def load_training(paths: Sequence[str], videos: str | Path, *, raw_spans: bool =
         for name, entry in entries.items():
             try:
                 sets.append(data_set(name, entry, path, Path(videos)))
-            except AnnotationError as error:
-                problems += error.problems
+            except Bad as bad:
+                problems.append(f"{path}: data set {name!r}: {bad}")
     base = common_folder(Path(videos), [s.root for s in sets])
     for paths_of, own in [(plain, None)] * bool(plain) + [([s.annotation], s) for s in sets]:
         try:
@@ -101,38 +98,33 @@ def data_set(name: str, entry: Any, path: str | Path, videos: Path) -> DataSet:
     """One checked entry of the list in ``path``.
 
     Raises:
-        AnnotationError: a key that is missing, unknown or of the wrong kind, or a path with nothing behind it.
+        Bad: a key that is missing, unknown or of the wrong kind, or a path with nothing behind it.
     """
-    where = f"{path}: data set {name!r}"
-
-    def bad(what: str, key: str, remedy: str) -> AnnotationError:
-        return AnnotationError([f"{where}: {what} ({key}) - {remedy}"])
-
     if not isinstance(entry, dict):
-        raise bad(f"is {kind_of(entry)}", "entry", 'write {"root": ..., "annotation": ...}, or name a list .jsonl')
+        raise Bad(f"is {kind_of(entry)}", "entry", 'write {"root": ..., "annotation": ...}, or name a list .jsonl')
     for key in entry:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
-            raise bad("unknown key", key, f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}")
+            raise Bad("unknown key", key, f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}")
     for key in ("root", "annotation"):
         if not isinstance(entry.get(key), str) or not entry[key]:
-            raise bad("missing" if key not in entry else "no path", key, "write a path")
+            raise Bad("missing" if key not in entry else "no path", key, "write a path")
     root = found_at(entry["root"], videos, Path(), Path(path).parent)
     if not root.is_dir():
-        raise bad(f"no folder {entry['root']!r}", "root", "name the folder of its videos and images")
+        raise Bad(f"no folder {entry['root']!r}", "root", "name the folder of its videos and images")
     annotation = found_at(entry["annotation"], Path(), Path(path).parent)
     if not annotation.is_file():
-        raise bad(f"no file {entry['annotation']!r}", "annotation", "correct the path, or leave the data set out")
+        raise Bad(f"no file {entry['annotation']!r}", "annotation", "correct the path, or leave the data set out")
     jpeg, repeat, tiles = entry.get("data_augment", False), entry.get("repeat_time", 1), entry.get("max_dynamic_patch")
     if not isinstance(jpeg, bool):
-        raise bad(f"{kind_of(jpeg)} instead of true or false", "data_augment", "write one of them")
+        raise Bad(f"{kind_of(jpeg)} instead of true or false", "data_augment", "write one of them")
     number = isinstance(repeat, int | float) and not isinstance(repeat, bool)
     if not number or not 0 < repeat < float("inf") or (repeat > 1 and repeat != int(repeat)):
         remedy = "write a whole number of passes, or a share between 0 and 1"
-        raise bad(f"{repeat!r} is neither", "repeat_time", remedy)
+        raise Bad(f"{repeat!r} is neither", "repeat_time", remedy)
     if tiles is not None and (not isinstance(tiles, int) or isinstance(tiles, bool) or tiles < 1):
-        raise bad(f"{tiles!r} is no number of tiles", "max_dynamic_patch", "write a whole number from 1")
-    return DataSet(name, where, root.resolve(), annotation, jpeg, repeat, tiles)
+        raise Bad(f"{tiles!r} is no number of tiles", "max_dynamic_patch", "write a whole number from 1")
+    return DataSet(name, f"{path}: data set {name!r}", root.resolve(), annotation, jpeg, repeat, tiles)
 
 
 def found_at(name: str, *folders: Path) -> Path:

@@ -46,13 +46,7 @@ class Connector(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise the parameters that the connector holds itself; its parts initialise themselves."""
 
-    def forward(
-        self,
-        features: Tensor,
-        query_ids: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        owner: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, features: Tensor, query_ids=None, query_mask=None, owner=None) -> Tensor:
         """features [V, P, Dv], query_ids and query_mask [B, Lq], owner [V] (row of each frame) -> [V, k, D]."""
         raise NotImplementedError
 

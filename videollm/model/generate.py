@@ -108,43 +108,30 @@ class SpanGeneration:
         embeds = self.embed(batch, tokens)
         if self.head.inject_layer is not None and options.encode_spans and len(batch.late_refs):
             embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
-            self._frame_states(batch, embeds, frames)
+            # The prompt itself holds answered spans (earlier turns): one pass for the frame states that they stand for.
+            layer = self.head.inject_layer
+            states = self.run(batch, embeds, slice(0, embeds.shape[1]), {layer})
+            frames.states[layer] = self.states_of_frames(batch, states[layer])
             embeds = self.embed_refs(embeds, refs.select(batch.late_refs), frames)
         else:
             embeds = self.embed_refs(embeds, refs, frames)
-        rows = embeds.shape[0]
-        state = SpanState(
-            self.head, torch.tensor(self.span_ids, device=embeds.device), batch.frame_row.new_tensor(range(rows))
-        )
-        state.frames, state.batch = frames, batch
+        span_ids, rows = batch.input_ids.new_tensor(self.span_ids), batch.frame_row.new_tensor(range(len(embeds)))
+        state = SpanState(self.head, span_ids, rows, frames, batch)
+        ends = {"eos_token_id": stop_id, "pad_token_id": stop_id if pad_id is None else pad_id}
+        sampling = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.do_sample else {}
+        length, sample = options.max_new_tokens, options.do_sample
         sequences = self.generate(
             inputs_embeds=embeds,
             attention_mask=(batch.segment_ids >= 0).long(),
             position_ids=batch.position_ids,
             past_key_values=DynamicCache(),
-            generation_config=self._generation_config(pad_id, stop_id, options),
+            generation_config=GenerationConfig(max_new_tokens=length, do_sample=sample, **ends, **sampling),
             logits_processor=self._processors(options, state),
             span_state=state,
         )
         if len(state.steps) < sequences.shape[1]:
             state.record(sequences[:, -1])
         return sequences, state
-
-    def _frame_states(self, batch: Batch, embeds: Tensor, frames: FrameBatch) -> None:
-        """Frame states for a prompt that itself holds answered spans (earlier turns): one pass before the prefill."""
-        layer = self.head.inject_layer
-        states = self.run(batch, embeds, slice(0, embeds.shape[1]), {layer})
-        frames.states[layer] = self.states_of_frames(batch, states[layer])
-
-    def _generation_config(self, pad_id: int | None, stop_id: int, options: GenerateOptions) -> GenerationConfig:
-        sampling = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.do_sample else {}
-        return GenerationConfig(
-            max_new_tokens=options.max_new_tokens,
-            do_sample=options.do_sample,
-            eos_token_id=stop_id,
-            pad_token_id=stop_id if pad_id is None else pad_id,
-            **sampling,
-        )
 
     def _processors(self, options: GenerateOptions, state: SpanState) -> LogitsProcessorList:
         if options.repetition_penalty == 1.0:

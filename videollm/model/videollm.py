@@ -36,23 +36,10 @@ class VideoLLMConfig(PretrainedConfig):
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 - the base class declares it so
 
     def __init__(
-        self,
-        text_config=None,
-        vision=None,
-        connector=None,
-        head=None,
-        template="plain",
-        visual_tokens=None,
-        token_ids=None,
-        bidirectional_frames=False,
-        preprocess=None,
-        sampler=None,
-        context_length=4096,
-        max_tiles=1,
-        lora=None,
-        headless=False,
-        **kwargs,
-    ):
+        self, text_config=None, vision=None, connector=None, head=None, template="plain", visual_tokens=None,
+        token_ids=None, bidirectional_frames=False, preprocess=None, sampler=None, context_length=4096, max_tiles=1,
+        lora=None, headless=False, **kwargs,
+    ):  # fmt: skip
         if isinstance(text_config, dict):
             fields = dict(text_config)
             text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)

@@ -2,11 +2,10 @@
 
 Runs as one process, under ``torchrun --nproc_per_node N`` or under the ``deepspeed`` launcher, on CPU or GPU. Writes
 ``output/``: ``config.yaml`` (resolved), ``starts.jsonl``, ``log.jsonl``, ``checkpoint-N/`` (resumable), ``best/`` (by
-validation) and ``final/``. Every part of it has a file of its own beside this one.
+validation) and ``final/`` (for ``videollm.infer``). Every part of it has a file of its own beside this one.
 """
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +33,6 @@ from videollm.training.runfolder import open_run
 from videollm.training.settings import Settings, TrainSettings
 from videollm.training.trainer import VideoTrainer
 from videollm.training.validation import make_validation
-
-logger = logging.getLogger(__name__)
 
 
 def train(settings: Settings) -> Path:
@@ -66,10 +63,15 @@ def train(settings: Settings) -> Path:
     bundle.model.objective = objective
     rank, world = arguments.process_index, arguments.world_size
     open_run(settings, checkpoint.facts.step if checkpoint else 0, world, rank)
-    if rank == 0:
-        tell_left_out(left_out, Path(settings.train.output))
+    if rank == 0 and left_out:
+        filters.tell(left_out, Path(settings.train.output))
     reader = make_reader(bundle, settings, arguments, records, root)
-    dataset = make_dataset(bundle, settings, reader, records)
+    dataset = VideoDataset(
+        records, reader, bundle.encoder(), max_length=bundle.config.context_length, pack=data.pack,
+        max_questions=data.max_questions, rejected=objective.rejected, seed=settings.train.seed,
+    )  # fmt: skip
+    pairs = objective.rejected is not None
+    collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=data.unseen_id)
     if len(dataset) < world:
         raise ConfigError(f"data.train: {len(dataset)} items for {world} processes; start at most that many")
     check_items(checkpoint, len(dataset))
@@ -81,12 +83,7 @@ def train(settings: Settings) -> Path:
         args=arguments,
         train_dataset=dataset,
         eval_dataset=[] if validate else None,  # ``validate`` holds its own records; the Trainer only asks whether any
-        data_collator=bundle.collator(
-            average=settings.train.loss_average,
-            pack=settings.data.pack,
-            rank=objective.rejected is not None,
-            unseen_id=settings.data.unseen_id,
-        ),
+        data_collator=collate,
     )
     if rank:
         set_seed(settings.train.seed + rank)  # of dropout; the order of the data follows train.seed on all ranks
@@ -96,13 +93,6 @@ def train(settings: Settings) -> Path:
         if stop.stopped:
             raise Preempted(f"told to stop: saved checkpoint-{trainer.state.global_step}, go on with train.resume=true")
         return save_final(trainer, settings)
-
-
-def tell_left_out(left_out: Sequence[dict], output: Path) -> None:
-    """Count the records that the filters of ``data`` leave out, and name them in the output folder."""
-    if left_out:
-        filters.write(left_out, output)
-        logger.warning("%d records left out (%s): %s", len(left_out), filters.told(left_out), output / filters.FILE)
 
 
 def check_reporting(names: Sequence[str]) -> None:
@@ -191,20 +181,6 @@ def make_reader(
     fill_store(store, records, bundle, arguments)
     reader.stored = store
     return reader
-
-
-def make_dataset(bundle: Bundle, settings: Settings, reader: VisualReader, records: Sequence[Record]) -> VideoDataset:
-    """The training data."""
-    return VideoDataset(
-        records,
-        reader,
-        bundle.encoder(),
-        max_length=bundle.config.context_length,
-        pack=settings.data.pack,
-        max_questions=settings.data.max_questions,
-        rejected=bundle.model.objective.rejected,
-        seed=settings.train.seed,
-    )
 
 
 def print_trainable(bundle: Bundle) -> None:

@@ -12,7 +12,6 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -142,9 +141,5 @@ def last_good(output: Path) -> Checkpoint | None:
 def rewind(path: Path, step: int) -> None:
     """Drop the lines of a JSON-lines log that come after ``step``, as a run left them that died behind a checkpoint."""
     if path.is_file():
-        write_text(path, "".join(json.dumps(line) + "\n" for line in whole_lines(path) if line["step"] <= step))
-
-
-def whole_lines(path: Path) -> Iterator[dict]:
-    """The entries of a JSON-lines file without a torn last one."""
-    return (line for _, line in json_lines(path, lambda *_: logger.warning("%s: dropped a torn line", path)))
+        whole = json_lines(path, lambda *_: logger.warning("%s: dropped a torn line", path))
+        write_text(path, "".join(json.dumps(line) + "\n" for _, line in whole if line["step"] <= step))

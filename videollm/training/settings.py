@@ -64,8 +64,7 @@ class DataSettings:
     features: str | None = None  # folder for the frozen tower's features, computed once
 
     def __post_init__(self):
-        at_least("data", self, 1, "max_questions", "max_length", "max_tiles")
-        at_least("data", self, 1, "max_answer_words")
+        at_least("data", self, 1, "max_questions", "max_length", "max_tiles", "max_answer_words")
         at_least("data", self, 0, "workers", "max_bad_fraction", "decode_timeout_s")
         limits = self.duration_s
         if limits is not None and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
@@ -145,11 +144,10 @@ class TrainSettings:
         for part in self.parts:
             if part not in PARTS:
                 raise ConfigError(f"train.parts.{part}: no such part; parts are {', '.join(PARTS)}")
-        at_least("train", self, 1, "steps", "batch_size", "accumulation", "log_every", "save_every", "keep")
-        at_least("train", self, 1, "global_batch")
+        counts = ("steps", "batch_size", "accumulation", "global_batch", "max_tokens_per_batch", "validation_size")
+        at_least("train", self, 1, *counts, "keep", "log_every", "save_every", "validate_every")
         if self.global_batch is not None and self.accumulation != 1:
             raise ConfigError("train.accumulation: follows from train.global_batch; give one of the two")
-        at_least("train", self, 1, "max_tokens_per_batch")
         if self.max_tokens_per_batch is not None and (self.batch_size, self.global_batch) != (1, None):
             raise ConfigError(
                 "train.max_tokens_per_batch: decides how many items a batch holds; leave train.batch_size and "
@@ -157,7 +155,6 @@ class TrainSettings:
             )
         if self.max_tokens_per_batch is not None and self.group_by_length:
             raise ConfigError("train.max_tokens_per_batch: groups by length itself; set train.group_by_length=false")
-        at_least("train", self, 1, "validate_every", "validation_size")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"train.betas: {list(self.betas)} is not two numbers in [0, 1)")
         at_least("train", self, 0, "epochs", "lr", "weight_decay", "warmup", "clip", "min_lr_ratio")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -231,12 +232,7 @@ def decode_decord(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
         reader = decord.VideoReader(str(file.path), num_threads=1)
     except Exception as error:
         raise video_error(file.path, "decord cannot open it (codec or damage)", "use backend=pyav") from error
-    _check_same(file, "decord", len(reader))
-    for index in wanted.tolist():
-        try:
-            yield index, reader[index].asnumpy()
-        except decord.DECORDError as error:
-            raise video_error(file.path, f"decord fails at frame {index}", "use backend=pyav") from error
+    yield from _shown(file, wanted, "decord", reader, lambda frame: frame.asnumpy(), decord.DECORDError)
 
 
 def decode_torchcodec(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
@@ -252,22 +248,25 @@ def decode_torchcodec(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
         )
     except (RuntimeError, ValueError) as error:
         raise video_error(file.path, "torchcodec cannot open it", "use backend=pyav") from error
-    _check_same(file, "torchcodec", len(reader))
-    for index in wanted.tolist():
-        try:
-            yield index, reader[index].numpy()
-        except RuntimeError as error:
-            raise video_error(file.path, f"torchcodec fails at frame {index}", "use backend=pyav") from error
+    yield from _shown(file, wanted, "torchcodec", reader, lambda frame: frame.numpy(), RuntimeError)
 
 
-def _check_same(file: VideoFile, backend: str, count: int) -> None:
-    """Refuse files that ``backend`` is known to show wrongly: index i must be the i-th presented frame."""
+def _shown(
+    file: VideoFile, wanted: np.ndarray, backend: str, reader: Any, rgb: Callable, broken: type[Exception]
+) -> Iterator[Found]:
+    """Frames of another backend's ``reader``. Files that it is known to show wrongly are refused: index i must be the
+    i-th presented frame."""
     if file.container.format.name not in SEEKABLE_BY_INDEX:
         problem = f"{backend} misplaces frames in {file.container.format.name} files"
         raise video_error(file.path, problem, "use backend=pyav")
-    if count != len(file.ticks):
-        problem = f"{backend} counts {count} frames where {len(file.ticks)} are presented (edit list or damage)"
+    if len(reader) != len(file.ticks):
+        problem = f"{backend} counts {len(reader)} frames where {len(file.ticks)} are presented (edit list or damage)"
         raise video_error(file.path, problem, "use backend=pyav")
+    for index in wanted.tolist():
+        try:
+            yield index, rgb(reader[index])
+        except broken as error:
+            raise video_error(file.path, f"{backend} fails at frame {index}", "use backend=pyav") from error
 
 
 BACKENDS: dict[str, Callable[[VideoFile, np.ndarray], Iterator[Found]]] = {

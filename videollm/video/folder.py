@@ -65,9 +65,6 @@ def open_folder(path: str | Path, stored: FrameFolder) -> tuple[VideoInfo, list[
         problem = f"starts with frame {min(found)}" if absent is None else f"has no frame {absent}"
         raise video_error(path, f"{problem}, but they count from {stored.first} to {last}", "fetch it again")
     files = [found[n] for n in sorted(found)]
-    first = read_image(files[0]).pixels
     pts_s = np.arange(stored.first, last + 1) / stored.fps  # [N]
-    return (
-        VideoInfo(str(path), len(files) / stored.fps, stored.fps, len(files), first.shape[2], first.shape[1], pts_s),
-        files,
-    )
+    _, height, width, _ = read_image(files[0]).pixels.shape
+    return VideoInfo(str(path), len(files) / stored.fps, stored.fps, len(files), width, height, pts_s), files
