@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -100,11 +101,8 @@ class Look:
                 read_image(path)
                 return "", "", 0.0, 0
             if self.decode:
-                found = (
-                    read_frame_folder(path, frames, self.sampler, resize=self.resize)
-                    if frames
-                    else read_video(path, self.sampler, resize=self.resize)
-                )
+                read = partial(read_frame_folder, stored=frames) if frames else read_video
+                found = read(path, sampler=self.sampler, resize=self.resize)
                 return "", "", found.duration_s, found.damaged
             info = open_folder(path, frames)[0] if frames else probe(path)
             return "", "", info.duration_s, 0
@@ -187,11 +185,9 @@ def write_clean(output: Path, records: Sequence[Record], problems: Sequence[str]
         report |= {"sources": {name or "(none)": dict(counts) for name, counts in visuals.sources.items()}}
         report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in list(KINDS)[:3]}
         report |= {kind: getattr(visuals, kind) for kind in list(KINDS)[3:]}
-    for path, text in (
-        (output.with_name(output.name + ".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n"),
-        (output, json_text(map(neutral_json, kept))),
-    ):
-        write_text(path, text)
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    write_text(output.with_name(output.name + ".report.json"), text)
+    write_text(output, json_text(map(neutral_json, kept)))
     return len(kept)
 
 

@@ -67,7 +67,7 @@ def assemble(settings: Settings) -> Bundle:
 def check_frames_fit(bundle: Bundle) -> None:
     """ConfigError where the frames are not made as the vision tower takes them."""
     preprocess = build(Preprocess, bundle.config.preprocess, "data.preprocess")
-    made = (6 if preprocess.frame_difference else 3, preprocess.size, preprocess.size)
+    made = (preprocess.channels, preprocess.size, preprocess.size)
     taken = tower_shape(bundle.model.vision_tower)
     if made != taken:
         raise ConfigError(

@@ -8,11 +8,11 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.utils.cpp_extension import get_default_build_root
 
 from videollm.common.config import ConfigError, read_yaml, to_dict
@@ -217,16 +217,9 @@ def prepare_process(settings: Settings) -> None:
         return
     if "RANK" not in os.environ:  # started as plain python: DeepSpeed would look for MPI
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(free_port()))
+        os.environ.update(alone, MASTER_PORT=str(get_free_port()))
     if not gpus:
         import deepspeed
 
         # DeepSpeed would compile a shared-memory communication op with g++ at the first run; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def free_port() -> int:
-    """A port of the loopback address that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

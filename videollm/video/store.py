@@ -4,7 +4,6 @@ A store is a folder: ``store.json`` (the sampler, and the resizing that was done
 videos; a shard appears whole, so an interrupted build goes on. Knows the names of videos, no records.
 """
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -173,10 +172,9 @@ def next_shard(folder: Path) -> int:
 
 def write_shard(path: Path, videos: Sequence[tuple[str, np.ndarray, np.ndarray, float, int]]) -> None:
     """One file, whole or not at all."""
-    tensors = [
-        {f"{i}.pixels": torch.from_numpy(pixels), f"{i}.times_s": torch.from_numpy(times_s)}
-        for i, (_, pixels, times_s, _, _) in enumerate(videos)
-    ]
+    tensors = {}
+    for i, (_, pixels, times_s, _, _) in enumerate(videos):
+        tensors |= {f"{i}.pixels": torch.from_numpy(pixels), f"{i}.times_s": torch.from_numpy(times_s)}
     listed = json.dumps([[name, duration_s, damaged] for name, _, _, duration_s, damaged in videos])
     with replacing(path) as fresh:
-        save_file(dict(itertools.chain(*(t.items() for t in tensors))), fresh, metadata={"videos": listed})
+        save_file(tensors, fresh, metadata={"videos": listed})
