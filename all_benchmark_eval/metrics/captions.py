@@ -45,17 +45,11 @@ def tokenize(texts: Sequence[str]) -> list[str]:
 def start_meteor(timeout_s: float = TIMEOUT_S) -> Meteor:
     """The one METEOR process of this Python process, started if need be; it loads (7 CPU-s) while the caller works on.
 
-    Ends with Python or ``close_meteor``. Raises BenchmarkError (JavaError) where Java is missing.
+    Ends with Python or its ``close``. Raises BenchmarkError (JavaError) where Java is missing.
     """
     if not _running or _running[0].closed:
         _running[:] = [Meteor(timeout_s)]
     return _running[0]
-
-
-def close_meteor() -> None:
-    """End the METEOR process, if there is one. The next call of ``meteor`` starts another."""
-    while _running:
-        _running.pop().close()
 
 
 def meteor(groups: Sequence[Group]) -> Floats:
