@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from quickstart import stages
+from quickstart.clips import DEFAULT_COUNTS
 from quickstart.report import SPLITS, draw, score_all, write_report
 from videollm.common.code import code
 
@@ -29,10 +30,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", 0)))
     given = os.environ.get("GPUS")
     parser.add_argument("--processes", type=int, default=int(given) if given else max(1, torch.cuda.device_count()))
-    parser.add_argument("--train", type=int, default=1500, help="training clips")
-    parser.add_argument("--val", type=int, default=100)
-    parser.add_argument("--test", type=int, default=300)
-    parser.add_argument("--unseen", type=int, default=100)
+    for split, count in DEFAULT_COUNTS.items():
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"clips in {split}")
     parser.add_argument("--steps", type=int, help="training steps of every head (default: the configs' own)")
     parser.add_argument("--tower-steps", type=int, default=600)
     return parser.parse_args(argv)

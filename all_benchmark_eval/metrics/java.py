@@ -76,7 +76,7 @@ def ptb_tokenize(texts: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str
     return [" ".join(word for word in line.split(" ") if word and word not in _PUNCTUATION) for line in out[:-1]]
 
 
-class Meteor:
+class Meteor(contextlib.AbstractContextManager):
     """METEOR 1.5 (``-l en -norm``) as one child process that answers lines; it loads while the caller works on.
 
     Statistics of a pair are asked once. ``close`` (or the end of the ``with`` block, of the object or of Python) ends
@@ -97,9 +97,6 @@ class Meteor:
         except OSError as error:
             raise JavaError(f"METEOR could not be started: {error}") from error
         self._finalizer = weakref.finalize(self, _stop, self._process)
-
-    def __enter__(self) -> "Meteor":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -157,9 +154,8 @@ class Meteor:
         self._stderr.seek(0)
         said = _tail(self._stderr.read())
         self.close()
-        if silent:
-            raise JavaError(f"METEOR gave no answer for {self.timeout_s:g} s and was stopped; {said}")
-        raise JavaError(f"METEOR ended early (it needs 2 GiB of memory): {said}")
+        gave_none = f"METEOR gave no answer for {self.timeout_s:g} s and was stopped; {said}"
+        raise JavaError(gave_none if silent else f"METEOR ended early (it needs 2 GiB of memory): {said}")
 
     def _numbers(self, reply: bytes, pair: tuple[str, str]) -> np.ndarray:
         try:
