@@ -24,6 +24,8 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from videollm.common.config import need
+
 VERSION = 2
 SOURCE = "moving_shapes"
 SPLITS = ("train", "val", "test", "unseen")
@@ -294,10 +296,9 @@ def write_dataset(
         FileExistsError: ``output`` holds a data set with other settings.
     """
     counts = dict(DEFAULT_COUNTS if counts is None else counts)
-    if unknown := set(counts) - set(SPLITS):
-        raise ValueError(f"unknown splits {sorted(unknown)}: the splits are {', '.join(SPLITS)}")
-    if min(counts.values(), default=0) < 0 or seed < 0 or workers < 1:
-        raise ValueError(f"counts {counts} and seed {seed} must be >= 0 and workers {workers} >= 1")
+    unknown, good = set(counts) - set(SPLITS), min([seed, *counts.values()]) >= 0 and workers >= 1
+    need(not unknown, f"unknown splits {sorted(unknown)}: the splits are {', '.join(SPLITS)}")
+    need(good, f"counts {counts} and seed {seed} must be >= 0 and workers {workers} >= 1")
     output = Path(output)
     settings = {"source": SOURCE, "version": VERSION, "seed": seed, "clips": {s: counts.get(s, 0) for s in SPLITS}}
     manifest_path = output / "manifest.json"

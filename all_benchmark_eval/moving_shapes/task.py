@@ -28,7 +28,7 @@ from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, Setting, need
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.common.files import json_lines
-from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou_matrix
+from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou, tiou_matrix
 
 TASKS = ("grounding", "dense_caption", "grounded_mc")
 DENSE_IOU = 0.5
@@ -230,10 +230,8 @@ def _relative(items: list[dict]) -> np.ndarray:
 
 def _random_event(items: list[dict]) -> dict:
     """Expected scores of the true span of a random event: the mean over events within a clip, then over samples."""
-    scores = []
-    for item in items:
-        spans = as_spans([event["span"] for event in item["events"]], f"{item['id']}: events")
-        scores.append(summarise(tiou_matrix(spans, [item["tgt"][:2]])[:, 0]))
+    events = (as_spans([event["span"] for event in item["events"]], f"{item['id']}: events") for item in items)
+    scores = [summarise(tiou(spans, item["tgt"][:2])) for spans, item in zip(events, items, strict=True)]
     recalls = {key: _mean([s["R@1"][key] for s in scores]) for key in scores[0]["R@1"]}
     return {"mIoU": _mean([s["mIoU"] for s in scores]), "R@1": recalls}
 
@@ -272,14 +270,9 @@ class MovingShapes(Benchmark):
         recalls = {f"R@1, IoU {threshold}": value for threshold, value in found.pop("R@1").items()}
         by_task, ious = found.pop("counts"), found.pop("per_sample")
         counts = {kind: sum(c[kind] for c in by_task.values()) for kind in ("scored", "unparsed", "missing")}
-        return Scores(
-            metrics={"mIoU": found.pop("mIoU")} | recalls | found,
-            unit="fraction",
-            counts={"samples": len(truth)} | counts | {"clipped": 0},
-            per_sample={"mIoU": ious},
-            denominator="all samples of a metric's task",
-            details={"counts": by_task},
-        )
+        counts = {"samples": len(truth)} | counts | {"clipped": 0}
+        metrics, denominator = {"mIoU": found.pop("mIoU")} | recalls | found, "all samples of a metric's task"
+        return Scores(metrics, "fraction", counts, {"mIoU": ious}, denominator, {"counts": by_task})
 
 
 @contextlib.contextmanager
@@ -318,8 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
         need(answer.id in by_id, f"{where}: no annotation has the id {answer.id!r}")
         predictions.append(to_prediction(by_id[answer.id], answer))
     scores = score(items, predictions)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    benchmark.write_text(args.output, json.dumps(scores, indent=2) + "\n")
     Console().print(_table(scores))
 
 
