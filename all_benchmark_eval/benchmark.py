@@ -12,12 +12,13 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from videollm.common import files
+from videollm.common import config, files
 from videollm.common.answers import AnswerLine
 
 Protocol = Literal["published", "corrected"]
@@ -27,6 +28,9 @@ WORDINGS = ("d2vlm", "distime", "plain")
 
 class BenchmarkError(ValueError):
     """Something the user can mend: a message that names the file, line, id or key, and the remedy."""
+
+
+need = partial(config.need, error=BenchmarkError)  # need(holds, message)
 
 
 @dataclass
@@ -156,8 +160,7 @@ class Benchmark(ABC):
 
 def get(name: str) -> Benchmark:
     """The benchmark of a folder. Raises BenchmarkError listing the known ones."""
-    if name not in names():
-        raise BenchmarkError(f"unknown benchmark {name!r}; known: {', '.join(names())}")
+    need(name in names(), f"unknown benchmark {name!r}; known: {', '.join(names())}")
     return importlib.import_module(f"all_benchmark_eval.{name}.task").TASK
 
 
@@ -172,14 +175,11 @@ def names() -> list[str]:
 
 def find_annotations(task: Benchmark, folder: Path) -> Path:
     """The annotations in a folder laid out as ``task.layout``. Raises BenchmarkError naming what was looked for."""
-    for name in task.layout.annotations:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.exists():
-                return path
-    raise BenchmarkError(
-        f"{folder}: no {' or '.join(task.layout.annotations)}, the annotations of {task.title}; where to get them: "
-        f"all_benchmark_eval/{task.name}/README.md"
-    )
+    places = [folder / f"{name}{end}" for name in task.layout.annotations for end in ("", ".gz")]
+    found = next(filter(Path.exists, places), None)
+    what = f"no {' or '.join(task.layout.annotations)}, the annotations of {task.title}"
+    need(found, f"{folder}: {what}; where to get them: all_benchmark_eval/{task.name}/README.md")
+    return found
 
 
 def data_folder(task: Benchmark, root: Path) -> Path:
@@ -204,37 +204,34 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """A JSON file. Raises BenchmarkError naming the place of what is not JSON; a repeated key is refused as well."""
     text = read_text(path)
-    if not text.strip():
-        raise BenchmarkError(f"{path}: the file is empty")
-    return _parse(text, path, lambda error: f"{path}:{error.lineno}")
+    need(text.strip(), f"{path}: the file is empty")
+    return _parse(text, path, path)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """(FILE:LINE, object) of every line of a JSON-lines file that is not blank."""
     text = read_text(path)
-    if not text.strip():
-        raise BenchmarkError(f"{path}: the file is empty")
+    need(text.strip(), f"{path}: the file is empty")
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        row = _parse(line, where, lambda _, where=where: where)
-        if not isinstance(row, dict):
-            raise BenchmarkError(f"{where}: expected an object, got {type(row).__name__}")
-        yield where, row
+        if line.strip():
+            where = f"{path}:{number}"
+            row = _parse(line, where, path, number)
+            need(isinstance(row, dict), f"{where}: expected an object, got {type(row).__name__}")
+            yield where, row
 
 
-def _parse(text: str, where: object, place: Callable[[json.JSONDecodeError], str]) -> Any:
-    """JSON data; ``place`` names the line of what is not JSON."""
+def _parse(text: str, where: object, path: Path, first: int = 1) -> Any:
+    """JSON data; ``first`` is the number of its first line."""
     try:
         return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
     except json.JSONDecodeError as error:
-        raise BenchmarkError(f"{place(error)}: not JSON ({error.msg}, column {error.colno})") from None
+        line = first + error.lineno - 1
+        raise BenchmarkError(f"{path}:{line}: not JSON ({error.msg}, column {error.colno})") from None
     except RecursionError:
         raise BenchmarkError(f"{where}: brackets nested too deep to be read; is it the right file?") from None
+    except BenchmarkError:
+        raise
     except ValueError as error:
-        if isinstance(error, BenchmarkError):
-            raise
         raise BenchmarkError(f"{where}: a number that cannot be read ({error})") from None
 
 
@@ -270,16 +267,14 @@ def read_answers(path: Path) -> dict[str, AnswerLine]:
     """The lines of an ``infer`` output by id. Raises BenchmarkError for a line that is none, or stands twice."""
     answers: dict[str, AnswerLine] = {}
     for where, answer in answer_lines(path):
-        if answer.id in answers:
-            raise BenchmarkError(f"{where}: the id {answer.id!r} stands twice")
+        need(answer.id not in answers, f"{where}: the id {answer.id!r} stands twice")
         answers[answer.id] = answer
     return answers
 
 
 def worded(wordings: Mapping[str, Any], wording: str) -> Any:
     """The entry of a task's table of wordings. Raises BenchmarkError listing the known ones."""
-    if wording not in wordings:
-        raise BenchmarkError(f"unknown wording {wording!r}; known: {', '.join(wordings)}")
+    need(wording in wordings, f"unknown wording {wording!r}; known: {', '.join(wordings)}")
     return wordings[wording]
 
 

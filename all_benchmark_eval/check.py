@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 from tqdm import tqdm
 
 from all_benchmark_eval import benchmark
@@ -90,10 +90,8 @@ def _sorted(problems: dict[str, str | None]) -> dict[str, Any]:
 
 def show(found: dict[str, dict]) -> None:
     """Print the table, and below it the first things that are wrong."""
-    table = Table(title="data", title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=True)
-    console = wide_console()
+    columns = (Column(c, justify="left" if c in COLUMNS[:2] else "right", no_wrap=True) for c in COLUMNS)
+    table, console = Table(*columns, title="data", title_justify="left"), wide_console()
     for name, entry in found.items():
         videos = entry["videos"]
         counts = (entry["questions"], videos["named"], videos["present"], *map(len, list(videos.values())[2:]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from all_benchmark_eval.benchmark import BenchmarkError, read_json
 from all_benchmark_eval.items import need
@@ -71,19 +71,17 @@ def differences(
         of_a = of_a * scale  # [N, M]
         of_b = scale * np.array([[b[name][key] for name in names] for key in ids])
         difference = of_b - of_a
-        (low, high), p = bootstrap_interval(difference, resamples, seed), sign_flip_p(difference, resamples, seed)
-        for m, name in enumerate(names):
-            rest = (len(ids), len(a[name]) - len(ids), len(b[name]) - len(ids))
-            means = float(of_a[:, m].mean()), float(of_b[:, m].mean())
-            yield Difference(name, *means, float(low[m]), float(high[m]), float(p[m]), *rest)
+        interval, p = bootstrap_interval(difference, resamples, seed), sign_flip_p(difference, resamples, seed)
+        means = [[column.mean() for column in side.T] for side in (of_a, of_b)]
+        for name, *numbers in zip(names, *means, *interval.tolist(), p.tolist(), strict=True):
+            yield Difference(name, *numbers, len(ids), len(a[name]) - len(ids), len(b[name]) - len(ids))
 
 
 def table(protocol: str, unit: str, rows: Iterable[Difference]) -> Table:
     """One line a metric."""
-    found = Table(title=f"{protocol}, {unit}", title_justify="left")
-    found.add_column("metric", no_wrap=True)
-    for name in ("A", "B", "B - A", f"{CONFIDENCE:.0%} interval", "p", "in both", "A only", "B only"):
-        found.add_column(name, justify="right", no_wrap=True)
+    names = ("A", "B", "B - A", f"{CONFIDENCE:.0%} interval", "p", "in both", "A only", "B only")
+    columns = (Column(name, justify="right", no_wrap=True) for name in names)
+    found = Table(Column("metric", no_wrap=True), *columns, title=f"{protocol}, {unit}", title_justify="left")
     digits = 2 if unit == "percent" else 4
     for row in rows:
         numbers = (f"{row.a:.{digits}f}", f"{row.b:.{digits}f}", f"{row.value:+.{digits}f}")

@@ -8,17 +8,13 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines, read_text
-from videollm.common import config
+from all_benchmark_eval.benchmark import BenchmarkError, need, read_json, read_lines, read_text
 from videollm.common.answers import AnswerLine
 
 Answers = Mapping[str, AnswerLine]  # by the id of the question
-
-need = partial(config.need, error=BenchmarkError)  # need(holds, message)
 
 
 def as_object(value: Any, where: str, keys: Sequence[str] = ()) -> Mapping[str, Any]:

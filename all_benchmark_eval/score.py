@@ -10,11 +10,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, BenchmarkError, Options, Scores, get
@@ -100,33 +101,29 @@ def _intervals(scores: Scores, resamples: int, seed: int) -> dict[str, list[floa
 def _dump(result: dict[str, Any]) -> str:
     """Indented json, but each metric's per-sample scores in one line: files stay short enough to look into."""
     head = json.dumps({k: v for k, v in result.items() if k != "per_sample"}, indent=1, allow_nan=False)
-    protocols = [
-        f'  "{protocol}": {{\n'
-        + ",\n".join(f"   {json.dumps(name)}: {json.dumps(values, allow_nan=False)}" for name, values in scores.items())
-        + "\n  }"
-        for protocol, scores in result["per_sample"].items()
-    ]
+    protocols = []
+    for protocol, scores in result["per_sample"].items():
+        lines = (f"   {json.dumps(name)}: {json.dumps(values, allow_nan=False)}" for name, values in scores.items())
+        protocols.append(f'  "{protocol}": {{\n' + ",\n".join(lines) + "\n  }")
     return head.removesuffix("\n}") + ',\n "per_sample": {\n' + ",\n".join(protocols) + "\n }\n}\n"
 
 
 def tables(result: dict[str, Any]) -> Table:
     """Metrics down, protocols across; then counts, denominators, and notes."""
-    protocols = result["protocols"]
-    table = Table(title=f"{result['title']}, variant {result['variant']}", title_justify="left", min_width=60)
-    table.add_column("metric", no_wrap=True)
+    protocols, shown = result["protocols"], [Column("metric", no_wrap=True)]
     for protocol, entry in protocols.items():
-        table.add_column(f"{protocol}\n{entry['unit']}", justify="right", no_wrap=True)
+        shown.append(Column(f"{protocol}\n{entry['unit']}", justify="right", no_wrap=True))
         if "intervals" in entry:
-            table.add_column(f"{CONFIDENCE:.0%} interval", justify="right", no_wrap=True, style="dim")
-    digits = 2 if all(entry["unit"] == "percent" for entry in protocols.values()) else 4
-    for name in dict.fromkeys(name for entry in protocols.values() for name in entry["metrics"]):
-        table.add_row(name, *(cell for entry in protocols.values() for cell in _cells(entry, name, digits)))
+            shown.append(Column(f"{CONFIDENCE:.0%} interval", justify="right", no_wrap=True, style="dim"))
+    title = f"{result['title']}, variant {result['variant']}"
+    table, entries = Table(*shown, title=title, title_justify="left", min_width=60), protocols.values()
+    digits = 2 if all(entry["unit"] == "percent" for entry in entries) else 4
+    for name in dict.fromkeys(name for entry in entries for name in entry["metrics"]):
+        table.add_row(name, *(cell for entry in entries for cell in _cells(entry, name, digits)))
     table.add_section()
-    for name in dict.fromkeys(name for entry in protocols.values() for name in entry["counts"]):
-        cells = []
-        for entry in protocols.values():
-            cells += [str(entry["counts"].get(name, "")), *[""] * ("intervals" in entry)]
-        table.add_row(name, *cells, style="dim")
+    for name in dict.fromkeys(name for entry in entries for name in entry["counts"]):
+        counts = ([str(entry["counts"].get(name, "")), *[""] * ("intervals" in entry)] for entry in entries)
+        table.add_row(name, *chain.from_iterable(counts), style="dim")
     return table
 
 
@@ -136,12 +133,15 @@ def wide_console() -> Console:
 
 
 def _cells(entry: dict[str, Any], name: str, digits: int) -> list[str]:
-    value = entry["metrics"].get(name)
-    cells = ["-" if value is None else f"{value:.{digits}f}"]
+    cells = [number(entry["metrics"].get(name), digits)]
     if "intervals" in entry:
-        low_high = entry["intervals"].get(name)
-        cells.append(f"{low_high[0]:.{digits}f} to {low_high[1]:.{digits}f}" if low_high else "")
+        cells.append(" to ".join(f"{end:.{digits}f}" for end in entry["intervals"].get(name, ())))
     return cells
+
+
+def number(value: float | None, digits: int) -> str:
+    """A metric as a table has it."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def show(result: dict[str, Any], output: Path) -> None:

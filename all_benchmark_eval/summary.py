@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
-from all_benchmark_eval.benchmark import PROTOCOLS, BenchmarkError, get, read_json, write_text
-from all_benchmark_eval.score import wide_console
+from all_benchmark_eval.benchmark import PROTOCOLS, get, need, read_json, write_text
+from all_benchmark_eval.score import number, wide_console
 
 COLUMNS = ("benchmark", "metric", *PROTOCOLS, "unit", "scored of")
 
@@ -34,8 +34,8 @@ class Summary:
         summary, path = Summary(folder, str(model), wording, {}), folder / "results.json"
         if path.is_file():
             old = read_json(path)
-            if not isinstance(old, dict) or (old.get("model"), old.get("wording")) != (summary.model, wording):
-                raise BenchmarkError(f"{path}: of another model or wording; choose another --output or delete it")
+            same = isinstance(old, dict) and (old.get("model"), old.get("wording")) == (summary.model, wording)
+            need(same, f"{path}: of another model or wording; choose another --output or delete it")
             summary.entries = old["benchmarks"]
         return summary
 
@@ -54,9 +54,8 @@ class Summary:
 
     def show(self) -> None:
         """Print the table."""
-        table = Table(title=f"{self.model}, wording {self.wording}", title_justify="left")
-        for column in COLUMNS:
-            table.add_column(column, justify="right" if column in PROTOCOLS else "left")
+        columns = (Column(name, justify="right" if name in PROTOCOLS else "left") for name in COLUMNS)
+        table = Table(*columns, title=f"{self.model}, wording {self.wording}", title_justify="left")
         for row in self._rows():
             table.add_row(*row)
         console = wide_console()
@@ -88,11 +87,9 @@ class Summary:
                 continue
             protocols = entry["protocols"]
             first = protocols[next(iter(protocols))]
-            digits = 2 if first["unit"] == "percent" else 4
-            counts = first["counts"]
+            digits, counts = 2 if first["unit"] == "percent" else 4, first["counts"]
             for metric in (m for m in get(name).headline or first["metrics"] if m in first["metrics"]):
-                values = [protocols[p]["metrics"].get(metric) for p in PROTOCOLS]
-                cells = ["-" if value is None else f"{value:.{digits}f}" for value in values]
+                cells = [number(protocols[p]["metrics"].get(metric), digits) for p in PROTOCOLS]
                 yield (entry["title"], metric, *cells, first["unit"], f"{counts['scored']} of {counts['samples']}")
 
 

@@ -16,18 +16,9 @@ from pathlib import Path
 
 import torch
 
+from quickstart import stages
+from quickstart.clips import DEFAULT_COUNTS
 from quickstart.report import SPLITS, draw, score_all, write_report
-from quickstart.stages import (
-    FURTHER,
-    HEADS,
-    infer_stage,
-    own_answers_stage,
-    pair_stages,
-    prepare_stages,
-    rank_stage,
-    run_stages,
-    train_stage,
-)
 from videollm.common.code import code
 
 
@@ -39,10 +30,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", 0)))
     given = os.environ.get("GPUS")
     parser.add_argument("--processes", type=int, default=int(given) if given else max(1, torch.cuda.device_count()))
-    parser.add_argument("--train", type=int, default=1500, help="training clips")
-    parser.add_argument("--val", type=int, default=100)
-    parser.add_argument("--test", type=int, default=300)
-    parser.add_argument("--unseen", type=int, default=100)
+    for split, count in DEFAULT_COUNTS.items():
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"clips in {split}")
     parser.add_argument("--steps", type=int, help="training steps of every head (default: the configs' own)")
     parser.add_argument("--tower-steps", type=int, default=600)
     return parser.parse_args(argv)
@@ -54,25 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     start, usage = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
     # One job a core where every job is one CPU process; on GPUs, or with several processes a job, one after the other.
     alone = args.processes > 1 or torch.cuda.is_available()
-    slots = 1 if alone else len(HEADS)
-    stages = prepare_stages(args)
-    run_stages(stages, 1)
+    slots = 1 if alone else len(stages.HEADS)
+    done = stages.prepare_stages(args)
+    stages.run_stages(done, 1)
+    again = [stages.infer_stage(args, head, split) for head in stages.HEADS for split in SPLITS]
     for group in (
-        [train_stage(args, head) for head in HEADS],
-        [own_answers_stage(args), *(infer_stage(args, head, split) for head in HEADS for split in SPLITS)],
-        pair_stages(args),
-        [train_stage(args, run) for run in FURTHER],
-        [rank_stage(args), *(infer_stage(args, run, "test") for run in FURTHER)],
+        [stages.train_stage(args, head) for head in stages.HEADS],
+        [stages.own_answers_stage(args), *again],
+        stages.pair_stages(args),
+        [stages.train_stage(args, run) for run in stages.FURTHER],
+        [stages.rank_stage(args), *(stages.infer_stage(args, run, "test") for run in stages.FURTHER)],
     ):
-        run_stages(group, slots)
-        stages += group
+        stages.run_stages(group, slots)
+        done += group
     report = score_all(args)
     report |= {"seed": args.seed, "commit": code()[0], "processes": args.processes, "torch": torch.__version__}
     draw(args, report)
     own = resource.getrusage(resource.RUSAGE_SELF)
     own_s = own.ru_utime + own.ru_stime - usage.ru_utime - usage.ru_stime
-    report["wall_s"] = {s.name: s.wall_s for s in stages} | {"total": time.monotonic() - start}
-    report["cpu_s"] = {s.name: s.cpu_s for s in stages} | {"total": sum(s.cpu_s for s in stages) + own_s}
+    report["wall_s"] = {s.name: s.wall_s for s in done} | {"total": time.monotonic() - start}
+    report["cpu_s"] = {s.name: s.cpu_s for s in done} | {"total": sum(s.cpu_s for s in done) + own_s}
     write_report(args, report)
     return 0
 

@@ -12,9 +12,8 @@ import argparse
 import json
 import math
 import multiprocessing
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -24,6 +23,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 from tqdm import tqdm
+
+from videollm.common.config import need
 
 VERSION = 2
 SOURCE = "moving_shapes"
@@ -114,26 +115,23 @@ def make_clip(rng: np.random.Generator, unseen: bool = False) -> Clip:
     """
     num_frames = int(rng.integers(DURATION_S[0] * FPS, DURATION_S[1] * FPS + 1))
     kinds = _draw_kinds(rng, int(rng.choice(3, p=COUNT_CHANCES)) + 1, unseen)
-    events = []
-    for kind, (start, end) in zip(kinds, _draw_intervals(rng, len(kinds), num_frames), strict=True):
-        events.append(
-            Event(
-                kind=kind,
-                start=start,
-                end=end,
-                radius=float(rng.uniform(9, 13)),
-                center=(float(rng.uniform(22, 42)), float(rng.uniform(22, 42))),
-                # Six to ten of 32 uniform samples: 4-7 px (or 1-2 px of radius) between two samples of any clip.
-                cycle=float(num_frames * rng.uniform(0.2, 0.3)),
-                shade=float(rng.uniform(0.85, 1.0)),
-            )
+    events = tuple(
+        Event(
+            *(kind, start, end),
+            radius=rng.uniform(9, 13),
+            center=(rng.uniform(22, 42), rng.uniform(22, 42)),
+            # Six to ten of 32 uniform samples: 4-7 px (or 1-2 px of radius) between two samples of any clip.
+            cycle=num_frames * rng.uniform(0.2, 0.3),
+            shade=rng.uniform(0.85, 1.0),
         )
+        for kind, (start, end) in zip(kinds, _draw_intervals(rng, len(kinds), num_frames), strict=True)
+    )
     boxes = []
     for _ in range(int(rng.integers(2, 6))):
-        x, y = (int(v) for v in rng.integers(-6, SIZE - 6, 2))
-        width, height = (int(v) for v in rng.integers(6, 20, 2))
+        x, y = rng.integers(-6, SIZE - 6, 2).tolist()
+        width, height = rng.integers(6, 20, 2).tolist()
         boxes.append((max(x, 0), max(y, 0), x + width, y + height, int(rng.integers(50, 160))))
-    return Clip(num_frames, tuple(events), int(rng.integers(60, 130)), tuple(boxes), int(rng.integers(2**31)))
+    return Clip(num_frames, events, int(rng.integers(60, 130)), tuple(boxes), int(rng.integers(2**31)))
 
 
 def _draw_kinds(rng: np.random.Generator, count: int, unseen: bool) -> list[Kind]:
@@ -172,7 +170,7 @@ def _draw_intervals(rng: np.random.Generator, count: int, num_frames: int) -> li
     # An overlapping pair has no gap: the overlap takes its place and the gap moves behind the last event.
     gaps = np.where(overlap > 0, -overlap, gaps)
     starts = np.cumsum(gaps) + np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    return [(int(s), int(s + n)) for s, n in zip(starts, lengths, strict=True)]
+    return list(zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
 
 
 def render(clip: Clip) -> np.ndarray:
@@ -281,17 +279,6 @@ def _write_clip(job: tuple[str, int], output: Path, seed: int) -> list[dict]:
     return annotate(clip, split, index, rng)
 
 
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    """A ``map`` that keeps order, over ``workers`` processes."""
-    if workers == 1:
-        yield map
-        return
-    # Spawned: the caller may hold threads (torch, tokenizers), and a fork of those can hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield partial(pool.map, chunksize=8)
-
-
 def write_dataset(
     output: str | Path, counts: dict[str, int] | None = None, seed: int = 0, workers: int = 1, progress: bool = True
 ) -> dict:
@@ -309,10 +296,9 @@ def write_dataset(
         FileExistsError: ``output`` holds a data set with other settings.
     """
     counts = dict(DEFAULT_COUNTS if counts is None else counts)
-    if unknown := set(counts) - set(SPLITS):
-        raise ValueError(f"unknown splits {sorted(unknown)}: the splits are {', '.join(SPLITS)}")
-    if min(counts.values(), default=0) < 0 or seed < 0 or workers < 1:
-        raise ValueError(f"counts {counts} and seed {seed} must be >= 0 and workers {workers} >= 1")
+    unknown, good = set(counts) - set(SPLITS), min([seed, *counts.values()]) >= 0 and workers >= 1
+    need(not unknown, f"unknown splits {sorted(unknown)}: the splits are {', '.join(SPLITS)}")
+    need(good, f"counts {counts} and seed {seed} must be >= 0 and workers {workers} >= 1")
     output = Path(output)
     settings = {"source": SOURCE, "version": VERSION, "seed": seed, "clips": {s: counts.get(s, 0) for s in SPLITS}}
     manifest_path = output / "manifest.json"
@@ -325,10 +311,13 @@ def write_dataset(
         (output / "videos" / split).mkdir(parents=True, exist_ok=True)
     jobs = [(split, index) for split in SPLITS for index in range(counts.get(split, 0))]
     records: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    with _mapper(workers) as mapped, tqdm(total=len(jobs), unit="clip", disable=not progress) as bar:
-        for (split, _), lines in zip(jobs, mapped(partial(_write_clip, output=output, seed=seed), jobs), strict=True):
+    # Spawned: the caller may hold threads (torch, tokenizers), and a fork of those can hang.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else nullcontext() as pool:
+        mapped = partial(pool.map, chunksize=8) if pool else map  # in the order of the jobs
+        done = mapped(partial(_write_clip, output=output, seed=seed), jobs)
+        for (split, _), lines in zip(jobs, tqdm(done, total=len(jobs), unit="clip", disable=not progress), strict=True):
             records[split] += lines
-            bar.update()
     for split, lines in records.items():
         (output / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     manifest = settings | {"records": {split: len(lines) for split, lines in records.items()}}

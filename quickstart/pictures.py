@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from videollm.common.config import need
 from videollm.inference.timeline import INK, MUTED, RULE, STYLE, colors, plain, save
 
 
@@ -25,8 +26,7 @@ def loss_curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float
     are not finite leave a gap. Raises ValueError if there is no term at all.
     """
     terms = list(dict.fromkeys(key for log in runs.values() for entry in log for key in entry if key != "step"))
-    if not terms:
-        raise ValueError(f"{path}: no values to draw: the runs {list(runs)} log no term beside 'step'")
+    need(terms, f"{path}: no values to draw: the runs {list(runs)} log no term beside 'step'", ValueError)
     columns = min(3, len(terms))
     rows = -(-len(terms) // columns)
     with rc_context(STYLE):
@@ -42,9 +42,8 @@ def loss_curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for panel in list(figure.axes)[len(terms) :]:
             panel.remove()
-        handles = {
-            line.get_label(): line for panel in figure.axes for line in panel.get_lines() if line.get_label()[0] != "_"
-        }
+        lines = [line for panel in figure.axes for line in panel.get_lines()]
+        handles = {line.get_label(): line for line in lines if line.get_label()[0] != "_"}
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4)
         save(figure, path)
 
@@ -94,31 +93,23 @@ def _draw_curve(panel: Axes, points: np.ndarray, name: str, color: str) -> None:
         panel.plot(steps, values, color=color, linewidth=1.8, label=name)
         return
     panel.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
-    finite = np.isfinite(values)
-    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])  # [N + 1]
-    count = np.concatenate([[0], np.cumsum(finite)])
-    place = np.arange(len(values))
+    known, place = np.ma.masked_invalid(values), np.arange(len(values))
     reach = np.minimum(window, np.minimum(place, place[::-1]))  # narrower at the ends, where a mean would bend the line
-    low, high = place - reach, place + reach + 1
-    amount = count[high] - count[low]
-    smooth = np.divide(total[high] - total[low], amount, out=np.full(len(values), np.nan), where=amount > 0)
+    smooth = [np.ma.filled(known[i - r : i + r + 1].mean(), np.nan) for i, r in enumerate(reach)]
     panel.plot(steps, smooth, color=color, linewidth=1.8, label=name)
 
 
 def _row(row: Sequence, columns: Sequence[str]) -> list[str]:
     """The cells of a row as text: floats with three decimals, None as a dash."""
-    if len(row) != len(columns):
-        raise ValueError(
-            f"table row {list(row)!r} has {len(row)} cells, the columns {list(columns)!r} are {len(columns)}"
-        )
+    told = f"table row {list(row)!r} has {len(row)} cells, the columns {list(columns)!r} are {len(columns)}"
+    need(len(row) == len(columns), told, ValueError)
     return ["–" if v is None else f"{v:.3f}" if isinstance(v, float | np.floating) else str(v) for v in row]
 
 
 def _section(section: Mapping) -> str:
     unknown = set(section) - {"heading", "text", "columns", "rows", "image", "caption", "code"}
-    if unknown:
-        raise ValueError(f"report section {section.get('heading')!r}: unknown key {', '.join(sorted(unknown))}")
-    parts = []
+    where, parts = f"report section {section.get('heading')!r}", []
+    need(not unknown, f"{where}: unknown key {', '.join(sorted(unknown))}", ValueError)
     if "heading" in section:
         parts.append(f"<h2>{html.escape(section['heading'])}</h2>")
     parts += [f"<p>{html.escape(p)}</p>" for p in section.get("text", "").split("\n\n") if p.strip()]
@@ -126,8 +117,7 @@ def _section(section: Mapping) -> str:
         parts.append(_html_table(section["rows"], section["columns"]))
     if "image" in section:
         image = Path(section["image"])
-        if not image.is_file():
-            raise ValueError(f"report section {section.get('heading')!r}: there is no image {image}")
+        need(image.is_file(), f"{where}: there is no image {image}", ValueError)
         data = base64.b64encode(image.read_bytes()).decode()
         alt = html.escape(section.get("caption", section.get("heading", "")))
         parts.append(f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>')
@@ -139,11 +129,11 @@ def _section(section: Mapping) -> str:
 
 
 def _html_table(rows: Sequence[Sequence], columns: Sequence[str]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(row, columns)) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line("td", _row(row, columns)) for row in rows)
+    return f'<div class="wide"><table><thead>{line("th", columns)}</thead><tbody>{body}</tbody></table></div>'
 
 
 _PAGE = """<!doctype html>

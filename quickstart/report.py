@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
@@ -63,18 +63,8 @@ def predictions(args: argparse.Namespace, head: str, split: str, items: list[dic
 
 def table_rows(report: dict) -> tuple[list[str], list[list]]:
     """The score table: heads first, then what they are compared with."""
-    columns = [
-        "",
-        "mIoU",
-        "R@1 0.3",
-        "R@1 0.5",
-        "R@1 0.7",
-        "dense F1",
-        "phrase F1",
-        "choice acc.",
-        "skill",
-        "new kinds",
-    ]
+    recalls = ("R@1 0.3", "R@1 0.5", "R@1 0.7")
+    columns = ["", "mIoU", *recalls, "dense F1", "phrase F1", "choice acc.", "skill", "new kinds"]
 
     def row(name: str, scores: dict, kinds: dict | None = None) -> list:
         recalls = [scores.get("R@1", {}).get(t) for t in ("0.3", "0.5", "0.7")]
@@ -107,10 +97,8 @@ def draw(args: argparse.Namespace, report: dict) -> None:
     score_table(out / "scores.png", rows, columns)
     logs = {head: [entry for _, entry in json_lines(out / head / "log.jsonl")] for head in HEADS}
     terms = ("step", "loss", "lm", "grounding", "consistency", "dfl", "diou")
-    curves = {
-        head: [{k: v for k, v in e.items() if k in terms} for e in log if "lm" in e] for head, log in logs.items()
-    }
-    loss_curves(out / "losses.png", curves)
+    kept = {h: [{k: v for k, v in e.items() if k in terms} for e in log if "lm" in e] for h, log in logs.items()}
+    loss_curves(out / "losses.png", kept)
     timeline_grid(out / "timelines.png", timelines(args))
 
 
@@ -120,21 +108,19 @@ def timelines(args: argparse.Namespace) -> list[dict]:
     first = list({i["video"]: i for i in items}.values())[:SHOWN]
     by_head = {h: {p["id"]: p for p in predictions(args, h, "test", items)} for h in HEADS}
     resize = Preprocess(kind="plain", size=64).while_decoding()
-    samples = []
-    for item in first:
-        sampler = Sampler(rule="segments", num_frames=12)
-        frames = read_video(args.output / "data/videos" / item["video"], sampler, resize=resize)
-        samples.append(
-            {
-                "frames": list(frames.pixels.numpy()),
-                "frame_times_s": frames.times_s.tolist(),
-                "duration_s": item["duration"],
-                "truth": {"truth": [item["tgt"][:2]]},
-                "predictions": {h: by_head[h][item["id"]]["spans"][:1] for h in HEADS},
-                "title": item["conversations"][0]["value"].replace("<video>", "").strip(),
-            }
-        )
-    return samples
+    sampler = Sampler(rule="segments", num_frames=12)
+    frames = [read_video(args.output / "data/videos" / i["video"], sampler, resize=resize) for i in first]
+    return [
+        {
+            "frames": list(seen.pixels.numpy()),
+            "frame_times_s": seen.times_s.tolist(),
+            "duration_s": item["duration"],
+            "truth": {"truth": [item["tgt"][:2]]},
+            "predictions": {h: by_head[h][item["id"]]["spans"][:1] for h in HEADS},
+            "title": item["conversations"][0]["value"].replace("<video>", "").strip(),
+        }
+        for item, seen in zip(first, frames, strict=True)
+    ]
 
 
 def write_report(args: argparse.Namespace, report: dict) -> None:
@@ -145,26 +131,24 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     pair_columns, ranked = pair_rows(report)
     wall, cpu = report["wall_s"], report["cpu_s"]
     run = {key: report[key] for key in ("seed", "commit", "processes", "torch")}
-    costs = [[name, round(wall[name], 1), round(cpu[name], 1)] for name in wall]
+    steps = [[name, round(wall[name], 1), round(cpu[name], 1)] for name in wall]
     sections = [
         {"heading": "Scores", "columns": columns, "rows": rows, "text": EXPLANATION},
         {"heading": "Preferences", "columns": pair_columns, "rows": ranked, "text": PREFERENCES},
         {"heading": "Answers on unseen clips", "image": out / "timelines.png"},
         {"heading": "Losses", "image": out / "losses.png"},
-        {"heading": "Cost", "columns": ["step", "wall s", "CPU s"], "rows": costs},
+        {"heading": "Cost", "columns": ["step", "wall s", "CPU s"], "rows": steps},
         {"heading": "Run", "code": json.dumps(run, indent=1)},
     ]
     report_html(out / "report.html", "Moving shapes: three ways to say when", sections)
     title = f"unseen clips, free generation, seed {args.seed}"
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
-    for i, name in enumerate(columns):
-        table.add_column(name.replace(" ", "\n"), justify="right" if i else "left", no_wrap=True)
+    shown = [Column(name.replace(" ", "\n"), justify="right" if name else "left", no_wrap=True) for name in columns]
+    table = Table(*shown, title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
     for row in rows:
         table.add_row(*(f"{c:.3f}" if isinstance(c, float) else "" if c is None else str(c) for c in row))
     CONSOLE.print(table)
     for run, ranks in report["pairs"].items():
         told = f"ranks {ranks['accuracy']:.3f} of {ranks['pairs']} held-out pairs right, margin {ranks['margin']:.2f}"
         CONSOLE.print(f"{FURTHER.get(run, run)}: {told}", highlight=False)
-    CONSOLE.print(
-        f"{wall['total']:.0f} s wall, {cpu['total']:.0f} s CPU; report: {out / 'report.html'}", highlight=False
-    )
+    costs = f"{wall['total']:.0f} s wall, {cpu['total']:.0f} s CPU"
+    CONSOLE.print(f"{costs}; report: {out / 'report.html'}", highlight=False)

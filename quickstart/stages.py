@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from quickstart.clips import COLORS, MOTIONS, SHAPES
+from quickstart.clips import COLORS, MOTIONS, SHAPES, SPLITS
+from videollm.common.files import json_lines, json_text, write_text
 
 HEADS = ("d2vlm", "distime", "text")
 FURTHER = {"d2vlm_sft_more": "d2vlm + SFT", "d2vlm_fpo": "d2vlm + FPO"}  # how d2vlm's model goes on, as it is shown
@@ -92,24 +93,24 @@ def last_line(log: Path) -> str:
 
 def launcher(processes: int) -> list[str]:
     """Plain python for one process, torchrun for more."""
-    if processes == 1:
-        return [sys.executable, "-u", "-m"]
-    options = ["--standalone", "--nproc_per_node", str(processes), "-m"]
-    return [sys.executable, "-u", "-m", "torch.distributed.run", *options]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    return [sys.executable, "-u", "-m", *torchrun * (processes > 1)]
+
+
+def command(module: str, *words: object, processes: int = 1) -> list[str]:
+    """The command line of a module; paths and numbers as text."""
+    return [*launcher(processes), module, *map(str, words)]
 
 
 def prepare_stages(args: argparse.Namespace) -> list[Stage]:
     """Data, tokenizer and tower, one after the other."""
-    out, python = args.output, [sys.executable, "-u", "-m"]
-    counts = [f"--{split}={getattr(args, split)}" for split in ("train", "val", "test", "unseen")]
-    workers, seed = str(os.cpu_count() or 1), str(args.seed)
-    data = ["quickstart.clips", "--output", str(out / "data"), *counts, "--seed", seed, "--workers", workers]
-    tower = ["quickstart.tower", "--data", str(out / "data"), "--output", str(out / "tower"), "--seed", seed]
-    tower += ["--steps", str(args.tower_steps), "--tokenizer", str(out / "tokenizer")]
-    return [
-        Stage("make clips", [*python, *data], out / "logs/data.txt"),
-        Stage("prepare tower", [*python, *tower], out / "logs/tower.txt"),
-    ]
+    out, seed, workers = args.output, ("--seed", args.seed), os.cpu_count() or 1
+    counts = [f"--{split}={getattr(args, split)}" for split in SPLITS]
+    data = command("quickstart.clips", "--output", out / "data", *counts, *seed, "--workers", workers)
+    folders = ("--data", out / "data", "--output", out / "tower")
+    more = ("--steps", args.tower_steps, "--tokenizer", out / "tokenizer")
+    tower = command("quickstart.tower", *folders, *seed, *more)
+    return [Stage("make clips", data, out / "logs/data.txt"), Stage("prepare tower", tower, out / "logs/tower.txt")]
 
 
 def overrides(args: argparse.Namespace, run: str) -> list[str]:
@@ -141,8 +142,8 @@ def train_stage(args: argparse.Namespace, run: str) -> Stage:
     """Train one head, or go on with one, with DeepSpeed; what an earlier quickstart left of it is removed."""
     shutil.rmtree(args.output / run, ignore_errors=True)
     config = args.configs / f"{'d2vlm_fpo' if run in FURTHER else run}.yaml"
-    command = ["videollm.train", "--config", str(config), *overrides(args, run)]
-    return Stage(f"train {run}", [*launcher(args.processes), *command], args.output / f"logs/train_{run}.txt")
+    train = command("videollm.train", "--config", config, *overrides(args, run), processes=args.processes)
+    return Stage(f"train {run}", train, args.output / f"logs/train_{run}.txt")
 
 
 def infer_stage(args: argparse.Namespace, run: str, split: str) -> Stage:
@@ -155,11 +156,10 @@ def answer_stage(
     args: argparse.Namespace, run: str, name: str, annotations: Sequence[Path], answers: Path, *more: str
 ) -> Stage:
     """Answer questions with the model of one run."""
-    command = ["videollm.infer", "--model", str(args.output / run / "final")]
-    command += ["--videos", str(args.output / "data/videos"), "--output", str(answers)]
-    command += ["--annotations", *map(str, annotations), "--batch-size", "64", "generate.max_new_tokens=48", *more]
-    log = args.output / f"logs/{name.replace(' ', '_')}.txt"
-    return Stage(f"answer {name}", [*launcher(args.processes), *command], log)
+    files = ("--model", args.output / run / "final", "--videos", args.output / "data/videos", "--output", answers)
+    words = (*files, "--annotations", *annotations, "--batch-size", 64, "generate.max_new_tokens=48", *more)
+    infer = command("videollm.infer", *words, processes=args.processes)
+    return Stage(f"answer {name}", infer, args.output / f"logs/{name.replace(' ', '_')}.txt")
 
 
 def own_answers_stage(args: argparse.Namespace) -> Stage:
@@ -167,10 +167,9 @@ def own_answers_stage(args: argparse.Namespace) -> Stage:
     pairs = args.output / "pairs"
     shutil.rmtree(pairs, ignore_errors=True)
     pairs.mkdir()
-    lines = (args.output / "data/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    clips = list(dict.fromkeys(json.loads(line)["video"] for line in lines))[:PAIR_CLIPS]
-    kept = [line for line in lines if json.loads(line)["video"] in clips]
-    (pairs / "questions.jsonl").write_text("".join(kept), encoding="utf-8")
+    lines = [line for _, line in json_lines(args.output / "data/train.jsonl")]
+    clips = list(dict.fromkeys(line["video"] for line in lines))[:PAIR_CLIPS]
+    write_text(pairs / "questions.jsonl", json_text(line for line in lines if line["video"] in clips))
     sampled = ("generate.do_sample=true", f"generate.seed={args.seed}")
     asked = (pairs / "questions.jsonl", args.output / "data/val.jsonl")
     return answer_stage(args, "d2vlm", "own d2vlm", asked, pairs / "own.jsonl", *sampled)
@@ -180,17 +179,17 @@ def pair_stages(args: argparse.Namespace) -> list[Stage]:
     """Make pairs to train on, and pairs of validation clips to rank."""
     out, stages = args.output, []
     for split, (annotations, options) in PAIRS.items():
-        command = [sys.executable, "-u", "-m", "d2vlm.preference", "--annotations", str(out / annotations)]
-        command += ["--answers", str(out / "pairs/own.jsonl"), "--output", str(out / f"pairs/{split}.jsonl")]
-        command += [f"seed={args.seed}", *options]
-        stages.append(Stage(f"make {split} pairs", command, out / f"logs/pairs_{split}.txt"))
+        files = ("--annotations", out / annotations, "--answers", out / "pairs/own.jsonl")
+        words = (*files, "--output", out / f"pairs/{split}.jsonl", f"seed={args.seed}", *options)
+        make = command("d2vlm.preference", *words)
+        stages.append(Stage(f"make {split} pairs", make, out / f"logs/pairs_{split}.txt"))
     return stages
 
 
 def rank_stage(args: argparse.Namespace) -> Stage:
     """Rank the held-out pairs with the supervised model and with both that went on from it."""
     out = args.output
-    models = [str(out / run / "final") for run in ("d2vlm", *FURTHER)]
-    command = [sys.executable, "-u", "-m", "d2vlm.rank", "--model", *models, "--videos", str(out / "data/videos")]
-    command += ["--annotations", str(out / "pairs/val.jsonl"), "--output", str(out / "pairs/ranks.json")]
-    return Stage("rank held-out pairs", command, out / "logs/rank.txt")
+    models = [out / run / "final" for run in ("d2vlm", *FURTHER)]
+    files = ("--annotations", out / "pairs/val.jsonl", "--output", out / "pairs/ranks.json")
+    rank = command("d2vlm.rank", "--model", *models, "--videos", out / "data/videos", *files)
+    return Stage("rank held-out pairs", rank, out / "logs/rank.txt")

@@ -24,7 +24,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from quickstart.clips import COLORS, MOTIONS, SHAPES
-from videollm.common.files import json_lines
+from videollm.common.command import tell
+from videollm.common.config import need
+from videollm.common.files import an_object, json_lines
 from videollm.model.towers import ConvTower, ConvTowerConfig
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
@@ -73,15 +75,14 @@ def read_records(folder: Path, split: str) -> list[dict]:
     """The records of one split. Raises ValueError, naming file and line, unless they tell their clips' events."""
     file = folder / f"{split}.jsonl"
     remedy = "make the data with python -m quickstart.clips"
-    if not file.is_file():
-        raise ValueError(f"no {file}; {remedy}")
-    records = []
-    for number, record in json_lines(file):
-        if "events" not in record:
-            raise ValueError(f"{file}:{number}: no key 'events'; {remedy}")
-        records.append(record)
-    if not records:
-        raise ValueError(f"{file} is empty; {remedy}, with clips in {split}")
+    need(file.is_file(), f"no {file}; {remedy}")
+
+    def told(record: object) -> dict:
+        need("events" in an_object(record), f"no key 'events'; {remedy}")
+        return record
+
+    records = [record for _, record in json_lines(file, parse=told)]
+    need(records, f"{file} is empty; {remedy}, with clips in {split}")
     return records
 
 
@@ -155,8 +156,7 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
     the tower, ``attributes.safetensors`` (word -> [hidden_size]), ``feature_mean.safetensors`` and ``report.json`` to
     ``output``. Raises ValueError for data without clips or without ``events``, and for ``steps`` below 1.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be >= 1, not {steps}")
+    need(steps >= 1, f"steps must be >= 1, not {steps}")
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     rng, start = torch.Generator().manual_seed(seed), time.process_time()
@@ -194,8 +194,7 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
 @torch.no_grad()
 def accuracy(tower: ConvTower, classifier: Classifier, clips: Clips) -> dict[str, float]:
     """Share of frames each reading gets right."""
-    right = torch.zeros(len(ATTRIBUTES))
-    asked = torch.zeros(len(ATTRIBUTES))
+    right, asked = torch.zeros(2, len(ATTRIBUTES))
     for frames, labels in zip(clips.frames, clips.labels, strict=True):
         features = tower(PREPROCESS(frames))[:, 0]
         for k, (head, target) in enumerate(zip(classifier.heads, classifier.targets(labels), strict=True)):
@@ -221,8 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         build_word_tokenizer(texts).save_pretrained(args.tokenizer)
         report = prepare_tower(args.data, args.output, steps=args.steps, seed=args.seed)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(error)
     print(json.dumps(report))
     return 0
 

@@ -5,7 +5,6 @@ corpus (a video at one IoU threshold, say). Every function takes all groups of a
 group, 0 for a group without pairs. Videos, spans and files are not known here.
 """
 
-import atexit
 import random
 import string
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pycocoevalcap.bleu import bleu_scorer
 from pycocoevalcap.cider.cider_scorer import precook
 from pycocoevalcap.rouge.rouge import Rouge
+from scipy.sparse import csr_array
 
 from all_benchmark_eval.metrics.java import TIMEOUT_S, Meteor, meteor_scores, ptb_tokenize
 
@@ -45,24 +45,17 @@ def tokenize(texts: Sequence[str]) -> list[str]:
 def start_meteor(timeout_s: float = TIMEOUT_S) -> Meteor:
     """The one METEOR process of this Python process, started if need be; it loads (7 CPU-s) while the caller works on.
 
-    Ends with Python or ``close_meteor``. Raises BenchmarkError (JavaError) where Java is missing.
+    Ends with Python or its ``close``. Raises BenchmarkError (JavaError) where Java is missing.
     """
     if not _running or _running[0].closed:
         _running[:] = [Meteor(timeout_s)]
-        atexit.register(close_meteor)
     return _running[0]
-
-
-def close_meteor() -> None:
-    """End the METEOR process, if there is one. The next call of ``meteor`` starts another."""
-    while _running:
-        _running.pop().close()
 
 
 def meteor(groups: Sequence[Group]) -> Floats:
     """METEOR 1.5 of each group as one corpus (not the mean of its pairs) -> [G]."""
     stats = start_meteor().stats(list(chain.from_iterable(groups)))  # [N, 23]
-    return meteor_scores(_group_sums(stats, _owners(groups), len(groups)))
+    return meteor_scores(_group_sums(stats, groups))
 
 
 def meteor_pairs(pairs: Group) -> Floats:
@@ -80,11 +73,11 @@ def cider_pairs(groups: Sequence[Group], documents: Sequence[str] | None = None)
 
     ``documents`` are the (tokenized) texts that document frequencies come from, in place of each group's references.
     """
-    grams = _Grams(documents)
-    found: list[Floats] = []
+    grams, found = _Grams(), []
+    grams.count(documents or [])  # first: numbers, and with them the order of sums, do not depend on what is scored
     for some in _chunks(groups, _CIDER_CHUNK):
-        sizes = np.array([len(group) for group in some])
-        found += np.split(grams.cider(list(chain.from_iterable(some)), sizes), np.cumsum(sizes)[:-1])
+        scores = _cider(grams, list(chain.from_iterable(some)), _owners(some), documents)
+        found += np.split(scores, np.cumsum([len(group) for group in some])[:-1])
     return found
 
 
@@ -104,7 +97,7 @@ def bleu(groups: Sequence[Group]) -> Floats:
     """BLEU-1 to BLEU-4 of each group as one corpus -> [G, 4]."""
     known = {pair: _bleu_counts(pair) for pair in dict.fromkeys(chain.from_iterable(groups))}
     counts = np.array([known[pair] for group in groups for pair in group]).reshape(-1, 2 + 2 * _ORDERS)
-    counts = _group_sums(counts, _owners(groups), len(groups))  # [G, 10]
+    counts = _group_sums(counts, groups)  # [G, 10]
     tested, reference, guesses, correct = counts[:, 0], counts[:, 1], counts[:, 2:6], counts[:, 6:]
     precision = np.cumprod((correct + 1e-15) / (guesses + 1e-9), axis=1) ** (1 / np.arange(1, _ORDERS + 1))  # [G, 4]
     ratio = (tested + 1e-15) / (reference + 1e-9)
@@ -124,10 +117,10 @@ def _owners(groups: Sequence[Group]) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(groups)), [len(group) for group in groups])
 
 
-def _group_sums(rows: Floats, owner: NDArray[np.int64], count: int) -> Floats:
-    """Sums [count, K] of rows [N, K] by owner [N]."""
-    sums = np.zeros((count, rows.shape[1]))
-    np.add.at(sums, owner, rows)
+def _group_sums(rows: Floats, groups: Sequence[Group]) -> Floats:
+    """Sums [G, K] of rows [N, K], one a pair."""
+    sums = np.zeros((len(groups), rows.shape[1]))
+    np.add.at(sums, _owners(groups), rows)
     return sums
 
 
@@ -151,67 +144,49 @@ def _bleu_counts(pair: Pair) -> list[int]:
 
 
 class _Grams:
-    """The n-grams of texts as numbers, each text counted once, and CIDEr from them for many groups at once."""
+    """The n-grams of texts as numbers, each text counted once; number % 4 is the order, 0 for a single word."""
 
-    def __init__(self, documents: Sequence[str] | None = None):
-        """``documents`` as for ``cider_pairs``."""
+    def __init__(self):
         self._ids: dict[tuple[str, ...], int] = {}
-        self._texts: dict[str, tuple[NDArray[np.int64], ...]] = {}
-        self._documents = None if documents is None else len(documents)
-        self._known, self._frequency = np.unique(self._table(documents or [])[1], return_counts=True)
+        self._texts: dict[str, NDArray[np.int64]] = {}  # [2, K]: n-grams and how often
 
-    def _count(self, text: str) -> tuple[NDArray[np.int64], ...]:
-        """(id [K], order 0..3 [K], count [K]) of a text's distinct n-grams."""
-        if text not in self._texts:
-            counts = precook(text, _ORDERS)
-            ids = [self._ids.setdefault(gram, len(self._ids)) for gram in counts]
-            orders = [len(gram) - 1 for gram in counts]
-            self._texts[text] = tuple(np.array(part, dtype=np.int64) for part in (ids, orders, list(counts.values())))
-        return self._texts[text]
+    def count(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """[3, K]: the place of the text, an n-gram of it, and how often it is in there."""
+        for text in dict.fromkeys(texts):
+            if text not in self._texts:
+                counts = precook(text, _ORDERS)
+                ids = [self._ids.setdefault(gram, _ORDERS * len(self._ids) + len(gram) - 1) for gram in counts]
+                self._texts[text] = np.array([ids, list(counts.values())], dtype=np.int64)
+        parts = [self._texts[text] for text in texts]
+        place = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])
+        return np.vstack([place, np.concatenate([np.zeros((2, 0), np.int64), *parts], axis=1)])
 
-    def _table(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
-        """(pair [K], id [K], order [K], count [K]) of the n-grams of one text a pair, by pair and id."""
-        counted = [self._count(text) for text in texts]
-        pair = np.repeat(np.arange(len(texts)), [len(part[0]) for part in counted])
-        none = (np.zeros(0, np.int64),) * 3
-        ids, orders, counts = (np.concatenate(part) for part in zip(none, *counted, strict=True))
-        order = np.lexsort((ids, pair))
-        return pair[order], ids[order], orders[order], counts[order]
-
-    def cider(self, pairs: list[Pair], sizes: NDArray[np.int64]) -> Floats:
-        """CIDEr [N] of the pairs of all groups in order; ``sizes`` [G] are the pairs in each group."""
-        owner = np.repeat(np.arange(len(sizes)), sizes)
-        tables = [self._table([pair[side] for pair in pairs]) for side in (0, 1)]  # hypotheses, references
-        size = max(len(self._ids), 1)  # of the vocabulary
-        if self._documents is None:
-            key, documents = owner * size, sizes[owner]  # [N], [N]: each group has its own document frequencies
-            known, frequency = np.unique(key[tables[1][0]] + tables[1][1], return_counts=True)
-        else:
-            key, documents = owner * 0, np.full(len(pairs), self._documents)
-            known, frequency = self._known, self._frequency
-        weights, norms, lengths = [], [], []
-        for pair, ids, orders, counts in tables:
-            df = np.maximum(_look_up(known, frequency, key[pair] + ids), 1)
-            weight = counts * (np.log(documents[pair].astype(np.float64)) - np.log(df))
-            weights.append(weight)
-            norms.append(np.sqrt(self._by_order(pair, orders, weight**2, len(pairs))))  # [N, 4]
-            lengths.append(self._by_order(pair, orders, counts, len(pairs))[:, 1])  # bigrams stand for the length
-        pair, ids, orders, _ = tables[0]
-        reference = _look_up(tables[1][0] * size + tables[1][1], weights[1], pair * size + ids)
-        product = self._by_order(pair, orders, np.minimum(weights[0], reference) * reference, len(pairs))
-        norm = norms[0] * norms[1]
-        cosine = np.divide(product, norm, out=np.zeros_like(norm), where=norm != 0)
-        return 10 * cosine.mean(1) * np.exp(-((lengths[0] - lengths[1]) ** 2) / (2 * _CIDER_SIGMA**2))
-
-    @staticmethod
-    def _by_order(pair: NDArray, orders: NDArray, values: NDArray, count: int) -> Floats:
-        """Sums [count, 4] of values [K] by pair and order."""
-        return np.bincount(pair * _ORDERS + orders, weights=values, minlength=count * _ORDERS).reshape(count, _ORDERS)
+    @property
+    def end(self) -> int:
+        """Above all numbers so far."""
+        return max(_ORDERS * len(self._ids), 1)
 
 
-def _look_up(keys: NDArray[np.int64], values: NDArray, wanted: NDArray[np.int64]) -> NDArray:
-    """The value of each wanted key, 0 where it is unknown; keys are sorted and differ."""
-    if not len(keys):
-        return np.zeros(len(wanted), dtype=values.dtype)
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, values[place], 0)
+def _cider(grams: _Grams, pairs: Sequence[Pair], owner: NDArray[np.int64], documents: Sequence[str] | None) -> Floats:
+    """CIDEr [N] of the pairs of all groups in order; document frequencies as for ``cider_pairs``."""
+    texts = [[pair[side] for pair in pairs] for side in (0, 1)]
+    corpora = [owner, owner, owner]  # each group has its own document frequencies
+    if documents is not None:
+        corpora = [owner * 0, owner * 0, np.zeros(len(documents), np.int64)]
+    counted = [grams.count(some) for some in (*texts, texts[1] if documents is None else documents)]
+    keys = [corpus[place] * grams.end + gram for corpus, (place, gram, _) in zip(corpora, counted, strict=True)]
+    known, column = np.unique(np.concatenate(keys), return_inverse=True)  # [C]: n-grams of each corpus
+    column = np.split(column, np.cumsum([len(key) for key in keys])[:-1])
+    frequency = np.maximum(np.bincount(column[2], minlength=len(known)), 1)
+    rarity = np.log(np.bincount(corpora[2])[known // grams.end]) - np.log(frequency)
+    by_order = np.eye(_ORDERS)[known % _ORDERS]  # [C, 4]
+    weights, lengths = [], []
+    for (place, gram, count), columns in zip(counted[:2], column, strict=False):
+        entries = (count * rarity[columns], (place, columns))
+        weights.append(csr_array(entries, shape=(len(pairs), len(known))))
+        lengths.append(np.bincount(place, count * (gram % _ORDERS == 1), len(pairs)))  # bigrams stand for the length
+    hypothesis, reference = weights
+    product = hypothesis.minimum(reference).multiply(reference) @ by_order  # [N, 4]
+    norm = np.sqrt(hypothesis.power(2) @ by_order) * np.sqrt(reference.power(2) @ by_order)
+    cosine = np.divide(product, norm, out=np.zeros_like(norm), where=norm != 0)
+    return 10 * cosine.mean(1) * np.exp(-((lengths[0] - lengths[1]) ** 2) / (2 * _CIDER_SIGMA**2))

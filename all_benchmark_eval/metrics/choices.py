@@ -171,15 +171,9 @@ def tally(marks: Iterable[Mark], key: Callable[[Mark], str]) -> dict[str, dict[s
     return found
 
 
-def share(entry: dict[str, int]) -> float | None:
-    """correct / total; None of nothing."""
-    return entry["correct"] / entry["total"] if entry["total"] else None
-
-
-def percent(entry: dict[str, int]) -> float | None:
-    """``share`` in percent."""
-    value = share(entry)
-    return None if value is None else 100 * value
+def share(entry: dict[str, int], whole: int = 1) -> float | None:
+    """correct / total, in percent if the ``whole`` is 100; None of nothing."""
+    return whole * (entry["correct"] / entry["total"]) if entry["total"] else None
 
 
 def state_counts(marks: Sequence[Mark]) -> dict[str, int]:

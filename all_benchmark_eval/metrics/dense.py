@@ -121,15 +121,10 @@ def soda(over: Overlaps, predicted: Events, true: Events, similarity: Floats) ->
     ``similarity`` [K] is of the captions; an aligned pair earns its IoU times that. 0 for a video without events on
     either side (Fujita et al., "SODA: Story Oriented Dense Video Captioning Evaluation", ECCV 2020).
     """
-    earned = over.iou * similarity
-    ends = np.cumsum(predicted.sizes * true.sizes)
-    total = np.zeros(len(ends))
-    for video, end in enumerate(ends):
-        shape = predicted.sizes[video], true.sizes[video]
-        total[video] = _best_alignment(earned[end - shape[0] * shape[1] : end].reshape(shape))
-    precision = total / np.maximum(predicted.sizes, 1)
-    recall = total / np.maximum(true.sizes, 1)
-    return harmonic(precision, recall)
+    ends = np.cumsum(predicted.sizes * true.sizes)  # [V], of each video's combinations; no video: one empty part
+    videos = zip(np.split(over.iou * similarity, ends[:-1]), predicted.sizes, true.sizes, strict=False)
+    total = np.array([_best_alignment(earned.reshape(p, t)) for earned, p, t in videos])
+    return harmonic(total / np.maximum(predicted.sizes, 1), total / np.maximum(true.sizes, 1))
 
 
 def harmonic(a: Floats, b: Floats) -> Floats:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import cycle
+from itertools import compress, cycle
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,7 +63,7 @@ class DenseTruth:
 
     def select(self, keep: NDArray[np.bool_]) -> "DenseTruth":
         """The videos where ``keep`` [V] holds."""
-        names, spans, texts = (_kept(values, keep) for values in (self.names, self.spans, self.captions))
+        names, spans, texts = (list(compress(values, keep)) for values in (self.names, self.spans, self.captions))
         return DenseTruth(names, self.durations[keep], spans, texts)
 
 
@@ -88,11 +88,8 @@ class DenseAnswers:
         self.state[row] = State.PARSED if spans else State.UNPARSED
 
     def select(self, keep: NDArray[np.bool_]) -> "DenseAnswers":
-        return DenseAnswers(_kept(self.spans, keep), _kept(self.captions, keep), self.state[keep], self.notes)
-
-
-def _kept(values: list, keep: NDArray[np.bool_]) -> list:
-    return [value for value, kept in zip(values, keep, strict=True) if kept]
+        spans, texts = (list(compress(values, keep)) for values in (self.spans, self.captions))
+        return DenseAnswers(spans, texts, self.state[keep], self.notes)
 
 
 def answer_events(answer: AnswerLine) -> list[tuple[list[float], str]]:

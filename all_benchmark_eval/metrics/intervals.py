@@ -16,9 +16,9 @@ Floats = NDArray[np.floating]
 
 
 def _parts(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats, Floats, Floats]:
-    """-> overlap (not below 0), hull, length of a, length of b."""
+    """-> overlap (below 0 where there is a gap), hull, length of a, length of b."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    overlap = np.maximum(np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0]), 0)
+    overlap = np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0])
     hull = np.maximum(a[..., 1], b[..., 1]) - np.minimum(a[..., 0], b[..., 0])
     return overlap, hull, a[..., 1] - a[..., 0], b[..., 1] - b[..., 0]
 
@@ -29,7 +29,7 @@ def iou_epsilon(a: ArrayLike, b: ArrayLike) -> Floats:
     An IoU that is exactly 0.5 on paper becomes 0.4999... and misses. A reversed span gives 0.
     """
     overlap, hull, length_a, length_b = _parts(a, b)
-    return overlap / (np.minimum(hull, length_a + length_b) + EPSILON)
+    return np.maximum(overlap, 0) / (np.minimum(hull, length_a + length_b) + EPSILON)
 
 
 def iou_hull(a: ArrayLike, b: ArrayLike) -> Floats:
@@ -38,7 +38,7 @@ def iou_hull(a: ArrayLike, b: ArrayLike) -> Floats:
     TimeChat's script divides by zero there and stops.
     """
     overlap, hull, _, _ = _parts(a, b)
-    return np.divide(overlap, hull, out=np.zeros_like(overlap), where=hull != 0)
+    return np.divide(np.maximum(overlap, 0), hull, out=np.zeros_like(overlap), where=hull != 0)
 
 
 def nextgqa_overlap(predicted: ArrayLike, true: ArrayLike) -> tuple[Floats, Floats]:
@@ -48,9 +48,7 @@ def nextgqa_overlap(predicted: ArrayLike, true: ArrayLike) -> tuple[Floats, Floa
     predicted span is reversed.
     """
     p, t = np.broadcast_arrays(np.asarray(predicted, np.float64), np.asarray(true, np.float64))
-    overlap = np.minimum(p[..., 1], t[..., 1]) - np.maximum(p[..., 0], t[..., 0])
-    hull = np.maximum(p[..., 1], t[..., 1]) - np.minimum(p[..., 0], t[..., 0])
-    length = p[..., 1] - p[..., 0]
+    overlap, hull, length, _ = _parts(p, t)
     iou = np.divide(overlap, hull, out=np.zeros_like(hull), where=(length != 0) & (hull != 0))
     iop = np.divide(overlap, length, out=np.zeros_like(hull), where=length > 0)
     inside = (t[..., 0] <= p[..., 0]) & (p[..., 0] <= t[..., 1])

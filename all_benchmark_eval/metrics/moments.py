@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,7 +68,7 @@ class Moments:
 
     def select(self, keep: NDArray[np.bool_]) -> "Moments":
         """The queries where ``keep`` [N] holds."""
-        lists = ([x for x, kept in zip(xs, keep, strict=True) if kept] for xs in (self.ids, self.videos, self.queries))
+        lists = (list(compress(values, keep)) for values in (self.ids, self.videos, self.queries))
         return Moments(*lists, self.spans[keep], self.durations[keep])
 
 
@@ -131,16 +132,11 @@ def grounding(ids: Sequence[str], ious: NDArray[np.floating], counts: dict[str, 
 
 def means_of(ids: Sequence[str], samples: Mapping[str, NDArray], counts: dict[str, int]) -> Scores:
     """The mean of each metric of ``samples`` [N] in percent; None of nothing."""
-    per_sample = {name: table(ids, values) for name, values in samples.items()}
-    metrics = {name: 100.0 * share(values) for name, values in samples.items()}
     if not len(ids):
-        return Scores(dict.fromkeys(metrics), "percent", counts, notes=["no sample to score"])
+        return Scores(dict.fromkeys(samples), "percent", counts, notes=["no sample to score"])
+    per_sample = {name: table(ids, values) for name, values in samples.items()}
+    metrics = {name: 100.0 * float(np.mean(values, dtype=np.float64)) for name, values in samples.items()}
     return Scores(metrics, "percent", counts, per_sample)
-
-
-def share(values: NDArray) -> float:
-    """The mean in float64; NaN of nothing."""
-    return float(np.mean(values, dtype=np.float64)) if len(values) else math.nan
 
 
 def table(ids: Sequence[str], values: NDArray) -> dict[str, float]:

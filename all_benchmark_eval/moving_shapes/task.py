@@ -22,21 +22,13 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from all_benchmark_eval.benchmark import (
-    Benchmark,
-    BenchmarkError,
-    Layout,
-    Options,
-    Scores,
-    Setting,
-    answer_lines,
-    read_json,
-)
+from all_benchmark_eval import benchmark
+from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, Setting, need
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.common.files import json_lines
-from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou_matrix
+from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou, tiou_matrix
 
 TASKS = ("grounding", "dense_caption", "grounded_mc")
 DENSE_IOU = 0.5
@@ -49,12 +41,10 @@ def load(path: str | Path) -> list[dict]:
     for number, item in json_lines(path):
         where = f"{path}:{number}"
         _check(item, where)
-        if item["id"] in seen:
-            raise ValueError(f"{where}: id {item['id']!r} stands in line {seen[item['id']]} already")
+        need(item["id"] not in seen, f"{where}: id {item['id']!r} stands in line {seen.get(item['id'])} already")
         seen[item["id"]] = number
         items.append(item)
-    if not items:
-        raise ValueError(f"{path}: no annotation line")
+    need(items, f"{path}: no annotation line")
     return items
 
 
@@ -94,17 +84,17 @@ def score(items: list[dict], predictions: list[dict]) -> dict:
     """
     pairs = _pair(items, predictions)
     by_task = {task: [pair for pair in pairs if pair[0]["task"] == task] for task in TASKS}
-    ious = _ious(by_task["grounding"])
-    dense, choices = by_task["dense_caption"], by_task["grounded_mc"]
+    grounding, dense, choices = (by_task[task] for task in TASKS)
+    ious = _ious(grounding, [_scored(prediction) for _, prediction in grounding])
     right = [prediction["choice"] == _true_choice(item) for item, prediction in choices]
     captions = [_caption_f1(item, prediction) for item, prediction in dense]
     return summarise(ious) | {
         "dense_F1": mean_set_f1([_scored(p) for _, p in dense], [_truth(i) for i, _ in dense], DENSE_IOU, _ids(dense)),
         "dense_caption_F1": _mean(captions),
         "mc_accuracy": _mean(right),
-        "evidence_mIoU": _evidence_miou(by_task["grounding"] + choices),
+        "evidence_mIoU": _evidence_miou(grounding + choices),
         "counts": {task: _counts(task, group) for task, group in by_task.items() if group},
-        "per_sample": dict(zip(_ids(by_task["grounding"]), np.nan_to_num(ious).tolist(), strict=True)),
+        "per_sample": dict(zip(_ids(grounding), np.nan_to_num(ious).tolist(), strict=True)),
     }
 
 
@@ -117,8 +107,7 @@ def baselines(items: list[dict], train_items: list[dict], seed: int) -> dict[str
     """
     grounding = [item for item in items if item["task"] == "grounding"]
     train = [item for item in train_items if item["task"] == "grounding"]
-    if not grounding or not train:
-        raise ValueError(f"baselines: {len(grounding)} grounding samples to score, {len(train)} to train on")
+    need(grounding and train, f"baselines: {len(grounding)} grounding samples to score, {len(train)} to train on")
     true = _relative(grounding)  # [N, 2]
     segments = _relative(train)  # [M, 2]
     drawn = segments[np.random.default_rng(seed).integers(len(segments), size=len(true))]  # [N, 2]
@@ -146,35 +135,31 @@ def oracle(items: list[dict], num_frames: int = 32) -> dict:
 
 def _check(item: dict, where: str) -> None:
     absent = [k for k in ("id", "video", "duration", "task", "conversations", "tgt", "events") if k not in item]
-    if absent:
-        raise ValueError(f"{where}: no key {', '.join(absent)}")
-    if item["task"] not in TASKS:
-        raise ValueError(f"{where}: task {item['task']!r} is none of {', '.join(TASKS)}")
-    duration, turns, tgt = item["duration"], item["conversations"], item["tgt"]
-    if not isinstance(duration, int | float) or not 0 < duration < np.inf:
-        raise ValueError(f"{where}: duration {duration!r} is not a number of seconds above 0")
-    if len(turns) < 2 or turns[-1].get("from") != "gpt":
-        raise ValueError(f"{where}: conversations must end with the answer ('from': 'gpt')")
-    if not tgt or len(tgt) % 2:
-        raise ValueError(f"{where}: tgt needs a start and an end for every span, got {len(tgt)} numbers")
+    need(not absent, f"{where}: no key {', '.join(absent)}")
+    duration, turns, tgt, task = item["duration"], item["conversations"], item["tgt"], item["task"]
+    need(task in TASKS, f"{where}: task {task!r} is none of {', '.join(TASKS)}")
+    positive = isinstance(duration, int | float) and 0 < duration < np.inf
+    need(positive, f"{where}: duration {duration!r} is not a number of seconds above 0")
+    answered = len(turns) >= 2 and turns[-1].get("from") == "gpt"
+    need(answered, f"{where}: conversations must end with the answer ('from': 'gpt')")
+    paired = tgt and len(tgt) % 2 == 0
+    need(paired, f"{where}: tgt needs a start and an end for every span, got {len(tgt)} numbers")
     spans = as_spans(_truth(item), f"{where}: tgt")
-    if spans.min() < 0 or spans.max() > duration:
-        raise ValueError(f"{where}: tgt {tgt} lies outside the video (0 to {duration} s)")
-    if item["task"] == "grounded_mc" and _true_choice(item) is None:
-        raise ValueError(f"{where}: the answer names no option, such as (b)")
-    if item["task"] == "dense_caption" and len(_phrases(turns[-1]["value"].split(_MARK))) != len(spans):
-        raise ValueError(f"{where}: the answer does not hold one <span> for each of the {len(spans)} spans of tgt")
+    inside = spans.min() >= 0 and spans.max() <= duration
+    need(inside, f"{where}: tgt {tgt} lies outside the video (0 to {duration} s)")
+    need(task != "grounded_mc" or _true_choice(item), f"{where}: the answer names no option, such as (b)")
+    each = task != "dense_caption" or len(_true_phrases(item)) == len(spans)
+    need(each, f"{where}: the answer does not hold one <span> for each of the {len(spans)} spans of tgt")
 
 
 def _pair(items: list[dict], predictions: list[dict]) -> list[tuple[dict, dict]]:
     """Each item with its prediction; an item without one is missing."""
     known, by_id = {item["id"] for item in items}, {}
     for prediction in predictions:
-        if prediction["id"] not in known:
-            raise ValueError(f"prediction {prediction['id']!r}: no annotation has this id")
-        if prediction["id"] in by_id:
-            raise ValueError(f"prediction {prediction['id']!r} is there twice")
-        by_id[prediction["id"]] = prediction
+        name = prediction["id"]
+        need(name in known, f"prediction {name!r}: no annotation has this id")
+        need(name not in by_id, f"prediction {name!r} is there twice")
+        by_id[name] = prediction
     return [(item, by_id.get(item["id"]) or to_prediction(item, None)) for item in items]
 
 
@@ -201,39 +186,37 @@ def _choice(text: str) -> str | None:
     return letters[-1] if letters else None
 
 
+def _true_phrases(item: dict) -> list[str]:
+    return _phrases(item["conversations"][-1]["value"].split(_MARK))
+
+
 def _true_choice(item: dict) -> str | None:
     return _choice(item["conversations"][-1]["value"])
 
 
-def _ious(pairs: list[tuple[dict, dict]]) -> np.ndarray:
-    """IoU [N] of the scored spans; NaN where there is none."""
-    return first_span_ious([_scored(p) for _, p in pairs], [_truth(item) for item, _ in pairs], _ids(pairs))
+def _ious(pairs: list[tuple[dict, dict]], spans: list[list]) -> np.ndarray:
+    """IoU [N] of the first of each sample's ``spans``; NaN where there is none."""
+    return first_span_ious(spans, [_truth(item) for item, _ in pairs], _ids(pairs))
 
 
 def _caption_f1(item: dict, prediction: dict) -> float:
     spans, phrases = prediction["spans"], prediction["phrases"]
     if len(phrases) != len(spans):
         return 0.0
-    true = _phrases(item["conversations"][-1]["value"].split(_MARK))
-    same = [[mine == theirs for theirs in true] for mine in phrases]
+    same = [[mine == theirs for theirs in _true_phrases(item)] for mine in phrases]
     return set_f1(spans, _truth(item), DENSE_IOU, allowed=same)
 
 
 def _evidence_miou(pairs: list[tuple[dict, dict]]) -> float | None:
     evidence = [prediction["evidence_spans"] for _, prediction in pairs]
-    if not any(evidence):
-        return None
-    return summarise(first_span_ious(evidence, [_truth(item) for item, _ in pairs], _ids(pairs)))["mIoU"]
+    return summarise(_ious(pairs, evidence))["mIoU"] if any(evidence) else None
 
 
 def _counts(task: str, pairs: list[tuple[dict, dict]]) -> dict[str, int]:
     answered = [prediction for _, prediction in pairs if not prediction["missing"]]
     parsed = [p for p in answered if (p["choice"] if task == "grounded_mc" else _scored(p))]
-    return {
-        "scored": len(parsed),
-        "unparsed": len(answered) - len(parsed),
-        "missing": len(pairs) - len(answered),
-    }
+    unparsed, missing = len(answered) - len(parsed), len(pairs) - len(answered)
+    return {"scored": len(parsed), "unparsed": unparsed, "missing": missing}
 
 
 def _mean(values: list) -> float | None:
@@ -247,10 +230,8 @@ def _relative(items: list[dict]) -> np.ndarray:
 
 def _random_event(items: list[dict]) -> dict:
     """Expected scores of the true span of a random event: the mean over events within a clip, then over samples."""
-    scores = []
-    for item in items:
-        spans = as_spans([event["span"] for event in item["events"]], f"{item['id']}: events")
-        scores.append(summarise(tiou_matrix(spans, [item["tgt"][:2]])[:, 0]))
+    events = (as_spans([event["span"] for event in item["events"]], f"{item['id']}: events") for item in items)
+    scores = [summarise(tiou(spans, item["tgt"][:2])) for spans, item in zip(events, items, strict=True)]
     recalls = {key: _mean([s["R@1"][key] for s in scores]) for key in scores[0]["R@1"]}
     return {"mIoU": _mean([s["mIoU"] for s in scores]), "R@1": recalls}
 
@@ -273,14 +254,13 @@ class MovingShapes(Benchmark):
 
     def from_answers(self, truth: list[dict], answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """One prediction (see above) a question."""
-        with _as_benchmark_error():
-            return [to_prediction(item, answers.get(item["id"])) for item in truth]
+        return [to_prediction(item, answers.get(item["id"])) for item in truth]
 
     def read(self, path: Path, truth: list[dict]) -> list[dict]:
-        rows, keys = read_json(path), to_prediction(truth[0], None).keys()
+        rows, keys = benchmark.read_json(path), to_prediction(truth[0], None).keys()
         for place, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
-            if not isinstance(row, dict) or not keys <= row.keys():
-                raise BenchmarkError(f"{path}: item {place}: not a prediction with {', '.join(keys)}")
+            good = isinstance(row, dict) and keys <= row.keys()
+            need(good, f"{path}: item {place}: not a prediction with {', '.join(keys)}")
         return rows
 
     def score(self, truth: list[dict], predictions: list[dict], options: Options) -> Scores:
@@ -290,14 +270,9 @@ class MovingShapes(Benchmark):
         recalls = {f"R@1, IoU {threshold}": value for threshold, value in found.pop("R@1").items()}
         by_task, ious = found.pop("counts"), found.pop("per_sample")
         counts = {kind: sum(c[kind] for c in by_task.values()) for kind in ("scored", "unparsed", "missing")}
-        return Scores(
-            metrics={"mIoU": found.pop("mIoU")} | recalls | found,
-            unit="fraction",
-            counts={"samples": len(truth)} | counts | {"clipped": 0},
-            per_sample={"mIoU": ious},
-            denominator="all samples of a metric's task",
-            details={"counts": by_task},
-        )
+        counts = {"samples": len(truth)} | counts | {"clipped": 0}
+        metrics, denominator = {"mIoU": found.pop("mIoU")} | recalls | found, "all samples of a metric's task"
+        return Scores(metrics, "fraction", counts, {"mIoU": ious}, denominator, {"counts": by_task})
 
 
 @contextlib.contextmanager
@@ -312,9 +287,7 @@ def _as_benchmark_error() -> Iterator[None]:
 
 
 def _table(scores: dict) -> Table:
-    table = Table(title="moving shapes", title_justify="left")
-    table.add_column("metric")
-    table.add_column("score", justify="right")
+    table = Table("metric", Column("score", justify="right"), title="moving shapes", title_justify="left")
     flat = {key: value for key, value in scores.items() if not isinstance(value, dict)}
     flat |= {f"R@1, IoU {threshold}": value for threshold, value in scores["R@1"].items()}
     for key, value in flat.items():
@@ -334,13 +307,11 @@ def main(arguments: list[str] | None = None) -> None:
     items = load(args.annotations)
     by_id = {item["id"]: item for item in items}
     predictions = []
-    for where, answer in answer_lines(args.predictions):
-        if answer.id not in by_id:
-            raise ValueError(f"{where}: no annotation has the id {answer.id!r}")
+    for where, answer in benchmark.answer_lines(args.predictions):
+        need(answer.id in by_id, f"{where}: no annotation has the id {answer.id!r}")
         predictions.append(to_prediction(by_id[answer.id], answer))
     scores = score(items, predictions)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    benchmark.write_text(args.output, json.dumps(scores, indent=2) + "\n")
     Console().print(_table(scores))
 
 

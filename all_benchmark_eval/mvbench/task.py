@@ -112,7 +112,7 @@ class MVBench(choices.ChoiceBenchmark):
         marks = predictions.marks(published, lambda row: _mark(row, truth, options))
         tasks = choices.tally(marks, lambda mark: mark.groups["task"])
         total = choices.tally(marks, lambda mark: "Total")["Total"]
-        metrics = {task: choices.percent(entry) for task, entry in tasks.items()} | {"Avg": choices.percent(total)}
+        metrics = {task: choices.share(entry, 100) for task, entry in (tasks | {"Avg": total}).items()}
         by_task = {task: choices.per_sample(m for m in marks if m.groups["task"] == task) for task in tasks}
         printed = {name: None if value is None else round(value, 2) for name, value in metrics.items()}
         notes = [] if len(tasks) == len(TASKS) else [f"{len(tasks)} of the {len(TASKS)} tasks"]

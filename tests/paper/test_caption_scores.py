@@ -53,7 +53,8 @@ def here(name: str) -> bool:
 @pytest.fixture(scope="module", autouse=True)
 def no_java_left():
     yield
-    captions.close_meteor()
+    for process in captions._running:
+        process.close()
 
 
 def section(path: tuple[str, ...]) -> dict:

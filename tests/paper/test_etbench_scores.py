@@ -61,7 +61,8 @@ CASES = [
 @pytest.fixture(scope="module", autouse=True)
 def no_java_left():
     yield
-    captions.close_meteor()
+    for process in captions._running:
+        process.close()
 
 
 @functools.cache
