@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from videollm.common import config, files
-from videollm.common.answers import AnswerLine
+from videollm.common.answers import NEEDED, AnswerLine
 
 Protocol = Literal["published", "corrected"]
 PROTOCOLS: tuple[Protocol, ...] = ("published", "corrected")
@@ -254,11 +254,11 @@ def is_infer_output(path: Path) -> bool:
     return not AnswerLine.absent(row)
 
 
-def answer_lines(path: Path) -> Iterator[tuple[str, AnswerLine]]:
-    """(FILE:LINE, answer) of every line of an ``infer`` output. Raises BenchmarkError for a line that is none."""
+def answer_lines(path: Path, needed: Sequence[str] = NEEDED) -> Iterator[tuple[str, AnswerLine]]:
+    """(FILE:LINE, answer) of every line of an ``infer`` output. Raises BenchmarkError for a line without ``needed``."""
     for where, row in read_lines(path):
         try:
-            yield where, AnswerLine.from_json(row)
+            yield where, AnswerLine.from_json(row, needed)
         except ValueError as error:
             raise BenchmarkError(f"{where}: not an output line of videollm.infer ({error})") from None
 

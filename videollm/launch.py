@@ -139,7 +139,11 @@ def launch(plan: Plan, module: str, arguments: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    module, *arguments = sys.argv[1:] if argv is None else argv
+    given = sys.argv[1:] if argv is None else list(argv)
+    if not given or given[0] in ("-h", "--help"):
+        print(f"usage: python -m videollm.launch MODULE [argument ...]\n\n{__doc__}")
+        return 0 if given else 2
+    module, *arguments = given
     try:
         planned = plan(os.environ, torch.cuda.device_count())
         # Alone, a process needs no launcher; beside unused GPUs it does, or it would spread over all of them.

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -27,11 +28,13 @@ from rich.table import Column, Table
 from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, Setting, need
 from videollm.common.answers import AnswerLine, split_spans
+from videollm.common.command import ended
 from videollm.common.files import json_lines
 from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou, tiou_matrix
 
 TASKS = ("grounding", "dense_caption", "grounded_mc")
 DENSE_IOU = 0.5
+READ = ("id", "text", "spans", "evidence_spans", "error")  # of an answer line
 _MARK = "<span>"  # a span in an annotation
 
 
@@ -297,17 +300,22 @@ def _table(scores: dict) -> Table:
     return table
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Score a file of answers: ``python -m all_benchmark_eval.moving_shapes.task --help``."""
+def main(arguments: list[str] | None = None) -> int:
+    """Score a file of answers; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(description="Score answers to the moving-shapes questions.")
     parser.add_argument("--annotations", type=Path, required=True, help="annotation lines (.jsonl)")
     parser.add_argument("--predictions", type=Path, required=True, help="output lines of videollm.infer (.jsonl)")
     parser.add_argument("--output", type=Path, required=True, help="scores to write (.json)")
     args = parser.parse_args(arguments)
+    return ended(lambda: run(args), ValueError, OSError)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, score, write, print."""
     items = load(args.annotations)
     by_id = {item["id"]: item for item in items}
     predictions = []
-    for where, answer in benchmark.answer_lines(args.predictions):
+    for where, answer in benchmark.answer_lines(args.predictions, READ):
         need(answer.id in by_id, f"{where}: no annotation has the id {answer.id!r}")
         predictions.append(to_prediction(by_id[answer.id], answer))
     scores = score(items, predictions)
@@ -318,4 +326,4 @@ def main(arguments: list[str] | None = None) -> None:
 TASK = MovingShapes()
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from d2vlm.preferences.factors import tiou, wording_of
@@ -76,7 +77,7 @@ def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, AnswerLine]]:
     remedy = "give an output of videollm.infer"
     for path in paths:
         try:
-            for number, line in json_lines(path, parse=AnswerLine.from_json):
+            for number, line in json_lines(path, parse=partial(AnswerLine.from_json, needed=("id", "text", "spans"))):
                 yield f"{path}:{number}", line
         except OSError as error:
             raise ConfigError(f"--answers: {path}: {error}; {remedy}") from None

@@ -31,6 +31,7 @@ def imports(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import hides where it leads"
             # ``from a.b import c`` may mean the module a.b.c.
             own = {
                 a.name for a in node.names if (REPOSITORY / node.module.replace(".", "/") / f"{a.name}.py").is_file()

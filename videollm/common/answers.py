@@ -5,9 +5,11 @@ that knows their keys. Knows no file, no model and no benchmark, and needs nothi
 """
 
 import re
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 
 Span = list[float]  # [start, end] in seconds
+NEEDED = ("id", "text", "raw_text", "spans", "evidence_spans", "finish_reason", "error")  # every line that we write
 
 _WRITTEN = re.compile(r"\[\s*(-?\d+(?:\.\d+)?)\s*s\s*-\s*(-?\d+(?:\.\d+)?)\s*s\s*\]")
 
@@ -24,20 +26,22 @@ class AnswerLine:
         finish_reason: "stop", "length" (cut off) or "error".
         thinned: frames dropped to fit the context.
         error: why the question could not be asked; None for an answer.
+        extra: other keys of the line, which are kept.
     """
 
     id: str
     video: str | None = None
     question: str = ""
     text: str
-    raw_text: str
+    raw_text: str = ""
     spans: list[Span]
-    evidence_spans: list[Span]
+    evidence_spans: list[Span] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     duration: float | None = None
-    finish_reason: str
+    finish_reason: str = ""
     thinned: int = 0
-    error: str | None
+    error: str | None = None
+    extra: dict = field(default_factory=dict)
 
     @property
     def scored_spans(self) -> list[Span]:
@@ -46,18 +50,20 @@ class AnswerLine:
 
     def to_json(self) -> dict:
         """The line as JSON data."""
-        return asdict(self)
+        own = asdict(self)
+        return own | own.pop("extra")
 
     @classmethod
-    def from_json(cls, row: object) -> "AnswerLine":
-        """The line of JSON data; keys that are not its own are left out.
+    def from_json(cls, row: object, needed: Sequence[str] = NEEDED) -> "AnswerLine":
+        """The line of JSON data that has at least the keys ``needed``.
 
         Raises:
             ValueError: says which keys are missing, or what is wrong; the caller knows file and line.
         """
-        if absent := cls.absent(row):
+        if absent := cls.absent(row, needed):
             raise ValueError(f"no {', '.join(absent)}")
-        line = cls(**{one.name: row[one.name] for one in fields(cls) if one.name in row})
+        own = {one.name: row[one.name] for one in fields(cls) if one.name in row}
+        line = cls(**own | {"extra": {key: value for key, value in row.items() if key not in own}})
         if not isinstance(line.id, str) or not isinstance(line.text, str):
             raise ValueError("id or text is no text")
         if not _is_spans(line.spans) or not _is_spans(line.evidence_spans):
@@ -65,9 +71,8 @@ class AnswerLine:
         return line
 
     @classmethod
-    def absent(cls, row: object) -> list[str]:
+    def absent(cls, row: object, needed: Sequence[str] = NEEDED) -> list[str]:
         """The keys that JSON data lacks for a line."""
-        needed = [one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING]
         return [name for name in needed if not isinstance(row, dict) or name not in row]
 
 

@@ -2,7 +2,7 @@
 
 nncore imports OpenCV for parts that this project does not use, and takes a missing system library for a missing
 package. Its registry works without OpenCV, so that warning is silenced here and nothing else of nncore is touched.
-Each registry lives beside what it registers (``HEADS`` in ``heads.py`` and so on); this module knows none of them.
+Each registry lives beside what it registers (``HEADS`` in ``heads/interface.py``); this module knows none of them.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Batches of questions become lines of answers: every video through the tower once, batches that do not fit split.
 
 In: a bundle, records and a reader of their videos; out: a line a question, as it is answered, and what it cost in
-``Speed``. The batches come from questions.py. Knows neither files of answers nor ranks.
+``Speed``. The batches come from plan.py. Knows neither files of answers nor ranks.
 """
 
 import gc
@@ -21,7 +21,7 @@ from videollm.common.answers import AnswerLine
 from videollm.common.processes import out_of_memory
 from videollm.data import Record
 from videollm.heads import Answer
-from videollm.inference.plan import Asked, Batch, VideoGroups, plan, read_ahead
+from videollm.inference.plan import Alike, Asked, VideoGroups, plan, read_ahead
 from videollm.model.generate import GenerateOptions
 from videollm.model.towers import CHUNK, encode_frames
 
@@ -45,12 +45,12 @@ def answer_records(
     batch_size: int = 8,
     workers: int = 0,
     progress: bool = False,
-    batches: Sequence[Batch] | None = None,
+    batches: Sequence[Alike] | None = None,
     speed: Speed | None = None,
 ) -> Iterator[AnswerLine]:
     """Answer every record, or those of ``batches``; one whose video cannot be read gives a line with ``error``.
 
-    Questions about one video stand together, and so do those that are decoded alike: see ``questions.plan``. The model
+    Questions about one video stand together, and so do those that are decoded alike: see ``plan.plan``. The model
     keeps the mode and device it has.
     """
     if batches is None:

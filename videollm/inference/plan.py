@@ -22,8 +22,8 @@ from videollm.model.generate import GenerateOptions
 AHEAD = 2  # batches whose videos are read while one is answered
 UNIT = 4  # full batches of a unit, about: the last one of a unit may be smaller
 
-Batch = tuple[GenerateOptions, list[Record]]
-Unit = list[Batch]
+Alike = tuple[GenerateOptions, list[Record]]  # a batch of questions that are decoded alike, and how
+Unit = list[Alike]
 
 
 def plan(records: Sequence[Record], options: GenerateOptions, batch_size: int) -> list[Unit]:
@@ -93,7 +93,7 @@ class VideoGroups(Dataset):
     """The questions of ``batches`` by video, in order. Frames drawn at random depend on a record's place in
     ``records`` only."""
 
-    def __init__(self, bundle: Bundle, records: Sequence[Record], reader: VisualReader, batches: Sequence[Batch]):
+    def __init__(self, bundle: Bundle, records: Sequence[Record], reader: VisualReader, batches: Sequence[Alike]):
         rooms = {record.id: room_for_question(bundle, options) for options, alike in batches for record in alike}
         asked = [record for _, alike in batches for record in alike]
         place = {record.id: i for i, record in enumerate(records)}

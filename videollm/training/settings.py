@@ -11,6 +11,7 @@ from typing import Literal
 from videollm.batches.prompt import VisualTokenSettings
 from videollm.common.config import ConfigError, at_least
 from videollm.model.generate import GenerateOptions
+from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 
@@ -50,7 +51,7 @@ class DataSettings:
     max_answer_words: int | None = None  # training answers with more are left out; published D2VLM: 200
     sampler: Sampler | None = None  # frame sampling; a checkpoint keeps its own
     preprocess: Preprocess | None = None
-    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    backend: str = "pyav"  # a name of ``video.decode.BACKENDS``
     raw_spans: bool = False  # published: training spans as annotated, neither ordered nor cut to the video
     unseen_id: int | None = None  # published DisTime: 0, places with this token id are seen by no other in training
     pack: bool = False  # all questions of a video behind one prefix (not for connectors that read the question)
@@ -64,6 +65,8 @@ class DataSettings:
     features: str | None = None  # folder for the frozen tower's features, computed once
 
     def __post_init__(self):
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"data.backend: {self.backend!r} is not one of {', '.join(map(repr, BACKENDS))}")
         at_least("data", self, 1, "max_questions", "max_length", "max_tiles", "max_answer_words")
         at_least("data", self, 0, "workers", "max_bad_fraction", "decode_timeout_s")
         limits = self.duration_s

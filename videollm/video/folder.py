@@ -31,7 +31,7 @@ def read_frame_folder(
     rng: Random | None = None,
     window_s: tuple[float, float] | None = None,
 ) -> Frames:
-    """The pictures that ``sampler`` chooses, each read once; arguments and errors as of ``video.read_video``."""
+    """The pictures that ``sampler`` chooses, each read once; arguments and errors as of ``read_video``."""
     info, files = open_folder(path, stored)
     chosen = sampler.indices(info, rng, window_s)  # [F]
     wanted, place = np.unique(chosen, return_inverse=True)

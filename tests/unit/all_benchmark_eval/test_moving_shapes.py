@@ -205,12 +205,16 @@ def test_the_command_scores_a_file(tmp_path, items, capsys):
     assert "mIoU" in printed and "50.0" in printed
 
 
-def test_the_command_refuses_answers_to_other_questions(tmp_path, items):
+def test_the_command_refuses_answers_to_other_questions(tmp_path, items, capsys):
     (tmp_path / "test.jsonl").write_text(json.dumps(items[0]))
     (tmp_path / "answers.jsonl").write_text(json.dumps(PERFECT["d"].to_json()))
     paths = {"annotations": "test.jsonl", "predictions": "answers.jsonl", "output": "scores.json"}
-    with pytest.raises(ValueError, match="answers.jsonl:1: no annotation has the id 'd'"):
-        task.main([part for name, file in paths.items() for part in (f"--{name}", str(tmp_path / file))])
+    arguments = [part for name, file in paths.items() for part in (f"--{name}", str(tmp_path / file))]
+    assert task.main(arguments) == 2
+    assert "answers.jsonl:1: no annotation has the id 'd'" in capsys.readouterr().err
+    (tmp_path / "answers.jsonl").unlink()
+    assert task.main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_synthetic_data_set_is_read_and_its_own_answers_score_one(tmp_path):

@@ -20,10 +20,16 @@ def test_a_line_comes_back_from_its_json_with_its_keys_in_order():
     assert AnswerLine.from_json(json.loads(text)) == line and '"duration": 60,' in text
 
 
-def test_keys_of_other_versions_are_left_out_and_later_ones_may_be_missing():
+def test_other_keys_are_kept_and_later_ones_may_be_missing():
     row = answer_line("q").to_json()
     del row["thinned"]
-    assert AnswerLine.from_json(row | {"new": 1}) == answer_line("q")
+    line = AnswerLine.from_json(row | {"note": 7})
+    assert line.thinned == 0 and line.to_json() == answer_line("q").to_json() | {"note": 7}
+
+
+def test_a_reader_may_need_fewer_keys():
+    line = AnswerLine.from_json({"id": "q", "text": "t", "spans": [[1, 2]]}, needed=("id", "text", "spans"))
+    assert line.scored_spans == [[1, 2]] and line.error is None
 
 
 @pytest.mark.parametrize(

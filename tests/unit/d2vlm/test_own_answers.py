@@ -65,7 +65,7 @@ def test_wrong_own_answers_are_added_and_right_ones_are_not(tmp_path):
     [
         ("{", r"own\.jsonl:1: not JSON"),
         ("[]", r"own\.jsonl:1: no id"),
-        ('{"id": "q"}', r"own\.jsonl:1: no text, raw_text, spans"),
+        ('{"id": "q"}', r"own\.jsonl:1: no text, spans"),
         (own_line("q", "[1 s - 2 s]", [[1, math.nan]]), "spans are not"),
         (own_line("q", "[1 s - 2 s]", [1]), "spans are not"),
         (own_line("other", "x", []), "no record has its id: 1"),
