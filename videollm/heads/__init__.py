@@ -13,14 +13,7 @@ from videollm.data.conversation import (
     VisualMark,
     span_marks,
 )
-from videollm.heads.interface import (
-    HEADS,
-    HeadOptions,
-    TemporalHead,
-    build_head,
-    head_class,
-    replace_marks,
-)
+from videollm.heads.interface import HEADS, HeadOptions, TemporalHead, build_head, head_class, replace_marks
 from videollm.heads.text import TextTimeHead
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 
