@@ -17,7 +17,7 @@ setup(
     ),
     install_requires=[
         "torch>=2.10",
-        "transformers>=5.17,<6",
+        "transformers>=5.18,<6",
         "tokenizers>=0.23.1",
         "accelerate>=1.14",
         "peft>=0.18",
