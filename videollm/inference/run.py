@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from videollm.data import Record, load_records
 from videollm.heads.presets import lay_preset
 from videollm.inference import output
 from videollm.inference.answer import Speed, answer_records
-from videollm.inference.plan import Unit, plan
+from videollm.inference.plan import Unit, plan, room_for_question
 from videollm.model.generate import GenerateOptions
 from videollm.video.sampling import Sampler
 
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
     reader = bundle.reader(args.videos, sampler, backend=args.backend, timeout_s=args.decode_timeout)
     if args.frames:
         open_store(args.frames, reader, records)
+    for own, _ in chain(*units):
+        room_for_question(bundle, own)  # said before a file is begun
     output.check_writable(args.output)
     ranks = Ranks()
     with output.locked(args.output) if ranks.rank == 0 else contextlib.nullcontext():
@@ -72,8 +75,7 @@ def run(args: argparse.Namespace) -> None:
             meta = {
                 "model": str(args.model), "content": output.model_content(args.model),
                 "annotations": list(map(str, args.annotations)), "sampler": to_dict(sampler),
-                "decoding": to_dict(options) | special, "config": bundle.config.to_dict(),
-                "commit": code()[0],
+                "decoding": to_dict(options) | special, "config": bundle.config.to_dict(), "commit": code()[0],
             }  # fmt: skip
             meta = output.check_meta(args.output, meta) | meta
             answered = {i for i, line in output.gather(args.output, records).items() if not line.error}

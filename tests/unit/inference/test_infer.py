@@ -245,6 +245,13 @@ def test_a_hanging_decoder_is_one_bad_video(model, tmp_path, monkeypatch, capsys
     assert "clip1.mp4" in rows[1]["error"] and "4 errors of 12" in capsys.readouterr().out
 
 
+def test_answers_too_long_for_the_context_are_refused_before_a_file_is_begun(model, tmp_path, capsys):
+    annotations = write_lines(tmp_path / "a.jsonl", four_a_clip())
+    assert ask(model, annotations, tmp_path / "made/o.jsonl", "generate.max_new_tokens=5000") == 2
+    assert "generate.max_new_tokens: 5000 leave no room" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
 # ---- the file of answers ---------------------------------------------------------------------------------------------
 
 
