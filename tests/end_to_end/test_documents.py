@@ -57,6 +57,7 @@ RULES = (
     Rule(r"python -m videollm\.launch$", "run", " videollm.data check --help"),
     Rule(r"python -m [\w.]+( check)?$", "help"),
     Rule(r"(SEED=\d )?bash scripts/quickstart\.sh( --output \S+)?$", "slow", TINY),
+    Rule(r"bash scripts/test\.sh --oldest$", "told", why="makes an environment and runs these tests"),
     Rule(r"bash scripts/test\.sh( --all)?$", "parse"),
     Rule(r"bash scripts/_venv\.sh$", "run"),
     Rule(r"python -m benchmarks\.", "parse"),
