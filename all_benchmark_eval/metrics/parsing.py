@@ -163,7 +163,7 @@ def _told_time(text: str) -> tuple[float, float] | None:
     if found:
         return float(found.group(1)), float(found.group(2))
     if text.count(":") in (1, 2):
-        times = [60.0 * int(m) + int(s) for m, s in _MINUTES.findall(text)]
+        times = [60.0 * float(m) + float(s) for m, s in _MINUTES.findall(text)]
         if len(times) < text.count(":"):
             raise ValueError(f"not m:ss: {text!r}")
     else:

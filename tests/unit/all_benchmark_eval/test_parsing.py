@@ -29,6 +29,7 @@ PUBLISHED = (
 @given(TEXTS)
 @example("10.. - 20")
 @example("</evi>1..5 - 3")
+@example(f"2{'0' * 320}:0")  # more than a float holds
 def test_published_parsers_raise_nothing_but_value_error(text):
     for parse in PUBLISHED:
         try:
