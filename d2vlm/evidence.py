@@ -22,6 +22,7 @@ from videollm.heads import (
     FrameBatch,
     Prediction,
     Role,
+    SpanMark,
     SpanRefs,
     SpanSlot,
     TemporalHead,
@@ -91,7 +92,7 @@ class EvidenceHead(TemporalHead):
 
     def compose(self, turns: Sequence[Turn], spans_s: Sequence[Sequence[float]], duration_s: float) -> list[Turn]:
         """An answer with n marks becomes n ``<evi>``, ``</evi>``, and itself with an ``<evi>`` per mark (§2.2)."""
-        return [compose_answer(t) if t.role == "assistant" else replace_marks(t, question_slot) for t in turns]
+        return [composed(turn) for turn in turns]
 
     def answer_start(self, token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
         """Index after the last ``</evi>``; 0 if there is none."""
@@ -212,6 +213,27 @@ class EvidenceHead(TemporalHead):
 def question_slot(mark) -> SpanSlot:
     """An ``<evi>`` in a question or system turn."""
     return SpanSlot(EVIDENCE, Role.QUESTION, mark.span)
+
+
+def composed(turn: Turn) -> Turn:
+    """One turn with its tokens: to the letter where it is known."""
+    if turn.written is not None:
+        return compose_written(turn)
+    return compose_answer(turn) if turn.role == "assistant" else replace_marks(turn, question_slot)
+
+
+def compose_written(turn: Turn) -> Turn:
+    """A turn to the letter: of an answer's two marks of an event the first grounds, the second answers."""
+    if turn.role != "assistant":
+        return replace_marks(Turn(turn.role, turn.written), question_slot)
+    grounded = set()
+
+    def slot(mark: SpanMark) -> SpanSlot:
+        role = Role.ANSWER if mark.span in grounded else Role.EVIDENCE
+        grounded.add(mark.span)
+        return SpanSlot(EVIDENCE, role, mark.span)
+
+    return replace_marks(Turn(turn.role, turn.written), slot)
 
 
 def compose_answer(turn: Turn) -> Turn:

@@ -63,7 +63,7 @@ def _unpack(item: Any, tokenizer: PreTrainedTokenizerBase) -> dict:
     if not isinstance(name, str):
         raise Bad("no class", "processed_response.class", "pack the record anew")
     kind = class_kind(name, item.get("task"))
-    entry = {"factor": kind, "value": reject, "tgt": _flat(item.get("tgt_reject"))}
+    entry = {"factor": kind or name, "value": reject, "tgt": _flat(item.get("tgt_reject"))}
     kept = {k: v for k, v in item.items() if k not in ("processed_response", "tgt_reject", "src", "tgt")}
     times = {key: value for key in ("src", "tgt") if (value := _flat(item.get(key)))}
     turns = [human, {"from": "gpt", "value": chosen}]

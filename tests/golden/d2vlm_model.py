@@ -4,9 +4,11 @@
 shapes and case names come from the folder's files.
 """
 
+import copy
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +95,7 @@ def golden_batch(
     records = [parse_record({**line, "id": str(k)}, 1, "golden.jsonl", raw_spans=raw) for k, line in enumerate(lines)]
     dataset = VideoDataset(records, GoldenReader(bundle, frames), bundle.encoder(), max_length=4096, answers=not left)
     batch = bundle.collator(left=left)([dataset[k] for k in range(len(records))])
-    assert not batch.bad
+    assert not batch.bad, batch.bad
     return batch
 
 
@@ -115,8 +117,27 @@ def case_files(folder: Path, name: str) -> tuple[dict, dict[str, Tensor]]:
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
+def infer_case(folder: Path, name: str) -> tuple[dict, dict[str, Tensor]]:
+    """The entry in ``infer.json`` and the arrays of ``infer_K``; skips the test where the folder lacks them."""
+    for file in ("infer.json", f"{name}.safetensors"):
+        if not (folder / file).is_file():
+            pytest.skip(f"{file} is not in this golden folder")
+    entries, k = json.loads((folder / "infer.json").read_text()), int(name.removeprefix("infer_"))
+    assert k < len(entries), f"{folder / 'infer.json'} has {len(entries)} entries, and none for {name}.safetensors"
+    return entries[k], load_file(folder / f"{name}.safetensors")
+
+
+def infer_cases(folder: Path) -> list[tuple[dict, dict[str, Tensor]]]:
+    """Every answer whose arrays the folder has; skips the test where it has none."""
+    found = [name for name in INFER_CASES if (folder / f"{name}.safetensors").is_file()]
+    if not found:
+        pytest.skip(f"no infer_K.safetensors is in {folder}")
+    return [infer_case(folder, name) for name in found]
+
+
 SFT_CASES = names("sft_single_", [f"sft_single_{k}" for k in range(5)])
 SFT_CASES += names("sft_batch_", ["sft_batch_012", "sft_batch_50"])
+INFER_CASES = names("infer_", [f"infer_{k}" for k in range(5)])
 
 
 def padded_rows(arrays: dict[str, Tensor]) -> list[int]:
@@ -130,3 +151,23 @@ def sft_batch(bundle: Bundle, folder: Path, samples: list[int]) -> dict:
     return golden_batch(
         bundle, [{**lines[k], "video": str(k)} for k in samples], load_file(folder / "sft_frames.safetensors")
     )
+
+
+def preference_batch(bundle: Bundle, folder: Path, samples: list[dict], respell=lambda answer: answer) -> Batch:
+    """Preference samples (``annotation``, ``cls``), each with that one rejected answer as the published code packed it.
+
+    ``respell`` changes the text of every answer.
+    """
+    lines, records = json.loads((folder / "fpo_annotations.json").read_text()), []
+    for k, sample in enumerate(samples):
+        line = copy.deepcopy(lines[sample["annotation"]])
+        for talk in line["conversations"].values():
+            talk[1]["value"] = respell(talk[1]["value"])
+        record = parse_record({**line, "id": str(k)}, 1, "golden.json", raw_spans=True)
+        classes = [name for name in line["conversations"] if name != "chosen"]
+        records.append(replace(record, rejected=(record.rejected[classes.index(sample["cls"])],)))
+    reader = GoldenReader(bundle, load_file(folder / "fpo_frames.safetensors"))
+    dataset = VideoDataset(records, reader, bundle.encoder(), max_length=4096, rejected="one")
+    batch = bundle.collator(rank=True)([dataset[k] for k in range(len(dataset))])
+    assert not batch.bad, batch.bad
+    return batch

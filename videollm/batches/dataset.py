@@ -22,6 +22,7 @@ from videollm.common.config import ConfigError
 from videollm.data import Record
 from videollm.data.annotations import SLACK_S
 from videollm.data.conversation import SpanMark
+from videollm.data.letter import without_times
 from videollm.video.decode import VideoError
 from videollm.video.view import View
 
@@ -111,7 +112,8 @@ class VideoDataset(Dataset):
             worse = [records[0].rejected[k] for k in drawn]
             self._encode(item, [*records, *map(records[0].answered_by, worse)])
             if worse:
-                share_prompt(item.prompts, text_only=all(answer.text_only for answer in worse))
+                text_only = all(answer.text_only for answer in worse)
+                share_prompt(item.prompts, text_only, to_the_letter=records[0].turns[-1].written is not None)
         except VideoError as error:  # also of a span or a question that does not fit this video
             return Item(ids=[r.id for r in records], bad=str(error))
         if self.keeps and not item.thinned:
@@ -173,12 +175,14 @@ class VideoDataset(Dataset):
         """Turns and spans to encode, and the text behind the video: all, or what stands before the answer to generate.
 
         Raises:
-            VideoError: a span wholly behind the end of the video as it was decoded.
+            VideoError: a span wholly behind the end of the video as it was decoded, unless the record is raw.
         """
         turns = list(record.turns)
         if not self.answers and record.has_answer:
             turns = turns[:-1]
-        limit = duration_s if record.video is not None else np.inf
+        if self.answers and record.raw and record.moment:
+            turns = [turn if turn.written is None or turn.role != "user" else without_times(turn) for turn in turns]
+        limit = duration_s if record.video is not None and not record.raw else np.inf
         for mark in (p for turn in turns for p in turn.parts if isinstance(p, SpanMark)):
             start, end = record.spans_s[mark.span]
             if start > limit + SLACK_S:
@@ -202,12 +206,16 @@ class VideoDataset(Dataset):
         item.prompts = self._prompts(item, conversations)
 
 
-def share_prompt(prompts: Sequence[Prompt], text_only: bool) -> None:
+def share_prompt(prompts: Sequence[Prompt], text_only: bool, to_the_letter: bool = False) -> None:
     """Let answers to the same turns share all that stands before them, as one prefix (spec D2VLM 4.2).
 
     With ``text_only`` they share their first token too, where it is the same, and their end is not trained (4.3).
+    Published code takes the chosen answer's first token for all of them, whatever the others begin with.
     """
     starts = [prompt.answer_start for prompt in prompts]
+    if text_only and to_the_letter:
+        for prompt, start in zip(prompts, starts, strict=True):
+            prompt.ids[start] = prompts[0].ids[starts[0]]
     firsts = {prompt.ids[start] for prompt, start in zip(prompts, starts, strict=True)}
     for prompt, start in zip(prompts, starts, strict=True):
         prompt.prefix_length = start + (text_only and len(firsts) == 1)

@@ -167,7 +167,8 @@ class PromptEncoder:
         kind, count = visuals[part.visual]
         if kind == "image":
             return [*(FrameSlot(i) for i in range(count)), self.visual.after]
-        return [*self.head.layout(count), self.visual.after if after_video is None else after_video]
+        behind = (part.after, after_video, self.visual.after)
+        return [*self.head.layout(count), next(text for text in behind if text is not None)]
 
     def _assemble(self, parts: list[tuple[Part, bool]]) -> Prompt:
         """Tokenise. Adjacent literal text of the same supervision is one string, as byte-pair merges demand."""
@@ -177,7 +178,7 @@ class PromptEncoder:
             if isinstance(part, str):
                 if text and supervised != text_supervised:
                     self._literal(prompt, text, text_supervised, strip)
-                    text, strip = "", False
+                    text, strip = "", strip and not text.strip()  # blanks go on being swallowed in the next turn
                 text, text_supervised = text + part, supervised
                 continue
             if text:

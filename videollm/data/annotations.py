@@ -14,9 +14,10 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from videollm.common.files import Bad
+from videollm.data import letter
 from videollm.data.conversation import SpanMark, Turn, VisualMark, span_marks
 from videollm.data.options import KEYS, parse_asking
-from videollm.data.published import EVIDENCE_END, SPAN_MARKS, from_classes
+from videollm.data.published import EVIDENCE_END, SPAN_MARKS, from_classes, read_as_published
 from videollm.data.record import VISUAL_MARKS, Record, RejectedAnswer, Span, place, plain_name
 
 SLACK_S = 0.5  # annotations round their times, and containers disagree on where a video ends
@@ -52,6 +53,8 @@ def not_an_object(path: str | os.PathLike, line: int, item: Any) -> str:
 def parse_record(item: dict, line: int, path: str | os.PathLike, *, raw_spans: bool = False) -> Record:
     """One annotation line -> its neutral record. ``odd`` says what was mended on the way.
 
+    With ``raw_spans`` it is read as published code reads it: nothing is mended, and nothing refused that it computes.
+
     Raises:
         AnnotationError: the first thing that is wrong with the line.
     """
@@ -64,13 +67,16 @@ def parse_record(item: dict, line: int, path: str | os.PathLike, *, raw_spans: b
 
 
 def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> Record:
-    item = from_classes(item) if isinstance(item.get("conversations"), dict) else item
+    item = read_as_published(item) if raw_spans else item
+    item = from_classes(item, raw_spans) if isinstance(item.get("conversations"), dict) else item
+    item, aside = letter.usable(item) if (literal := raw_spans and letter.is_published(item)) else (item, {})
     duration = None if item.get("duration") is None else _number(item["duration"], "duration")
-    if duration is not None and duration <= 0:
+    if duration is not None and duration <= 0 and not raw_spans:
         raise Bad(f"a video of {duration:g} s", "duration", "give its length in seconds, or leave the key out")
     video, images = _visuals(item)
-    texts, staged = _conversation(item)
-    texts = _with_visual_marks(texts, "<video>" if video else "<image>", 1 if video else len(images))
+    texts, staged = _conversation(item, raw_spans, literal)
+    mark = "<video>" if video and not literal else "<image>"
+    texts = _with_visual_marks(texts, mark, 1 if video else len(images), raw_spans)
     odd: list[str] = []
 
     def spans(key: str, holder: dict = item) -> list[Span]:
@@ -85,6 +91,8 @@ def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> R
     if len(src) < roles.count("user"):
         odd.append("span mark of a question without a span, read as text")
     turns, spans_s = _neutral(texts, src, tgt)
+    if literal:
+        turns = letter.written(item, texts[0][1], turns, len(src))
     return Record(
         id=_name(item, "id") or f"{plain_name(path).stem}:{line}",
         video=video,
@@ -94,12 +102,14 @@ def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> R
         spans_s=spans_s,
         task=_name(item, "task"),
         source=_name(item, "source"),
-        extra={key: value for key, value in item.items() if key not in OWN_KEYS or key in unused},
+        extra={key: value for key, value in item.items() if key not in OWN_KEYS or key in unused} | aside,
         line=line,
         path=str(path),
-        rejected=_rejected(item, turns, spans_s, spans),
+        rejected=_rejected(item, turns, spans_s, spans, raw_spans),
         asking=parse_asking(item, duration),
         odd=tuple(dict.fromkeys(odd)),
+        moment=bool(src) and letter.has_moment(item),
+        raw=raw_spans,
     )
 
 
@@ -122,13 +132,13 @@ def _visuals(item: dict) -> tuple[str | None, tuple[str, ...]]:
     return video, tuple(images)
 
 
-def _conversation(item: dict) -> tuple[list[tuple[str, str]], bool]:
-    """-> [(role, text), ...] without evidence stages, and whether there were any."""
+def _conversation(item: dict, raw: bool, literal: bool) -> tuple[list[tuple[str, str]], bool]:
+    """-> [(role, text), ...] without evidence stages, and whether there were any (``literal``: read as if)."""
     name, turns = "conversations", item.get("conversations")
     if not isinstance(turns, list) or not turns:
         what = "missing" if turns is None else "empty" if turns == [] else kind_of(turns)
         raise Bad(what, name, 'give a list of turns: [{"from": "human", "value": "..."}, ...]')
-    texts, staged = [], False
+    texts, staged = [], literal
     for k, turn in enumerate(turns):
         name = f"conversations[{k}]"
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
@@ -138,12 +148,13 @@ def _conversation(item: dict) -> tuple[list[tuple[str, str]], bool]:
         if role is None:
             raise Bad(f"unknown role {speaker!r}", f"{name}.from", f"use one of {', '.join(ROLES)}")
         expected = "user" if not texts or texts[-1][0] != "user" else "assistant"
-        if role != expected and not (role == "system" and k == 0):
+        again = raw and role == "user" and texts  # published DisTime joins whatever turns come
+        if role != expected and not (role == "system" and k == 0) and not again:
             raise Bad(f"a turn of the {role} where the {expected} should speak", name, "make the two take turns")
         if role == "assistant":
-            text, stage = _without_evidence(text, name)
+            text, stage = (letter.neutral_answer(text), True) if literal else _without_evidence(text, name)
             staged |= stage
-            if not text.strip():
+            if not text.strip() and not raw:
                 raise Bad("empty answer", name, "write the answer, or leave the turn out of a record without one")
         texts.append((role, text))
     if texts[-1][0] == "system":
@@ -166,7 +177,7 @@ def _without_evidence(text: str, name: str) -> tuple[str, bool]:
     return answer.lstrip(), grounded > 0
 
 
-def _with_visual_marks(texts: list[tuple[str, str]], mark: str, visuals: int) -> list[tuple[str, str]]:
+def _with_visual_marks(texts: list[tuple[str, str]], mark: str, visuals: int, raw: bool) -> list[tuple[str, str]]:
     """The turns with a mark for each visual: at the front of the first user turn if they have none at all."""
     marks = sum(len(_VISUAL.findall(text)) for role, text in texts if role == "user")
     if marks == 0:
@@ -175,7 +186,7 @@ def _with_visual_marks(texts: list[tuple[str, str]], mark: str, visuals: int) ->
     elif marks != visuals:
         what = f"{marks} {' or '.join(VISUAL_MARKS)} marks for {visuals} videos or images"
         raise Bad(what, "conversations", "write one mark for each, or none at all")
-    if not all(text.strip() for role, text in texts if role == "user"):
+    if not all(text.strip() or raw for role, text in texts if role == "user"):
         raise Bad("empty turn of the user", "conversations", "write the question")
     return texts
 
@@ -259,7 +270,7 @@ def _neutral(
 
 
 def _rejected(
-    item: dict, turns: tuple[Turn, ...], spans_s: tuple[Span, ...], spans: Callable[[str, dict], list[Span]]
+    item: dict, turns: tuple[Turn, ...], spans_s: tuple[Span, ...], spans: Callable[[str, dict], list[Span]], raw: bool
 ) -> tuple[RejectedAnswer, ...]:
     """The rejected answers, each different from the chosen one, which is the last turn."""
     name, entries = "rejected", item.get("rejected")
@@ -274,8 +285,8 @@ def _rejected(
     chosen = _wording(turns[-1], before), spans_s[before:]
     found = []
     for k, entry in enumerate(entries):
-        answer = _rejected_answer(entry, f"{name}[{k}]", before, spans)
-        if (_wording(answer.turn, before), answer.spans_s) == chosen:
+        answer = _rejected_answer(entry, f"{name}[{k}]", before, spans, turns[-1].written is not None)
+        if (_wording(answer.turn, before), answer.spans_s) == chosen and not raw:
             raise Bad("the same as the chosen answer", f"{name}[{k}]", "make it worse, or leave it out")
         if answer.text_only and (answer.spans_s or chosen[1]):
             raise Bad("span marks in a pair that is text only", f"{name}[{k}].text_only", "leave that key out")
@@ -283,7 +294,9 @@ def _rejected(
     return tuple(found)
 
 
-def _rejected_answer(entry: Any, name: str, before: int, spans: Callable[[str, dict], list[Span]]) -> RejectedAnswer:
+def _rejected_answer(
+    entry: Any, name: str, before: int, spans: Callable[[str, dict], list[Span]], literal: bool
+) -> RejectedAnswer:
     """One rejected answer; ``before`` spans stand in the turns before it."""
     if not isinstance(entry, dict):
         raise Bad(f"{kind_of(entry)} instead of an object", name, 'write {"factor": ..., "value": ..., "tgt": [...]}')
@@ -296,8 +309,9 @@ def _rejected_answer(entry: Any, name: str, before: int, spans: Callable[[str, d
             raise Bad(what, f"{name}.{key}", "write a string")
     if not isinstance(text_only, bool):
         raise Bad(f"{kind_of(text_only)} instead of true or false", f"{name}.text_only", "leave the key out for false")
-    text, _ = _without_evidence(text, f"{name}.value")
-    if not text.strip():
+    said, literal = text, literal and letter.marked_twice(text, entry.get("tgt"))
+    text = letter.neutral_answer(text) if literal else _without_evidence(text, f"{name}.value")[0]
+    if not text.strip() and not literal:
         raise Bad("empty answer", f"{name}.value", "write what the rejected answer says")
     key, marks = f"{name}.tgt", len(_SPAN.findall(text))
     tgt = spans(key, {key: entry["tgt"]}) if entry.get("tgt") is not None else []
@@ -306,7 +320,8 @@ def _rejected_answer(entry: Any, name: str, before: int, spans: Callable[[str, d
         raise Bad(what, key, "write one start and one end a mark")
     (turn,), spans_s = _neutral([("assistant", text)], [], tgt)
     parts = (SpanMark(part.span + before) if isinstance(part, SpanMark) else part for part in turn.parts)
-    return RejectedAnswer(factor, Turn("assistant", tuple(parts)), spans_s, text_only)
+    written = letter.written_answer(said, before) if literal else None
+    return RejectedAnswer(factor, Turn("assistant", tuple(parts), written), spans_s, text_only)
 
 
 def _wording(turn: Turn, before: int) -> str:

@@ -29,6 +29,7 @@ class VisualMark:
     """Neutral place of a video or an image; ``visual`` indexes the record's visuals (0 for a video)."""
 
     visual: int = 0
+    after: str | None = None  # text behind it; None: as the model's layout has it
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,15 @@ Part = str | SpanMark | VisualMark | Token | SpanSlot | FrameSlot | FrameTimeSlo
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; ``role`` is ``system``, ``user`` or ``assistant``."""
+    """One turn of a conversation; ``role`` is ``system``, ``user`` or ``assistant``.
+
+    ``written`` is the same turn to the letter where a published file has it in its head's own tokens, evidence stage
+    and all (published.py); of an event that is marked twice the first mark grounds it. Only that head looks at it.
+    """
 
     role: str
     parts: tuple[Part, ...]
+    written: tuple[Part, ...] | None = None
 
 
 def span_marks(turn: Turn) -> list[SpanMark]:

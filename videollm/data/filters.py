@@ -11,7 +11,7 @@ from pathlib import Path
 
 from videollm.common.config import ConfigError
 from videollm.common.files import json_text
-from videollm.data.record import Record, spelled
+from videollm.data.record import Record, as_annotated
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def reason(record: Record, duration_s: Sequence[float] | None, max_answer_words:
         low, high = duration_s
         if not low <= record.duration_s <= high:
             return "data.duration_s"
-    # Pieces between blanks, as published, where those of the evidence stage counted too.
-    answer = spelled(record.turns[-1]).split(" ") if record.has_answer else []
+    # Pieces between blanks, as published; of a record to the letter those of the evidence stage too.
+    answer = as_annotated(record.turns[-1]).split(" ") if record.has_answer else []
     if max_answer_words is not None and len(answer) > max_answer_words:
         return "data.max_answer_words"
     return None

@@ -80,7 +80,8 @@ def load_records(paths: Paths, *, raw_spans: bool = False, on_odd: str = "warn")
     """Read, check and neutralise one or several annotation files, in order.
 
     Args:
-        raw_spans: keep spans as they are annotated, as the published systems do: neither ordered nor clipped.
+        raw_spans: read as published code does: spans neither ordered nor clipped, annotated evidence stages to the
+            letter, and nothing refused that it computes.
         on_odd: ``warn``: one warning a file about what was mended; ``error``: what would be mended is an error.
 
     Raises:
@@ -135,6 +136,8 @@ def parse_rows(
         except AnnotationError as error:
             problems += error.problems
             continue
+        if raw_spans and record.id in first_use:
+            record = replace(record, id=f"{record.id}:{line}")  # published code looks at no id
         first = first_use.setdefault(record.id, record)
         if first is not record:
             problems.append(f"{record.where}: has the id {record.id!r} of {first.where} (id) - give each its own")

@@ -5,6 +5,7 @@ every record, and a list ``rejected``. Only the shape changes: marks, spans and 
 which calls this file. It knows no file, no head and no tokenizer.
 """
 
+import json
 from typing import Any
 
 from videollm.common.files import Bad
@@ -13,12 +14,27 @@ CHOSEN = "chosen"
 DENSE_TASKS = ("dvc", "slc", "tvc", "rvc")
 CLASS_TASKS = {"f": DENSE_TASKS, "repeat": DENSE_TASKS, "qwen": ("rvc",)}  # the published script asserts these
 TEXT_ONLY = "qwen"
-MARK, EVIDENCE_END = "<evi>", "</evi>"
+MARK, EVIDENCE_END, IMAGE = "<evi>", "</evi>", "<image>"
 SPAN_MARKS = ("<span>", MARK, "<TIME_STAMP>")  # ours first: the one we write; any file trains any head
 
 
-def from_classes(item: dict) -> dict:
+def read_as_published(item: dict) -> dict:
+    """A record with what published code does not look at put right: of a picture and a video the picture counts, an
+    empty one is none (DISTIME 1), and names may be numbers."""
+    item = {key: value for key, value in item.items() if value not in ("", []) or key not in ("image", "video", "id")}
+    if item.get("image") is not None:
+        item.pop("video", None)
+    for key in ("id", "task", "source"):
+        if not isinstance(item.get(key), str | None):
+            item[key] = json.dumps(item[key])
+    return item
+
+
+def from_classes(item: dict, raw: bool = False) -> dict:
     """A record in the published layout -> the same one in our own.
+
+    Args:
+        raw: as published, the chosen answer's question counts, whatever the classes ask.
 
     Raises:
         Bad: no chosen answer, no class, a class key or its task unknown, or another question in a class.
@@ -36,11 +52,11 @@ def from_classes(item: dict) -> dict:
     rejected = []
     for name in classes:
         asked, answer = _turns(talks, name)
-        if asked != question:
+        if asked != question and not raw:
             what = "its question is not the one of the chosen answer"
             raise Bad(what, f"conversations.{name}", "make a record of its own of it")
         kind = class_kind(name, item.get("task"))
-        entry = {"factor": kind, "value": answer.get("value"), "tgt": tgt.get(name)}
+        entry = {"factor": kind or name, "value": answer.get("value"), "tgt": tgt.get(name)}
         rejected.append(entry | ({"text_only": True} if kind == TEXT_ONLY else {}))
     times = {key: found[CHOSEN] for key, found in (("tgt", tgt), ("src", src)) if CHOSEN in found}
     kept = {key: value for key, value in item.items() if key not in ("tgt", "src", "conversations")}
@@ -50,12 +66,15 @@ def from_classes(item: dict) -> dict:
 def class_kind(name: str, task: Any) -> str:
     """The part of a class key that decides, the third at ``_``: ``reject_0_shift`` -> ``shift``.
 
+    It may be empty.
+
     Raises:
         Bad: fewer than three parts, or a kind that the task cannot have.
     """
-    kind = (name.split("_") + ["", ""])[2]
-    if not kind:
+    parts = name.split("_")
+    if len(parts) < 3:
         raise Bad(f"unknown class {name!r}", "conversations", "name it like reject_0_shift, in three parts")
+    kind = parts[2]
     if kind in CLASS_TASKS and task not in CLASS_TASKS[kind]:
         tasks = ", ".join(CLASS_TASKS[kind])
         raise Bad(f"class {name!r} in a record of task {task!r}", "conversations", f"only {tasks} may have it")
@@ -112,8 +131,10 @@ def to_classes(item: dict) -> tuple[dict | None, list[str]]:
 
 
 def _pair(human: dict, answer: str) -> list[dict]:
-    """One class: the question, and the answer behind its evidence stage."""
-    question = human["value"].replace("<span>", MARK).replace("<video>", "<image>")
+    """One class: the question, and the answer behind its evidence stage; as it is where it is to the letter."""
+    if IMAGE in human["value"]:
+        return [human, {"from": "gpt", "value": answer}]
+    question = human["value"].replace("<span>", MARK).replace("<video>", IMAGE)
     stage = MARK * answer.count("<span>") + EVIDENCE_END
     value = f"{stage} {answer.replace('<span>', MARK)}"
     return [{"from": "human", "value": question}, {"from": "gpt", "value": value}]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from videollm.data.conversation import SpanMark, Turn, VisualMark, span_marks
+from videollm.data.letter import spelled_out
 from videollm.data.options import Asking, asking_json
 from videollm.data.published import MARK, SPAN_MARKS
 
@@ -55,6 +56,8 @@ class Record:
     rejected: tuple[RejectedAnswer, ...] = ()  # worse answers than the last turn; none: no preference record
     asking: Asking = field(default_factory=Asking)
     max_tiles: int | None = None  # of an image; None: as the reader has it
+    moment: bool = False  # the question's times are one alone, which published training does not see
+    raw: bool = False  # as annotated: spans neither ordered nor cut, published answers to the letter
 
     @property
     def where(self) -> str:
@@ -98,7 +101,8 @@ def neutral_json(record: Record) -> dict:
     turns = []
     for turn in record.turns:
         seconds[turn.role] += [time for mark in span_marks(turn) for time in record.spans_s[mark.span]]
-        turns.append({"from": SPEAKERS[turn.role], "value": spelled(turn, "<video>" if record.video else "<image>")})
+        text = as_annotated(turn, "<video>" if record.video else "<image>")
+        turns.append({"from": SPEAKERS[turn.role], "value": text})
     src = seconds["user"]
     own = {
         "id": record.id,
@@ -107,7 +111,7 @@ def neutral_json(record: Record) -> dict:
         "duration": record.duration_s,
         "task": record.task,
         "source": record.source,
-        "src": src[:1] if len(src) == 2 and src[0] == src[1] else src,  # a single moment, as it is annotated
+        "src": src[:1] if record.moment else src,
         "tgt": seconds["assistant"],
         "conversations": turns,
         "rejected": [_rejected_json(answer) for answer in record.rejected],
@@ -119,10 +123,15 @@ def neutral_json(record: Record) -> dict:
 def _rejected_json(answer: RejectedAnswer) -> dict:
     times = {"tgt": list(itertools.chain(*answer.spans_s))} if answer.spans_s else {}
     marker = {"text_only": True} if answer.text_only else {}
-    return {"factor": answer.factor, "value": spelled(answer.turn)} | times | marker
+    return {"factor": answer.factor, "value": as_annotated(answer.turn)} | times | marker
 
 
 def spelled(turn: Turn, visual: str = "<video>") -> str:
     """The text of a turn with its marks spelled as in our own schema."""
     names = {SpanMark: SPAN_MARKS[0], VisualMark: f"{visual}\n"}
     return "".join(names.get(type(part), part) for part in turn.parts)
+
+
+def as_annotated(turn: Turn, visual: str = "<video>") -> str:
+    """The text of a turn to the letter where it is known, else in our own schema."""
+    return spelled(turn, visual) if turn.written is None else spelled_out(turn.written)

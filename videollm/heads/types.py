@@ -35,9 +35,12 @@ class FrameBatch:
 
     def seconds_to_frames(self, seconds: Tensor, owner: Tensor) -> Tensor:
         """Nearest frame of each time, ties to the even frame. seconds [N, 2], owner [N] (row) -> [N, 2] int64."""
-        times = self.times_s[owner].unsqueeze(1)  # [N, 1, F]
-        distance = (times - seconds.to(times.dtype).unsqueeze(-1)).abs()  # [N, 2, F]
-        distance = distance.masked_fill(~self.mask[owner].unsqueeze(1), torch.inf)
+        times, mask = self.times_s[owner].unsqueeze(1), self.mask[owner].unsqueeze(1)  # [N, 1, F]
+        # Into the video first: far behind it float32 cannot tell one frame's distance from the next one's.
+        first, last = times.masked_fill(~mask, torch.inf).amin(-1), times.masked_fill(~mask, -torch.inf).amax(-1)
+        inside = torch.minimum(torch.maximum(seconds.to(times.dtype), first), last)  # [N, 2]
+        distance = (times - inside.unsqueeze(-1)).abs()  # [N, 2, F]
+        distance = distance.masked_fill(~mask, torch.inf)
         near = distance <= distance.amin(-1, keepdim=True) + 1e-6
         frame = torch.arange(times.shape[-1], device=times.device)
         odd_last = torch.where(near, frame + frame % 2 * times.shape[-1], torch.iinfo(torch.int64).max)

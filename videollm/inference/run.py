@@ -34,8 +34,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OVERRIDES = ("sampler", "generate", "head", "compatibility")  # keys of the command line
 
 
-def asked_settings(overrides: Sequence[str], model: str) -> tuple[GenerateOptions, dict, dict]:
-    """How to answer, the options to lay over the model's head, and over its sampler, as the command line says.
+def asked_settings(overrides: Sequence[str], model: str) -> tuple[GenerateOptions, dict, dict, bool]:
+    """How to answer, the options to lay over the model's head, and over its sampler, as the command line says; and
+    whether questions are read as published code reads them.
 
     Raises:
         ConfigError, CheckpointError: an unknown key or value; no checkpoint whose head ``compatibility`` could mean.
@@ -48,13 +49,13 @@ def asked_settings(overrides: Sequence[str], model: str) -> tuple[GenerateOption
     config = read_config(Path(model))
     values = lay_preset(values, config.head.get("name"))
     options = build(GenerateOptions, values.get("generate", {}), "generate").within(config.context_length)
-    return options, values["model"]["head"], sampling
+    return options, values["model"]["head"], sampling, values.get("data", {}).get("raw_spans", False)
 
 
 def run(args: argparse.Namespace) -> None:
     """Load, answer this rank's share, merge, and prove that every question has its line."""
-    options, head, sampling = asked_settings(args.overrides, args.model)
-    records = load_records(args.annotations)
+    options, head, sampling, raw_spans = asked_settings(args.overrides, args.model)
+    records = load_records(args.annotations, raw_spans=raw_spans)
     units = plan(records, options, args.batch_size)  # also says bad options of a record before the model is loaded
     check_folder(args.videos, "--videos")
     bundle = load(args.model, head=head, dtype=PRECISIONS[args.precision])

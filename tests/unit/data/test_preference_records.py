@@ -156,7 +156,7 @@ SAME = classes()["conversations"]["chosen"]
         (classes(conversations={"reject_0_shift": TALK}), "no chosen answer (conversations)"),
         (classes(conversations={"chosen": TALK}, tgt=None), "no rejected answer (conversations)"),
         (classes(talks={"shift": SAME}, times={"shift": [5, 6]}), "unknown class 'shift' (conversations)"),
-        (classes(talks={"reject_0_": SAME}), "unknown class 'reject_0_' (conversations)"),
+        (classes(talks={"reject_0": SAME}), "unknown class 'reject_0' (conversations)"),
         (classes(times={"reject_1_swap": [1, 2]}), "unknown class 'reject_1_swap' (tgt)"),
         (classes(talks={"reject_0_qwen": SAME}), "class 'reject_0_qwen' in a record of task 'tvg' (conversations)"),
         (classes(talks={"reject_0_repeat": SAME}), "only dvc, slc, tvc, rvc may have it"),

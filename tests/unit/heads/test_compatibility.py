@@ -184,7 +184,7 @@ def test_training_and_inference_take_the_preset_from_the_command_line(tmp_path, 
     final = tmp_path / "run/final"
     assert "raw_spans: true" in (tmp_path / "run/config.yaml").read_text()
     assert load(final).config.head["compatibility"] == "published"
-    options, head, sampling = asked_settings(["compatibility=published", "sampler.num_frames=3"], str(final))
+    options, head, sampling, raw = asked_settings(["compatibility=published", "sampler.num_frames=3"], str(final))
     assert options.encode_spans is False and head == {"compatibility": "published"} and sampling == {"num_frames": 3}
     asked = write_lines(tmp_path / "q.jsonl", clip_lines(1))
     arguments = ["--model", str(final), "--annotations", asked, "--videos", str(clips()), "--output"]
