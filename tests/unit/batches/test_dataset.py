@@ -7,6 +7,7 @@ from tests.models import HEADS, LENGTHS, NoiseReader, clip_lines, clips, make_bu
 from videollm.batches.dataset import VideoDataset, pack_by_video
 from videollm.batches.reader import VisualReader
 from videollm.common.config import ConfigError
+from videollm.data import parse_record
 from videollm.video.sampling import Sampler
 
 LONG = {"video": "b.mp4", "duration": 6, "tgt": [1, 5], "conversations": turns("<video>\nwhen is it?", "in <span>")}
@@ -15,6 +16,15 @@ LONG = {"video": "b.mp4", "duration": 6, "tgt": [1, 5], "conversations": turns("
 @pytest.fixture(scope="module", params=list(HEADS))
 def bundle(request):
     return make_bundle("internvl", request.param)
+
+
+def test_a_span_behind_the_decoded_end_is_a_bad_item_and_as_published_one_like_any_other(bundle):
+    """Published code clamps where it needs to (D2VLM 1.6, DISTIME 9); its loss targets see the times as annotated."""
+    behind = {"video": "a.mp4", "tgt": [40, 50], "conversations": turns("<video>\nwhen?", "in <span>")}
+    assert "span [40, 50] lies outside a.mp4, which has 4 s" in make_dataset(bundle, [behind])[0].bad
+    records = [parse_record(behind, 1, "lines.jsonl", raw_spans=True)]
+    item = VideoDataset(records, NoiseReader(), bundle.encoder(), max_length=4096)[0]
+    assert item.bad is None and item.spans_s[0].tolist() == [[40, 50]]
 
 
 @pytest.mark.parametrize("fewer", [1, 2, 4])

@@ -7,7 +7,7 @@ import pytest
 from tests.models import record, settings, turns, write_config, write_lines
 from videollm import train
 from videollm.common.config import ConfigError
-from videollm.data import filters
+from videollm.data import filters, parse_record
 
 
 def line(name, duration=None, answer="yes"):
@@ -44,6 +44,11 @@ def test_a_mark_counts_as_a_word_and_the_evidence_stage_does_not():
     answer = {"tgt": [1, 2], "conversations": turns("<video>\nwhen?", "<evi></evi> At <evi> s")}
     marked = record(line("m", 20) | answer)
     assert filters.wanted([marked], max_answer_words=3)[0] == [marked]
+    stage = line("m", 20) | {"tgt": [1, 2], "conversations": turns("<image>\nwhen?", "<evi> </evi> At <evi> s")}
+    raw = parse_record(stage, 1, "lines.jsonl", raw_spans=True)
+    assert filters.wanted([raw], max_answer_words=5)[0] == [raw]  # to the letter it counts, as published
+    with pytest.raises(ConfigError, match="max_answer_words: 1"):
+        filters.wanted([raw], max_answer_words=4)
 
 
 def test_no_record_left_is_an_error_that_names_the_settings():

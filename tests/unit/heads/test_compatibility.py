@@ -185,7 +185,12 @@ def test_training_and_inference_take_the_preset_from_the_command_line(tmp_path, 
     assert "raw_spans: true" in (tmp_path / "run/config.yaml").read_text()
     assert load(final).config.head["compatibility"] == "published"
     options, head, sampling, raw = asked_settings(["compatibility=published", "sampler.num_frames=3"], str(final))
-    assert options.encode_spans is False and head == {"compatibility": "published"} and sampling == {"num_frames": 3}
+    assert (
+        raw
+        and options.encode_spans is False
+        and head == {"compatibility": "published"}
+        and sampling == {"num_frames": 3}
+    )
     asked = write_lines(tmp_path / "q.jsonl", clip_lines(1))
     arguments = ["--model", str(final), "--annotations", asked, "--videos", str(clips()), "--output"]
     published = ["compatibility=published", "generate.max_new_tokens=3", "--precision", "bf16"]
@@ -196,3 +201,17 @@ def test_training_and_inference_take_the_preset_from_the_command_line(tmp_path, 
     capsys.readouterr()
     assert infer([*arguments, str(tmp_path / "b.jsonl"), "compatibility=none"]) == 2
     assert "compatibility: 'none' is not one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("duration", [{}, {"duration": 3}])
+def test_published_inference_answers_about_a_time_behind_the_end(tmp_path, capsys, duration):
+    """D2VLM 5: the last frame; by default the question is refused by name."""
+    make_bundle("internvl", "d2vlm").save(tmp_path / "model")
+    line = {"id": "q", "video": clip_lines(1)[0]["video"], "src": [40], **duration}
+    asked = write_lines(tmp_path / "q.jsonl", [line | {"conversations": turns("<image>\nWhat is at <evi>?")}])
+    arguments = ["--model", str(tmp_path / "model"), "--annotations", asked, "--videos", str(clips())]
+    arguments += ["generate.max_new_tokens=3", "--output"]
+    assert infer([*arguments, str(tmp_path / "a.jsonl")]) == 2
+    assert "[40, 40] lies outside" in capsys.readouterr().err
+    assert infer([*arguments, str(tmp_path / "b.jsonl"), "compatibility=published"]) == 0
+    assert json.loads((tmp_path / "b.jsonl").read_text())["error"] is None
