@@ -9,9 +9,11 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from all_benchmark_eval.benchmark import Options, get, read_json
+from all_benchmark_eval.etbench.dense import Dense
 from all_benchmark_eval.metrics import captions
 
 pytestmark = pytest.mark.paper
@@ -32,7 +34,7 @@ TABLES = {  # published table -> ours among the details; those of METRICS are un
     "task_means_as_printed": "task_means_as_printed",
 }
 METRICS = ("task_means_unrounded", "merged_unrounded")
-RANDOM = 0.03  # around the mean over the published seeds: likeness to random strings
+ERRORS = 4  # standard errors that two draws of random strings may lie apart
 TOLERANCES = {"SentSim": 1e-5, "mIoU": 1e-6, "mIoU_evi": 1e-6}  # absolute; the others: 1e-9, relative
 SOURCES = {"DVC_Sim": ("dvc",), "SLC_Sim": ("slc",), "Sim_cap": ("dvc", "slc")}  # means over these tasks' SentSim
 
@@ -67,19 +69,70 @@ def no_java_left():
 
 @functools.cache
 def scored(script: str):
+    return run(script, 0)[0]
+
+
+class Drawn:
+    """What the random strings do to the SentSim of each task and source, as the scorer computes it."""
+
+    def __init__(self):
+        self.variances: dict[str, tuple[float, float]] = {}  # of our draw, and of one with a string a pair
+        self.source = ""
+
+    def score(self, scorer: Dense, source):
+        """``Dense.score``, with the source's name kept."""
+        self.source = f"{source.samples[0].task}/{source.samples[0].source}"
+        return SCORE(scorer, source)
+
+    def similarities(self, scorer: Dense, groups):
+        """``Dense._similarities``, with the variance of its mean: the likeness of a pair varies over random strings by
+        at most as much as over all such pairs, a string counts as often as it stands in one."""
+        random, pairs, weights = set(scorer._random), [], []
+        for group in groups:
+            drawn = [pair for pair in group if pair[1] in random]
+            pairs, weights = pairs + drawn, weights + [1 / len(groups) / len(group)] * len(drawn)
+        if pairs:
+            spread = scorer.model.similarity(*zip(*pairs, strict=True)).var()
+            strings = np.unique([true for _, true in pairs], return_inverse=True)[1]
+            together = np.bincount(strings, weights)
+            self.variances[self.source] = spread * (together**2).sum(), spread * np.square(weights).sum()
+        return SIMILARITIES(scorer, groups)
+
+
+SCORE, SIMILARITIES = Dense.score, Dense._similarities
+
+
+@functools.cache
+def run(script: str, seed: int):
+    """The scores of a published file, and what random strings do to them."""
     path = PAPER / "corner" / EXPECTED[script]["input"]
     if not path.is_file():
         pytest.skip(f"no {path}")
-    task = get("etbench")
-    return task.score(None, task.read(path, None), Options("published", VARIANTS[script]))
+    task, drawn = get("etbench"), Drawn()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dense, "score", lambda scorer, source: drawn.score(scorer, source))
+        patch.setattr(Dense, "_similarities", lambda scorer, groups: drawn.similarities(scorer, groups))
+        scores = task.score(None, task.read(path, None), Options("published", VARIANTS[script], seed=seed))
+    return scores, drawn.variances
 
 
-def seeds(script: str, path: tuple[str, ...]) -> list[list[float]]:
-    """The values over seeds of each random number that this one is or is a mean over."""
-    values = {name: entry["values_over_seeds"] for name, entry in EXPECTED[script].get("random_dependent", {}).items()}
-    if len(path) > 1:
-        return [values["/".join(path)]] if "/".join(path) in values else []
-    return [found for name, found in values.items() if name.split("/")[0] in SOURCES.get(path[-1], ())]
+def apart(script: str, sources: list[str], draws: int) -> float:
+    """How far a number of ours may lie from the mean of ``draws`` published ones, for the strings that were drawn.
+
+    A mean over sources varies by no more than the one that varies most.
+    """
+    variances = [run(script, 0)[1].get(source, (0.0, 0.0)) for source in sources]
+    return ERRORS * max(ours + theirs / draws for ours, theirs in variances) ** 0.5 + TOLERANCES["SentSim"]
+
+
+def seeds(script: str, path: tuple[str, ...]) -> dict[str, list[float]]:
+    """task/source -> the values over seeds, of each random number that this one is or is a mean over."""
+    found = {}
+    for name, entry in EXPECTED[script].get("random_dependent", {}).items():
+        task, source, number = name.split("/")
+        if [task, source, number] == list(path) or (len(path) == 1 and task in SOURCES.get(path[0], ())):
+            found[f"{task}/{source}"] = entry["values_over_seeds"]
+    return found
 
 
 @pytest.mark.parametrize(("script", "table", "path", "value"), CASES)
@@ -92,9 +145,10 @@ def test_published_number(script, table, path, value):
     if value == "nan":
         assert ours is None
     elif random and len(path) > 1:
-        assert ours == pytest.approx(sum(random[0]) / len(random[0]), abs=RANDOM)
+        (values,) = random.values()
+        assert ours == pytest.approx(sum(values) / len(values), abs=apart(script, list(random), len(values)))
     elif random:
-        assert ours == pytest.approx(value, abs=RANDOM)
+        assert ours == pytest.approx(value, abs=apart(script, list(random), 1))
     elif "as_printed" in table or isinstance(value, int):
         assert ours == value
     else:
@@ -113,12 +167,11 @@ def test_every_sample_is_counted_once(script):
 
 @pytest.mark.parametrize("script", EXPECTED)
 def test_another_seed_changes_nothing_but_the_likeness_to_random_strings(script):
-    path = PAPER / "corner" / EXPECTED[script]["input"]
-    task, first = get("etbench"), scored(script)
-    other = task.score(None, task.read(path, None), Options("published", VARIANTS[script], seed=1))
+    (first, variances), (other, others) = run(script, 0), run(script, 1)
     for name, value in leaves(first.details["per_task_source"]):
-        ours = functools.reduce(lambda table, key: table[key], name, other.details["per_task_source"])
-        assert ours == pytest.approx(value, abs=RANDOM if name[-1] == "SentSim" else 0), name
+        ours, source = functools.reduce(lambda table, key: table[key], name, other.details["per_task_source"]), name[:2]
+        drawn = sum(found.get("/".join(source), (0.0, 0.0))[0] for found in (variances, others))
+        assert ours == pytest.approx(value, abs=ERRORS * drawn**0.5 if name[-1] == "SentSim" else 0), name
 
 
 @pytest.mark.parametrize("script", EXPECTED)

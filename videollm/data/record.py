@@ -12,7 +12,7 @@ from typing import Any
 from videollm.data.conversation import SpanMark, Turn, VisualMark, span_marks
 from videollm.data.letter import spelled_out
 from videollm.data.options import Asking, asking_json
-from videollm.data.published import MARK, SPAN_MARKS
+from videollm.data.published import SPAN_MARKS
 
 VISUAL_MARKS = ("<video>", "<image>")
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -80,9 +80,9 @@ class Record:
 
         Its span marks are spelled as published, which the published connector reads as plain characters (D2VLM 1.2).
         """
-        parts = next(turn.parts for turn in reversed(self.turns) if turn.role == "user")
-        words = (MARK if isinstance(p, SpanMark) else p for p in parts if not isinstance(p, VisualMark))
-        return "".join(words).strip()
+        turn = next(turn for turn in reversed(self.turns) if turn.role == "user")
+        parts = turn.parts if turn.written is None else turn.written
+        return spelled_out([part for part in parts if not isinstance(part, VisualMark)]).strip()
 
 
 def plain_name(path: str | os.PathLike) -> Path:

@@ -14,7 +14,6 @@ import pytest
 from tests.models import clip_lines, clips, turns, write_lines
 from videollm.data import AnnotationError, check, load_records, read_annotations, validate
 from videollm.data.__main__ import main
-from videollm.data.conversation import SpanMark, VisualMark
 
 
 def item(*values, **keys):
@@ -216,35 +215,3 @@ def test_a_clean_file_of_good_lines_holds_equal_records(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["check", "--annotations", path, "--videos", str(tmp_path / "none")])
     assert "is not a folder" in capsys.readouterr().err
-
-
-# ---- published files -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.golden
-def test_published_d2vlm_annotations_are_read_as_they_are(golden_dir, tmp_path):
-    path = golden_dir / "d2vlm" / "sft_annotations.json"
-    with pytest.warns(UserWarning, match="reversed span: 1 .lines 5.*zero length: 1 .lines 5"):
-        records = load_records(path)
-    assert records[0].spans_s == ((1, 3), (4.5, 7.5), (9, 12))
-    assert records[0].turns[1].parts[:4] == (SpanMark(0), ", cut the onion. ", SpanMark(1), ", fry the egg. ")
-    assert records[1].spans_s == ((2, 5), (6.2, 10))
-    assert records[2].turns[1].parts == ("The person opens the door.",)
-    assert records[4].spans_s == ((0, 1), (3, 7), (5, 8), (2, 2))
-    assert records[5].turns[0].parts == ("Find the event: add the salt.\n", VisualMark(0))
-    for k, record in enumerate(load_records(path, raw_spans=True)):
-        if (single := golden_dir / "d2vlm" / f"sft_single_{k}.json").exists():
-            official = json.loads(single.read_text())
-            assert [[record.question]] == official["query"]
-            seconds = [t for span in record.spans_s for t in span]
-            assert seconds == (official["src"][0] or []) + (official["tgt"][0] or [])
-
-
-@pytest.mark.golden
-def test_published_distime_annotations_are_read_as_they_are(golden_dir):
-    moment, dense, no_time, turns, image, text = load_records(golden_dir / "distime" / "data" / "annotations.jsonl")
-    assert moment.spans_s == ((11.39, 31.65),) and len(dense.spans_s) == 5 and no_time.spans_s == ()
-    assert turns.spans_s == ((12, 30), (40, 61.5), (70, 71))
-    assert turns.turns[0].parts == (VisualMark(0), "Describe the event at ", SpanMark(0), ".")
-    assert (image.video, image.images, image.turns[0].parts[0]) == (None, ("img.png",), VisualMark(0))
-    assert (text.video, text.images, text.turns[0].role) == (None, (), "system")

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from d2vlm.preferences.packed import read_packed
-from videollm.data import AnnotationError, draw_rejected, load_records, neutral_json, parse_record, validate
+from videollm.data import AnnotationError, load_records, neutral_json, parse_record, validate
 from videollm.data.__main__ import main
 from videollm.data.conversation import SpanMark
 from videollm.data.published import to_classes
@@ -118,32 +118,6 @@ def test_published_classes_are_read_as_rejected_answers():
     (answer,) = record.rejected
     assert (answer.factor, answer.spans_s, answer.text_only) == ("shift", ((5, 8),), False)
     assert record.spans_s == ((3, 4),) and record.turns[1].parts == ("At ", SpanMark(0), ".")
-
-
-def test_published_records_are_written_as_they_were_read(golden_dir):
-    path = golden_dir / "d2vlm" / "fpo_annotations.json"
-    stored = json.loads(path.read_text())
-    for k, annotation in enumerate(stored, start=1):
-        written, left_out = to_classes(neutral_json(parse_record(annotation, k, path, raw_spans=True)))
-        del written["id"]
-        for key in ("conversations", "tgt", "src"):  # the numbers of the classes are ours
-            if key in annotation:
-                assert list(written.pop(key).values()) == list(annotation.pop(key).values())
-        assert written == annotation and left_out == []
-
-
-def test_only_the_published_qwen_class_is_marked_text_only(golden_dir):
-    with pytest.warns(UserWarning, match="reversed span"):
-        records = load_records(golden_dir / "d2vlm" / "fpo_annotations.json")
-    marked = {answer.factor: answer.text_only for record in records for answer in record.rejected}
-    assert marked == {"shift": False, "text": False, "f": False, "repeat": False, "qwen": True}
-
-
-def test_drawing_one_class_a_record_repeats_the_published_draw(golden_dir):
-    with pytest.warns(UserWarning, match="reversed span"):
-        records = draw_rejected(load_records(golden_dir / "d2vlm" / "fpo_annotations.json"))
-    packed = json.loads((golden_dir / "d2vlm" / "fpo_packed.json").read_text())["selected"]
-    assert [r.rejected[0].factor for r in records] == [p["cls"].split("_")[2] for p in packed]
 
 
 TALK = [{"from": "human", "value": "When?"}, {"from": "gpt", "value": "No."}]
