@@ -17,14 +17,44 @@ hypothesis.settings.register_profile("any_machine", deadline=None)  # a busy mac
 hypothesis.settings.load_profile("any_machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+REFERENCE = {f"{name.upper()}_DIR": name for name in ("golden", "paper", "peers")} | {"VIDEO_DIR": "videos"}
 
 
-def _shared(variable: str, name: str) -> Path:
-    """The folder of reference data: an environment variable, or ``shared/<name>`` beside the repository."""
-    folder = Path(os.environ.get(variable, REPOSITORY.parent / "shared" / name))
+def place(variable: str) -> Path:
+    """Where a folder of reference data should be: an environment variable, or ``shared/`` beside the repository."""
+    return Path(os.environ.get(variable, REPOSITORY.parent / "shared" / REFERENCE[variable]))
+
+
+def _shared(variable: str) -> Path:
+    """A folder of reference data; skips where it is not."""
+    folder = place(variable)
     if not folder.is_dir():
         pytest.skip(f"no reference data: {folder} is not a folder (set {variable})")
     return folder
+
+
+def skip_what_a_folder_lacks(error: FileNotFoundError) -> None:
+    """Skip a test whose case is not in a folder of reference data; any other missing file is a failure."""
+    for folder in filter(Path.is_dir, map(place, REFERENCE)):
+        if str(folder) in str(error):
+            raise pytest.skip.Exception(f"not in this folder: {error}", _use_item_location=True) from error
+    raise error
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    try:
+        return (yield)
+    except FileNotFoundError as error:
+        skip_what_a_folder_lacks(error)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    try:
+        return (yield)
+    except FileNotFoundError as error:
+        skip_what_a_folder_lacks(error)
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +64,19 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    return _shared("GOLDEN_DIR", "golden")
+    return _shared("GOLDEN_DIR")
 
 
 @pytest.fixture(scope="session")
 def paper_dir() -> Path:
-    return _shared("PAPER_DIR", "paper")
+    return _shared("PAPER_DIR")
 
 
 @pytest.fixture(scope="session")
 def video_dir() -> Path:
-    return _shared("VIDEO_DIR", "videos")
+    return _shared("VIDEO_DIR")
+
+
+@pytest.fixture(scope="session")
+def peers_dir() -> Path:
+    return _shared("PEERS_DIR")

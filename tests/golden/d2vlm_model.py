@@ -137,6 +137,11 @@ def infer_cases(folder: Path) -> list[tuple[dict, dict[str, Tensor]]]:
 
 SFT_CASES = names("sft_single_", [f"sft_single_{k}" for k in range(5)])
 SFT_CASES += names("sft_batch_", ["sft_batch_012", "sft_batch_50"])
+FPO_CASES = [
+    name
+    for name in names("fpo_", ["fpo_pair", "fpo_mixed", *(f"fpo_single_{k}" for k in range(5))])
+    if name != "fpo_frames"
+]
 INFER_CASES = names("infer_", [f"infer_{k}" for k in range(5)])
 
 

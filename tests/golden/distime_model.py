@@ -42,6 +42,8 @@ def names(below: str, known: str) -> list[str]:
 
 LLMS = sorted({path.parent.name for path in ROOT.glob("*/config.json")} | {"qwen2", "internlm2"})
 SAMPLES = names("data", "moment dense video_notime multiturn image text")
+KNOWN = "moment dense dense_forced moment_history moment_bf16gauss"
+GENERATED = sorted(set().union(*(names(f"generate/{llm}", KNOWN) for llm in LLMS)))
 
 
 def existing(path: Path) -> Path:

@@ -11,18 +11,11 @@ import torch
 
 from d2vlm.fpo import FPO, FPOOptions
 from d2vlm.names import NAMES
-from tests.golden.d2vlm_model import case_files, golden_bundle, names, preference_batch
+from tests.golden.d2vlm_model import FPO_CASES, case_files, golden_bundle, preference_batch
 
 pytestmark = pytest.mark.golden
 
 RELATIVE, GRADIENT, LEAST_NORM = 1e-4, 1e-3, 1e-5
-USUAL = ["fpo_pair", "fpo_mixed", *(f"fpo_single_{k}" for k in range(5))]
-NOT_RUNS = ("fpo_frames",)
-
-
-def runs() -> list[str]:
-    """The usual runs, skipped by name where the folder lacks them, and whatever others it holds."""
-    return [name for name in names("fpo_", USUAL) if name not in NOT_RUNS]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +30,7 @@ def bundle(folder):
     return bundle
 
 
-@pytest.mark.parametrize("run", runs())
+@pytest.mark.parametrize("run", FPO_CASES)
 def test_factors_and_every_loss_equal_the_published_ones(folder, bundle, run):
     info, _ = case_files(folder, run)
     batch, objective = preference_batch(bundle, folder, info["samples"]), bundle.model.objective
@@ -62,7 +55,7 @@ def test_factors_and_every_loss_equal_the_published_ones(folder, bundle, run):
     assert total == pytest.approx(info["losses"]["total"], rel=RELATIVE)
 
 
-@pytest.mark.parametrize("run", runs())
+@pytest.mark.parametrize("run", FPO_CASES)
 def test_every_gradient_equals_the_published_one(folder, bundle, run):
     info, arrays = case_files(folder, run)
     bundle.model.zero_grad(set_to_none=True)
@@ -85,7 +78,7 @@ def test_every_gradient_equals_the_published_one(folder, bundle, run):
     bundle.model.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize("run", runs())
+@pytest.mark.parametrize("run", FPO_CASES)
 def test_the_same_tokens_are_predicted_at_the_same_positions(folder, bundle, run):
     info, _ = case_files(folder, run)
     batch = preference_batch(bundle, folder, info["samples"])

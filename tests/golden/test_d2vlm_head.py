@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 
 import d2vlm  # noqa: F401  registers the head
 from d2vlm.evidence import best_run, mean_over_run, project
+from tests.golden.d2vlm_model import FPO_CASES as FPO
+from tests.golden.d2vlm_model import INFER_CASES, infer_case, infer_cases, read_config
+from tests.golden.d2vlm_model import SFT_CASES as SFT
 from videollm.data.conversation import Role
 from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head
 
 pytestmark = pytest.mark.golden
 
-SFT = ["sft_batch_012", "sft_batch_50", *(f"sft_single_{i}" for i in range(5))]
-FPO = ["fpo_pair", "fpo_mixed", *(f"fpo_single_{i}" for i in range(5))]
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -52,6 +53,7 @@ class Case:
             pytest.skip(f"{name} is not in this golden folder")
         self.arrays = load_file(folder / f"{name}.safetensors")
         self.info = json.loads((folder / f"{name}.json").read_text())
+        self.inject = read_config(folder)["hidden_add_index"]
         self.tags = [torch.tensor(t) for t in self.info["tag"]]
         self.length = self.arrays["pass2_hidden_m2"].shape[1]
         starts, places = self.info["pass1_lengths"], self.info["evi_positions_part2"]
@@ -65,14 +67,14 @@ class Case:
             torch.zeros(rows, count, dtype=torch.bool),
             torch.tensor([float(len(t)) for t in self.tags]),
             torch.zeros(rows, count, width),
-            {6: torch.zeros(rows, count, width), -2: torch.zeros(rows, count, width)},
+            {self.inject: torch.zeros(rows, count, width), -2: torch.zeros(rows, count, width)},
         )
         for i, tag in enumerate(self.tags):
             n = len(tag)
             ((start, end),) = self.info["img_token_pos"][i]
             batch.times_s[i, :n], batch.mask[i, :n] = tag, True
             batch.embeds[i, :n] = self.arrays[f"frame_embeds.{i}"]
-            batch.states[6][i, :n] = self.arrays[f"pass1_hidden6_frames.{i}"]
+            batch.states[self.inject][i, :n] = self.arrays[f"pass1_hidden6_frames.{i}"]
             batch.states[-2][i, :n] = self.arrays["pass2_hidden_m2"][i, start:end]
         return batch
 
@@ -136,11 +138,6 @@ def existing(path: Path) -> Path:
     return path
 
 
-def infer_case(folder: Path, k: int) -> tuple[dict, dict]:
-    arrays = load_file(existing(folder / f"infer_{k}.safetensors"))
-    return json.loads((folder / "infer.json").read_text())[k], arrays
-
-
 def place(row, position, query, role, event, seconds) -> dict:
     return {"row": row, "position": position, "query": query, "role": role, "event": event, "seconds": seconds}
 
@@ -190,9 +187,12 @@ def test_similarities_targets_and_losses_equal_the_published_ones(folder, publis
         assert mean.item() == pytest.approx(case.info["losses"][term], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sft_batch_012", "sft_single_0", "sft_single_1", "fpo_pair"])
+@pytest.mark.parametrize("name", SFT + FPO)
 def test_default_gives_the_published_losses_for_ordered_spans(folder, weights, name):
     case, head = Case(folder, name), make_head(folder, weights, "default")
+    spans = [(span, len(tag)) for tag, tgt in zip(case.tags, case.info["tgt"], strict=True) for span in pairs(tgt)]
+    if not spans or not all(0 <= start <= min(end, count - 1) for (start, end), count in spans):
+        pytest.skip(f"{name} has no span, or one that is reversed or outside the video")
     refs = case.preferred("chosen") if name in FPO else case.grounded()
     loss, counts = head.loss(case.queries(refs), refs, case.frames()), head.counts(refs)
     for term in ("grounding", "consistency"):
@@ -227,9 +227,9 @@ def test_best_run_of_all_published_vectors_at_once_ignores_the_padding(folder):
     assert run.tolist() == [v["result_fp32"][0] for v in vectors]
 
 
-@pytest.mark.parametrize("k", range(5))
-def test_generation_finds_the_published_intervals_and_feeds_the_published_embeddings(folder, weights, published, k):
-    case, arrays = infer_case(folder, k)
+@pytest.mark.parametrize("name", INFER_CASES)
+def test_generation_finds_the_published_intervals_and_feeds_the_published_embeddings(folder, weights, published, name):
+    case, arrays = infer_case(folder, name)
     word = weights["model.embed_tokens.weight"][json.loads((folder / "config.json").read_text())["evidence_token_id"]]
     count = arrays["sim"].shape[1]
     mask = torch.ones(1, count, dtype=torch.bool)
@@ -238,16 +238,17 @@ def test_generation_finds_the_published_intervals_and_feeds_the_published_embedd
 
     steps = torch.tensor([s for s in case["match_inds"] if s < len(arrays["step_inputs_embeds"])], dtype=torch.int64)
     times = torch.arange(count).float().unsqueeze(0)
-    frames = FrameBatch(times, mask, torch.tensor([float(count)]), states={6: arrays["hidden6_frames"].unsqueeze(0)})
+    inside = {read_config(folder)["hidden_add_index"]: arrays["hidden6_frames"].unsqueeze(0)}
+    frames = FrameBatch(times, mask, torch.tensor([float(count)]), states=inside)
     owner = torch.zeros(len(steps), dtype=torch.int64)
     predicted = Prediction(times[0, run[steps]], torch.ones(len(steps)), run[steps])
     fed = published.embed_predicted(word.expand(len(steps), -1), predicted, owner, frames)
     torch.testing.assert_close(fed, arrays["step_inputs_embeds"][steps], **CLOSE)
 
 
-@pytest.mark.parametrize("k", range(5))
-def test_question_spans_are_prefilled_with_the_published_embeddings(folder, weights, published, k):
-    case, arrays = infer_case(folder, k)
+@pytest.mark.parametrize("name", INFER_CASES)
+def test_question_spans_are_prefilled_with_the_published_embeddings(folder, weights, published, name):
+    case, arrays = infer_case(folder, name)
     config = json.loads((folder / "config.json").read_text())
     spans = [[case["src"][0]] * 2] if case["src"] and len(case["src"]) == 1 else pairs(case["src"])
     ids, count = arrays["input_ids"], len(arrays["frame_embeds"])
@@ -267,7 +268,8 @@ def test_question_spans_are_prefilled_with_the_published_embeddings(folder, weig
 
 
 def test_mean_over_run_is_the_mean_of_the_frames_inclusive(folder):
-    states = infer_case(folder, 0)[1]["hidden6_frames"].unsqueeze(0)
-    mask = torch.ones(states.shape[:2], dtype=torch.bool)
-    mean = mean_over_run(states, torch.tensor([[2, 5]]), torch.tensor([0]), mask)
-    torch.testing.assert_close(mean[0], states[0, 2:6].mean(0))
+    states = infer_cases(folder)[0][1]["hidden6_frames"].unsqueeze(0)
+    mask, last = torch.ones(states.shape[:2], dtype=torch.bool), states.shape[1] - 1
+    for first in range(last + 1):
+        mean = mean_over_run(states, torch.tensor([[first, last]]), torch.tensor([0]), mask)
+        torch.testing.assert_close(mean[0], states[0, first:].mean(0))

@@ -11,6 +11,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from tests.golden.distime_model import (
+    GENERATED,
     LLMS,
     ROOT,
     arrays,
@@ -19,14 +20,11 @@ from tests.golden.distime_model import (
     existing,
     golden_bundle,
     golden_question,
-    names,
     read,
 )
 from videollm.model.generate import GenerateOptions
 
 pytestmark = pytest.mark.golden
-KNOWN = "moment dense dense_forced moment_history moment_bf16gauss"
-CASES = sorted(set().union(*(names(f"generate/{llm}", KNOWN) for llm in LLMS)))
 LATE = {"atol": 3e-3, "rtol": 0}  # steps late in a generation (README)
 
 
@@ -87,7 +85,7 @@ def generated(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GENERATED)
 def test_every_step_is_the_published_one(folder, llm, bundles, generated, case):
     info, expected = read(folder / "generate" / llm / case), arrays(folder / "generate" / llm / case)
     bundle = bundles[info["gaussian"]]
@@ -119,7 +117,7 @@ def test_every_step_is_the_published_one(folder, llm, bundles, generated, case):
 def test_a_batch_of_cases_gives_each_the_answer_it_has_alone(folder, llm, bundles):
     """Left padding, several videos of other lengths, stamps at other steps."""
     bundle = bundles["fp32"]
-    free = [c for c in CASES if (folder / "generate" / llm / f"{c}.json").is_file()]
+    free = [c for c in GENERATED if (folder / "generate" / llm / f"{c}.json").is_file()]
     infos = [info for c in free if not (info := read(folder / "generate" / llm / c))["forced_schedule"]]
     infos = [info for info in infos if info["gaussian"] == "fp32"]
     if len(infos) < 2:

@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from distime.names import Layout, to_ours
+from tests.golden.distime_model import LLMS, SAMPLES
 from videollm.model.connectors import build_connector, pixel_shuffle
 from videollm.model.towers import build_tower, encode_frames
 
 pytestmark = pytest.mark.golden
 FEATURES = {"rtol": 0, "atol": 4e-5}
 EMBEDDINGS = {"rtol": 0, "atol": 3e-5}
-LLMS = ["qwen2", "internlm2"]
-SAMPLES = ["moment", "dense", "video_notime", "multiturn", "image", "text"]
 
 
 @pytest.fixture(scope="module")
