@@ -52,7 +52,9 @@ class DataSettings:
     sampler: Sampler | None = None  # frame sampling; a checkpoint keeps its own
     preprocess: Preprocess | None = None
     backend: str = "pyav"  # a name of ``video.decode.BACKENDS``
-    raw_spans: bool = False  # published: training spans as annotated, neither ordered nor cut to the video
+    raw_spans: bool = (
+        False  # published: records as annotated: spans neither ordered nor cut, evidence stages to the letter
+    )
     unseen_id: int | None = None  # published DisTime: 0, places with this token id are seen by no other in training
     pack: bool = False  # all questions of a video behind one prefix (not for connectors that read the question)
     max_questions: int = 16  # of one packed row
