@@ -199,8 +199,11 @@ def write(made: Made, output: Path, layout: str) -> list[str]:
     return left_out
 
 
-def read(args: argparse.Namespace) -> list[Record]:
-    """The records of all annotation files, and of the packed ones; AnnotationError names every bad one of either."""
+def read(args: argparse.Namespace, made: bool) -> list[Record]:
+    """The records of all annotation files, and of the packed ones; AnnotationError names every bad one of either.
+
+    Where no answer is ``made`` from them, packed ones are passed on to the letter, for ``compatibility: published``.
+    """
     records = load_records(args.annotations) if args.annotations else []
     if args.packed:
         if not args.tokenizer:
@@ -212,7 +215,7 @@ def read(args: argparse.Namespace) -> list[Record]:
         first_use, problems = {record.id: record for record in records}, []
         for path in args.packed:
             rows = list(enumerate(read_packed(path, tokenizer), start=1))
-            records += parse_rows(path, rows, first_use, problems)
+            records += parse_rows(path, rows, first_use, problems, raw_spans=not made)
         if problems:
             raise AnnotationError(problems)
     if not records:
@@ -243,7 +246,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--output: {args.output} has another ending than .json and .jsonl; choose one of them")
     if not args.output.absolute().parent.is_dir():
         raise ConfigError(f"--output: {args.output.absolute().parent} is no folder; make it first")
-    records = read(args)
+    records = read(args, made=options.per_record > 0 or bool(args.answers))
     own, unused = read_answers(args.answers, {record.id for record in records})
     made = add_rejected(records, options, own, progress=True)
     if not made.records:

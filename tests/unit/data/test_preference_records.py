@@ -6,11 +6,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from d2vlm.preference import main as make_preferences
 from d2vlm.preferences.packed import read_packed
 from videollm.data import AnnotationError, load_records, neutral_json, parse_record, validate
 from videollm.data.__main__ import main
 from videollm.data.conversation import SpanMark
 from videollm.data.published import to_classes
+from videollm.data.record import as_annotated
 
 WORSE = {"factor": "shift", "value": "At <span>.", "tgt": [5, 8]}
 
@@ -182,12 +184,32 @@ def stored(golden_dir):
 def test_packed_answers_become_the_text_they_were_packed_from(stored, tokenizer, tmp_path):
     torch.save([packed for _, _, packed in stored], tmp_path / "packed.pt")
     unpacked = read_packed(tmp_path / "packed.pt", tokenizer)
-    assert len(unpacked) == len(stored) == 5
+    assert len(unpacked) == len(stored) > 0
     for k, (line, (annotation, name, _)) in enumerate(zip(unpacked, stored, strict=True), start=1):
         assert line["conversations"] == annotation["conversations"]["chosen"]
         assert line["rejected"][0]["value"] == annotation["conversations"][name][1]["value"]
         assert line["rejected"][0]["tgt"] == annotation.get("tgt", {}).get(name)
-        assert parse_record(line, k, "packed.pt").rejected[0].text_only == name.endswith("qwen")
+        assert parse_record(line, k, "packed.pt", raw_spans=True).rejected[0].text_only == name.endswith("qwen")
+
+
+def test_packed_answers_are_passed_on_to_the_letter(tokenizer, tmp_path):
+    """Blanks between the tokens of a stage were packed; ``compatibility: published`` trains on them."""
+    spoken = {"chosen": "<evi> </evi> At <evi>.", "reject": "<evi> </evi>\nIn <evi>."}
+    stop = tokenizer.convert_tokens_to_ids("<|end|>")
+    ids = {side: [*tokenizer(text, add_special_tokens=False).input_ids, stop] for side, text in spoken.items()}
+    event = {side: {"text": {"input_index": [-1], "logit_token_id": of}} for side, of in ids.items()}
+    packed = {"class": "reject_0_shift", "full_token_ids": sum(ids.values(), []), "conflict_events": [event]}
+    item = {"task": "tvg", "video": "v.mp4", "duration": 9, "tgt": [1, 2], "tgt_reject": [8, 40]}
+    item |= {"conversations": [{"from": "human", "value": "<image>\nWhen?"}], "processed_response": packed}
+    torch.save([item], tmp_path / "packed.pt")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    given = ["--packed", str(tmp_path / "packed.pt"), "--tokenizer", str(tmp_path / "tokenizer"), "per_record=0"]
+    assert make_preferences([*given, "--output", str(tmp_path / "out.jsonl")]) == 0
+    (record,) = load_records(tmp_path / "out.jsonl", raw_spans=True)
+    told = [as_annotated(record.turns[1]), as_annotated(record.rejected[0].turn)]
+    assert told == list(spoken.values())
+    assert [tokenizer(text, add_special_tokens=False).input_ids for text in told] == [of[:-1] for of in ids.values()]
+    assert record.rejected[0].spans_s == ((8, 40),)
 
 
 def test_packed_file_with_code_in_it_is_refused(tokenizer, tmp_path):
