@@ -17,7 +17,7 @@ hypothesis.settings.register_profile("any_machine", deadline=None)  # a busy mac
 hypothesis.settings.load_profile("any_machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-REFERENCE = {f"{name.upper()}_DIR": name for name in ("golden", "paper", "peers")} | {"VIDEO_DIR": "videos"}
+REFERENCE = {"GOLDEN_DIR": "golden", "PAPER_DIR": "paper", "VIDEO_DIR": "videos"}
 
 
 def place(variable: str) -> Path:
@@ -75,8 +75,3 @@ def paper_dir() -> Path:
 @pytest.fixture(scope="session")
 def video_dir() -> Path:
     return _shared("VIDEO_DIR")
-
-
-@pytest.fixture(scope="session")
-def peers_dir() -> Path:
-    return _shared("PEERS_DIR")
