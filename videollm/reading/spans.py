@@ -200,7 +200,7 @@ def _sureness(text: str, a: Quantity, b: Quantity, before: str, rule: str) -> in
     """2: units, brackets or names say that these are times; 1: "from .. to .." or decimals; 0: two bare numbers."""
     if rule not in ("a pair of times", "between two times") or not (a.bare and b.bare):
         return 2
-    years = all(1900 <= q.value <= 2100 and not q.decimal for q in (a, b))
+    years = _years([a.value, b.value]) and not (a.decimal or b.decimal)
     counted = not b.decimal and _NOUN.match(text, b.end)
     if years or counted:
         return 0
@@ -209,12 +209,16 @@ def _sureness(text: str, a: Quantity, b: Quantity, before: str, rule: str) -> in
 
 def _stands_alone(text: str, told: Told) -> bool:
     """Whether a pair of bare numbers stands where an answer puts a span, with no noun behind: "3 - 4", "in 3 - 4"."""
-    years = all(1900 <= time <= 2100 for time in told.span)
+    years = _years(told.span) and text.strip() != text[told.start : told.end]
     return (
         not years
         and bool(_PLACE.search(text[max(0, told.start - 40) : told.start]))
         and not _NOUN.match(text, told.end)
     )
+
+
+def _years(numbers: Sequence[float]) -> bool:
+    return all(1900 <= number <= 2100 for number in numbers)
 
 
 def _seconds(q: Quantity, duration_s: float | None) -> float:
@@ -264,9 +268,11 @@ def _shared_unit(told: Told, found: Sequence[Told]) -> Told:
 
 
 def _restated(text: str, a: Told, b: Told) -> bool:
+    """Whether ``b`` only says in brackets or "i.e." what ``a`` has said."""
     same = all(abs(x - y) <= _SAME_S for x, y in zip(a.span, b.span, strict=True))
+    between = text[a.end : b.start][:40]
     return same and bool(
-        re.fullmatch(r"\W*(?:s|sec|seconds)?\W*(?:i\.e\.|or|that is)?\W*", text[a.end : b.start], re.IGNORECASE)
+        re.fullmatch(r"\s?(?:s|sec|seconds)?\s?(?:\(|[,(]?\s?(?:i\.e\.,?|that\s+is,?|or)\s?)", between, re.I)
     )
 
 
