@@ -1,11 +1,11 @@
 """The ten E.T. Bench tasks without captions, scored for what their metrics mean.
 
 Differences from the published scripts, whichever variant: times are read with their units, clock times and any dash
-(``parsing.read_spans``), ordered and cut to the video; the evidence before ``</evi>`` is never the answer and is
+(``videollm.reading``), ordered and cut to the video; the evidence before ``</evi>`` is never the answer and is
 scored apart (``_evi``, over all samples, no substitute where it is missing); tvg, epm and gvq score the first span,
 not the best of all; IoU in float64, one that is the threshold on paper is a hit; tal pairs spans one to one, so that
 repeated ones earn nothing; evs compares stretches of time, not 1000 bins of a second; a choice is what
-``choices.read_choice`` reads, no likeness of sentences: an empty or unclear answer is wrong; gvq's answer with a wrong
+``choices.chosen`` reads, no likeness of sentences: an empty or unclear answer is wrong; gvq's answer with a wrong
 option scores 0; what is unparsed or missing is wrong and stays in every denominator; nothing is rounded.
 """
 
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from all_benchmark_eval.etbench.outcomes import THRESHOLDS, Outcome, at_each, by_id, states_of
 from all_benchmark_eval.etbench.samples import CAPTION, MOMENT, REFERRING, Sample, Spans, cut
-from all_benchmark_eval.metrics.choices import read_choice
+from all_benchmark_eval.metrics.choices import chosen
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.moments import SLACK
-from all_benchmark_eval.metrics.parsing import read_moment, read_spans, split_evidence
+from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.common.spans import set_f1
+from videollm.reading import read_moment, read_spans
 
 Floats = NDArray[np.float64]
 
@@ -31,9 +32,9 @@ def score(samples: Sequence[Sample]) -> Outcome:
     if task in CAPTION:
         raise ValueError(f"{task} is scored in dense.py")
     if task in REFERRING:
-        chosen = [_choice(sample) for sample in samples]
-        right = [choice == sample.choice for sample, choice in zip(samples, chosen, strict=True)]
-        parsed = [choice is not None for choice in chosen]
+        choices = [_choice(sample) for sample in samples]
+        right = [choice == sample.choice for sample, choice in zip(samples, choices, strict=True)]
+        parsed = [choice is not None for choice in choices]
         return _outcome(samples, parsed, {"Acc": sum(right) / len(samples)}, {"Acc": by_id(samples, right)})
     return _highlights(samples) if task == "vhd" else _spans(samples, task)
 
@@ -42,21 +43,21 @@ def _spans(samples: Sequence[Sample], task: str) -> Outcome:
     answers, evidence, clipped = [], [], 0
     for sample in samples:
         before, behind = split_evidence(sample.answer or "")
-        spans, count = cut(read_spans(behind), sample.duration)
+        spans, count = cut(read_spans(behind, sample.duration), sample.duration)
         answers.append(spans)
-        evidence.append(cut(read_spans(before), sample.duration)[0])
+        evidence.append(cut(read_spans(before, sample.duration), sample.duration)[0])
         clipped += count
     measure = _MEASURES.get(task, _first_span)
     numbers, per_sample = measure(samples, answers, "")
     parsed = [bool(spans) for spans in answers]
     if task == "gvq":
-        chosen = [_choice(sample) for sample in samples]
-        right = np.array([c == s.choice for s, c in zip(samples, chosen, strict=True)])
+        choices = [_choice(sample) for sample in samples]
+        right = np.array([c == s.choice for s, c in zip(samples, choices, strict=True)])
         numbers, per_sample = measure(samples, _only(answers, right), "")
         evidence = _only(evidence, right)
         numbers["Acc"] = float(right.mean())
         per_sample["Acc"] = by_id(samples, right)
-        parsed = [choice is not None and spans for choice, spans in zip(chosen, parsed, strict=True)]
+        parsed = [choice is not None and spans for choice, spans in zip(choices, parsed, strict=True)]
     if any(evidence):
         numbers |= measure(samples, evidence, "_evi")[0]
     return _outcome(samples, parsed, numbers, per_sample, clipped)
@@ -113,7 +114,7 @@ _MEASURES = {"tal": _actions, "evs": _summary}
 
 
 def _choice(sample: Sample) -> int | None:
-    return read_choice(sample.answer or "", len(sample.options), sample.options)
+    return chosen(sample.answer or "", len(sample.options), sample.options)
 
 
 def _only(spans: Sequence[Spans], keep: NDArray[np.bool_]) -> list[Spans]:

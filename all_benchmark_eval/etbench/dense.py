@@ -1,8 +1,8 @@
 """dvc and slc of E.T. Bench: steps with captions, as the published scripts score them and corrected (METRICS 10.3).
 
 The steps of all sources are read first, so that one tokenizer call, one METEOR process and one run of the sentence
-model serve them all; then each source is scored under ``Rules``. Text is read in ``parsing``, scores of captions come
-from ``captions``; files are not known here.
+model serve them all; then each source is scored under ``Rules``. Text is read in ``parsing`` (published) and
+``videollm.reading``, scores of captions come from ``captions``; files are not known here.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ from all_benchmark_eval.metrics.dense_scores import Words, plain
 from all_benchmark_eval.metrics.intervals import iou_epsilon, iou_union
 from all_benchmark_eval.metrics.moments import SLACK
 from all_benchmark_eval.metrics.sentences import SentenceModel
+from videollm.reading import read_spans, read_steps
 
 MAX_STEPS = 1000  # of one video, as published
 RANDOM_STRINGS = 500  # different ones: enough for a mean, and few enough to embed
@@ -99,12 +100,12 @@ def corrected_source(samples: Sequence[Sample]) -> Source:
     kept, failed, clipped = [], [], 0
     for sample in samples:
         evidence, answer = parsing.split_evidence(sample.answer or "")
-        spans, texts = parsing.read_steps(answer)
+        spans, texts = read_steps(answer, sample.duration)
         if not spans:
             failed.append(sample.id)
             continue
         inside, count = cut(spans, sample.duration)
-        kept.append(Steps(sample, inside, texts, cut(parsing.read_spans(evidence), sample.duration)[0]))
+        kept.append(Steps(sample, inside, texts, cut(read_spans(evidence, sample.duration), sample.duration)[0]))
         clipped += count
     return Source(samples, kept, failed, [], any(steps.evidence for steps in kept), clipped)
 

@@ -84,7 +84,7 @@ class ETBench(Benchmark):
         it rounds them are among the details.
 
         ``corrected``, the same for every variant: the differences in ten tasks stand in ``corrected``. In dvc and slc a
-        step keeps its own caption (``parsing.read_steps``), spans are cut to the video, an IoU that is the threshold on
+        step keeps its own caption (``videollm.reading``), spans are cut to the video, an IoU that is the threshold on
         paper counts, a video that comes twice counts twice, an unparsed or missing sample scores 0 in every number,
         and a step that matches nothing has similarity 0 instead of its likeness to random letters.
         """

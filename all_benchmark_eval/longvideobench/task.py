@@ -71,7 +71,7 @@ class LongVideoBench(choices.ChoiceBenchmark):
     def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
         """``published``: the script's rule over the questions in the file; an empty answer is right, "(B)" is wrong.
 
-        ``corrected``: the option that the answer's text chooses (``choices.read_choice``); an unclear, empty or missing
+        ``corrected``: the option that the answer's text chooses (``choices.chosen``); an unclear, empty or missing
         answer is wrong. The break-downs are not of the published script.
         """
         published = options.protocol == "published"
@@ -96,7 +96,7 @@ def _mark(row: Row, truth: Mapping[str, Question] | None, published: bool) -> Ma
     if published:
         return Mark(row.id, choices.longvideobench_right(row.text, row.true), groups=groups)
     options = question.options if question else ()
-    chosen = choices.read_choice(row.text, len(options) or NUM_OPTIONS, options)
+    chosen = choices.chosen(row.text, len(options) or NUM_OPTIONS, options)
     return Mark(row.id, chosen == letter_of(row.true), "unparsed" if chosen is None else "scored", groups=groups)
 
 

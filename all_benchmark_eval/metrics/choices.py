@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from all_benchmark_eval.benchmark import Benchmark, worded
 from all_benchmark_eval.items import Answers, answered, need, once, question_line
 from all_benchmark_eval.metrics.parsing import split_evidence
+from videollm.reading import read_choice
 
 # ---- published -------------------------------------------------------------------------------------------------------
 
@@ -106,45 +107,10 @@ def check_true(true: Any, problem: str) -> None:
 
 # ---- what the text says ----------------------------------------------------------------------------------------------
 
-_ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
-_LEADING = re.compile(r"[\s\"'*]*(?:\(\s?([A-Za-z])\s?\)|([A-Za-z])\s?[).:,])")
-_TOLD = re.compile(
-    r"\b(?:answer|option|choice|it)\b\s{0,3}(?:is|:|=)?\s{0,3}:?\s{0,3}[\"'*]{0,3}"
-    r"(?:\(\s?([a-z])\s?\)|((?-i:[A-Z]))\b(?!['’])|([a-z])\b(?=[\W_]{0,9}$))",
-    re.IGNORECASE,
-)
-_BRACKETED = re.compile(r"\(\s?([A-Za-z])\s?\)")
 
-
-def read_choice(text: str, count: int, options: Sequence[str] = ()) -> int | None:
-    """The index of the one option that an answer chooses, of ``count``; None if it chooses none, or several.
-
-    In this order: a letter alone; the letter told as the answer ("the answer is (B)", the last one told); the letter it
-    starts with; the only letter in brackets; the only one of ``options`` that the answer holds word for word. What
-    stands before an evidence delimiter is no part of the answer.
-    """
-    text = split_evidence(text)[1].strip()
-    bracketed = {letter.upper() for letter in _BRACKETED.findall(text)}
-    found = _ALONE.fullmatch(text) or next(reversed(list(_TOLD.finditer(text))), None)
-    if found is None and len(bracketed) < 2:
-        found = _LEADING.match(text) or _BRACKETED.search(text)
-    if found is None:
-        return _held(text, options) if not bracketed else None
-    choice = ord(next(filter(None, found.groups())).upper()) - ord("A")
-    return choice if choice < count else None
-
-
-def _held(text: str, options: Sequence[str]) -> int | None:
-    """The only option whose words stand in the text in a row; of options within options, the longest."""
-    words = f" {_words(text)} "
-    held = [(len(_words(option)), i) for i, option in enumerate(options) if f" {_words(option)} " in words]
-    longest = [i for size, i in held if size == max(held)[0] and size]
-    within = all(_words(options[i]) in _words(options[longest[0]]) for _, i in held) if longest else False
-    return longest[0] if len(longest) == 1 and within else None
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+def chosen(text: str, count: int, options: Sequence[str] = (), labels: str = "letter") -> int | None:
+    """The index of the option that an answer chooses (``videollm.reading``); evidence before it is no part of it."""
+    return read_choice(split_evidence(text)[1], count, options, labels)
 
 
 # ---- accuracies ------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from all_benchmark_eval.metrics.dense import THRESHOLDS, Events, Floats, overlap
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.java import JavaError, find_java
 from all_benchmark_eval.metrics.moments import SLACK, State, moment_questions, order_and_clip, table
-from all_benchmark_eval.metrics.parsing import read_steps
 from videollm.common.answers import AnswerLine, split_spans
+from videollm.reading import read_steps
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def answer_events(answer: AnswerLine) -> list[tuple[list[float], str]]:
     """(span, caption) of every event of an answer: the text behind each span, up to the next one.
 
     An event without a caption is left out. Text without spans in our own notation is read as any answer
-    (``parsing.read_steps``).
+    (``videollm.reading``).
     """
     (_, *texts), spans = split_spans(answer.text)
     if not spans:

@@ -1,14 +1,12 @@
-"""What an answer's text says: spans, a moment, timed steps, and where the evidence ends and the answer starts.
+"""What the published scripts read in an answer's text, quirks included, and where evidence ends and the answer starts.
 
-Two readings stand side by side. ``published_*`` find what the published E.T. Bench scripts find, quirks included (spec
-METRICS 10.1, 10.4); ``read_*`` find what the text means: clock times, units and every kind of dash, captions that stay
-with their own times. Seconds out. Every function takes any text, in a time that grows about linearly with its length.
+``published_*`` find what the scripts of E.T. Bench find (spec METRICS 10.1, 10.4); what a text means is read by
+``videollm.reading``. Seconds out. Every function takes any text, in a time that grows about linearly with its length.
 Ground truth, tasks and metrics are not known here.
 """
 
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 Spans = list[list[float]]  # [[start, end], ...] in seconds
 Steps = tuple[Spans, list[str]]  # spans and as many captions
@@ -178,82 +176,7 @@ def _floats(pairs: Sequence[Sequence[str]]) -> Spans:
     return [[float(start), float(end)] for start, end in pairs]
 
 
-# ---- what the text means ---------------------------------------------------------------------------------------------
-
-_CLOCK = r"\d{1,3}(?::\d{1,2}){1,2}(?:\.\d+)?"
-_PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?"
-_UNIT = r"(?:\s?(?:seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h)\b)?"
-_TIME = rf"(?<!\d)(?<!\d[.:])-?(?:{_CLOCK}|{_PLAIN}){_UNIT}"
-_BETWEEN = r"\s{0,9}(?:[-\u2010-\u2015\u2212~]|to\b|until\b|till\b|and\b)\s{0,9}"
-_STARTS = r"\bstart\w{0,5}\b[^\d\n]{0,30}"
-_ENDS = r"\bend\w{0,5}\b[^\d\n]{0,30}"
-_SPAN = re.compile(
-    rf"(?P<a>{_TIME}){_BETWEEN}(?P<b>{_TIME})"
-    rf"|[\[(]\s?(?P<c>{_TIME})\s?,\s?(?P<d>{_TIME})\s?[\])]"
-    rf"|{_STARTS}(?P<e>{_TIME})[^\d]{{0,60}}?{_ENDS}(?P<f>{_TIME})",
-    re.IGNORECASE,
-)
-_ONE_TIME = re.compile(_TIME, re.IGNORECASE)
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_EDGES = " \t\r\n,.;:*-[]()"
-
-
 def split_evidence(text: str) -> tuple[str, str]:
     """(evidence, answer): before the first and after the last delimiter; without one all of it is the answer."""
     pieces = re.split(re.escape(DELIMITER), text, flags=re.IGNORECASE)
     return (pieces[0], pieces[-1]) if len(pieces) > 1 else ("", text)
-
-
-def read_spans(text: str) -> Spans:
-    """Every span that the text tells, in its order, each with start <= end.
-
-    "10 - 20", "10.5s \u2013 20s", "[10, 20]", "between 5 and 6 minutes", "1:10 to 1:30", "starts at 3 and ends at 9".
-    """
-    return [span for _, _, span in _spans(text)]
-
-
-def read_moment(text: str) -> float | None:
-    """The one time that the text tells: the middle of its first span, else a time with a unit, else a number."""
-    span = next(_spans(text), None)
-    if span is not None:
-        return (span[2][0] + span[2][1]) / 2
-    found = [mark.group() for mark in _ONE_TIME.finditer(text)]
-    times = [_to_seconds(mark, "") for mark in sorted(found, key=lambda mark: not (":" in mark or mark[-1].isalpha()))]
-    return next((time for time in times if math.isfinite(time)), None)
-
-
-def read_steps(text: str) -> Steps:
-    """Spans and captions: the text behind each span, or that before each where the last has none behind it."""
-    marks = list(_spans(text))
-    if not marks:
-        return [], []
-    edges = [0, *(edge for start, end, _ in marks for edge in (start, end)), len(text)]
-    pieces = [_caption(text[edges[i] : edges[i + 1]]) for i in range(0, len(edges), 2)]  # around the N spans: N + 1
-    before = bool(pieces[0]) and not pieces[-1]
-    return [span for _, _, span in marks], pieces[:-1] if before else pieces[1:]
-
-
-def _caption(piece: str) -> str:
-    return re.sub(r"^(?:description|caption)\b[\s:]*", "", piece.strip(_EDGES), flags=re.IGNORECASE).strip()
-
-
-def _spans(text: str) -> Iterator[tuple[int, int, list[float]]]:
-    """(first character, end, [start, end] in seconds) of every span told."""
-    for found in _SPAN.finditer(text):
-        first, last = (group for group in found.groups() if group is not None)
-        unit = re.search(r"([a-z])[a-z]*$", last.lower())  # "5 to 6 minutes": the first number has the second's unit
-        span = sorted([_to_seconds(first, unit.group(1) if unit else ""), _to_seconds(last, "")])
-        if all(map(math.isfinite, span)):
-            yield found.start(), found.end(), span
-
-
-def _to_seconds(mark: str, unit: str) -> float:
-    """Seconds of "1:05", "12.5", "1,000", "90 s" or "2 minutes"; ``unit`` is that of a plain number."""
-    word = re.search(r"[^\W\d]*$", mark.lower()).group()
-    number = mark[: len(mark) - len(word)].strip()
-    parts = number.lstrip("-").replace(",", "").split(":")
-    value = 0.0
-    for part in parts:
-        value = 60.0 * value + float(part)
-    value = -value if number.startswith("-") else value
-    return value * (1.0 if len(parts) > 1 else _SECONDS[(word or unit or "s")[0]])

@@ -16,7 +16,7 @@ from typing import Any
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Options, Scores
 from all_benchmark_eval.items import are_texts, need, read_rows, seconds
 from all_benchmark_eval.metrics import choices
-from all_benchmark_eval.metrics.choices import CAREFULLY, Mark, Predictions, Question, Row, letter_of, read_choice
+from all_benchmark_eval.metrics.choices import CAREFULLY, Mark, Predictions, Question, Row, letter_of
 
 WORDINGS = {
     "d2vlm": (
@@ -105,7 +105,7 @@ class MVBench(choices.ChoiceBenchmark):
         """``published``: the letter rule of the variant's script, over the questions in the file; an empty answer is
         right.
 
-        ``corrected``: the option that the answer's text chooses (``choices.read_choice``); an unclear, empty or missing
+        ``corrected``: the option that the answer's text chooses (``choices.chosen``); an unclear, empty or missing
         answer is wrong.
         """
         published = options.protocol == "published"
@@ -138,9 +138,9 @@ def _mark(row: Row, truth: Mapping[str, Question] | None, options: Options) -> M
 def _chosen(text: str, options: Sequence[str], right: int, several: bool) -> int | None:
     """The option chosen. Without the annotations only the right option's words are known, not how many there are."""
     if several:
-        return read_choice(text, len(options), options)
-    chosen = read_choice(text, 26)
-    return right if chosen is None and read_choice(text, 1, options) == 0 else chosen
+        return choices.chosen(text, len(options), options)
+    told = choices.chosen(text, 26)
+    return right if told is None and choices.chosen(text, 1, options) == 0 else told
 
 
 def _shown(question: Question) -> str:

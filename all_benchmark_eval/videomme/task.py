@@ -59,7 +59,7 @@ class VideoMME(choices.ChoiceBenchmark):
     def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
         """``published``: the script's letter; an answer in which it finds none leaves the denominator.
 
-        ``corrected``: the option that the answer's text chooses (``choices.read_choice``); an unclear, empty or missing
+        ``corrected``: the option that the answer's text chooses (``choices.chosen``); an unclear, empty or missing
         answer is wrong and stays in.
         """
         published = options.protocol == "published"
@@ -83,7 +83,7 @@ def _mark(row: Row, published: bool) -> Mark:
         chosen = "ABCD".find(letter) if letter else None
     else:
         bare = [option[2:].strip() if option[1:2] in (".", ")") else option for option in question.options]
-        chosen = choices.read_choice(text, max(len(bare), 4), bare)  # "A. text" -> "text"
+        chosen = choices.chosen(text, max(len(bare), 4), bare)  # "A. text" -> "text"
     state = "unparsed" if chosen is None else "scored"
     counted = chosen is not None or not published
     return Mark(row.id, chosen == question.answer, state, counted, question.groups)

@@ -1,9 +1,8 @@
-"""What is read from an answer's text, and that no text is too odd or too long to be read."""
+"""What published scripts read in an answer's text, and that no text is too odd or too long for them."""
 
 import contextlib
 import time
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -40,22 +39,8 @@ def test_published_parsers_raise_nothing_but_value_error(text):
     parsing.evidence_and_answer_spans(text)
 
 
-@given(TEXTS)
-def test_what_is_read_is_ordered_and_finite(text):
-    spans, captions = parsing.read_steps(text)
-    assert spans == parsing.read_spans(text)
-    assert len(spans) == len(captions)
-    assert all(start <= end < float("inf") and start > float("-inf") for start, end in spans)
-    moment = parsing.read_moment(text)
-    assert moment is None or abs(moment) < float("inf")
-    assert "".join(parsing.split_evidence(text)) in text or "</evi>" in text.lower()
-
-
 @given(TEXTS, st.integers(2, 6))
-def test_a_choice_is_one_of_the_options_or_none(text, count):
-    options = ["a man opens the door", "a man", "5 - 10", "", "\x00", "é"][:count]
-    choice = choices.read_choice(text, count, options)
-    assert choice is None or 0 <= choice < count
+def test_published_rules_for_a_choice_take_any_text(text, count):
     assert choices.videomme_letter(text) in ("", "A", "B", "C", "D")
     for variant in ("distime", "d2vlm"):
         choices.mvbench_right(text, "(A) yes", variant)
@@ -76,10 +61,9 @@ def test_a_choice_is_one_of_the_options_or_none(text, count):
 def test_time_grows_about_linearly_with_the_text(fragment):
     text = (fragment * LONG)[:LONG]
     started = time.process_time()
-    for parse in (*PUBLISHED, parsing.read_steps, parsing.read_moment, parsing.published_number):
+    for parse in (*PUBLISHED, parsing.published_number):
         with contextlib.suppress(ValueError):
             parse(text)
-    choices.read_choice(text, 4, ["yes", "no", "left", "right"])
     choices.videomme_letter(text)
     assert time.process_time() - started < SECONDS
 
@@ -92,56 +76,6 @@ def test_ten_thousand_different_ranges_are_cut_out_in_time():
     assert time.process_time() - started < SECONDS
 
 
-@pytest.mark.parametrize(
-    ("text", "spans"),
-    [
-        ("The event happens in 10.0 - 20.0 seconds.", [[10, 20]]),
-        ("The event happens in [12.0 s - 15.5 s] .", [[12, 15.5]]),
-        ("20 - 10", [[10, 20]]),
-        ("10s \u2013 20s", [[10, 20]]),
-        ("from 1:10 to 01:01:30.5", [[70, 3690.5]]),
-        ("between 5 and 6 minutes", [[300, 360]]),
-        ("5 minutes to 400 seconds", [[300, 400]]),
-        ("1,000 - 2,000", [[1000, 2000]]),
-        ("[10, 20] and (30, 40)", [[10, 20], [30, 40]]),
-        ("It starts at 3 and ends at 9.", [[3, 9]]),
-        ("Start time: 00:01:10\nEnd time: 00:01:30", [[70, 90]]),
-        ("-5 - 10", [[-5, 10]]),
-        ("10 - 20 - 30", [[10, 20]]),
-        ("no such event", []),
-        ("300to330", []),
-        ("9" * 400 + " - 5", []),
-    ],
-)
-def test_spans_are_read_as_meant(text, spans):
-    assert parsing.read_spans(text) == spans
-
-
-@pytest.mark.parametrize(
-    ("text", "moment"),
-    [("In scene 2, at 11 seconds", 11), ("9 - 12", 10.5), ("at 1:05", 65), ("14", 14), ("none", None)],
-)
-def test_a_moment_is_read_as_meant(text, moment):
-    assert parsing.read_moment(text) == moment
-
-
-@pytest.mark.parametrize(
-    ("text", "captions"),
-    [
-        ("Here are the steps: 5 - 15 seconds, pour oil. 18 - 30 seconds, add onions.", ["pour oil", "add onions"]),
-        ("1 - 5 seconds, pour water. 11 - 55 seconds, stir well.", ["pour water", "stir well"]),
-        ("5 - 15, oil. 18 - 30, stir", ["oil", "stir"]),
-        ("pour oil (5 - 15), stir (18 - 30)", ["pour oil", "stir"]),
-        ("Start time: 5s, End time: 15s, Description: Pour.\nStart time: 18s, End time: 30s, Description: Stir.",)
-        + (["Pour", "Stir"],),
-    ],
-)
-def test_a_caption_stays_with_its_own_time(text, captions):
-    spans, found = parsing.read_steps(text)
-    assert found == captions
-    assert spans == [[5, 15], [18, 30]] or text.startswith("1 - 5")
-
-
 def test_evidence_ends_at_the_first_delimiter_and_the_answer_starts_behind_the_last():
     assert parsing.split_evidence("<evi> 1 - 2 </evi>x</EVI> (B)") == ("<evi> 1 - 2 ", " (B)")
     assert parsing.split_evidence("(B)") == ("", "(B)")
@@ -149,24 +83,5 @@ def test_evidence_ends_at_the_first_delimiter_and_the_answer_starts_behind_the_l
     assert parsing.evidence_and_answer_spans("9 - 5") == ([], [])
 
 
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [
-        ("B", 1),
-        ("(b)", 1),
-        ("b. run", 1),
-        ("The answer is (C).", 2),
-        ("<evi> (A) 1 - 2 </evi>Best Option: (D)", 3),
-        ("Based on the video, the answer is C", 2),
-        ("I think it is D", 3),
-        ("the dog sleeps", 1),
-        ("the dog", None),
-        ("(B) is wrong, (C) is right", None),
-        ("A dog runs", None),
-        ("(F)", None),
-        ("", None),
-        (".", None),
-    ],
-)
-def test_a_choice_is_read_as_meant(text, choice):
-    assert choices.read_choice(text, 4, ["a cat", "the dog sleeps", "the dog runs", "no animal"]) == choice
+def test_evidence_is_no_part_of_a_choice():
+    assert choices.chosen("<evi> (A) 1 - 2 </evi>Best Option: (D)", 4) == 3

@@ -1,0 +1,8 @@
+"""What the text of an answer says: spans, timed captions, a choice, each with the rule that read it."""
+
+from videollm.reading.choice import read_choice
+from videollm.reading.part import Reading
+from videollm.reading.spans import read_moment, read_spans
+from videollm.reading.steps import read_steps
+
+__all__ = ["Reading", "read_choice", "read_moment", "read_spans", "read_steps"]

@@ -1,0 +1,243 @@
+"""Which option an answer chooses.
+
+In: the text of an answer, how many options there are, their texts and labels. Out: the index of one option, or None
+where none is chosen, or several. What the answer says it is ("the answer is C") outranks letters told elsewhere; a
+letter that is no option is skipped; "A dog runs." is the option with that text, not A.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from videollm.reading.part import Reading, answer_part
+from videollm.reading.structured import fragments
+
+Labels = Literal["letter", "digit"]
+
+_KEYS = re.compile(
+    r"(?:(?:final|best|correct|selected|predicted|my)[_ ]?)?"
+    r"(?:answer|choice|option|result|prediction|pred|letter|label|response)(?:[_ ]?(?:letter|id|index|idx))?",
+    re.IGNORECASE,
+)
+_KEYED = re.compile(rf"[\"']?(?:{_KEYS.pattern})[\"']?\s?:\s?[\"'(\[]{{0,2}}(\w{{1,2}})[\"')\]]{{0,2}}\s?[,}}\n]", re.I)
+_WORDS = r"(?:\s{1,3}(?!not\b|n[o']t\b)[\w']{1,12}){0,5}?"
+_IS = r"(?:'s|\bis|\bare|\b(?:would|should|must|will)\s+be|\bseems\s+to\s+be|\bes|\best|\bist|是|为|は|은|는|:|=)"
+_SIGNS = r"[\s*_\"'`(\[{:.$<]{0,8}"
+_NAME = r"(?:(?:the\s+)?(?:option|choice|letter|number|answer)\b|选项)?"
+_ANSWER = (
+    r"(?:\b(?:answer|ans|respuesta(?:\s+correcta)?|réponse|antwort|ответ)\b|\bchoice(?=\s{0,2}:)"
+    r"|\b(?:best|correct|right|selected|chosen|final)\s+(?:option|choice)\b"
+    r"|\b(?:good|best)\s+choice\b|答案|正解|答え|정답|(?:正确|最佳)选项)"
+)
+_CHOSEN = (
+    r"(?:\b(?:choose|pick|select|go\s+with|going\s+with|say|believe|think)\b(?:\s+(?:it|that|the\s+answer))?(?:'s|\s+is)?"
+    r"|\bit(?:'s|\s+is)|\bthat(?:'s|\s+(?:is|would\s+be))|选择?|选项|\b(?:hence|thus|therefore|so)\b,?|^option\b|^choice\b)"
+)
+_RIGHT = r"(?:the\s+)?(?:(?:most|only|likely|best)\s+){0,2}(?:correct|right|best|answer|likely|true|正确)"
+_END = r"(?![\w'’])(?!\.\d)(?!-\w)"
+_GOES_ON = re.compile(
+    r"[\s*_\"'`]{0,4}(?:$|[()\].,:;!?\n}]|(?:because|since|as|is|was|would|seems|should|and|or|due|for|given|—|–|-|which|that|"
+    r"based|when|not)\b)",
+    re.IGNORECASE,
+)
+_JOINED = r"(?:,|/|\bor\b|\band\b|&|，|、)"
+_MORE = re.compile(
+    rf"[\s*_\"'`)\]]{{0,4}}(?:{_JOINED}|(?=\())[\s*_\"'`]{{0,3}}(?:\b(?:option|choice)\s)?[\s(\[]{{0,2}}([A-Z]|\d{{1,2}})(?![\w'’])"
+    r"[)\]]?(?=[\s).,\]!?]|$)(?!\s(?:(?:is|are)\s+(?:wrong|not|in)|appears?|shows?))"
+)
+_PAIRED = re.compile(
+    rf"(?:\b(?:both|either|neither)\b|(?<![A-Za-z])[A-Z][)\]*]{{0,2}}\s{{0,2}}{_JOINED}\s{{0,2}}(?:option\s)?[(\[*]{{0,2}})$",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"\bnot\b|n['’]t\b|\bneither\b|不是", re.IGNORECASE)
+_WRONG = re.compile(r"[\W_]*(?:is|are)\s+(?:wrong|not|incorrect)|n['’]t", re.IGNORECASE)
+_LISTED = re.compile(r"^[\s*]{0,4}[(\[]?([A-Z]|\d{1,2})[)\].:]\s", re.MULTILINE)
+SEVERAL = -1  # in place of an index, within this file
+_OPTION = 500  # characters behind a letter that are held against the option's text
+
+Found = int | None  # an index, SEVERAL, or None
+
+
+def read_choice(text: str, count: int, options: Sequence[str] = (), labels: Labels = "letter") -> int | None:
+    """The index of the one option that an answer chooses, of ``count``; None if it chooses none, or several.
+
+    ``labels``: "letter" for options (A), (B), ...; "digit" for (0), (1), ..., where letters count as well.
+    """
+    return explain_choice(text, count, options, labels).value
+
+
+def explain_choice(
+    text: str, count: int, options: Sequence[str] = (), labels: Labels = "letter"
+) -> Reading[int | None]:
+    """The choice, and by which rule it was read."""
+    part, why = answer_part(text)
+    reader = _Reader(count, [_words(option) for option in options], _rules(labels))
+    keyed = next((value for value in map(_of_keys, fragments(part)) if value is not None), None)
+    if keyed is None and (found := _KEYED.search(part)):
+        keyed = found.group(1)
+    choice, rule = reader.read(part if keyed is None else keyed)
+    return Reading(choice, f"{why}; {rule}" if keyed is None else f"{why}; a key of JSON; {rule}")
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Patterns with a group ``label``; ``leading`` has ``bare`` instead for a label without brackets."""
+
+    alone: re.Pattern
+    told: re.Pattern
+    chosen: re.Pattern
+    correct: re.Pattern
+    leading: re.Pattern
+    bracketed: re.Pattern
+
+
+@cache
+def _rules(labels: Labels) -> _Rules:
+    signs = {"letter": "[A-Za-z]", "digit": r"\d{1,2}|[A-Za-z]"}[labels]
+    label, flags = f"(?P<label>{signs})", re.IGNORECASE | re.MULTILINE
+    behind = rf"{_SIGNS}{_NAME}{_SIGNS}{label}{_END}"
+    return _Rules(
+        re.compile(rf"[\W_]*?(?<!-){label}[\W_]*"),
+        re.compile(rf"{_ANSWER}{_WORDS}\s{{0,3}}{_IS}?{behind}", flags),
+        re.compile(rf"{_CHOSEN}{behind}", flags),
+        re.compile(rf"(?<![A-Za-z0-9'’.]){label}[)\]*_\"'`.]{{0,4}}\s{{0,3}}{_IS}\s{{0,3}}{_RIGHT}", flags),
+        re.compile(rf"[\s\"'*`]*(?:[(\[{{]\s?{label}\s?[)\]}}]|(?P<bare>{signs})(?=[).:,;\s*\"'`]|$))"),
+        re.compile(rf"[(\[]\s?{label}\s?[)\]]"),
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """The rules for one question. ``options`` are in words, see ``_words``."""
+
+    count: int
+    options: Sequence[str]
+    rules: _Rules
+
+    def read(self, text: str) -> tuple[int | None, str]:
+        """(choice, rule)."""
+        text = text.strip()
+        same, alone = self._equal(text), self.rules.alone.fullmatch(text)
+        if alone and not text.startswith("-"):
+            choice = self._index(alone["label"])
+            if None not in (same, choice) and same != choice:
+                return None, "a label that is another option's text"
+            return (same, "the option's text") if choice is None else (choice, "a label alone")
+        if same is not None:
+            return same, "the option's text"
+        if re.match(r"\W*(?:both|either|neither)\b", text, re.IGNORECASE):
+            return None, "several options"
+        for rule, find in (
+            ("the answer told", lambda: self._last(self.rules.told, text)),
+            ("its first label", lambda: self._first(text)),
+            ("the option called right", lambda: self._last(self.rules.correct, text)),
+            ("the option chosen", lambda: self._last(self.rules.chosen, text)),
+            ("its last line", lambda: self._last_line(text)),
+            ("the only label in brackets", lambda: self._only_bracketed(text)),
+            ("the option's text in it", lambda: self._held(text)),
+        ):
+            found = find()
+            if found is not None:
+                return (None, "several options") if found == SEVERAL else (found, rule)
+        return None, "no choice"
+
+    def _index(self, label: str) -> Found:
+        """The option that a label names; None if there is none."""
+        index = int(label) if label.isdecimal() else ord(label.upper()) - ord("A")
+        return index if 0 <= index < self.count else None
+
+    def _last(self, rule: re.Pattern, text: str) -> Found:
+        """The last label that ``rule`` finds, passing over those that are denied, an article, or no option."""
+        for found in reversed(list(rule.finditer(text))):
+            label, (start, end) = found["label"], found.span("label")
+            if _DENIED.search(found.group()) or not self._is_label(text, label, end):
+                continue
+            if self._several(text, start, end):
+                return SEVERAL
+            if (index := self._index(label)) is not None:
+                return index
+        return None
+
+    def _is_label(self, text: str, label: str, end: int) -> bool:
+        """Whether a letter is a label, and no article or word: "A dog runs" is none, "C because" is one."""
+        behind = text[end : end + _OPTION]
+        if label.isdecimal() or re.match(r"[^\x00-\x7f]|[)\]}*]", behind):
+            return True
+        if _GOES_ON.match(behind) and (label.isupper() or not re.match(r"\s[a-z]", behind)):
+            return True
+        words, index = _words(behind), self._index(label)
+        return bool(words and index is not None and index < len(self.options) and words.startswith(self.options[index]))
+
+    def _several(self, text: str, start: int, end: int) -> bool:
+        """Whether the label is one of two: "C or D", "both B and C"."""
+        more = _MORE.match(text, end)
+        if more and more.group(1) != text[start:end]:
+            return self._index(more.group(1)) is not None
+        return bool(_PAIRED.search(text[max(0, start - 24) : start]))
+
+    def _first(self, text: str) -> Found:
+        """The label that the text begins with, unless it goes through all of them or another option's text follows."""
+        found = self.rules.leading.match(text)
+        if not found:
+            return None
+        name = "label" if found["label"] else "bare"
+        label, (start, end) = found[name], found.span(name)
+        several = len({m.group(1) for m in _LISTED.finditer(text)}) > 1
+        behind = text[end : end + _OPTION]
+        if (
+            several
+            or (name == "bare" and not self._is_label(text, label, end))
+            or re.match(r"[.:]\d", behind)
+            or _WRONG.match(behind)
+        ):
+            return None
+        if self._several(text, start, end):
+            return SEVERAL
+        index, other = self._index(label), self._equal(re.sub(r"^[)\]}.:,\s]+", "", behind).split("\n")[0])
+        return SEVERAL if None not in (index, other) and index != other else index
+
+    def _last_line(self, text: str) -> Found:
+        lines = [line for line in text.split("\n") if line.strip()]
+        found = self.rules.alone.fullmatch(lines[-1].strip()) if len(lines) > 1 else None
+        return self._index(found["label"]) if found and not found["label"].islower() else None
+
+    def _only_bracketed(self, text: str) -> Found:
+        found = {m["label"].upper() for m in self.rules.bracketed.finditer(text)}
+        if len(found) > 1:
+            return SEVERAL
+        return self._index(found.pop()) if found and not re.search(r"\b(?:not|wrong|incorrect)\b", text, re.I) else None
+
+    def _equal(self, text: str) -> int | None:
+        """The only option with these words; of a "No, he does not" the option "No"."""
+        words = _words(text)
+        same = [i for i, option in enumerate(self.options) if option and option == words]
+        if not same and (found := re.match(r"\W*(yes|no)\b(?=\W)", text, re.IGNORECASE)):
+            same = [i for i, option in enumerate(self.options) if option == found.group(1).lower()]
+        return same[0] if len(same) == 1 else None
+
+    def _held(self, text: str) -> Found:
+        """The only option whose words stand in the text in a row; of options within options, the longest."""
+        words = f" {_words(text)} "
+        held = [(len(option), i) for i, option in enumerate(self.options) if option and f" {option} " in words]
+        if not held:
+            return None
+        longest = [i for size, i in held if size == max(held)[0]]
+        within = all(self.options[i] in self.options[longest[0]] for _, i in held)
+        return longest[0] if len(longest) == 1 and within else SEVERAL
+
+
+def _of_keys(value: Any) -> str | None:
+    """The text under a key for an answer, or the one text of a list."""
+    if isinstance(value, dict):
+        found = next((v for k, v in value.items() if _KEYS.fullmatch(str(k))), None)
+        if isinstance(found, list) and len(found) == 1:
+            found = found[0]
+        return str(found) if isinstance(found, str | int) and not isinstance(found, bool) else None
+    one = isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
+    return value[0] if one else None
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
