@@ -52,6 +52,7 @@ class VideoFile:
         try:
             self.timeline = Timeline(self.path, self.container, self.stream)
             self.ticks, self.keys = self.timeline.ticks, self.timeline.keys
+            self.counted = self.timeline.counted
             self.seekable = not self.counted and len(self.keys) > 0  # until a seek has failed
             self._check_untimed()
             first = next(self.decoded(np.arange(len(self.ticks)), 0), None)
@@ -100,8 +101,6 @@ class VideoFile:
             self.close()
             raise video_error(self.path, "is in a codec that this FFmpeg cannot decode", mend(self.path))
         self.stream.codec_context.thread_count = 1  # data workers are the parallelism
-        # The AVI demuxer labels B-frames in decoding order; frames still come out in the right order, so count them.
-        self.counted = self.container.format.name == "avi"
 
     def _check_untimed(self) -> None:
         """Refuse a file some of whose pictures have no time. A packet may lack one: half a picture, or a cut start."""

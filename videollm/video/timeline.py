@@ -103,13 +103,15 @@ class Timeline:
     """When the pictures of one stream are shown. Raises ``VideoError`` where that cannot be said, or most is missing.
 
     ``ticks`` [N] are the presentation times in units of the stream, sorted; ``place`` maps one to its index. ``keys``
-    [K] are those of the keyframes, sorted, and ``key_rows`` [K] their rows of ``packets``.
+    [K] are those of the keyframes, sorted, and ``key_rows`` [K] their rows of ``packets``. ``counted``: the times of
+    the packets are not those of their pictures; the i-th picture that decoding gives is shown at ``ticks[i]``.
     """
 
     def __init__(self, path: Path, container: av.container.InputContainer, stream: av.VideoStream):
         self.path, self.stream, self.container = path, stream, container
         self.time_base = Fraction(stream.time_base)
         self.problems: dict[str, str] = {}
+        self.counted = container.format.name == "avi"  # which labels B-frames in the order of decoding
         self.packets = packets = _read(container, stream)
         shown = (packets.pts != NONE) & ~packets.hidden
         if not shown.any():
@@ -130,6 +132,11 @@ class Timeline:
         """Seconds from the first picture on."""
         return float((int(tick) - int(self.ticks[0])) * self.time_base)
 
+    def _places(self, row: int) -> str:
+        """Seconds of the last picture before that packet, and of its own."""
+        known = np.where(self.packets.pts == NONE, self.packets.dts, self.packets.pts)
+        return f"from {self.seconds(known[:row].max()):.2f} s to {max(0.0, self.seconds(known[row])):.2f} s"
+
     def _measure(self, last: int) -> None:
         """Duration and rate; ``last``: how long the last picture is shown, in units of the stream, 0: unknown."""
         rate = self.stream.average_rate
@@ -147,15 +154,17 @@ class Timeline:
 
     def _check_order(self, num_shown: int, step: int) -> None:
         """Refuse times that start again, and pictures that would get lost because others have their time."""
-        dts = self.packets.dts[self.packets.dts != NONE]
+        rows = np.flatnonzero(self.packets.dts != NONE)
+        dts = self.packets.dts[rows]
         latest = np.maximum.accumulate(dts) if len(dts) else dts
-        fallen = np.flatnonzero(latest - dts > max(0.1 / self.time_base, REORDERED * step))
+        fallen = rows[latest - dts > max(0.1 / self.time_base, REORDERED * step)]
         if len(fallen):
-            before, after = (max(0.0, self.seconds(times[fallen[0]])) for times in (latest, dts))
-            problem = f"its times start again: after {before:.2f} s comes {after:.2f} s (are several files joined?)"
+            problem = f"its times start again, {self._places(fallen[0])} (are several files joined?)"
             raise video_error(self.path, problem, self._remedy())
         doubled = num_shown - len(self.ticks)
         if not doubled:
+            return
+        if self._even(num_shown, step):
             return
         pts = np.sort(self.packets.pts[self.packets.pts != NONE])
         place = self.seconds(pts[1:][np.diff(pts) == 0][0]) if (np.diff(pts) == 0).any() else 0.0
@@ -163,6 +172,16 @@ class Timeline:
         if doubled > max(1, LOST_SHARE * num_shown):
             raise video_error(self.path, problem, self._remedy())
         self.problems["jumping"] = f"{problem} and are not shown; {self._remedy()}"
+
+    def _even(self, num_shown: int, step: int) -> bool:
+        """A program stream names the time of some pictures and FFmpeg guesses the others, sometimes twice the same.
+        Where the pictures fill the time evenly, evenly they are shown, in the order in which they are decoded."""
+        span = int(self.ticks[-1] - self.ticks[0])
+        if self.container.format.name != "mpeg" or abs(span - step * (num_shown - 1)) > step:
+            return False
+        self.counted = True
+        self.ticks = self.ticks[0] + np.round(np.linspace(0, span, num_shown)).astype(np.int64)
+        return True
 
     def _check_jumps(self) -> None:
         """Note where the clock jumps; the module's docstring says what is a jump."""
@@ -178,8 +197,7 @@ class Timeline:
             before, after = float(dts[gap] * self.time_base), float(dts[gap + 1] * self.time_base)
             if ((others > before + JUMP_S / 4) & (others < after - JUMP_S / 4)).any():
                 continue
-            start = self.seconds(dts[gap]), self.seconds(dts[gap + 1])
-            self.problems["jumping"] = f"its times jump from {start[0]:.2f} s to {start[1]:.2f} s; {mend(self.path)}"
+            self.problems["jumping"] = f"its times jump {self._places(rows[gap + 1])}; {mend(self.path)}"
             return
 
     def _check_joined(self) -> None:
