@@ -263,18 +263,16 @@ def _much_less(there_s: float, promised_s: float) -> bool:
 
 def _read(container: av.container.InputContainer, stream: av.VideoStream) -> Packets:
     """All packets; those without data ("show the last picture again") are no pictures of their own."""
-    columns, all_read, end = [array("q") for _ in range(7)], True, 0
+    numbers, all_read, end = array("q"), True, 0
     try:
         for p in container.demux(stream):
-            if p.size:
-                times = (NONE if time is None else time for time in (p.pts, p.dts))
-                row = (*times, p.duration or 0, p.size, p.is_keyframe, p.is_discard, p.is_corrupt)
-                for column, value in zip(columns, row, strict=True):
-                    column.append(value)
-                end = max(end, (p.pos or 0) + p.size)
+            if size := p.size:
+                pts, dts, end = p.pts, p.dts, (p.pos or 0) + size
+                times = NONE if pts is None else pts, NONE if dts is None else dts, p.duration or 0
+                numbers.extend((*times, size, p.is_keyframe, p.is_discard, p.is_corrupt))
     except UNREADABLE:
         all_read = False
-    pts, dts, duration, size, *flags = (np.array(column, dtype=np.int64) for column in columns)
+    pts, dts, duration, size, *flags = np.array(numbers, dtype=np.int64).reshape(-1, 7).T.copy()
     return Packets(pts, dts, duration, size, *(flag.astype(bool) for flag in flags), all_read, end)
 
 

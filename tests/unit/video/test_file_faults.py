@@ -8,7 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.odd_files import cut, encode, joined, jump, mended, of
+from benchmarks.fuzz_files import Trial, fuzz
+from benchmarks.odd_files import Odd, Row, cut, encode, joined, jump, mended, of
 from videollm.data.__main__ import main
 from videollm.video.decode import VideoError, probe
 from videollm.video.read import read_video
@@ -182,3 +183,33 @@ def test_check_counts_truncated_and_jumping_files_and_ends_with_one(tmp_path, ca
     assert (list(report["truncated"]), list(report["jumping"]), report["kept"]) == (["cut.mkv"], ["jump.ts"], 3)
     annotations.write_text(lines[2])
     assert main(given) == 0
+
+
+# ---- the benchmarks of this ----
+
+
+def test_fifty_files_damaged_at_random_give_only_documented_errors():
+    counts, faults = fuzz(50, seed=0, timeout_s=20, progress=False)
+    assert faults == [] and counts.total() == 50
+    assert counts["refused"] > 10 and counts["good"] > 10
+
+
+def test_fuzzing_tells_another_error(monkeypatch):
+    def read(self, path):
+        raise KeyError("x") if path.name.startswith("3_") else VideoError(f"{path}: is bad; fetch it again")
+
+    monkeypatch.setattr(Trial, "read", read)
+    counts, faults = fuzz(5, seed=0, timeout_s=20, progress=False)
+    assert (counts["fault"], counts["refused"]) == (1, 4)
+    assert re.fullmatch(r"seed 0, file 3 \(\S+\): KeyError: 'x'", faults[0])
+
+
+def test_a_wrong_picture_and_a_silent_loss_are_faults():
+    odd = Odd("cut", "x.mkv", cut("libx264", 0.5), pictures=150)
+    good = {"chosen": 37, "alike": 37, "in_time": 37, "pictures": 150}
+    assert Row(odd, "good", **good).faults == []
+    assert Row(odd, "good", **good | {"alike": 36}).faults == ["1 wrong pictures"]
+    assert Row(odd, "good", **good | {"in_time": 30}).faults == ["7 wrong times"]
+    assert Row(odd, "good", **good | {"pictures": 75}).faults == ["silent loss: 75 of 150"]
+    assert Row(odd, "truncated", **good | {"pictures": 75}).faults == []
+    assert Row(odd, "good", refused="x.mkv: is bad; fetch it again").faults == ["silent loss: 0 of 150"]
