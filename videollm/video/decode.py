@@ -150,7 +150,7 @@ class VideoFile:
         """Packets from keyframe ``key`` on, with the times of the first reading; ``_Missed`` where they differ."""
         known, row = self.timeline.packets, int(self.timeline.key_rows[key])
         for packet in self._seek(key):
-            if packet.size:
+            if packet.size or packet.pts is not None:
                 if row >= len(known.size) or packet.size != known.size[row]:
                     raise _Missed
                 pts = int(known.pts[row])  # after a seek the parser of a program stream may be wrong about them

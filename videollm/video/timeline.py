@@ -83,7 +83,7 @@ class Packets:
     pts: np.ndarray  # int64, units of the stream; NONE where the file has no time
     dts: np.ndarray  # int64, likewise
     duration: np.ndarray  # int64; 0: unknown
-    size: np.ndarray  # int64, bytes
+    size: np.ndarray  # int64, bytes; 0: "show the last picture again", as Theora and MP4 have it
     key: np.ndarray  # bool
     hidden: np.ndarray  # bool: an edit list leaves the picture out
     corrupt: np.ndarray  # bool: the demuxer did not get all of it
@@ -113,17 +113,18 @@ class Timeline:
         self.problems: dict[str, str] = {}
         self.counted = container.format.name == "avi"  # which labels B-frames in the order of decoding
         self.packets = packets = _read(container, stream)
-        shown = (packets.pts != NONE) & ~packets.hidden
+        shown = (packets.pts != NONE) & (packets.size > 0) & ~packets.hidden
         if not shown.any():
             raise video_error(path, "has no picture with a time", mend(path))
         self.ticks, first = np.unique(packets.pts[shown], return_index=True)
         self.place = {tick: i for i, tick in enumerate(self.ticks.tolist())}
-        rows = np.flatnonzero(packets.key & (packets.pts != NONE))
+        rows = np.flatnonzero(packets.key & (packets.size > 0) & (packets.pts != NONE))
         self.keys, of_key = np.unique(packets.pts[rows], return_index=True)
         self.key_rows = rows[of_key]
         step = int(np.median(np.diff(self.ticks))) if len(self.ticks) > 1 else 0  # of the stream
         self._check_order(int(shown.sum()), step)
-        self._measure(int(packets.duration[shown][first[-1]]) or step)
+        again = packets.pts[packets.size == 0].max(initial=self.ticks[-1])  # the last picture, until then and a step
+        self._measure(int(again - self.ticks[-1]) + (int(packets.duration[shown][first[-1]]) or step))
         self._check_jumps()
         self._check_joined()
         self._check_complete()
@@ -166,7 +167,7 @@ class Timeline:
             return
         if self._even(num_shown, step):
             return
-        pts = np.sort(self.packets.pts[self.packets.pts != NONE])
+        pts = np.sort(self.packets.pts[(self.packets.pts != NONE) & (self.packets.size > 0)])
         place = self.seconds(pts[1:][np.diff(pts) == 0][0]) if (np.diff(pts) == 0).any() else 0.0
         problem = f"{doubled} of {num_shown} pictures have the time of another one (the first at {place:.2f} s)"
         if doubled > max(1, LOST_SHARE * num_shown):
@@ -175,9 +176,9 @@ class Timeline:
 
     def _even(self, num_shown: int, step: int) -> bool:
         """A program stream names the time of some pictures and FFmpeg guesses the others, sometimes twice the same.
-        Where the pictures fill the time evenly, evenly they are shown, in the order in which they are decoded."""
-        span = int(self.ticks[-1] - self.ticks[0])
-        if self.container.format.name != "mpeg" or abs(span - step * (num_shown - 1)) > step:
+        Where all have one and fill the time evenly, they are shown evenly, in the order in which they are decoded."""
+        span, pictures = int(self.ticks[-1] - self.ticks[0]), int((self.packets.size > 0).sum())
+        if self.container.format.name != "mpeg" or abs(span - step * (pictures - 1)) > step or pictures > num_shown:
             return False
         self.counted = True
         self.ticks = self.ticks[0] + np.round(np.linspace(0, span, num_shown)).astype(np.int64)
@@ -243,7 +244,7 @@ class Timeline:
             return 0.0
         if name == "avi":  # FFmpeg shortens the duration of a cut file; the number of frames is the header's
             return float(max(stream.duration or 0, stream.frames) * self.time_base)
-        if stream.duration:
+        if stream.duration and name != "asf":  # there it is that of the whole
             return float(stream.duration * self.time_base)
         whole_s = _asf_s(self.path) if name == "asf" else (container.duration or 0) / av.time_base
         tag = stream.metadata.get("DURATION", "").split(":")
@@ -262,12 +263,13 @@ def _much_less(there_s: float, promised_s: float) -> bool:
 
 
 def _read(container: av.container.InputContainer, stream: av.VideoStream) -> Packets:
-    """All packets; those without data ("show the last picture again") are no pictures of their own."""
+    """All packets of the stream."""
     numbers, all_read, end = array("q"), True, 0
     try:
         for p in container.demux(stream):
-            if size := p.size:
-                pts, dts, end = p.pts, p.dts, (p.pos or 0) + size
+            pts, dts, size = p.pts, p.dts, p.size
+            if size or pts is not None:  # the last one of PyAV has neither
+                end = (p.pos or 0) + size
                 times = NONE if pts is None else pts, NONE if dts is None else dts, p.duration or 0
                 numbers.extend((*times, size, p.is_keyframe, p.is_discard, p.is_corrupt))
     except UNREADABLE:

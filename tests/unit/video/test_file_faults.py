@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 
 import av
 import numpy as np
@@ -109,6 +110,14 @@ def test_pictures_that_share_a_time_are_named_or_refused(tmp_path):
     assert re.search(r"9\.mkv: 9 of 150 pictures have the time of another one .*; join its parts", refusal(many))
 
 
+@needs_ffmpeg
+def test_pictures_without_a_time_are_not_made_even(tmp_path):
+    """Two of the few times that there are, are the same here."""
+    made = "-v error -f lavfi -i testsrc2=s=64x48:r=25:d=24 -c:v libx264 -x264-params keyint=25:bframes=3"
+    subprocess.run(["ffmpeg", *made.split(), tmp_path / "x.mpg"], check=True)
+    assert re.search(r"5\d\d of its 600 pictures have no time; mend it with: ffmpeg", refusal(tmp_path / "x.mpg"))
+
+
 def test_pictures_without_a_time_are_refused(tmp_path):
     path = encode(tmp_path / "x.mpg", "libx264", container="mpeg")
     assert re.search(r"\d\d+ of its 150 pictures have no time; mend it with: ffmpeg .* setpts=", refusal(path))
@@ -134,12 +143,47 @@ def test_a_cut_file_is_refused_under_one_half_and_else_named(tmp_path, ext):
     assert 75 < info.num_frames < 140 and read_video(path, Sampler(rule="segments", num_frames=4)).damaged <= 1
 
 
-def test_sound_that_is_longer_than_the_pictures_is_no_cut(tmp_path):
-    """Matroska's header tells the length of the whole; a tag, if it is there, that of the pictures."""
-    path = encode(tmp_path / "x.mkv", "libx264", audio_s=9)
+@pytest.mark.parametrize("ext", ["mkv", "wmv"])
+def test_sound_that_is_longer_than_the_pictures_is_no_cut(tmp_path, ext):
+    """The header tells the length of the whole; a tag of Matroska, if it is there, that of the pictures."""
+    path = encode(tmp_path / f"x.{ext}", CODECS[ext], audio_s=9)
     path.write_bytes(path.read_bytes().replace(b"DURATION", b"DURATIO_"))
     info = probe(path)
     assert (info.problems, round(info.duration_s, 2)) == ({}, 6.0)
+
+
+@needs_ffmpeg
+def test_a_picture_that_is_shown_again_and_again_is_one(tmp_path):
+    """Theora has an empty packet for it, which is no picture, no damage and no missing end."""
+    path = tmp_path / "still.ogv"
+    given = "-v error -f lavfi -i color=red:s=64x48:r=25:d=4 -f lavfi -i testsrc=s=64x48:r=25:d=1"
+    made = [*given.split(), "-filter_complex", "[1][0]concat", "-c:v", "libtheora", path]
+    if subprocess.run(["ffmpeg", *made], check=False, capture_output=True).returncode:
+        pytest.skip("this ffmpeg has no encoder libtheora")
+    info = probe(path)
+    assert info.problems == {} and info.num_frames < 40
+    assert info.duration_s == pytest.approx(5.0, abs=0.2)  # the encoder leaves out some at the end
+    frames = read_video(path, Sampler(rule="segments", num_frames=8))
+    assert frames.damaged == 0
+    reds = [bool((rgb[..., 0] > 200).all() and (rgb[..., 1:] < 60).all()) for rgb in frames.pixels.numpy()]
+    assert reds == [second >= 1 for second in frames.times_s]
+
+
+def test_a_last_picture_that_is_shown_again_lasts_until_the_end(tmp_path):
+    source = encode(tmp_path / "x.mp4", "libx264", gop=1000)
+    with av.open(str(source)) as old, av.open(str(tmp_path / "x.nut"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.pts is None:
+                continue
+            if packet.dts * packet.time_base > 3:
+                times, packet = packet, av.Packet(0)
+                packet.pts, packet.dts, packet.time_base = times.pts, times.dts, times.time_base
+            packet.stream = stream
+            new.mux(packet)
+    info = probe(tmp_path / "x.nut")
+    assert (info.duration_s, info.problems) == (6.0, {}) and 70 < info.num_frames < 80
+    assert read_video(tmp_path / "x.nut", Sampler(rule="segments", num_frames=8)).damaged == 0
 
 
 def test_a_file_that_ends_in_a_picture_is_cut_also_where_no_length_is_promised(tmp_path):
