@@ -1,7 +1,7 @@
 """Odd video and picture files of every kind that users have reported: ours against ffmpeg, and what ``check`` says.
 
 Each file is made here, of pictures that spell their number. A row tells how many of the chosen frames equal what ffmpeg
-decodes for the same time, how many of the times equal ffprobe's, and what the check command says. A file may be shown
+decodes for the same time, how many of the times equal ffprobe's (of a picture: how much it is the ramp that was put in), and what the check command says. A file may be shown
 rightly, refused, or named by ``check``; a picture that is not ffmpeg's, or pictures that are missing from a file that
 ``check`` calls good, are faults. Exit status 0 if there are none. Formats that promise no length (MPEG-TS and -PS, Ogg,
 GIF) cannot tell that they were cut, and are not cut here. Needs the ffmpeg and ffprobe commands.
@@ -41,6 +41,7 @@ CHOSEN = (5, 32)  # frames that are read of each: far apart and near
 ALIKE = 6.0  # mean difference of two pictures, of 255, that another version of a decoder may make
 ALIKE_S = 2e-3  # of two times; Matroska rounds to milliseconds
 PICTURES = (".png", ".tif")
+RAMP = np.linspace(0, 1, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH)  # of black to white; ffmpeg does not read all of these
 
 Make = Callable[[Path], object]
 
@@ -195,7 +196,6 @@ MIRRORS = {
 
 def all_kinds() -> list[Odd]:
     """Every file, under the heading of its kind."""
-    ramp = np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH)
     still = [i + 1000 * (i >= 60) for i in range(COUNT)]  # one picture is shown for 40 s
     slides, whole = of("libx264", pts=still), COUNT + COUNT // 2
     h264 = of("libx264", container="mp4")
@@ -211,10 +211,15 @@ def all_kinds() -> list[Odd]:
         *(Odd("cut", f"cut{n}_x.mp4", cut("libx264", n / 100, **front)) for n in (30, 70)),
         *(Odd("display matrix", f"{name}.mp4", turned(matrix)) for name, matrix in MIRRORS.items()),
         Odd("over 8 bits", "prores.mov", of("prores")),
-        Odd("over 8 bits", "grey16.png", deep_picture(ramp.astype(np.uint16)), 1),
-        Odd("over 8 bits", "grey16.tif", deep_picture(ramp.astype(np.uint16)), 1),
-        Odd("over 8 bits", "int32.tif", deep_picture(ramp.astype(np.int32)), 1),
-        Odd("over 8 bits", "float.tif", deep_picture((ramp / 65535).astype(np.float32)), 1),
+        *(
+            Odd("over 8 bits", name, deep_picture((RAMP * top).astype(kind)), 1)
+            for name, top, kind in (
+                ("grey16.png", 65535, np.uint16),
+                ("grey16.tif", 65535, np.uint16),
+                ("int32.tif", 2**31 - 1, np.int32),
+                ("float.tif", 1, np.float32),
+            )
+        ),
         *(Odd("names", name, h264) for name in ("12:30.mp4", "http:x.mp4", "back\\slash.mp4", "-y.mp4", "a 'b'.mp4")),
         Odd("names", "link.mp4", in_cache),
     ]
@@ -236,7 +241,7 @@ def reference(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     entries = ["-select_streams", "v:0", "-show_entries", "frame=best_effort_timestamp_time", "-of", "json"]
     said = subprocess.run(["ffprobe", "-v", "quiet", *entries, name], capture_output=True, check=False).stdout
     times = [float(f.get("best_effort_timestamp_time", "nan")) for f in json.loads(said or "{}").get("frames", [])]
-    known = np.array(times[: len(pictures)] or [0.0])  # a picture file has no time
+    known = np.array(times[: len(pictures)])
     known -= 0.0 if np.isnan(known).all() else np.nanmin(known)
     steps = np.diff(known)
     if (steps <= 0).any():  # ffmpeg guesses times of program streams, and some come twice
@@ -291,10 +296,8 @@ def look(odd: Odd, root: Path, verdict: str) -> Row:
         row.refused = str(error)
         row.mended = mended(row.refused, odd.pictures, root.parent)
         return row
-    pictures, times = reference(path)
-    if not pictures:
-        row.chosen = sum(len(frames.times_s) for frames in found)
-        return row
+    grey = np.repeat((RAMP * 255).astype(np.uint8)[..., None], 3, 2)
+    pictures, times = ([grey], np.zeros(1)) if path.suffix in PICTURES else reference(path)
     for frames in found:
         for ours, second in zip(frames.pixels.numpy(), frames.times_s, strict=True):
             nearest = int(np.nanargmin(np.abs(times - second)))

@@ -163,9 +163,7 @@ class Timeline:
             problem = f"its times start again, {self._places(fallen[0])} (are several files joined?)"
             raise video_error(self.path, problem, self._remedy())
         doubled = num_shown - len(self.ticks)
-        if not doubled:
-            return
-        if self._even(num_shown, step):
+        if not doubled or self._even(step):
             return
         pts = np.sort(self.packets.pts[(self.packets.pts != NONE) & (self.packets.size > 0)])
         place = self.seconds(pts[1:][np.diff(pts) == 0][0]) if (np.diff(pts) == 0).any() else 0.0
@@ -174,14 +172,14 @@ class Timeline:
             raise video_error(self.path, problem, self._remedy())
         self.problems["jumping"] = f"{problem} and are not shown; {self._remedy()}"
 
-    def _even(self, num_shown: int, step: int) -> bool:
+    def _even(self, step: int) -> bool:
         """A program stream names the time of some pictures and FFmpeg guesses the others, sometimes twice the same.
         Where all have one and fill the time evenly, they are shown evenly, in the order in which they are decoded."""
         span, pictures = int(self.ticks[-1] - self.ticks[0]), int((self.packets.size > 0).sum())
-        if self.container.format.name != "mpeg" or abs(span - step * (pictures - 1)) > step or pictures > num_shown:
+        if self.container.format.name != "mpeg" or abs(span - step * (pictures - 1)) > step:
             return False
         self.counted = True
-        self.ticks = self.ticks[0] + np.round(np.linspace(0, span, num_shown)).astype(np.int64)
+        self.ticks = self.ticks[0] + np.round(np.linspace(0, span, pictures)).astype(np.int64)
         return True
 
     def _check_jumps(self) -> None:
