@@ -1,10 +1,11 @@
 """Odd video and picture files of every kind that users have reported: ours against ffmpeg, and what ``check`` says.
 
 Each file is made here, of pictures that spell their number. A row tells how many of the chosen frames equal what ffmpeg
-decodes for the same time, how many of the times equal ffprobe's (of a picture: how much it is the ramp that was put in), and what the check command says. A file may be shown
-rightly, refused, or named by ``check``; a picture that is not ffmpeg's, or pictures that are missing from a file that
-``check`` calls good, are faults. Exit status 0 if there are none. Formats that promise no length (MPEG-TS and -PS, Ogg,
-GIF) cannot tell that they were cut, and are not cut here. Needs the ffmpeg and ffprobe commands.
+decodes for the same time (a single picture: what was put in), how many of the times equal ffprobe's, and what the check
+command says. A file may be shown rightly, refused, or named by ``check``; a picture that is not ffmpeg's, or pictures
+that are missing from a file that ``check`` calls good, are faults. So is a refusal whose command does not mend the file.
+Exit status 0 if there are none. Formats that promise no length (MPEG-TS and -PS, Ogg, GIF) cannot tell that they were
+cut, and are not cut here. Needs the ffmpeg and ffprobe commands.
 
     python -m benchmarks.odd_files
 """
@@ -298,6 +299,9 @@ def look(odd: Odd, root: Path, verdict: str) -> Row:
         return row
     grey = np.repeat((RAMP * 255).astype(np.uint8)[..., None], 3, 2)
     pictures, times = ([grey], np.zeros(1)) if path.suffix in PICTURES else reference(path)
+    if not (pictures and len(times)):  # nothing to compare with: all of it counts as wrong
+        row.chosen = sum(len(frames.times_s) for frames in found)
+        return row
     for frames in found:
         for ours, second in zip(frames.pixels.numpy(), frames.times_s, strict=True):
             nearest = int(np.nanargmin(np.abs(times - second)))
