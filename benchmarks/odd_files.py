@@ -3,7 +3,7 @@
 Each file is made here, of pictures that spell their number. A row tells how many of the chosen frames equal what ffmpeg
 decodes for the same time (a single picture: what was put in), how many of the times equal ffprobe's, and what the check
 command says. A file may be shown rightly, refused, or named by ``check``; a picture that is not ffmpeg's, or pictures
-that are missing from a file that ``check`` calls good, are faults. So is a refusal whose command does not mend the file.
+that are missing from a file that ``check`` calls good, are faults, and so is a shown command that does not mend.
 Exit status 0 if there are none. Formats that promise no length (MPEG-TS and -PS, Ogg, GIF) cannot tell that they were
 cut, and are not cut here. Needs the ffmpeg and ffprobe commands.
 
