@@ -28,6 +28,7 @@ Found = tuple[int, np.ndarray] | None  # index of the frame shown, RGB uint8 [H,
 
 ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of an audio file
 SEEKABLE_BY_INDEX = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # decord and torchcodec are wrong in MPEG-TS
+DECORD_IS_RIGHT = {SEEKABLE_BY_INDEX[0]: ("h264", "vp9"), SEEKABLE_BY_INDEX[1]: ("vp8", "vp9")}
 SEEK_PAYS_FRAMES = 8  # skipping fewer frames saves less than a seek and the decoder's reordering delay cost
 SEEK_BACK = (0, 1, 4)  # keyframes to go back where a seek ends behind its target
 LOOK_FRAMES = 64  # pictures that are decoded to see whether packets without a time cost any
@@ -207,6 +208,12 @@ class VideoFile:
         if key_tick is not None:
             raise _Missed
 
+    def starts_at_keys(self) -> bool:
+        """Whether decoding can start at keyframes; tried at the last one."""
+        if self.seekable:
+            next(self.decoded(np.array([len(self.ticks) - 1]), len(self.keys) - 1), None)
+        return self.seekable
+
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """Upright RGB picture, uint8 [H, W, 3]."""
         picture = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
@@ -251,7 +258,8 @@ def decode_pyav(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
 
 
 def decode_decord(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
-    """decord, for the files it reads rightly: it ignores edit lists and has no AV1, so the frame count must agree."""
+    """decord, for the files it reads rightly: it ignores edit lists and has no AV1, so the frame count must agree; with
+    B-frames and open groups of pictures it is right in MP4 alone, not with every codec, and not in fragments."""
     try:
         import decord
     except Exception as error:
@@ -262,6 +270,11 @@ def decode_decord(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
         reader = decord.VideoReader(str(file.path), num_threads=1)
     except Exception as error:
         raise video_error(file.path, "decord cannot open it (codec or damage)", "use backend=pyav") from error
+    container, codec = file.container.format.name, file.stream.codec_context.codec.canonical_name
+    fragmented = container == SEEKABLE_BY_INDEX[0] and not file.stream.frames
+    if fragmented or codec not in DECORD_IS_RIGHT.get(container, ()):
+        problem = f"decord misplaces frames in {container} files of {'fragments of ' * fragmented}{codec}"
+        raise video_error(file.path, problem, "use backend=pyav")
     yield from _shown(file, wanted, "decord", reader, lambda frame: frame.asnumpy(), decord.DECORDError)
 
 
@@ -292,6 +305,8 @@ def _shown(
     if len(reader) != len(file.ticks):
         problem = f"{backend} counts {len(reader)} frames where {len(file.ticks)} are presented (edit list or damage)"
         raise video_error(file.path, problem, "use backend=pyav")
+    if not file.starts_at_keys():
+        raise video_error(file.path, f"{backend} believes keyframes that are none (intra refresh)", "use backend=pyav")
     for index in wanted.tolist():
         try:
             yield index, rgb(reader[index])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.odd_files import BITS, COUNT, HEIGHT, RANDOM_ACCESS, WIDTH, Odd, encode, look
-from videollm.video.decode import VideoFile, decode_pyav, probe
+from videollm.video.decode import VideoError, VideoFile, decode_pyav, probe
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler, midpoint_indices
 
@@ -87,6 +87,29 @@ def test_keyframes_that_are_none_are_not_believed(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"stss", b"free"))
     frames = read_video(path, Sampler(rule="segments", num_frames=5))
     assert numbers(frames.pixels) == midpoint_indices(0, 149, 5).tolist()
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.endswith(("mp4", "mkv", "webm"))])
+def test_decord_shows_the_same_frames_or_refuses(made, name):
+    pytest.importorskip("decord", reason="decord is not installed")
+    for count in (3, 11, 50):
+        sampler = Sampler(rule="segments", num_frames=count)
+        try:
+            theirs = read_video(made(name), sampler, backend="decord")
+        except VideoError as error:
+            assert "use backend=pyav" in str(error)
+            assert name not in ("open_gop.mp4", "one_key.mp4", "vp9.webm")
+        else:
+            ours = read_video(made(name), sampler)
+            assert numbers(theirs.pixels) == numbers(ours.pixels) and (theirs.times_s == ours.times_s).all()
+
+
+def test_decord_is_refused_where_it_shows_other_frames(tmp_path):
+    """24 of 32 frames were those of other times."""
+    pytest.importorskip("decord", reason="decord is not installed")
+    path = encode(tmp_path / "x.mkv", "libx265", gop=25, **{"x265-params": "log-level=none"})
+    with pytest.raises(VideoError, match="decord misplaces frames in matroska,webm files of hevc"):
+        probe(path, backend="decord")
 
 
 def packets_decoded(path, monkeypatch) -> int:
