@@ -94,7 +94,7 @@ class VisualReader:
             frames = self.child(name, rng, view)
         except Stopped as error:
             problem = f"its decoder {error}"
-            raise video_error(name, problem, "re-encode it, or raise data.decode_timeout_s if it is long") from None
+            raise video_error(name, problem, "raise data.decode_timeout_s, or mend it: ffmpeg -i IN OUT.mp4") from None
         return replace(frames, pixels=torch.from_numpy(frames.pixels))
 
     def _decode_arrays(self, name: str, rng: random.Random | None, view: View) -> Frames:

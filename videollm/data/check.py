@@ -26,6 +26,7 @@ from videollm.video.folder import open_folder, read_frame_folder
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_image, read_video, safe_join
 from videollm.video.sampling import Sampler
+from videollm.video.timeline import mend
 from videollm.video.view import FrameFolder
 
 LOOKS = 16  # frames all over a video that --decode decodes
@@ -42,6 +43,8 @@ class Visuals:
     missing: dict[File, str] = field(default_factory=dict)
     unreadable: dict[File, str] = field(default_factory=dict)
     damaged: dict[File, str] = field(default_factory=dict)  # readable, but frames had to be replaced
+    truncated: dict[File, str] = field(default_factory=dict)
+    jumping: dict[File, str] = field(default_factory=dict)
     durations: dict[File, float] = field(default_factory=dict)  # seconds, of readable videos
     mismatched: dict[str, str] = field(default_factory=dict)  # id -> its annotated and its real duration
     outside: dict[str, str] = field(default_factory=dict)  # id -> a span that begins behind the real end
@@ -49,8 +52,8 @@ class Visuals:
 
     @property
     def ok(self) -> bool:
-        """Whether every file is there, readable, and as long as its records say."""
-        return not (self.missing or self.unreadable or self.mismatched or self.outside)
+        """Whether every file is there, readable, whole, and as long as its records say."""
+        return not any(getattr(self, kind) for kind in KINDS if kind != "damaged")
 
     def usable(self, record: Record) -> bool:
         """Whether training and inference could use the record."""
@@ -72,9 +75,13 @@ KINDS = {
     "missing": "no such file",
     "unreadable": "their records are left out of training",
     "damaged": "used, with frames replaced by their neighbours",
+    "truncated": "used as far as they go; fetch them again",
+    "jumping": "used, but their times are wrong",
     "mismatched": "records whose duration is not the video's",
     "outside": "records with a span behind the end of the video",
 }
+OF_RECORDS = ("mismatched", "outside")
+OF_FILES = tuple(kind for kind in KINDS if kind not in OF_RECORDS)
 
 
 def files_of(record: Record) -> list[File]:
@@ -84,30 +91,29 @@ def files_of(record: Record) -> list[File]:
 
 
 class Look:
-    """Opens one file: -> (kind of problem or "", reason, duration in seconds, frames replaced)."""
+    """Opens one file: -> (kind of problem or "", reason, duration in seconds, frames replaced, further problems)."""
 
     def __init__(self, root: str | Path, decode: bool):
         self.root, self.decode = Path(root), decode
         self.sampler = Sampler(rule="segments", num_frames=LOOKS)
         self.resize = Preprocess(kind="plain", size=64).while_decoding()
 
-    def __call__(self, file: File) -> tuple[str, str, float, int]:
+    def __call__(self, file: File) -> tuple[str, str, float, int, dict[str, str]]:
         name, is_image, frames = file
         try:
             path = safe_join(self.root, name)
             if not path.exists():
-                return "missing", f"no file {name} below {self.root}", 0.0, 0
+                return "missing", f"no file {name} below {self.root}", 0.0, 0, {}
             if is_image:
                 read_image(path)
-                return "", "", 0.0, 0
+                return "", "", 0.0, 0, {}
+            info, damaged = open_folder(path, frames)[0] if frames else probe(path), 0
             if self.decode:
                 read = partial(read_frame_folder, stored=frames) if frames else read_video
-                found = read(path, sampler=self.sampler, resize=self.resize)
-                return "", "", found.duration_s, found.damaged
-            info = open_folder(path, frames)[0] if frames else probe(path)
-            return "", "", info.duration_s, 0
+                damaged = read(path, sampler=self.sampler, resize=self.resize).damaged
+            return "", "", info.duration_s, damaged, info.problems
         except VideoError as error:
-            return "unreadable", str(error), 0.0, 0
+            return "unreadable", str(error), 0.0, 0, {}
 
 
 def check_visuals(
@@ -122,13 +128,15 @@ def check_visuals(
     looked = isolated_map(Look(root, decode), users, workers, timeout_s)
     for file, result in tqdm(looked, total=len(users), desc="videos", unit="file", disable=None):
         if isinstance(result, Exception):
-            result = ("unreadable", f"{file[0]}: its decoder {result}; re-encode it or leave it out", 0.0, 0)
-        kind, reason, duration_s, damaged = result
+            result = ("unreadable", f"{file[0]}: its decoder {result}; {mend(file[0])}, or leave it out", 0.0, 0, {})
+        kind, reason, duration_s, damaged, problems = result
         first = users[file][0]
         if kind:
             getattr(found, kind)[file] = f"{first.where}: {reason}"
         elif not file[1]:
             found.durations[file] = duration_s
+        for kind, reason in problems.items():
+            getattr(found, kind)[file] = f"{first.where}: {file[0]}: {reason}"
         if damaged:
             found.damaged[file] = f"{first.where}: {file[0]}: {damaged} of {LOOKS} frames cannot be decoded"
     for record in records:
@@ -160,10 +168,10 @@ def _count(users: dict[File, list[Record]], records: Iterable[Record], found: Vi
         for source in {record.source for record in of_file}:
             counts = found.sources.setdefault(source, Counter())
             counts["files"] += 1
-            counts.update(kind for kind in ("missing", "unreadable", "damaged") if file in getattr(found, kind))
+            counts.update(kind for kind in OF_FILES if file in getattr(found, kind))
     for record in records:
         counts = found.sources.setdefault(record.source, Counter())
-        counts.update(kind for kind in ("mismatched", "outside") if record.id in getattr(found, kind))
+        counts.update(kind for kind in OF_RECORDS if record.id in getattr(found, kind))
 
 
 def write_clean(output: Path, records: Sequence[Record], problems: Sequence[str], visuals: Visuals | None) -> int:
@@ -183,8 +191,8 @@ def write_clean(output: Path, records: Sequence[Record], problems: Sequence[str]
     }
     if visuals is not None:
         report |= {"sources": {name or "(none)": dict(counts) for name, counts in visuals.sources.items()}}
-        report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in list(KINDS)[:3]}
-        report |= {kind: getattr(visuals, kind) for kind in list(KINDS)[3:]}
+        report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in OF_FILES}
+        report |= {kind: getattr(visuals, kind) for kind in OF_RECORDS}
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     write_text(output.with_name(output.name + ".report.json"), text)
     write_text(output, json_text(map(neutral_json, kept)))

@@ -64,7 +64,7 @@ def read_video(
                 pixels = np.empty((len(wanted), *frame.shape), frame.dtype)
             if frame.shape != pixels.shape[1:]:
                 problem = f"frame {shown[i]} has shape {frame.shape}, the frames before it {pixels.shape[1:]}"
-                raise video_error(path, problem, "pass a resize that gives one shape, or re-encode it")
+                raise video_error(path, problem, "resize the frames, or mend it: ffmpeg -i IN -vf scale=W:H OUT.mp4")
             pixels[i] = frame
     good = np.flatnonzero(shown >= 0)
     damaged = int((shown[place] != chosen).sum())

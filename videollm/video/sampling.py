@@ -115,7 +115,8 @@ class Sampler:
         if self.rule == "fps":
             if length * self.fps > info.fps * MAX_SAMPLES:
                 problem = f"its {length} frames at {info.fps:.3g} per second would give over {MAX_SAMPLES} samples"
-                raise video_error(info.path, problem, "its time stamps are broken: re-encode it, or lower Sampler.fps")
+                remedy = "lower Sampler.fps, or mend it: ffmpeg -fflags +genpts -i IN OUT.mp4"
+                raise video_error(info.path, problem, remedy)
             indices = np.arange(0, length, info.fps / self.fps).round().astype(np.int64).clip(max=length - 1)
             if self.max_frames is not None and len(indices) > self.max_frames:
                 indices = indices[np.linspace(0, len(indices) - 1, self.max_frames).round().astype(np.int64)]

@@ -188,8 +188,8 @@ def test_check_opens_every_video_and_writes_what_is_good(tmp_path, capsys, monke
     said_all = capsys.readouterr().out
     for words in (
         "5 videos and images looked at",
-        "source s: 2 files, 0 missing, 1 unreadable, 0 damaged, 1 mismatched, 0 outside",
-        "source (none): 4 files, 1 missing, 2 unreadable, 0 damaged, 0 mismatched, 1 outside",
+        "source s: 2 files, 0 missing, 1 unreadable, 0 damaged, 0 truncated, 0 jumping, 1 mismatched, 0 outside",
+        "source (none): 4 files, 1 missing, 2 unreadable, 0 damaged, 0 truncated, 0 jumping, 0 mismatched, 1 outside",
         "a.jsonl:4: ", "zero bytes", "its decoder took more than 4 s", "a.jsonl:7: no file gone.mp4",
         "a.jsonl:2: duration is 9 s, good.mp4 has 4.00 s", "a.jsonl:3: span [5, 6] begins behind the end of good.mp4",
         "clean.jsonl: 3 of 10 good lines",
