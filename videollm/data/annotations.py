@@ -336,7 +336,7 @@ def _number(value: Any, name: str) -> float:
         raise Bad(f"{kind_of(value)} instead of a number", name, "write seconds as a number")
     if not -1e15 < value < 1e15:  # also false for NaN; an integer may be too large for a float
         raise Bad(f"{value if isinstance(value, float) else 'an integer'} is not a time", name, "write finite seconds")
-    return float(value)
+    return float(value) + 0.0  # -0.0 becomes 0.0
 
 
 def _name(item: dict, key: str) -> str:

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -182,25 +182,32 @@ def own_ids(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
 
 
 def write_clean(
-    output: Path, records: Sequence[Record], problems: Sequence[str], visuals: Visuals | None, renamed: Sequence[str]
+    output: Path,
+    records: Sequence[Record],
+    problems: Sequence[str],
+    visuals: Visuals,
+    *,
+    long: Mapping[str, str],
+    renamed: Sequence[str],
 ) -> int:
-    """Write the usable records in our own schema, and beside it ``.report.json``, which names what is left out, and
-    those that got a new id.
+    """Write the usable records in our own schema, and beside it ``.report.json``, which names what is left out.
 
-    Returns how many records were kept. Raises OSError.
+    ``long`` says of records by id that they are too long, ``renamed`` names those with a new id. Returns how many
+    records were kept. Raises OSError.
     """
-    kept = [r for r in records if visuals is None or visuals.usable(r)]
+    usable = [visuals.usable(record) and record.id not in long for record in records]
+    kept = list(itertools.compress(records, usable))
     report = {
         "records": len(records),
         "kept": len(kept),
         "bad_lines": list(problems),
-        "left_out": [r.where for r in records if visuals is not None and not visuals.usable(r)],
+        "left_out": [record.where for record, good in zip(records, usable, strict=True) if not good],
+        "too_long": list(long.values()),
         "renamed": list(renamed),
+        "sources": {name or "(none)": dict(counts) for name, counts in visuals.sources.items()},
     }
-    if visuals is not None:
-        report |= {"sources": {name or "(none)": dict(counts) for name, counts in visuals.sources.items()}}
-        report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in list(KINDS)[:3]}
-        report |= {kind: getattr(visuals, kind) for kind in list(KINDS)[3:]}
+    report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in list(KINDS)[:3]}
+    report |= {kind: getattr(visuals, kind) for kind in list(KINDS)[3:]}
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     write_text(output.with_name(output.name + ".report.json"), text)
     write_text(output, json_text(map(neutral_json, kept)))

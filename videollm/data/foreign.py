@@ -23,6 +23,7 @@ NAMES = {
 }
 MEANT = {name: key for key, names in NAMES.items() for name in names.split()}
 ALONE = {"video_id": "video", "image_id": "image"}  # names of a visual where it has no other; else anyone's
+NOTHING = (None, "", [], {})  # says no more than a key that is left out
 NEAR = 0.83  # difflib's likeness from which a longer word is taken for a slip of the pen
 
 _FOREIGN = (
@@ -44,12 +45,13 @@ def check_keys(item: Mapping[str, Any], known: Collection[str]) -> None:
         Bad: with the right key.
     """
     for key, value in item.items():
-        if key in known or value in (None, "", [], {}):
+        if key in known or value in NOTHING:
             continue
         meant = _meant(key, known)
         if meant is None and not any(item.get(visual) for visual in ALONE.values()):
             meant = ALONE.get(_plain(key))
-        if meant is not None and item.get(meant) is None:
+        held = [item.get(meant)] + [item.get("src")] * (meant == "tgt")  # the times of a question alone stand there
+        if meant is not None and all(one in NOTHING for one in held):
             raise Bad("unknown key, and the record would be read without it", key, f"did you mean {meant}?")
 
 

@@ -62,6 +62,8 @@ def test_a_near_miss_of_a_key_is_an_error_with_the_right_one(key, value, meant):
     line |= {"conversations": None} if meant == "conversations" else {}
     assert f"({key}) - did you mean {meant}?" in problem(line | {key: value})
     assert key in parse(item("q", "a") | {key: None}).extra  # nothing is said in it
+    if meant in ("tgt", "src"):
+        assert "did you mean" in problem(line | {key: value, meant: []})
 
 
 def test_a_key_of_nobody_is_kept_and_so_is_a_second_name_of_what_is_there():
@@ -71,6 +73,8 @@ def test_a_key_of_nobody_is_kept_and_so_is_a_second_name_of_what_is_there():
     beside = {"video_id": "v_1", "video_path": "/data/v.mp4", "timestamps": [[1, 2]]}
     record = parse(item("q", "<span>", tgt=[1, 2]) | beside)
     assert (record.video, record.extra) == ("v.mp4", beside)
+    times = {"src": [1, 2], "timestamps": [1, 2]}
+    assert parse(item("<span>?", **times)).extra == {"timestamps": [1, 2]}
     assert parse({"image": "a.png", "video_id": "v_1", **item("q", video=None)}).extra == {"video_id": "v_1"}
 
 
