@@ -223,12 +223,17 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
 def _parse(text: str, where: object, path: Path, first: int = 1) -> Any:
     """JSON data; ``first`` is the number of its first line."""
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
+        value = files.parse_json(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
+        items = enumerate(value, start=1) if isinstance(value, list) else [(None, value)]
+        for number, item in items:
+            where = where if number is None else f"{path}: item {number}"
+            files.check_json(item)
+        return value
+    except files.Bad as bad:
+        raise BenchmarkError(f"{where}: {bad}") from None
     except json.JSONDecodeError as error:
         line = first + error.lineno - 1
         raise BenchmarkError(f"{path}:{line}: not JSON ({error.msg}, column {error.colno})") from None
-    except RecursionError:
-        raise BenchmarkError(f"{where}: brackets nested too deep to be read; is it the right file?") from None
     except BenchmarkError:
         raise
     except ValueError as error:
@@ -248,8 +253,8 @@ def is_infer_output(path: Path) -> bool:
     """Whether a file holds output lines of ``videollm.infer`` (its first line has their keys)."""
     first = next((line for line in read_text(path).split("\n") if line.strip()), "")
     try:
-        row = json.loads(first)
-    except (ValueError, RecursionError):
+        row = files.parse_json(first)
+    except ValueError:
         return False
     return not AnswerLine.absent(row)
 

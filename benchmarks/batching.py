@@ -21,7 +21,8 @@ from benchmarks.rounds import command_line, seconds
 from quickstart.stages import overrides
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
-from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_sizes
+from videollm.batches.lengths import item_sizes
+from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.config import override, read_yaml

@@ -23,6 +23,7 @@ from all_benchmark_eval.metrics.dense import THRESHOLDS, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
+from videollm.common.files import read_json
 
 WORDINGS = {
     "distime": "Localize a series of activity events in the video, output the start and end timestamp for each event, "
@@ -122,12 +123,12 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
 def _events(answer: object) -> Iterator[tuple[list[float], str]]:
     """(span, sentence) of each event of an answer, up to the first that is not as it should be."""
     try:
-        for event in json.loads(answer):
+        for event in read_json(answer):
             start, end = (seconds(int(time)) for time in event["timestamps"].split(" - "))
             if start is None or end is None or not isinstance(event["event"], str):
                 return
             yield [start, end], event["event"]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return
 
 

@@ -69,7 +69,7 @@ def cut(spans: Spans, duration: float | None) -> tuple[Spans, int]:
 
 
 def _lines(path: Path) -> Iterable[tuple[str, Any]]:
-    if path.name.removesuffix(".gz").endswith(".jsonl"):
+    if path.name.lower().removesuffix(".gz").endswith(".jsonl"):
         return read_lines(path)
     rows = read_json(path)
     need(isinstance(rows, list), f"{path}: expected a list of E.T. Bench samples, got {type(rows).__name__}")

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 
 from videollm.batches.prompt import Prompt, PromptEncoder
 from videollm.batches.reader import VisualReader
-from videollm.common.config import ConfigError
 from videollm.data import Record
 from videollm.data.annotations import SLACK_S
 from videollm.data.conversation import SpanMark
@@ -154,8 +153,8 @@ class VideoDataset(Dataset):
         if item.longest > self.max_length:
             record = records[[len(p) for p in item.prompts].index(item.longest)]
             tokens = f"{record.where}: {item.longest} tokens with the fewest frames"
-            if self.answers:
-                raise ConfigError(f"{tokens}, over data.max_length={self.max_length}; raise it or shorten the text")
+            if self.answers:  # known before only where no image and no real duration decides (lengths.py)
+                raise VideoError(f"{tokens}, over data.max_length={self.max_length}; raise it or shorten the text")
             raise VideoError(
                 f"{tokens}, and the model has room for {self.max_length} beside its answer; shorten the question or "
                 "lower generate.max_new_tokens"

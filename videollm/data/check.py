@@ -9,8 +9,8 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from tqdm import tqdm
 from videollm.common.files import json_text, write_text
 from videollm.common.isolate import isolated_map
 from videollm.data.annotations import SLACK_S
-from videollm.data.load import Paths, load_with_problems, odd_lines
+from videollm.data.load import Paths, odd_lines
+from videollm.data.mixture import load_to_check
 from videollm.data.record import Record, neutral_json
 from videollm.video.decode import VideoError, probe
 from videollm.video.folder import open_folder, read_frame_folder
@@ -53,7 +54,7 @@ class Visuals:
     @property
     def ok(self) -> bool:
         """Whether every file is there, readable, whole, and as long as its records say."""
-        return not any(getattr(self, kind) for kind in KINDS if kind != "damaged")
+        return not any(getattr(self, kind) for kind in KINDS)
 
     def usable(self, record: Record) -> bool:
         """Whether training and inference could use the record."""
@@ -174,25 +175,47 @@ def _count(users: dict[File, list[Record]], records: Iterable[Record], found: Vi
         counts.update(kind for kind in OF_RECORDS if record.id in getattr(found, kind))
 
 
-def write_clean(output: Path, records: Sequence[Record], problems: Sequence[str], visuals: Visuals | None) -> int:
+def own_ids(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The records, each with an id of its own, and ``FILE:LINE: new id`` of those whose id an earlier one has."""
+    taken, times, found, renamed = {record.id for record in records}, Counter(), [], []
+    for record in records:
+        times[record.id] += 1
+        if times[record.id] > 1:
+            while (name := f"{record.id}#{times[record.id]}") in taken:
+                times[record.id] += 1
+            renamed.append(f"{record.where}: {name}")
+            record = replace(record, id=name)
+        found.append(record)
+    return found, renamed
+
+
+def write_clean(
+    output: Path,
+    records: Sequence[Record],
+    problems: Sequence[str],
+    visuals: Visuals,
+    *,
+    long: Mapping[str, str],
+    renamed: Sequence[str],
+) -> int:
     """Write the usable records in our own schema, and beside it ``.report.json``, which names what is left out.
 
-    Returns how many records were kept. Raises OSError.
+    ``long`` says of records by id that they are too long, ``renamed`` names those with a new id. Returns how many
+    records were kept. Raises OSError.
     """
-    first: dict[str, Record] = {}
-    for record in records:
-        first.setdefault(record.id, record)
-    kept = [r for r in first.values() if visuals is None or visuals.usable(r)]
+    usable = [visuals.usable(record) and record.id not in long for record in records]
+    kept = list(itertools.compress(records, usable))
     report = {
-        "records": len(first),
+        "records": len(records),
         "kept": len(kept),
         "bad_lines": list(problems),
-        "left_out": [r.where for r in first.values() if visuals is not None and not visuals.usable(r)],
+        "left_out": [record.where for record, good in zip(records, usable, strict=True) if not good],
+        "too_long": list(long.values()),
+        "renamed": list(renamed),
+        "sources": {name or "(none)": dict(counts) for name, counts in visuals.sources.items()},
     }
-    if visuals is not None:
-        report |= {"sources": {name or "(none)": dict(counts) for name, counts in visuals.sources.items()}}
-        report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in OF_FILES}
-        report |= {kind: getattr(visuals, kind) for kind in OF_RECORDS}
+    report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in OF_FILES}
+    report |= {kind: getattr(visuals, kind) for kind in OF_RECORDS}
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     write_text(output.with_name(output.name + ".report.json"), text)
     write_text(output, json_text(map(neutral_json, kept)))
@@ -207,6 +230,7 @@ class Report:
     spans: Counter  # (task, source) -> spans
     rejected: Counter  # factor -> rejected answers
     preferences: int  # records that have any
+    text_only: int  # records without a video or an image
     odd: dict[str, str]  # file -> what would be mended, and where
     unused: int  # records with an answer, and with spans that no mark refers to
     missing: list[str]  # problems, one a missing video or image
@@ -224,6 +248,8 @@ class Report:
         if self.preferences:
             lines.append(f"{self.preferences} preference records, {self.rejected.total()} rejected answers")
             lines += [f"  factor {factor}: {count}" for factor, count in sorted(self.rejected.items())]
+        if self.text_only:
+            lines.append(f"{self.text_only} records are text only: no video, no image")
         lines += [f"odd, mended when loaded: {path}: {odd}" for path, odd in self.odd.items()]
         if self.unused:
             lines.append(f"{self.unused} answered records have src or tgt without a span mark: nothing trains on them")
@@ -233,9 +259,11 @@ class Report:
 
 
 def validate(paths: Paths, videos_root: str | os.PathLike | None = None) -> Report:
-    """Check annotation files, and with ``videos_root`` that each video and image is a file below it. Never raises
-    for what the files hold: it is all in the report."""
-    return report_on(*load_with_problems(paths), videos_root)
+    """Check annotation files and lists of data sets, and with ``videos_root`` that each video and image is a file below
+    it or the root of its set. Never raises for what the files hold: it is all in the report."""
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    records, problems, base = load_to_check(paths, videos_root or Path())
+    return report_on(records, problems, videos_root and base)
 
 
 def report_on(
@@ -259,6 +287,7 @@ def report_on(
         spans=spans,
         rejected=Counter(answer.factor for record in records for answer in record.rejected),
         preferences=sum(bool(record.rejected) for record in records),
+        text_only=sum(record.text_only for record in records),
         odd={path: odd for path, of_file in by_file if (odd := odd_lines(of_file))},
         unused=sum(r.has_answer and bool(r.extra.keys() & {"src", "tgt"}) for r in records),
         missing=[problem for problem in missing.values() if problem],

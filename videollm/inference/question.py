@@ -37,10 +37,12 @@ def make_record(video: str, question: str) -> Record:
     """A record that asks ``question`` about ``video`` (a path below the reader's root), marks in it left as text.
 
     Raises:
-        ConfigError: there is no question.
+        ConfigError: there is no question, or it is no text.
     """
     if not question.strip():
         raise ConfigError("--question: it is empty; ask something")
+    if not question.encode(errors="replace").decode() == question:  # bytes of the command line that are no text
+        raise ConfigError("--question: holds half a character; type the whole one, in UTF-8")
     turns = (Turn("user", (VisualMark(0), question)),)
     return Record(
         id="ask", video=video, images=(), duration_s=None, turns=turns, spans_s=(), task="", source="", extra={},

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
-from videollm.batches.prompt import VisualTokenSettings
+from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint import Bundle, load, load_tokenizer, read_config
-from videollm.common.config import ConfigError, build, to_dict
+from videollm.checkpoint import Bundle, load, load_tokenizer, read_config, read_tokenizer
+from videollm.common.config import ConfigError, build, read_yaml, to_dict
 from videollm.heads import head_class
 from videollm.heads.presets import lay_preset
 from videollm.model.connectors import LinearConnector
@@ -132,6 +132,19 @@ def planned_config(settings: Settings) -> VideoLLMConfig:
     if settings.train.lora is not None and not config.lora:
         config.lora = to_dict(settings.train.lora)
     return config
+
+
+def planned_encoder(model: Path) -> tuple[PromptEncoder, int]:
+    """Prompts as a checkpoint folder or the model of a config reads them, and the tokens of its context; no weights are
+    read. Errors as of reading either."""
+    if model.suffix in (".yaml", ".yml"):
+        settings = read_settings(read_yaml(model))
+        folder, config = settings.model.checkpoint, planned_config(settings)
+        tokenizer = read_tokenizer(Path(folder)) if folder else parts_config(settings)[1]
+    else:
+        config, tokenizer = read_config(model), read_tokenizer(model)
+    with torch.device("meta"):
+        return Bundle(VideoLLM(config), tokenizer).encoder(), config.context_length
 
 
 def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenizerBase]:

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainerCallback
 
 from videollm.batches.batch import Batch
-from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
+from videollm.batches.lengths import item_lengths, item_sizes
+from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError
 from videollm.common.processes import out_of_memory

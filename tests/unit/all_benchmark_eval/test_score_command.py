@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from all_benchmark_eval import benchmark, compare, score
+from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines
 from all_benchmark_eval.metrics.significance import bootstrap_interval, bootstrap_means, by_samples, sign_flip_p
 
 QUERIES = 40
@@ -127,6 +128,25 @@ def test_what_cannot_be_scored_is_one_line_and_writes_nothing(tmp_path, truth, c
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
         assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"a": "\\ud83d"}', "x.json: half a character, \\ud83d"),
+        ('[{"a": "b"}, {"a": "\\ud83d"}]', "x.json: item 2: half a character, \\ud83d"),
+        ("[" * 200 + "]" * 200, "x.json: item 1: more than 100 lists"),
+        ("[" * 100_000, "x.json: more than 100 lists"),
+    ],
+)
+def test_what_nothing_could_write_again_is_named_in_benchmark_files(tmp_path, text, message) -> None:
+    with pytest.raises(BenchmarkError) as caught:
+        read_json(write(tmp_path / "x.json", text))
+    assert message in str(caught.value)
+    if text.startswith("{"):
+        write(tmp_path / "x.jsonl", "{}\n" + text)
+        with pytest.raises(BenchmarkError, match="x.jsonl:2: half a character"):
+            list(read_lines(tmp_path / "x.jsonl"))
 
 
 def test_a_result_that_cannot_be_written_is_one_line_and_keeps_the_old_one(tmp_path, truth, capsys) -> None:

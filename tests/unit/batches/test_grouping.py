@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.models import NoiseReader, make_bundle, record, turns
 from videollm.batches.dataset import VideoDataset
-from videollm.batches.order import LengthGroupedSampler, item_lengths
+from videollm.batches.lengths import item_lengths
+from videollm.batches.order import LengthGroupedSampler
 from videollm.common.config import ConfigError
 from videollm.video.sampling import Sampler
 

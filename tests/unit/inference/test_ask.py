@@ -175,6 +175,11 @@ def test_every_bad_input_is_one_clear_line_and_status_two(capsys, model, video, 
         ((model, video, "--output", "timeline.pdf"), {}, "--output: timeline.pdf is not named .png"),
         ((model, video, "--device", "toaster"), {}, "--device: 'toaster' cannot be used here"),
         ((model, video, "generate.max_new_tokens=4"), {"question": " "}, "--question: it is empty"),
+        (
+            (model, video, "generate.max_new_tokens=4"),
+            {"question": "when \udcff?"},
+            "--question: holds half a character",
+        ),
         ((model, video, "generate.max_new_tokens=4"), {"question": "when " * 1100}, "tokens with the fewest frames"),
     ]
     for given, named, message in cases:
