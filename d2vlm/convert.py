@@ -91,7 +91,7 @@ def read_published(folder: Path, base: Path | None = None) -> Published:
 
 
 def one_name(fields: dict, source: TensorSource) -> dict[str, str]:
-    """{name: name} of ``source`` without the second name of a tied matrix; beside an adapter's embeddings it is stale."""
+    """{name: name} of ``source``, without the second name of a tied matrix: beside an adapter's it would be stale."""
     text = text_config(fields["model_type"].removeprefix("etchat_"), fields)
     second = NAMES.official(OUTPUT) if tied(text) and not differ(ours(source)) else None
     return {name: name for name in source if name != second}

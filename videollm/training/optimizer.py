@@ -29,8 +29,8 @@ def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
     """Freeze and unfreeze by part. Default: all but the tower; with LoRA, not the language model and its ends.
 
     Raises:
-        ConfigError: a pattern of ``train.parts.PART.only`` that no parameter of the part has; nothing is left to train; or
-            see ``check_parts``.
+        ConfigError: a pattern of ``train.parts.PART.only`` that no parameter of the part has; nothing to train; or see
+            ``check_parts``.
     """
     frozen = {"vision_tower"} | ({"language_model", "embeddings", "lm_head"} if train.lora else set())
     wanted = {part: part not in frozen for part in PARTS}
