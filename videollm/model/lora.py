@@ -39,8 +39,8 @@ def check_output(language_model: nn.Module, targets: list[str]) -> None:
     if tied(language_model.config) and any(f".{name}".endswith(f".{target}") for target in targets):
         raise ConfigError(
             f"train.lora.targets: {name} shares its matrix with the token embedding in this language model, so it "
-            "cannot have an adapter; leave it out, or untie the two (model.language.tie_word_embeddings=false beside "
-            "model.language_weights)"
+            "cannot have an adapter; leave it out (a new model has two matrices with "
+            "model.language.tie_word_embeddings=false)"
         )
 
 
