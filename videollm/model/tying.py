@@ -31,8 +31,9 @@ def tied(text: PretrainedConfig) -> bool:
     - Files of an untied model hold both; a file that lacks one is refused.
     - A matrix cannot be two. Where files hold two that differ, the config is corrected to untied (``settle``).
     - Three steps untie: ``model.language.tie_word_embeddings=false`` for a new model (beside ``language_weights`` the
-      output layer starts as a copy), merging an adapter on the token embedding alone (``untie``), and the official layout of
-      DisTime, which has no tied form. No step ties what is untied; asking for it is refused unless both are alike.
+      output layer starts as a copy), merging an adapter on the token embedding alone (``untie``), and the official
+      layout of DisTime, which has no tied form. No step ties what is untied; asking for it is refused unless both are
+      alike.
     """
     return bool(getattr(text, "tie_word_embeddings", False))
 

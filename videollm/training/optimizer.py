@@ -67,8 +67,8 @@ def check_parts(model: VideoLLM, train: TrainSettings, wanted: dict[str, bool]) 
             if not same:
                 raise ConfigError(
                     "train.parts.lm_head: this language model has one matrix for its token embedding and its lm_head; "
-                    "say the same of train.parts.embeddings and lm_head, or leave lm_head out (a new model has two with "
-                    "model.language.tie_word_embeddings=false)"
+                    "say the same of train.parts.embeddings and lm_head, or leave lm_head out (a new model has two "
+                    "matrices with model.language.tie_word_embeddings=false)"
                 )
         elif part not in present and given != PartSettings(train=False):
             hint = "; train.lora adds them" if part == "lora" else ""
