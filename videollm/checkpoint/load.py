@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint.tensors import CheckpointError, TensorSource
 from videollm.common.config import ConfigError
+from videollm.model.tying import settle, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,11 @@ def read_model(
     options = {"use_safetensors": True, "local_files_only": True}
     source = folder
     if has_adapters(folder):
-        source, options = None, {"state_dict": read_adapters(folder, getattr(config, "base", None))}
+        whole = read_adapters(folder, getattr(config, "base", None), config.text_config)
+        source, options = None, {"state_dict": whole}
         config.base = None  # in memory the model is whole, and is saved so
+    elif tied(config.text_config):
+        settle(config.text_config, TensorSource(folder, ["model"]), folder)
     try:
         return VideoLLM.from_pretrained(
             source, config=config, attn_implementation=attention, dtype=dtype, output_loading_info=True,

@@ -7,6 +7,7 @@ the whole optimisation step, so any split over ranks and accumulation steps give
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from videollm.model.lora import add_lora
 from videollm.model.objective import Objective, ObjectiveOptions, Reading, Supervised
 from videollm.model.passes import LayerTap, VideoLLMOutput, scatter
 from videollm.model.towers import CHUNK, build_tower, encode_frames
+from videollm.model.tying import filled
 
 
 class VideoLLMConfig(PretrainedConfig):
@@ -109,6 +111,10 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The output layer."""
         return self.language_model.get_output_embeddings()
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+        """As of every module, also from what files of a tied model hold (``tying.tied``)."""
+        return super().load_state_dict(filled(state_dict, self.config.text_config), *args, **kwargs)
 
     # ---- frames ----------------------------------------------------------------------------------------------------
 

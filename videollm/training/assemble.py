@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
@@ -21,6 +21,7 @@ from videollm.heads import head_class
 from videollm.heads.presets import lay_preset
 from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora
+from videollm.model.tying import tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.training.settings import ModelSettings, Settings
 from videollm.video.preprocess import Preprocess
@@ -230,6 +231,7 @@ def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedToken
     """Copy pretrained weights into the tower, the language model and single words."""
     if given.language_weights:
         base = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype=model.dtype)
+        check_tie(base, model, given.language_weights)
         base.resize_token_embeddings(model.config.text_config.vocab_size)
         model.language_model.load_state_dict(base.state_dict())
     if given.scale_residuals:
@@ -241,6 +243,16 @@ def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedToken
     if given.word_vectors:
         words = read_start(given.word_vectors, "model.word_vectors")
         align_words(model.get_input_embeddings().weight.data, tokenizer, words)
+
+
+def check_tie(base: PreTrainedModel, model: VideoLLM, where: str) -> None:
+    """ConfigError where ``model`` has one matrix for token embedding and output layer, and ``base`` two that differ."""
+    first, second = (part.weight for part in (base.get_input_embeddings(), base.get_output_embeddings()))
+    if tied(model.config.text_config) and not torch.equal(first, second):
+        raise ConfigError(
+            f"model.language_weights: {where} has a token embedding and an output layer that differ, but its config or "
+            "model.language ties them; set model.language.tie_word_embeddings=false"
+        )
 
 
 def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:

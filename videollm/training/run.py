@@ -25,6 +25,7 @@ from videollm.data import Record, filters
 from videollm.data.mixture import load_training
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
+from videollm.model.tying import tied
 from videollm.training.assemble import assemble
 from videollm.training.features import FeatureStore, fill_store
 from videollm.training.optimizer import part_of, set_trainable
@@ -193,6 +194,8 @@ def print_start(bundle: Bundle, records: dict[str, int]) -> None:
         row[0] += parameter.numel()
         row[1] += parameter.numel() * parameter.requires_grad
     table = Table("part", "parameters", "trained", title="What trains")
+    if tied(bundle.config.text_config):
+        totals = {"embeddings = lm_head" if part == "embeddings" else part: row for part, row in totals.items()}
     for part, (count, trained) in [*totals.items(), ("all", [sum(v) for v in zip(*totals.values(), strict=True)])]:
         table.add_row(part, f"{count:,}", f"{trained:,}")
     Console(width=80).print(table)

@@ -29,13 +29,16 @@ PHI3 = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory):
+def make_own(folder, **language):
     """A tiny checkpoint of ours with the released sizes of attention heads."""
-    model = {"vision": VISION, "connector": CONNECTOR, "language": PHI3, "head": {"name": "d2vlm"}}
-    folder = tmp_path_factory.mktemp("own")
+    model = {"vision": VISION, "connector": CONNECTOR, "language": PHI3 | language, "head": {"name": "d2vlm"}}
     make_bundle("etchat", "d2vlm", data={"preprocess": {"kind": "clip", "size": SIZE}}, **model).save(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    return make_own(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,39 @@ def same_state(folder, expected, prefix=""):
     found = load(folder).model.state_dict()
     wanted = {n: t for n, t in expected.items() if n.startswith(prefix)}
     assert wanted and all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.fixture(scope="module")
+def one_matrix(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tied")
+    main([str(make_own(folder / "own", tie_word_embeddings=True)), str(folder / "published"), "--back"])
+    return folder
+
+
+@pytest.mark.parametrize("second", [None, 0.0, 0.1], ids=["one name", "two names", "two matrices"])
+def test_one_matrix_stays_one_and_two_stay_two(one_matrix, tmp_path, second):
+    folder, embeddings = shutil.copytree(one_matrix / "published", tmp_path / "published"), "model.embed_tokens.weight"
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    if second is not None:
+        change_weights(folder, lambda state: state | {"lm_head.weight": state[embeddings] + second})
+    model = load(convert(folder, tmp_path / "again")).model
+    output, found = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    before = load(one_matrix / "own").model.get_input_embeddings().weight
+    assert found.equal(before) and output.equal(before + (second or 0.0))
+    assert (output is found) is not bool(second)
+    main([str(tmp_path / "again"), str(tmp_path / "back"), "--back"])
+    assert ("lm_head.weight" in load_file(tmp_path / "back" / "model.safetensors")) is bool(second)
+
+
+def test_an_adapters_embeddings_are_the_output_layer_of_a_tied_base_too(one_matrix, tmp_path):
+    base, embeddings = shutil.copytree(one_matrix / "published", tmp_path / "base"), "model.embed_tokens.weight"
+    change_weights(base, lambda state: state | {"lm_head.weight": state[embeddings].clone()})
+    make_adapter(base, tmp_path / "adapter")
+    trained = load_file(base / "model.safetensors")[embeddings] + 1
+    save_file({PREFIX + embeddings: trained}, tmp_path / "adapter" / "pytorch_model.safetensors")
+    model = load(convert(tmp_path / "adapter", tmp_path / "ours", "--base", base)).model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight.equal(trained)
 
 
 def test_there_and_back_gives_the_same_model(own, published, tmp_path):

@@ -187,6 +187,27 @@ def test_a_base_goes_back_without_a_head(base, tmp_path):
     assert set(weights(tmp_path / "back")) == set(weights(base)) and BINS not in weights(tmp_path / "back")
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["one name", "two names"])
+def test_a_base_is_tied_where_its_config_says_so_and_its_file_holds_one_name(base, tmp_path, both):
+    """With two names the official code has two matrices, whatever its config says."""
+    state = weights(base)
+    first, second = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+    rows = len(state[first])
+    if not both:
+        del state[second]
+        store(state, base)
+        refused(base, f"missing: {second}")
+    change(base, llm_config={"tie_word_embeddings": True})
+    convert(str(base), str(tmp_path / "ours"))
+    new = weights(tmp_path / "ours")
+    assert (second in new) is both and new[first][:rows].equal(state[first])
+    mean = state[second if both else first].mean(0, keepdim=True).expand(2, -1)
+    torch.testing.assert_close(new[second if both else first][rows:], mean)
+    data = {"preprocess": {"kind": "plain", "size": SIZE}}
+    model = assemble(build(Settings, {"model": {"checkpoint": str(tmp_path / "ours")}, "data": data})).model
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is not both
+
+
 # ---- tokenizers ------------------------------------------------------------------------------------------------------
 
 
