@@ -23,7 +23,6 @@ from videollm.data import Record, load_records
 from videollm.data.conversation import SpanMark
 from videollm.data.mixture import below
 from videollm.inference.answer import answer_records
-from videollm.inference.plan import room_for_question
 from videollm.model.objective import Objective
 from videollm.training.features import fill_store
 from videollm.training.settings import Settings
@@ -82,7 +81,6 @@ def make_validation(
     if reader.stored is not None and plain.sampler == reader.sampler:
         fill_store(reader.stored, records, bundle, arguments)
         plain.stored = reader.stored
-    room_for_question(bundle, settings.generate)
     score, best = load_metric(settings.train.metric), settings.train.best
     names = [*flat(score(*[[spans for _, spans in truths.values()]] * 2)), *(objective.logged if pairs else ())]
     if best and best not in names:
