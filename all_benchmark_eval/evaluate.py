@@ -29,7 +29,7 @@ from videollm.common.config import ConfigError
 from videollm.common.files import json_lines, json_text
 from videollm.heads import head_class
 
-INFER_OPTIONS = ("batch_size", "workers", "device", "backend")
+INFER_OPTIONS = ("batch_size", "workers", "device", "backend", "precision")
 
 
 @dataclass
@@ -140,10 +140,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: MODEL/evaluation")
     parser.add_argument("--gpus", type=whole(1), metavar="N", help="processes (default: $GPUS, all GPUs, or 1)")
     parser.add_argument("--wording", choices=WORDINGS, help="of the questions (default: that of the model's head)")
-    parser.add_argument("--batch-size", metavar="N", help="of videollm.infer, as the next three")
+    parser.add_argument("--batch-size", metavar="N", help="of videollm.infer, as the next four")
     parser.add_argument("--workers", metavar="N")
     parser.add_argument("--device")
     parser.add_argument("--backend")
+    parser.add_argument("--precision")
     score.add_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 ...")
     args = parser.parse_intermixed_args(argv)

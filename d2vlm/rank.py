@@ -20,11 +20,12 @@ from tqdm import tqdm
 from d2vlm.fpo import FACTORS, FPO, FPOOptions
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint import Bundle, CheckpointError, load
+from videollm.checkpoint import Bundle, CheckpointError, load, read_config
 from videollm.common.command import ended, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.files import check_folder
 from videollm.data import AnnotationError, Record, load_records
+from videollm.inference.options import PRECISIONS, own_precision
 from videollm.inference.output import check_writable
 
 COLUMNS = (*FACTORS, "margin")
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     check_writable(args.output)
     device, found = usable_device(args.device), {}
     for folder in args.model:
-        bundle = load(folder)
+        bundle = load(folder, dtype=PRECISIONS[own_precision(read_config(Path(folder)), device)])
         bundle.model.to(device)
         names, rows, bad = compare(bundle, records, bundle.reader(args.videos), FPO(options), args.batch_size)
         if not names:

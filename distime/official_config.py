@@ -95,6 +95,7 @@ def our_config(official: dict, where: str) -> VideoLLMConfig:
         sampler={"rule": "segments", "num_frames": NUM_FRAMES, "pick": "midpoint", "min_duration_s": 1.0},
         max_tiles=official.get("max_dynamic_patch", 1) if official.get("dynamic_image_size") else 1,
         context_length=min(MAX_LENGTH, field(text, "max_position_embeddings", f"{where}: llm_config")),
+        precision={"bfloat16": "bf16"}.get(official.get("torch_dtype")),
     )
 
 

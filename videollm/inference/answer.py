@@ -5,7 +5,6 @@ In: a bundle, records and a reader of their videos; out: a line a question, as i
 """
 
 import gc
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -161,8 +160,6 @@ class Answerer:
 
     def _together(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[AnswerLine], int]:
         model, tokenizer = self.bundle.model, self.bundle.tokenizer
-        if options.do_sample:  # by what is asked, not by what was asked before: a resumed run draws the same
-            torch.manual_seed(seed_of([record.id for record, _ in pairs], options.seed))
         batch = self.collate([item for _, item in pairs]).to(self.device, non_blocking=True)
         answers = model.answer(batch, tokenizer, self.stop, options)
         lines = [
@@ -170,11 +167,6 @@ class Answerer:
             for (record, item), (answer, reason) in zip(pairs, answers, strict=True)
         ]
         return lines, sum(answer.tokens for answer, _ in answers)
-
-
-def seed_of(ids: Sequence[str], seed: int) -> int:
-    """The seed of a batch that answers the questions ``ids``."""
-    return int(hashlib.sha256(f"{seed} {' '.join(ids)}".encode()).hexdigest()[:15], 16)
 
 
 def answer_line(record: Record, answer: Answer, reason: str, duration_s: float, thinned: int) -> AnswerLine:

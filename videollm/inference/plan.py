@@ -18,6 +18,7 @@ from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build, to_dict
 from videollm.data import Record
 from videollm.model.generate import GenerateOptions
+from videollm.model.videollm import VideoLLMConfig
 
 AHEAD = 2  # batches whose videos are read while one is answered
 UNIT = 4  # full batches of a unit, about: the last one of a unit may be smaller
@@ -63,9 +64,9 @@ def by_options(records: Sequence[Record], options: GenerateOptions) -> list[tupl
     return list(groups.values())
 
 
-def room_for_question(bundle: Bundle, options: GenerateOptions) -> int:
+def room_for_question(config: VideoLLMConfig, options: GenerateOptions) -> int:
     """Tokens that the context has beside the answer; ConfigError if there are none."""
-    context = bundle.config.context_length
+    context = config.context_length
     asked = options.within(context).max_new_tokens
     if asked >= context:
         raise ConfigError(
@@ -94,7 +95,7 @@ class VideoGroups(Dataset):
     ``records`` only."""
 
     def __init__(self, bundle: Bundle, records: Sequence[Record], reader: VisualReader, batches: Sequence[Alike]):
-        rooms = {record.id: room_for_question(bundle, options) for options, alike in batches for record in alike}
+        rooms = {record.id: room_for_question(bundle.config, options) for options, alike in batches for record in alike}
         asked = [record for _, alike in batches for record in alike]
         place = {record.id: i for i, record in enumerate(records)}
         encoder = bundle.encoder()

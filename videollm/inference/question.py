@@ -16,6 +16,7 @@ from videollm.common.config import ConfigError, build
 from videollm.data import Record
 from videollm.data.conversation import Turn, VisualMark
 from videollm.inference.answer import answer_records
+from videollm.inference.options import kept_generate
 from videollm.inference.timeline import MAX_FRAMES, timeline
 from videollm.model.generate import GenerateOptions
 from videollm.video.decode import VideoError, probe
@@ -27,7 +28,7 @@ PICTURE_HEIGHT = 180  # pixels of a frame in the picture
 
 @dataclass
 class AskOptions:
-    """What ``key=value`` may set; ``sampler`` is laid over the checkpoint's own."""
+    """How one question is asked; ``sampler`` is laid over the checkpoint's own."""
 
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     sampler: dict = field(default_factory=dict)
@@ -53,11 +54,13 @@ def make_record(video: str, question: str) -> Record:
 def ask(bundle: Bundle, video: str | Path, question: str, options: AskOptions | None = None) -> AnswerLine:
     """Answer one question; the line of ``answer_records``. The model keeps its device.
 
+    Without ``options`` it is asked as it was trained to be.
+
     Raises:
         ConfigError: no question, options that do not fit the model, or a question too long for it.
         VideoError: the video cannot be read.
     """
-    options = options or AskOptions()
+    options = options or AskOptions(build(GenerateOptions, kept_generate(bundle.config), "generate"))
     video = Path(video).resolve()  # a link to a video elsewhere is fine: its root is where it really lies
     reader = bundle.reader(video.parent, build(Sampler, bundle.config.sampler | options.sampler, "sampler"))
     (line,) = answer_records(bundle, [make_record(video.name, question)], reader, options.generate)

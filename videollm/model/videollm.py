@@ -31,7 +31,8 @@ class VideoLLMConfig(PretrainedConfig):
 
     ``vision``, ``connector``, ``head``, ``preprocess``, ``sampler`` and ``visual_tokens`` are the mappings of the
     training config, kept as they are. ``token_ids`` maps the head's tokens to ids. ``headless``: a base, as converters
-    write it, whose head training has to start.
+    write it, whose head training has to start. ``generate`` and ``precision`` are those of the training, with which the
+    model is asked unless told otherwise; empty and None in checkpoints of before 2026-12.
     """
 
     model_type = "videollm"
@@ -40,7 +41,7 @@ class VideoLLMConfig(PretrainedConfig):
     def __init__(
         self, text_config=None, vision=None, connector=None, head=None, template="plain", visual_tokens=None,
         token_ids=None, bidirectional_frames=False, preprocess=None, sampler=None, context_length=4096, max_tiles=1,
-        lora=None, headless=False, **kwargs,
+        lora=None, headless=False, generate=None, precision=None, **kwargs,
     ):  # fmt: skip
         if isinstance(text_config, dict):
             fields = dict(text_config)
@@ -52,6 +53,7 @@ class VideoLLMConfig(PretrainedConfig):
         self.preprocess, self.sampler, self.context_length = preprocess or {}, sampler or {}, context_length
         self.max_tiles = max_tiles  # of an image
         self.lora, self.headless = lora, headless
+        self.generate, self.precision = generate or {}, precision  # {option: value}; fp32 or bf16
         super().__init__(**kwargs)
 
 

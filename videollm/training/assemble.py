@@ -16,9 +16,11 @@ from transformers.utils import is_flash_attn_2_available
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, load, load_tokenizer, read_config, read_tokenizer
-from videollm.common.config import ConfigError, build, read_yaml, to_dict
+from videollm.common.config import ConfigError, build, merge, read_yaml, to_dict
 from videollm.heads import head_class
 from videollm.heads.presets import lay_preset
+from videollm.inference.options import kept_generate
+from videollm.inference.plan import room_for_question
 from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora
 from videollm.model.tying import tied
@@ -29,16 +31,18 @@ from videollm.video.sampling import Sampler
 
 
 def read_settings(values: dict) -> Settings:
-    """The settings of a config, with the preset that its ``compatibility`` names laid under it.
+    """The settings of a config, over the preset that its ``compatibility`` names, over how its checkpoint is asked.
 
     Raises:
         ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
     """
     model = values.get("model") if isinstance(values.get("model"), dict) else {}
-    head = (model.get("head") or {}).get("name")
-    if head is None and model.get("checkpoint") and "compatibility" in values:
-        head = read_config(Path(model["checkpoint"])).head.get("name")
-    return build(Settings, lay_preset(values, head))
+    head, folder = (model.get("head") or {}).get("name"), model.get("checkpoint")
+    if head is None and folder and "compatibility" in values:
+        head = read_config(Path(folder)).head.get("name")
+    there = bool(folder) and (Path(folder) / "config.json").is_file()  # else ``assemble`` says what is missing
+    kept = kept_generate(read_config(Path(folder))) if there else {}
+    return build(Settings, merge({"generate": kept} if kept else {}, lay_preset(values, head)))
 
 
 def assemble(settings: Settings) -> Bundle:
@@ -106,7 +110,8 @@ def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
 
 
 def lay_over(config: VideoLLMConfig, settings: Settings) -> None:
-    """Write what ``settings`` give for template, frames, sampling and preprocessing into the model's config."""
+    """Write into the model's config what ``settings`` give for template, frames, sampling and preprocessing, and how it
+    is asked."""
     given, data = settings.model, settings.data
     if given.template and given.template not in TEMPLATES:
         raise ConfigError(f"model.template: no template {given.template!r}; there are {', '.join(TEMPLATES)}")
@@ -121,6 +126,8 @@ def lay_over(config: VideoLLMConfig, settings: Settings) -> None:
         config.context_length = data.max_length
     if data.max_tiles is not None:
         config.max_tiles = data.max_tiles
+    config.generate, config.precision = to_dict(settings.generate), settings.train.precision
+    room_for_question(config, settings.generate)
 
 
 def planned_config(settings: Settings) -> VideoLLMConfig:

@@ -45,9 +45,15 @@ class FeatureStore:
 
     def __init__(self, folder: str | Path, reader: VisualReader, tower: nn.Module):
         if reader.sampler.pick == "random":
-            raise ConfigError("data.features: data.sampler.pick=random draws other frames each time; set midpoint")
+            raise ConfigError(
+                "data.features: data.sampler.pick=random draws other frames each time; leave data.features out, or set "
+                "midpoint in a new run"
+            )
         if not reader.fixed:
-            raise ConfigError("data.features: data.preprocess.random_crop changes the frames each time; set false")
+            raise ConfigError(
+                "data.features: data.preprocess.random_crop changes the frames each time; leave data.features out, or "
+                "set false in a new run"
+            )
         self.folder, self.reader = Path(folder), reader
         digest = hashlib.sha256()
         for name, tensor in sorted(tower.state_dict().items()):

@@ -30,7 +30,8 @@ from videollm.training.assemble import assemble
 from videollm.training.features import FeatureStore, fill_store
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preemption import Preempted, StopOnSignal
-from videollm.training.preflight import check_items, check_start, prepare_process
+from videollm.training.preflight import check_start, prepare_process
+from videollm.training.resuming import check_items, check_questions
 from videollm.training.runfolder import open_run
 from videollm.training.settings import Settings, TrainSettings
 from videollm.training.trainer import VideoTrainer
@@ -81,6 +82,7 @@ def train(settings: Settings) -> Path:
         raise ConfigError(f"data.train: {len(dataset)} items for {world} processes; start at most that many")
     check_items(checkpoint, len(dataset))
     validate = make_validation(bundle, settings, reader, arguments)
+    check_questions(settings, checkpoint, validate.questions if validate else None)
     # ``validate`` holds its own records; the Trainer only asks whether there are any.
     own = {"validate": validate, "eval_dataset": [] if validate else None}
     trainer = VideoTrainer(bundle, settings, args=arguments, train_dataset=dataset, data_collator=collate, **own)

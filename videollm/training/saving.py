@@ -37,6 +37,7 @@ class Facts:
     processes: int
     zero_stage: int | None  # None: without DeepSpeed
     items: int  # of the training data
+    questions: str | None = None  # a digest of the validation's; None without one, and in older checkpoints
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """A checkpoint folder; ValueError that says what is wrong with it."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        facts, files = Facts(*(content[field.name] for field in fields(Facts))), content["files"]
+        files = content.pop("files")
+        facts = Facts(**{field.name: content[field.name] for field in fields(Facts) if field.name in content})
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"no readable {MANIFEST}, so it was not written to the end") from None
     there = sizes(folder)

@@ -34,7 +34,10 @@ def settings_of(sampler: Sampler, preprocess: Preprocess) -> dict:
         ConfigError: frames drawn at random: there is no one set of them.
     """
     if sampler.pick == "random":
-        raise ConfigError("data.frames: frames drawn at random cannot be kept; set data.sampler.pick=midpoint")
+        raise ConfigError(
+            "data.frames: frames drawn at random cannot be kept; leave data.frames out, or, in a new run, set "
+            "data.sampler.pick=midpoint"
+        )
     # CLIP-style resizing gives floats, which bytes would round: such frames are kept as decoded and resized when read.
     size = None if preprocess.kind == "clip" else preprocess.size
     return {"version": VERSION, "sampler": to_dict(sampler), "resized_to": size}
@@ -58,8 +61,8 @@ class FrameStore:
         if differ := [f"{key} {made.get(key)}" for key in wanted if made.get(key) != wanted[key]]:
             asked = ", ".join(f"{key} {wanted[key]}" for key in wanted if made.get(key) != wanted[key])
             raise ConfigError(
-                f"data.frames: {folder} was made with {', '.join(differ)}, here it is {asked}; build another store, or "
-                "set data.sampler and data.preprocess alike"
+                f"data.frames: {folder} was made with {', '.join(differ)}, here it is {asked}; build another store, "
+                "or, in a new run, set data.sampler and data.preprocess alike"
             )
         self.resized = made["resized_to"] is not None
         self.where = index_of(self.folder)

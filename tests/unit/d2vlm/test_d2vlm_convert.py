@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from d2vlm.convert import main
 from d2vlm.names import TOWER, official
 from tests.models import SIZE, make_batch, make_bundle, settings, tokenizer_folder
-from videollm.checkpoint import CheckpointError, load
+from videollm.checkpoint import CheckpointError, load, read_config
 from videollm.checkpoint.tensors import write_tensors
 from videollm.training.assemble import assemble
 
@@ -208,6 +208,12 @@ def test_an_adapter_is_merged_into_its_base(published, tmp_path):
     found = official(load(output).model.state_dict())
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
+
+
+@pytest.mark.parametrize("stored, precision", [("bfloat16", "bf16"), ("float32", None), (None, None)])
+def test_a_model_keeps_the_precision_that_its_config_names(copy, tmp_path, stored, precision):
+    change_config(copy, torch_dtype=stored)
+    assert read_config(convert(copy, tmp_path / "ours")).precision == precision
 
 
 def test_etchat_is_a_base_to_train_from_and_refused_for_evaluation(copy, own, tmp_path, capsys):

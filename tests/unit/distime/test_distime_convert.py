@@ -14,7 +14,7 @@ from distime.convert import convert, main
 from distime.names import BINS, WRAPPER
 from distime.tokenizer import IMAGE_TOKENS, TIME_TOKENS, read_tokenizer
 from tests.models import SIZE, SPECIAL, byte_tokenizer, make_batch, make_bundle
-from videollm.checkpoint import CheckpointError, load
+from videollm.checkpoint import CheckpointError, load, read_config
 from videollm.common.config import build
 from videollm.training.assemble import assemble
 from videollm.training.settings import Settings
@@ -114,7 +114,9 @@ def test_every_way_of_storing_weights_is_read(official, tmp_path, shards, binary
 
 def test_bf16_weights_stay_bf16(official, tmp_path):
     store({name: tensor.bfloat16() for name, tensor in weights(official).items()}, official)
+    change(official, torch_dtype="bfloat16")
     convert(str(official), str(tmp_path / "ours"))
+    assert read_config(tmp_path / "ours").precision == "bf16"  # and so it answers on a GPU
     assert {tensor.dtype for tensor in weights(tmp_path / "ours").values()} == {torch.bfloat16}
     convert(str(tmp_path / "ours"), str(tmp_path / "back"), back=True)
     same(weights(tmp_path / "back"), weights(official))
