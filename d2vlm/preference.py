@@ -194,7 +194,7 @@ def write(made: Made, output: Path, layout: str) -> list[str]:
         turned = [to_classes(line) for line in lines]
         left_out = [f"{r.where}: {reason}" for r, (_, out) in zip(made.records, turned, strict=True) for reason in out]
         lines = [line for line, _ in turned if line is not None]
-    whole = output.suffix == ".json"
+    whole = output.suffix.lower() == ".json"
     write_text(output, json.dumps(lines, ensure_ascii=False, indent=1) if whole else json_text(lines))
     return left_out
 
@@ -242,7 +242,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, make, write, report."""
     values = override(read_yaml(args.config) if args.config else {}, args.overrides)
     options = build(PreferenceOptions, values)
-    if args.output.suffix not in (".json", ".jsonl"):
+    if args.output.suffix.lower() not in (".json", ".jsonl"):
         raise ConfigError(f"--output: {args.output} has another ending than .json and .jsonl; choose one of them")
     if not args.output.absolute().parent.is_dir():
         raise ConfigError(f"--output: {args.output.absolute().parent} is no folder; make it first")

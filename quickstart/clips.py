@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from videollm.common.config import need
+from videollm.video.names import as_url
 
 VERSION = 2
 SOURCE = "moving_shapes"
@@ -221,7 +222,7 @@ def _shape_mask(event: Event) -> np.ndarray:
 
 def write_video(path: Path, frames: np.ndarray) -> None:
     """Encode uint8 [T, H, W, 3] at ``FPS`` as H.264 with closed groups of pictures; one thread, so bytes repeat."""
-    with av.open(str(path), "w") as container:
+    with av.open(as_url(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.codec_context.thread_count = 1

@@ -136,7 +136,7 @@ def _visuals(item: dict) -> tuple[str | None, tuple[str, ...]]:
             shown = "an empty path" if isinstance(path, str) else kind_of(path)
             raise Bad(f"{shown} instead of a path", key, "give a path, or leave the key out of a text-only record")
         windows = PureWindowsPath(path)
-        if PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        if PurePosixPath(path).is_absolute() or windows.root or ".." in windows.parts:
             raise Bad(f"{path!r} leads out of the folder of the videos", key, "write it relative to that folder")
         if "\0" in path or _bytes(path) > LONGEST_PATH or any(_bytes(part) > LONGEST_NAME for part in windows.parts):
             raise Bad(f"{path[:40]!r}... can be no file's name", key, "give the path of a file")

@@ -24,6 +24,7 @@ from videollm.data.mixture import load_to_check
 from videollm.data.record import Record, neutral_json
 from videollm.video.decode import VideoError, probe
 from videollm.video.folder import open_folder, read_frame_folder
+from videollm.video.names import nearest, unusable
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_image, read_video, safe_join
 from videollm.video.sampling import Sampler
@@ -104,7 +105,8 @@ class Look:
         try:
             path = safe_join(self.root, name)
             if not path.exists():
-                return "missing", f"no file {name} below {self.root}", 0.0, 0, {}
+                hint = nearest(path)
+                return "missing", f"no file {name} below {self.root}{hint and f' ({hint})'}", 0.0, 0, {}
             if is_image:
                 read_image(path)
                 return "", "", 0.0, 0, {}
@@ -278,9 +280,7 @@ def report_on(
         spans[record.task, record.source] += len(record.spans_s)
         for name in record.images + (record.video,) * (record.video is not None):
             if videos_root is not None and name not in missing:
-                place = Path(videos_root) / name
-                there = place.is_dir() if record.asking.view.frames else place.is_file()
-                missing[name] = None if there else f"{record.where}: no file {name} (video) - add it to {videos_root}"
+                missing[name] = _absent(record, name, videos_root)
     by_file = itertools.groupby(records, key=lambda record: record.path)
     return Report(
         records=counts,
@@ -293,3 +293,15 @@ def report_on(
         missing=[problem for problem in missing.values() if problem],
         problems=problems,
     )
+
+
+def _absent(record: Record, name: str, root: str | os.PathLike) -> str | None:
+    """What to say where a visual of the record is not below ``root``."""
+    try:
+        path = safe_join(root, name)
+    except VideoError as error:
+        return f"{record.where}: {error}"
+    if unusable(path, folder=record.asking.view.frames is not None) is None:
+        return None
+    hint = nearest(path)
+    return f"{record.where}: no file {name} (video) - add it to {root}{hint and f'; {hint}'}"

@@ -20,6 +20,7 @@ from videollm.inference.options import kept_generate
 from videollm.inference.timeline import MAX_FRAMES, timeline
 from videollm.model.generate import GenerateOptions
 from videollm.video.decode import VideoError, probe
+from videollm.video.picture import is_picture
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
 
@@ -113,14 +114,3 @@ def check_video(path: str) -> None:
             "videollm.infer and an annotation that has `image` (docs/annotations.md)"
         )
     probe(path)
-
-
-def is_picture(path: str) -> bool:
-    """Whether a file is a still image."""
-    try:
-        with Image.open(path) as image:  # Pillow also names MPEG files, without reading them
-            return image.format != "MPEG" and not getattr(image, "is_animated", False)
-    except Image.DecompressionBombError:
-        return True
-    except (OSError, ValueError, SyntaxError):
-        return False

@@ -18,7 +18,9 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from videollm.video.names import ONLY_FILES, as_url, unusable
 from videollm.video.timeline import CLOCKED, NONE, Timeline, VideoError, VideoInfo, mend, until_error, video_error
+from videollm.video.upright import AS_STORED, Orientation, orientation_of
 
 __all__ = ["BACKENDS", "VideoError", "VideoFile", "VideoInfo", "get_backend", "probe", "video_error"]
 
@@ -62,8 +64,8 @@ class VideoFile:
         except BaseException:
             self.close()
             raise
-        self.rotation = round(first[1].rotation / 90) % 4  # quarter turns counter-clockwise
-        height, width = (first[1].height, first[1].width)[:: -1 if self.rotation % 2 else 1]
+        self.orientation = self.upright(first[1])
+        height, width = (first[1].height, first[1].width)[:: -1 if self.orientation.transposed else 1]
         line = self.timeline
         pts_s = (self.ticks - self.ticks[0]) * float(line.time_base)
         self.info = VideoInfo(str(path), line.duration_s, line.fps, len(pts_s), width, height, pts_s, line.problems)
@@ -81,15 +83,14 @@ class VideoFile:
         self.container.close()
 
     def _check_bytes(self) -> None:
-        if not self.path.is_file():
-            kind = "is not a file" if self.path.exists() else "does not exist"
-            raise video_error(self.path, kind, "check the path and the video root")
+        if wrong := unusable(self.path):
+            raise video_error(self.path, *wrong)
         if self.path.stat().st_size == 0:
             raise video_error(self.path, "is empty (zero bytes)", "fetch it again")
 
     def _open(self) -> None:
-        try:  # with "file:", or a colon in the name would make a protocol of it
-            self.container = av.open(f"file:{self.path}", metadata_errors="replace")
+        try:
+            self.container = av.open(as_url(self.path), options=ONLY_FILES, metadata_errors="replace")
         except (av.FFmpegError, OSError, ValueError) as error:
             raise video_error(self.path, f"is not a video or is truncated ({error})", "fetch it again") from error
         streams = [s for s in self.container.streams.video if not int(s.disposition) & ATTACHED_PICTURE]
@@ -217,7 +218,14 @@ class VideoFile:
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """Upright RGB picture, uint8 [H, W, 3]."""
         picture = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
-        return np.ascontiguousarray(np.rot90(picture, self.rotation))
+        return self.upright(frame)(picture)
+
+    def upright(self, frame: av.VideoFrame) -> Orientation:
+        """How ``frame`` is shown. Raises ``VideoError`` where that is askew."""
+        try:
+            return orientation_of(frame)
+        except ValueError as error:
+            raise video_error(self.path, str(error), mend(self.path)) from error  # ffmpeg turns the pictures
 
 
 def _runs(file: VideoFile, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -264,10 +272,10 @@ def decode_decord(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
         import decord
     except Exception as error:
         raise video_error(file.path, "decord is not usable here", "pip install decord, or backend=pyav") from error
-    if file.rotation:  # decord 0.6 returns four channels for rotated files
-        raise video_error(file.path, "decord does not show rotated video rightly", "use backend=pyav")
+    if file.orientation != AS_STORED:  # decord 0.6 returns four channels for rotated files and ignores mirrors
+        raise video_error(file.path, "decord does not show rotated or mirrored video rightly", "use backend=pyav")
     try:
-        reader = decord.VideoReader(str(file.path), num_threads=1)
+        reader = decord.VideoReader(as_url(file.path), num_threads=1)
     except Exception as error:
         raise video_error(file.path, "decord cannot open it (codec or damage)", "use backend=pyav") from error
     container, codec = file.container.format.name, file.stream.codec_context.codec.canonical_name
@@ -285,9 +293,11 @@ def decode_torchcodec(file: VideoFile, wanted: np.ndarray) -> Iterator[Found]:
     except Exception as error:  # a missing FFmpeg library is a RuntimeError, not an ImportError
         remedy = "pip install torchcodec and FFmpeg's shared libraries, or backend=pyav"
         raise video_error(file.path, "torchcodec is not usable here", remedy) from error
+    if file.orientation.mirrored:  # it reads the angle alone
+        raise video_error(file.path, "torchcodec does not show mirrored video rightly", "use backend=pyav")
     try:
         reader = VideoDecoder(
-            str(file.path), stream_index=file.stream.index, dimension_order="NHWC", num_ffmpeg_threads=1
+            as_url(file.path), stream_index=file.stream.index, dimension_order="NHWC", num_ffmpeg_threads=1
         )
     except (RuntimeError, ValueError) as error:
         raise video_error(file.path, "torchcodec cannot open it", "use backend=pyav") from error

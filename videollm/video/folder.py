@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from videollm.video.decode import VideoInfo, video_error
+from videollm.video.names import unusable
 from videollm.video.read import Frames, read_image
 from videollm.video.sampling import Sampler
 from videollm.video.view import FrameFolder
@@ -46,9 +47,8 @@ def read_frame_folder(
 def open_folder(path: str | Path, stored: FrameFolder) -> tuple[VideoInfo, list[Path]]:
     """The timeline of a folder and its pictures in order. Raises ``VideoError``: no folder, no pictures, or a gap."""
     path = Path(path)
-    if not path.is_dir():
-        kind = "is not a folder" if path.exists() else "does not exist"
-        raise video_error(path, f"{kind}, but its frames should be in it", "check the path and the video root")
+    if wrong := unusable(path, folder=True):
+        raise video_error(path, f"{wrong[0]}, but its frames should be in it", wrong[1])
     found: dict[int, Path] = {}
     for file in sorted(path.iterdir()):
         if file.suffix.lower() not in SUFFIXES:

@@ -4,6 +4,7 @@ Which frames those are, sampling.py says; decode.py finds them in the file. Fram
 else sees seconds. It must not know models, preprocessing numbers or annotations.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from random import Random
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from videollm.video.decode import VideoFile, get_backend, video_error
+from videollm.video.names import spellings, unusable
+from videollm.video.picture import upright_rgb
 from videollm.video.sampling import Sampler
 
 
@@ -82,23 +85,39 @@ def read_video(
 
 def read_image(path: str | Path) -> Frames:
     """One picture as a single frame: uint8 [1, H, W, 3] upright RGB, time 0, duration 0. Raises ``VideoError``."""
-    if not Path(path).is_file():
-        raise video_error(path, "is not a file", "check the path and the image root")
+    if wrong := unusable(Path(path)):
+        raise video_error(path, *wrong)
     try:
         with Image.open(path) as image:
-            rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise video_error(path, f"is not a readable image ({error})", "fetch it again or convert it") from error
+    try:
+        rgb = upright_rgb(image)
+    except ValueError as error:
+        raise video_error(path, f"cannot be shown: {error}", "convert it to 8-bit grey or RGB") from error
     return Frames(torch.from_numpy(rgb)[None], np.zeros(1), 0.0, str(path))
 
 
 def safe_join(root: str | Path, relative: str | Path) -> Path:
-    """``root / relative``, resolved; a path that would leave ``root`` ('..', absolute, symlink) is a ``VideoError``."""
-    base = Path(root).resolve()
-    try:
-        joined = (base / relative).resolve()
-    except (ValueError, OSError, RuntimeError) as error:  # null byte, name too long, loop of links
-        raise video_error(repr(str(relative)), f"is not a usable path ({error})", "correct the annotation") from error
-    if Path(relative).is_absolute() or not joined.is_relative_to(base) or joined == base:
-        raise video_error(relative, f"is not inside the root {root}", "give a relative path to a file below the root")
-    return joined
+    """``root / relative``; a path that leads out of ``root`` by its name ('..', absolute) is a ``VideoError``.
+
+    Links below the root may lead anywhere: annotations cannot make them, and the Hub's cache is made of them. Where
+    nothing has that name, one is taken that differs only as systems spell names (backslashes, NFC and NFD).
+    """
+    for spelling in spellings(str(relative)):
+        inside = os.path.normpath(spelling)
+        if os.path.isabs(spelling) or inside.split(os.sep)[0] == ".." or inside == ".":
+            raise video_error(
+                relative, f"is not inside the root {root}", "give a relative path to a file below the root"
+            )
+        joined = Path(root, inside)
+        try:
+            joined.lstat()
+            return joined
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (ValueError, OSError) as error:  # null byte, name too long
+            problem = f"is not a usable path ({error})"
+            raise video_error(repr(str(relative)), problem, "correct the annotation") from error
+    return Path(root, os.path.normpath(relative))

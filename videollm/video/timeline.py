@@ -27,6 +27,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from videollm.video.names import ONLY_FILES, as_url
+
 NONE = np.iinfo(np.int64).min  # a packet without this time
 CLOCKED = ("mpegts", "mpeg")  # formats with a clock that may jump; their length is measured, so it is no promise
 JUMP_S = 10.0  # ffmpeg's own limit (-dts_delta_threshold)
@@ -213,7 +215,7 @@ class Timeline:
     def _others_s(self) -> np.ndarray:
         """Times of the packets of all other streams, seconds. Reads the file again: asked only on a suspicion."""
         times = []
-        with av.open(f"file:{self.path}", metadata_errors="replace") as container:
+        with av.open(as_url(self.path), options=ONLY_FILES, metadata_errors="replace") as container:
             for packet in until_error(container.demux()):
                 if packet.stream_index != self.stream.index and packet.pts is not None:
                     times.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
