@@ -24,6 +24,7 @@ class AnswerLine:
         scores: in [0, 1], one a span of the answer.
         duration: of the video, in seconds.
         finish_reason: "stop", "length" (cut off) or "error".
+        frames: looked at, each seen in the prompt.
         thinned: frames dropped to fit the context.
         error: why the question could not be asked; None for an answer.
         extra: other keys of the line, which are kept.
@@ -39,6 +40,7 @@ class AnswerLine:
     scores: list[float] = field(default_factory=list)
     duration: float | None = None
     finish_reason: str = ""
+    frames: int = 0
     thinned: int = 0
     error: str | None = None
     extra: dict = field(default_factory=dict)

@@ -118,13 +118,14 @@ class Answerer:
             item.bad = item.bad or "its frames do not fit into memory, one at a time; lower sampler.num_frames or fps"
 
     def features(self, pixels: Tensor | None) -> Tensor | None:
-        """[F, C, S, S] -> [F, P, Dv]; raises out of memory only where one frame at a time does not fit."""
+        """Frames as they travel -> [F, P, Dv]; raises out of memory only where one frame at a time does not fit."""
         if pixels is None:
             return None
         model = self.bundle.model
         while True:
             try:
-                return encode_frames(model.vision_tower, pixels.to(self.device, model.dtype), self.chunk)
+                pixels = pixels.to(self.device, non_blocking=True)
+                return encode_frames(model.vision_tower, pixels, self.chunk, model.as_the_tower_takes)
             except RuntimeError as error:
                 if not out_of_memory(error) or self.chunk == 1:
                     raise
@@ -163,13 +164,13 @@ class Answerer:
         batch = self.collate([item for _, item in pairs]).to(self.device, non_blocking=True)
         answers = model.answer(batch, tokenizer, self.stop, options)
         lines = [
-            answer_line(record, answer, reason, item.duration_s, item.thinned)
+            answer_line(record, answer, reason, item)
             for (record, item), (answer, reason) in zip(pairs, answers, strict=True)
         ]
         return lines, sum(answer.tokens for answer, _ in answers)
 
 
-def answer_line(record: Record, answer: Answer, reason: str, duration_s: float, thinned: int) -> AnswerLine:
+def answer_line(record: Record, answer: Answer, reason: str, item: Item) -> AnswerLine:
     """One output line; times rounded to the millisecond."""
     return AnswerLine(
         id=record.id, video=record.video, question=record.question,
@@ -177,7 +178,8 @@ def answer_line(record: Record, answer: Answer, reason: str, duration_s: float, 
         spans=[[round(s, 3), round(e, 3)] for s, e in answer.spans],
         evidence_spans=[[round(s, 3), round(e, 3)] for s, e in answer.evidence_spans],
         scores=[round(s, 4) for s in answer.scores],
-        duration=round(duration_s, 3), finish_reason=reason, thinned=thinned, error=None,
+        duration=round(item.duration_s, 3), finish_reason=reason, frames=len(item.times_s), thinned=item.thinned,
+        error=None,
     )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ class Asked:
     """The questions about one video: an item for each, and what they share once (pixels, or stored features)."""
 
     items: list[Item]
-    pixels: Tensor | None = None  # [F, C, S, S]
+    pixels: Tensor | None = None  # of F frames, as ``reader.Seen`` has them
     features: Tensor | None = None  # [F, P, Dv]
 
     def pin_memory(self) -> "Asked":
@@ -112,14 +112,20 @@ class VideoGroups(Dataset):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Asked:
-        found = Asked([dataset[i] for dataset, i in self.groups[index]])
-        dataset, i = self.groups[index][0]
+        group = self.groups[index]
+        dataset, i = group[0]
         record = dataset.records[i]
-        if record.video is None or not self.reader.fixed or all(item.bad for item in found.items):
-            return found  # every item has its own
-        found.pixels, found.features, *_ = self.reader.video(record.video, None, record.asking.view)
-        for item in found.items:
-            item.pixels = item.features = None
+        if record.video is None or not self.reader.fixed:
+            return Asked([dataset[i] for dataset, i in group])  # every item has its own
+        limits = tuple(sorted({dataset.room(i) for dataset, i in group}))
+        found = Asked([])
+        for dataset, i in group:
+            item = dataset.item(i, limits)
+            item.pixels = item.features = None  # one question's choice of frames is never held beside another's
+            found.items.append(item)
+        if not all(item.bad for item in found.items):
+            seen = self.reader.video(record.video, None, record.asking.view, limits)
+            found.pixels, found.features = seen.pixels, seen.features
         return found
 
 

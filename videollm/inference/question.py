@@ -80,6 +80,11 @@ def describe(line: AnswerLine) -> str:
         for k, span in enumerate(spans):
             score = "" if scores is None else f"  score {scores[k]:.2f}"
             rows.append(f"  {k + 1}. {span_text(*span)}{score}")
+    if line.thinned:
+        rows.append(
+            f"the model's context has room for {line.frames} of the {line.frames + line.thinned} frames that the "
+            "sampler chose; they were thinned uniformly"
+        )
     if line.finish_reason == "length":
         rows.append("the answer was cut off: raise generate.max_new_tokens")
     return "\n".join(rows)

@@ -39,8 +39,12 @@ def build_tower(config: dict) -> nn.Module:
     return make(fields)
 
 
-def encode_frames(tower: nn.Module, pixel_values: Tensor, chunk: int) -> Tensor:
+def encode_frames(
+    tower: nn.Module, pixel_values: Tensor, chunk: int, prepare: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Features of a frozen tower, ``chunk`` frames at a time, outside the graph. [N, C, S, S] -> [N, P, Dv].
+
+    ``prepare`` makes a chunk of frames what the tower takes, so that bytes never become floats all together.
 
     Raises:
         ValueError: ``chunk`` below 1.
@@ -50,7 +54,7 @@ def encode_frames(tower: nn.Module, pixel_values: Tensor, chunk: int) -> Tensor:
     if not len(pixel_values):  # a batch of text only; transformers' attention cannot reshape nothing
         return pixel_values.new_zeros(0, tower.num_patches, tower.hidden_size, dtype=next(tower.parameters()).dtype)
     with torch.no_grad():  # not inference_mode: a connector that learns reads these features
-        return torch.cat([tower(frames) for frames in pixel_values.split(chunk)])
+        return torch.cat([tower(prepare(frames) if prepare else frames) for frames in pixel_values.split(chunk)])
 
 
 class InternVLTower(InternVLVisionModel):

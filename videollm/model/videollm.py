@@ -16,6 +16,7 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
+from videollm.common.config import build
 from videollm.heads import FrameBatch, SpanRefs, build_head
 from videollm.model.connectors import build_connector
 from videollm.model.generate import SpanGeneration, SpanState
@@ -24,6 +25,7 @@ from videollm.model.objective import Objective, ObjectiveOptions, Reading, Super
 from videollm.model.passes import LayerTap, VideoLLMOutput, scatter
 from videollm.model.towers import CHUNK, build_tower, encode_frames
 from videollm.model.tying import filled
+from videollm.video.preprocess import Preprocess
 
 
 class VideoLLMConfig(PretrainedConfig):
@@ -83,6 +85,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
         if config.lora:
             add_lora(self.language_model, config.lora)
         self.span_ids = sorted(config.token_ids[name] for name in self.head.span_tokens)
+        self.preprocess = build(Preprocess, config.preprocess, "preprocess")
         self.frozen_tower = True
         self.objective: Objective = Supervised(ObjectiveOptions())  # what ``forward`` computes in training
         self.post_init()
@@ -149,10 +152,14 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """The tower's features; a frozen tower keeps no graph and has few frames at a time. [U, ...] -> [U, P, Dv]."""
         if not self.frozen_tower:
-            return self.vision_tower(pixels.to(self.dtype))
+            return self.vision_tower(self.as_the_tower_takes(pixels))
         # Under ZeRO-3 ranks wait for each other in every call of a module, so all make one.
         chunk = len(pixels) if is_deepspeed_zero3_enabled() else CHUNK
-        return encode_frames(self.vision_tower, pixels.to(self.dtype), chunk)
+        return encode_frames(self.vision_tower, pixels, chunk, self.as_the_tower_takes)
+
+    def as_the_tower_takes(self, pixels: Tensor) -> Tensor:
+        """Frames as they travel (``Batch.pixel_values``) -> [U, C, S, S] in the model's precision."""
+        return self.preprocess.on_device(pixels).to(self.dtype)
 
     def frame_batch(self, batch: Batch, tokens: Tensor) -> FrameBatch:
         """Times and connector outputs of the frames, as a head sees them."""

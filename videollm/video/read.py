@@ -5,7 +5,7 @@ else sees seconds. It must not know models, preprocessing numbers or annotations
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from videollm.video.decode import VideoFile, get_backend, video_error
+from videollm.video.decode import VideoFile, VideoInfo, get_backend, video_error
 from videollm.video.names import spellings, unusable
 from videollm.video.picture import upright_rgb
-from videollm.video.sampling import Sampler
+from videollm.video.sampling import Sampler, kept_places
 
 
 @dataclass
@@ -26,8 +26,10 @@ class Frames:
     """Chosen frames of one video, in order of time.
 
     ``pixels`` is uint8 [F, H, W, 3], or what the caller's ``resize`` makes of each frame (CLIP-style resizing gives
-    float32 in 0..1, since rounding to grey levels would change the numbers). ``times_s`` float64 [F] are true times of
-    the frames shown. ``damaged`` counts frames that could not be decoded and were replaced by the nearest that could.
+    float32 [F, 3, S, S] in 0..1, since rounding to grey levels would change the numbers). ``times_s`` float64 [F] are
+    true times of the frames shown. ``damaged`` counts frames that could not be decoded and were replaced by the nearest
+    that could.
+    Where not all chosen frames were wanted, ``places`` [F] says which of the ``chosen`` ones these are.
     """
 
     pixels: Tensor
@@ -35,6 +37,8 @@ class Frames:
     duration_s: float
     path: str
     damaged: int = 0
+    places: np.ndarray | None = None
+    chosen: int = 0
 
 
 def read_video(
@@ -45,8 +49,9 @@ def read_video(
     backend: str = "pyav",
     rng: Random | None = None,
     window_s: tuple[float, float] | None = None,
+    limits: Sequence[int] = (),
 ) -> Frames:
-    """Decode the frames that ``sampler`` chooses, each at most once.
+    """Decode the frames that ``sampler`` chooses, each at most once; with ``limits`` those of ``kept_places``.
 
     ``resize`` maps one RGB frame (uint8 [H, W, 3]) to an array of fixed shape and is applied as frames are decoded, so
     that full-size frames are never held together. Damaged frames are replaced by the nearest decodable one (its own
@@ -54,7 +59,7 @@ def read_video(
     """
     decode = get_backend(backend)
     with VideoFile(path) as file:
-        chosen = sampler.indices(file.info, rng, window_s)
+        chosen, places, count = choose(sampler, file.info, rng, window_s, limits)
         wanted, place = np.unique(chosen, return_inverse=True)
         shown = np.full(len(wanted), -1)
         pixels: np.ndarray | None = None  # [U, H, W, 3]
@@ -80,7 +85,20 @@ def read_video(
     if not np.array_equal(rows, np.arange(len(wanted))):
         pixels = pixels[rows]
     times_s = file.info.pts_s[shown[rows]]
-    return Frames(torch.from_numpy(pixels), times_s, file.info.duration_s, str(path), damaged)
+    return Frames(torch.from_numpy(pixels), times_s, file.info.duration_s, str(path), damaged, places, count)
+
+
+def choose(
+    sampler: Sampler,
+    info: VideoInfo,
+    rng: Random | None,
+    window_s: tuple[float, float] | None,
+    limits: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Indices of the frames that are wanted, which of the sampler's these are, and how many it chose."""
+    chosen = sampler.indices(info, rng, window_s)
+    places = kept_places(len(chosen), limits)
+    return chosen[places], places, len(chosen)
 
 
 def read_image(path: str | Path) -> Frames:

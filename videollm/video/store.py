@@ -7,6 +7,7 @@ videos; a shard appears whole, so an interrupted build goes on. Knows the names 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from videollm.common.files import replacing, write_text
 from videollm.common.isolate import isolated_map
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import Frames, read_video, safe_join
-from videollm.video.sampling import Sampler
+from videollm.video.sampling import Sampler, kept_places
 
 VERSION = 1
 SHARD_BYTES = 256 << 20  # frames of a shard; so much is decoded anew after a kill, and held in memory
@@ -67,16 +68,27 @@ class FrameStore:
         self.resized = made["resized_to"] is not None
         self.where = index_of(self.folder)
 
-    def __call__(self, name: str) -> Frames | None:
+    def __call__(self, name: str, limits: Sequence[int] = ()) -> Frames | None:
         if name not in self.where:
             return None
         shard, number, duration_s, damaged = self.where[name]
         try:
             with safe_open(self.folder / shard, "pt") as file:
-                pixels, times_s = file.get_tensor(f"{number}.pixels"), file.get_tensor(f"{number}.times_s")
+                times_s = file.get_tensor(f"{number}.times_s").numpy()
+                places = kept_places(len(times_s), limits)
+                pixels = some_of(file, f"{number}.pixels", places)
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"data.frames: {self.folder / shard} cannot be read ({error}); build it again") from None
-        return Frames(pixels, times_s.numpy(), duration_s, f"{self.folder / shard}:{name}", damaged)
+        where = f"{self.folder / shard}:{name}"
+        return Frames(pixels, times_s[places], duration_s, where, damaged, places, len(times_s))
+
+
+def some_of(file: Any, name: str, rows: np.ndarray) -> torch.Tensor:
+    """The ``rows`` of a tensor in an open file of safetensors; what lies between them is not read."""
+    whole = file.get_slice(name)
+    if len(rows) == whole.get_shape()[0]:
+        return file.get_tensor(name)
+    return torch.cat([whole[row : row + 1] for row in rows.tolist()])
 
 
 def read_settings(folder: Path) -> dict | None:

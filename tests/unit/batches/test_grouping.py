@@ -18,7 +18,7 @@ class Unread(NoiseReader):
 
     sampler, max_tiles = Sampler(rule="segments", num_frames=4), 6
 
-    def video(self, name, rng, view=None):
+    def video(self, name, rng, view=None, limits=()):
         raise AssertionError("opened")
 
 

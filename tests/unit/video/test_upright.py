@@ -69,9 +69,7 @@ def test_ffmpeg_shows_the_same(tmp_path, stored, how):
 def test_other_angles_are_refused_with_the_remedy(tmp_path, stored):
     half = 0.5**0.5
     path = with_matrix(stored, tmp_path / "askew.mp4", (half, half, -half, half))
-    with pytest.raises(
-        VideoError, match=r"askew\.mp4: is shown turned by 45 degrees; mend it with: ffmpeg .*-i .*askew"
-    ):
+    with pytest.raises(VideoError, match=r"askew\.mp4: is shown turned by 45 degrees; mend it with: ffmpeg "):
         probe(path)
 
 
