@@ -93,7 +93,7 @@ def test_a_trained_model_answers_every_question_once(trained, capsys):
     rows = read(output)
     assert [row["id"] for row in rows] == ["q0", "q1", "q2", "bad", "plain"]
     fields = ["id", "video", "question", "text", "raw_text", "spans", "evidence_spans", "scores", "duration"]
-    assert all(list(row) == [*fields, "finish_reason", "frames", "thinned", "error"] for row in rows)
+    assert all(list(row) == [*fields, "finish_reason", "thinned", "error"] for row in rows)
     bad = rows[3]
     assert "broken.mp4" in bad["error"] and bad["finish_reason"] == "error" and bad["spans"] == []
     for row in rows[:3]:

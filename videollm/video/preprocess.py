@@ -110,16 +110,19 @@ class Preprocess:
         """The last stage, frames of any videos: what ``before_device`` made -> float32 [F, channels, S, S]."""
         if pixels.is_floating_point():
             return pixels
-        x = self._normalised(pixels[..., :3])
-        return torch.cat([x, x - self._normalised(pixels[..., 3:])], dim=1) if self.frame_difference else x
+        x = self._normalised(pixels)
+        if self.frame_difference:
+            torch.sub(x[:, :3], x[:, 3:], out=x[:, 3:])
+        return x
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 [F, S, S, 3], or float [F, 3, S, S] in 0..1, which is changed -> float32 [F, 3, S, S]."""
+        """uint8 [F, S, S, 3 n], or float [F, 3 n, S, S] in 0..1, which is changed -> float32 [F, 3 n, S, S]."""
         x = pixels
         if not x.is_floating_point():
             x = x.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
             x /= x.new_tensor(255.0)  # a tensor: a GPU would multiply by the rounded inverse of a plain number
-        return x.sub_(x.new_tensor(self.mean).view(3, 1, 1)).div_(x.new_tensor(self.std).view(3, 1, 1))
+        x.unflatten(1, (-1, 3)).sub_(x.new_tensor(self.mean).view(3, 1, 1)).div_(x.new_tensor(self.std).view(3, 1, 1))
+        return x
 
     def _resize_pil(self, frame: np.ndarray) -> np.ndarray:
         if frame.shape[:2] == (self.size, self.size):
