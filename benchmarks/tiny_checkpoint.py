@@ -7,11 +7,13 @@ with nothing trained, so its answers mean nothing and mostly run to their token 
 """
 
 import json
+import sys
 from pathlib import Path
 
 from benchmarks.rounds import command_line
 from quickstart.clips import write_dataset
 from quickstart.tower import build_word_tokenizer
+from videollm.common.command import ended
 from videollm.common.config import build, override, read_yaml
 from videollm.training.assemble import assemble
 from videollm.training.settings import Settings
@@ -44,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -13,7 +13,11 @@ from pathlib import Path
 import yaml
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """What a user can mend: its text names file, line, key or option, what is wrong and the remedy; no bug."""
+
+
+class ConfigError(UserError, ValueError):
     """A wrong key or value in a config; the message begins with the key's full name."""
 
 

@@ -27,6 +27,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from videollm.common.config import UserError
+
 NONE = np.iinfo(np.int64).min  # a packet without this time
 CLOCKED = ("mpegts", "mpeg")  # formats with a clock that may jump; their length is measured, so it is no promise
 JUMP_S = 10.0  # ffmpeg's own limit (-dts_delta_threshold)
@@ -42,7 +44,7 @@ SECONDS_OF_TAG = (3600.0, 60.0, 1.0)  # hh:mm:ss.fraction
 UNREADABLE = (av.FFmpegError, IndexError)  # IndexError: PyAV, where damage makes up a stream mid-file
 
 
-class VideoError(ValueError):
+class VideoError(UserError, ValueError):
     """A video or image file that cannot be used; the message holds the path, what is wrong and the remedy."""
 
 
