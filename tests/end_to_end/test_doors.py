@@ -80,6 +80,7 @@ BAD = {
     "benchmarks.fpo_ablation": ["--quickstart {none} --output {nowhere}"],
     "benchmarks.inference": ["--clips 0"],
     "benchmarks.lean_loss": ["--repeats 0"],
+    "benchmarks.load_memory": ["--layers 0"],
     "benchmarks.scoring": ["--repeats 0"],
     "benchmarks.tiny_checkpoint": ["{nowhere}"],
     "benchmarks.vision_cost": ["--frames 0"],

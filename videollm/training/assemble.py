@@ -113,9 +113,17 @@ def from_checkpoint(settings: Settings) -> Bundle:
     planned_config(settings)
     check_installed(given.attention)
     torch.manual_seed(settings.train.seed)  # of what starts fresh: the head of a base, adapters
-    bundle = load(given.checkpoint, given.attention, head=given.head, fresh_head=True)
+    bundle = load(given.checkpoint, given.attention, held_precision(settings), head=given.head, fresh_head=True)
     lay_over(bundle.config, settings)
     return bundle
+
+
+def held_precision(settings: Settings) -> torch.dtype:
+    """In what the weights of a checkpoint are read: DeepSpeed would round them to bf16 anyway, but only once every rank
+    held all of them in float32. Features kept in files are computed before that, in float32."""
+    train = settings.train
+    half = train.deepspeed and train.precision == "bf16" and not settings.data.features
+    return torch.bfloat16 if half else torch.float32
 
 
 def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:

@@ -1,8 +1,9 @@
 """A part that cannot be built from its mapping: one message that begins with the key, of whatever kind the part is."""
 
 import pytest
+import torch
 
-from tests.models import SIZE, model_settings
+from tests.models import SIZE, make_bundle, model_settings, settings
 from videollm.common.config import ConfigError, override
 from videollm.model.objective import build_objective
 from videollm.training.assemble import assemble, read_settings
@@ -48,9 +49,9 @@ def test_a_mapping_that_no_part_can_be_built_from_is_named_by_its_key(given, pre
     values = {"model": model_settings("internvl", "d2vlm"), "data": DATA, "compatibility": preset}
     begins, says = CASES[given]
     with pytest.raises(ConfigError) as error:
-        settings = read_settings(override(values, [given]))
-        build_objective(settings.train.objective)
-        assemble(settings)
+        wanted = read_settings(override(values, [given]))
+        build_objective(wanted.train.objective)
+        assemble(wanted)
     message = str(error.value)
     assert message.startswith(begins) and says in message and "\n" not in message
 
@@ -59,3 +60,21 @@ def test_a_mapping_that_no_part_can_be_built_from_is_named_by_its_key(given, pre
 def test_a_preset_over_what_is_no_mapping_is_named(section):
     with pytest.raises(ConfigError, match=f"^{section}: expected a mapping of keys, got 5"):
         read_settings({"model": model_settings("internvl", "d2vlm"), "compatibility": "published", section: 5})
+
+
+def test_under_deepspeed_a_checkpoint_is_read_in_bf16_and_a_new_head_starts_as_in_float32(tmp_path):
+    """What DeepSpeed makes of float32 weights, without ever holding those."""
+    bundle = make_bundle("internvl", "distime")
+    bundle.config.headless = True
+    bundle.model.save_pretrained(
+        tmp_path, state_dict={n: p for n, p in bundle.model.state_dict().items() if not n.startswith("head.")}
+    )
+    bundle.save_tokenizers(tmp_path)
+    models = []
+    for train in ({}, {"precision": "bf16", "deepspeed": "configs/deepspeed/zero2.json"}):
+        given = settings("internvl", "distime", train={"seed": 5, "lora": {}} | train)
+        given.model = type(given.model)(checkpoint=str(tmp_path))
+        models.append(assemble(given).model)
+    plain, half = ({name: p.detach() for name, p in model.named_parameters()} for model in models)
+    assert {p.dtype for p in half.values()} == {torch.bfloat16} and {p.dtype for p in plain.values()} == {torch.float32}
+    assert all(torch.equal(half[name], plain[name].bfloat16()) for name in plain)
