@@ -271,9 +271,6 @@ def test_a_vocabulary_without_spare_rows_grows_by_the_mean_row(copy, tmp_path, c
     torch.testing.assert_close(grown[kept:], words[:kept].mean(0).expand(1, -1))
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------
-
-
 def refused(capsys, source, output, *options) -> str:
     """The one line on the way out; nothing usable is left behind."""
     message = said(capsys, command(source, output, *options))
@@ -303,7 +300,8 @@ def test_another_kind_of_checkpoint_is_refused_with_what_to_do(copy, tmp_path, c
     assert says in refused(capsys, copy, tmp_path / "ours")
 
 
-def test_a_published_checkpoint_is_not_converted_back(published, own, tmp_path, capsys):
+def test_a_whole_checkpoint_is_not_converted_back_and_takes_no_base(published, own, tmp_path, capsys):
+    assert "no adapter" in refused(capsys, published, tmp_path / "ours", "--base", published)
     assert "leave --back out" in refused(capsys, published, tmp_path / "back", "--back")
     assert "--base cannot be given with it" in said(capsys, command(own, tmp_path / "back", "--back", "--base", own))
 
@@ -321,15 +319,10 @@ def test_a_checkpoint_of_something_else_is_named_by_what_it_lacks(copy, tmp_path
     assert f"no {name}; is it complete" in said(capsys, command(copy, tmp_path / "ours"))
 
 
-def test_a_base_for_a_whole_model_is_refused(published, tmp_path, capsys):
-    assert "no adapter" in refused(capsys, published, tmp_path / "ours", "--base", published)
-
-
 def test_half_an_adapter_is_refused(published, tmp_path, capsys):
     make_adapter(published, tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").unlink()
-    message = refused(capsys, tmp_path / "adapter", tmp_path / "ours")
-    assert "part of an adapter checkpoint" in message and "adapter_config.json" in message
+    assert "part of an adapter checkpoint" in refused(capsys, tmp_path / "adapter", tmp_path / "ours")
 
 
 def test_an_adapter_of_another_kind_is_refused(published, tmp_path, capsys):
@@ -388,23 +381,18 @@ def test_a_tokenizer_with_other_ids_is_refused(copy, tmp_path, capsys):
 def test_a_head_that_the_published_code_lacks_does_not_go_back(own, tmp_path, capsys):
     folder = shutil.copytree(own, tmp_path / "own")
     change_config(folder, head={"name": "d2vlm", "inject_layer": 4})
-    assert "head.inject_layer is 4; the published code has 6 only" in said(
-        capsys, main([str(folder), str(tmp_path / "back"), "--back"])
-    )
+    says = "head.inject_layer is 4; the published code has 6 only"
+    assert says in said(capsys, command(folder, tmp_path / "back", "--back"))
 
 
 def test_raw_parts_come_together_and_hold_only_tensors(published, tmp_path, capsys):
     make_parts(published, tmp_path)
     language, eva, bert = tmp_path / "language", tmp_path / "eva.pth", tmp_path / "qformer.pth"
-    status = command(language, tmp_path / "ours", "--vision", eva)
-    assert "give --vision and --qformer" in said(capsys, status)
-    assert "eva.pth: lacks model.qformer_query" in said(
-        capsys, command(language, tmp_path / "ours", "--vision", eva, "--qformer", eva)
-    )
+    given = (language, tmp_path / "ours", "--vision", eva)
+    assert "give --vision and --qformer" in said(capsys, command(*given))
+    assert "eva.pth: lacks model.qformer_query" in said(capsys, command(*given, "--qformer", eva))
     torch.save({"model": main}, bert)  # a function: unpickling it would import, and may run, what the file names
-    assert "qformer.pth: cannot be read as tensors" in said(
-        capsys, command(language, tmp_path / "ours", "--vision", eva, "--qformer", bert)
-    )
+    assert "qformer.pth: cannot be read as tensors" in said(capsys, command(*given, "--qformer", bert))
 
 
 def test_a_folder_in_use_and_a_folder_that_is_none_are_refused(published, own, tmp_path, capsys):
