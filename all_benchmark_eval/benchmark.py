@@ -26,7 +26,7 @@ PROTOCOLS: tuple[Protocol, ...] = ("published", "corrected")
 WORDINGS = ("d2vlm", "distime", "plain")
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(config.UserError, ValueError):
     """Something the user can mend: a message that names the file, line, id or key, and the remedy."""
 
 

@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from all_benchmark_eval import benchmark
-from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, BenchmarkError, Options, Scores, get
+from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, Options, Scores, get
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from videollm.common.code import code
-from videollm.common.command import tell, whole
+from videollm.common.command import ended, whole
+from videollm.common.files import check_writable
 
 WIDTH = 110  # characters that the widest table needs
 
@@ -177,12 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=whole(0), default=0, help="of random strings and resamples")
     chosen = vars(parser.parse_args(argv))
     name, protocol = chosen.pop("benchmark"), chosen.pop("protocol")
-    try:
-        result = score_file(name, protocols=[protocol] if protocol else PROTOCOLS, **chosen)
-    except BenchmarkError as error:
-        return tell(error)
-    show(result, chosen["output"])
-    return 0
+
+    def run() -> None:
+        check_writable(chosen["output"], "--output")
+        show(score_file(name, protocols=[protocol] if protocol else PROTOCOLS, **chosen), chosen["output"])
+
+    return ended(run)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ folder that the quickstart has made (clips, tower, tokenizer, features).
 """
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from videollm.batches.lengths import item_sizes
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
+from videollm.common.command import ended
 from videollm.common.config import override, read_yaml
 from videollm.data import Record, load_records
 from videollm.training.assemble import assemble, read_settings
@@ -100,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -26,6 +26,7 @@ import psutil
 from benchmarks.rounds import command_line
 from quickstart.clips import write_dataset
 from videollm.batches.reader import VisualReader
+from videollm.common.command import ended
 from videollm.common.isolate import Isolated
 from videollm.video.names import as_url
 from videollm.video.preprocess import Preprocess
@@ -112,4 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

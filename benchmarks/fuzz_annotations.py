@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from videollm.common.command import whole
+from videollm.common.command import ended, whole
 from videollm.data.check import Visuals, own_ids, write_clean
 from videollm.data.foreign import NAMES
 from videollm.data.load import load_with_problems
@@ -188,7 +188,7 @@ def run(count: int, seed: int) -> tuple[int, Counter]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=whole(1), default=100_000, help="how many")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0), default=0)
     args, start = parser.parse_args(), time.perf_counter()
     try:
         good, fields = run(args.lines, args.seed)
@@ -202,4 +202,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

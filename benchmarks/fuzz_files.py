@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.odd_files import PICTURES, encode, picture
 from benchmarks.rounds import command_line
+from videollm.common.command import ended
 from videollm.common.isolate import isolated_map
 from videollm.video.decode import VideoError, probe
 from videollm.video.read import read_image, read_video
@@ -142,4 +143,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

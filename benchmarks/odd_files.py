@@ -30,6 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.rounds import command_line
+from videollm.common.command import ended
 from videollm.data.check import KINDS, Visuals, check_visuals
 from videollm.data.load import load_with_problems
 from videollm.video.decode import VideoError, probe
@@ -375,4 +376,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

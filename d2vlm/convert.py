@@ -37,7 +37,7 @@ from d2vlm.names import (
 )
 from videollm.checkpoint import QUESTION_TOKENIZER, CheckpointError, load_tokenizer, need, read_config, tensors
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, read_json
-from videollm.common.config import ConfigError
+from videollm.common.command import ended
 from videollm.model.connectors import build_connector
 from videollm.model.tying import EMBEDDINGS, OUTPUT, differ, settle, stored, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
@@ -310,8 +310,8 @@ def convert_back(folder: Path, output: Path) -> KeyReport:
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command: convert, print the report, or say in one line what is wrong."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m d2vlm.convert", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="folder or hub name of the checkpoint (of the language model, for raw parts)")
     parser.add_argument("output", help="new folder")
@@ -322,10 +322,8 @@ def main(arguments: list[str] | None = None) -> None:
     told = "of the Q-Former (default: %(default)s)"
     parser.add_argument("--question-tokenizer", default="bert-base-uncased", help=told)
     parser.add_argument("--back", action="store_true", help="ours -> the published form")
-    try:
-        run(parser.parse_args(arguments))
-    except (CheckpointError, ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+    args = parser.parse_args(arguments)
+    return ended(lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -337,7 +335,8 @@ def run(args: argparse.Namespace) -> None:
     if args.back:
         need(not others, f"--back: {', '.join(others)} cannot be given with it; leave them out")
         convert_back(source, output)
-        return print(f"{output}: in the published form")
+        print(f"{output}: in the published form")
+        return
     both = bool(args.vision) == bool(args.qformer)
     need(both, "raw parts: give --vision and --qformer, and the language model as SRC")
     need(not (args.vision and args.base), "--base: raw parts have none; leave it out")
@@ -353,4 +352,4 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", metavar="DST", help="folder to write, new or empty")
     parser.add_argument("--back", action="store_true", help="from one of our checkpoints to the official layout")
     args = parser.parse_args(argv)
-    return ended(lambda: convert(args.source, args.target, args.back), CheckpointError)
+    return ended(lambda: convert(args.source, args.target, args.back))
 
 
 if __name__ == "__main__":

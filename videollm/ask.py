@@ -12,13 +12,11 @@ from pathlib import Path
 
 import torch
 
-from videollm.checkpoint import CheckpointError, load, read_config
+from videollm.checkpoint import load, read_config
 from videollm.common.command import ended, usable_device
 from videollm.common.config import ConfigError, to_dict
-from videollm.data import AnnotationError
 from videollm.inference.options import PRECISIONS, read_options
 from videollm.inference.question import AskOptions, ask, check_video, describe, draw
-from videollm.video.decode import VideoError
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    return ended(lambda: run(arguments(argv)), AnnotationError, CheckpointError, ConfigError, VideoError, OSError)
+    return ended(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,7 @@ from pathlib import Path
 
 import torch
 
-from videollm.checkpoint import CheckpointError
 from videollm.common.command import ended, whole
-from videollm.common.config import ConfigError
-from videollm.common.processes import RankError
-from videollm.data import AnnotationError
 from videollm.inference.options import PRECISIONS
 from videollm.inference.run import run
 from videollm.video.decode import BACKENDS
@@ -44,7 +40,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    return ended(lambda: run(arguments(argv)), AnnotationError, CheckpointError, ConfigError, RankError)
+    return ended(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

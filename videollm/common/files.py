@@ -7,6 +7,7 @@ words around an error.
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def json_lines(
     """(line number, what ``parse`` makes of its JSON data) of every line that is not blank.
 
     ``bad`` is told number and reason of a line that is not JSON or at which ``parse`` raises ValueError; it raises, or
-    the line is left out. Without it that is a ValueError with FILE:LINE. ``torn``: a last line without its end, as a
+    the line is left out. Without it that is a ConfigError with FILE:LINE. ``torn``: a last line without its end, as a
     kill leaves it, is left out.
     """
     with open(path, "rb") as lines:  # bytes: a torn line may end within a character, and other breaks are text
@@ -120,7 +121,7 @@ def json_lines(
                 is_json = not isinstance(error, json.JSONDecodeError)
                 why = str(error) if is_json else f"not JSON: {error.msg}, column {error.colno}"
                 if bad is None:
-                    raise ValueError(f"{path}:{number}: {why}") from None
+                    raise ConfigError(f"{path}:{number}: {why}") from None
                 bad(number, why)
             else:
                 yield number, row
@@ -130,3 +131,16 @@ def check_folder(path: str | Path, key: str) -> None:
     """ConfigError unless ``path``, the value of option ``key``, is the folder that paths are relative to."""
     if not Path(path).is_dir():
         raise ConfigError(f"{key}: {path} is not a folder; give the one that the paths are below")
+
+
+def check_writable(path: Path, key: str) -> None:
+    """Make the folder of the file ``path``, the value of option ``key``; ConfigError where the file cannot be written.
+
+    Tried, not asked: to the administrator all rights are said to be there, also below /proc.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot write {path} ({error.strerror}); choose another file") from None

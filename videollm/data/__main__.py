@@ -9,17 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import whole
-from videollm.common.config import ConfigError
-from videollm.common.files import check_folder
+from videollm.common.command import ended, whole
+from videollm.common.config import ConfigError, UserError, need
+from videollm.common.files import check_folder, check_writable
 from videollm.data.check import Visuals, check_visuals, own_ids, report_on, write_clean
 from videollm.data.filters import long_line
 from videollm.data.mixture import load_to_check
 from videollm.data.record import Record, ending
 
 
-def arguments(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The command line, and what ends the command with a message."""
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m videollm.data", description="Annotation files.")
     check = parser.add_subparsers(dest="command", required=True).add_parser("check", help="check annotation files")
     check.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=".json, .jsonl, or list of sets")
@@ -30,23 +30,17 @@ def arguments(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argp
     check.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes that look")
     check.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
     check.add_argument("--output", type=Path, metavar="CLEAN.jsonl", help="write the records that are good")
-    options = parser.parse_args(argv)
-    if options.output and ending(options.output) != ".jsonl":
-        check.error("the name of --output must end in .jsonl")
-    if options.max_length and not options.model:
-        check.error("--max-length: tokens are those of a model; name it with --model")
-    return check, options
+    return parser.parse_args(argv)
 
 
 def lengths(records: Sequence[Record], model: Path, max_length: int | None) -> dict[str, str]:
     """What is said of each record that is too long for a model, by id. ConfigError for no model."""
     from videollm.batches.lengths import too_long  # these load transformers, which no other check needs
-    from videollm.checkpoint import CheckpointError
     from videollm.training.assemble import planned_encoder
 
     try:
         encoder, context = planned_encoder(model)
-    except (CheckpointError, ConfigError) as error:
+    except UserError as error:
         raise ConfigError(f"--model: {error}") from None
     limit = max_length or context
     found = too_long(records, encoder, limit, rejected=True)
@@ -54,16 +48,22 @@ def lengths(records: Sequence[Record], model: Path, max_length: int | None) -> d
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m videollm.data check``: print a report; 1 if anything is wrong, else 0."""
-    check, options = arguments(argv)
-    try:
-        if options.videos:
-            check_folder(options.videos, "--videos")
-        records, problems, root = load_to_check(options.annotations, options.videos or ".")
-        records, renamed = own_ids(records)
-        long = lengths(records, options.model, options.max_length) if options.model else {}
-    except ConfigError as error:
-        check.error(str(error))
+    """``python -m videollm.data check``: print a report; 1 if anything is wrong, 2 for a user's error, else 0."""
+    options = arguments(argv)
+    return ended(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, print, write; the exit status."""
+    if options.output:
+        need(ending(options.output) == ".jsonl", f"--output: {options.output} is not named .jsonl; name it so")
+        check_writable(options.output, "--output")
+    need(options.model or not options.max_length, "--max-length: tokens are those of a model; name it with --model")
+    if options.videos:
+        check_folder(options.videos, "--videos")
+    records, problems, root = load_to_check(options.annotations, options.videos or ".")
+    records, renamed = own_ids(records)
+    long = lengths(records, options.model, options.max_length) if options.model else {}
     report, visuals = report_on(records, problems), Visuals()
     print(report)
     if options.model:
@@ -74,10 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(visuals)
     if options.output:
-        try:
-            kept = write_clean(options.output, records, problems, visuals, long=long, renamed=renamed)
-        except OSError as error:
-            check.error(f"--output: cannot write {options.output} ({error.strerror}); choose another file")
+        kept = write_clean(options.output, records, problems, visuals, long=long, renamed=renamed)
         print(f"{options.output}: {kept} of {len(records)} good lines; what is left out: {options.output}.report.json")
         if renamed:
             print(f"{len(renamed)} of them have a new id, for an earlier record has theirs (named there, too)")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from videollm.common.config import UserError
 from videollm.common.files import Bad
 from videollm.data import letter
 from videollm.data.conversation import SpanMark, Turn, VisualMark, span_marks
@@ -34,7 +35,7 @@ _MARK = re.compile(rf"({_SPAN.pattern}|(?:{_VISUAL.pattern})\n?)")  # the layout
 _STAGE_FILLER = re.compile(rf"{_SPAN.pattern}|\band\b|[\s,;.&-]")  # all that may stand in an evidence stage
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError, ValueError):
     """Everything wrong with the annotations; ``problems`` has one ``FILE:LINE: what (field) - remedy`` for each."""
 
     def __init__(self, problems: Sequence[str]):

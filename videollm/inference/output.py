@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import FileIO
@@ -32,16 +31,6 @@ NOT_READ = ("trainer_state.json",)
 def beside(output: Path, suffix: str) -> Path:
     """The file ``OUTPUT.jsonl<suffix>``."""
     return output.with_name(output.name + suffix)
-
-
-def check_writable(output: Path) -> None:
-    """Make the folder of the output; ConfigError where the file cannot be written."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
-            raise OSError("it is a folder" if output.is_dir() else "no permission")
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write {output} ({error}); choose another file") from None
 
 
 def model_content(folder: str | Path) -> str:

@@ -16,7 +16,7 @@ from videollm.common.answers import AnswerLine
 from videollm.common.code import code
 from videollm.common.command import usable_device
 from videollm.common.config import ConfigError, to_dict
-from videollm.common.files import check_folder
+from videollm.common.files import check_folder, check_writable
 from videollm.common.processes import Ranks, local_rank
 from videollm.data import Record, load_records
 from videollm.inference import output
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         open_store(args.frames, reader, records)
     for own, _ in chain(*units):
         room_for_question(bundle.config, own)  # said before a file is begun
-    output.check_writable(args.output)
+    check_writable(args.output, "--output")
     ranks = Ranks()
     with output.locked(args.output) if ranks.rank == 0 else contextlib.nullcontext():
         missing, meta = None, {}

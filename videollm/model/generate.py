@@ -198,7 +198,7 @@ class SpanGeneration:
         if prefill:
             layers |= {*head.frame_layers} | ({head.inject_layer} if head.inject_layer is not None else set())
             if not batch.plain_causal:
-                attention_mask = self.attention_mask(batch, slice(0, inputs_embeds.shape[1]), inputs_embeds.dtype)
+                attention_mask = self.masks(batch, slice(0, inputs_embeds.shape[1]), inputs_embeds.dtype)
         with LayerTap(self.decoder, layers) as tap:
             out = self.decoder(
                 inputs_embeds=inputs_embeds,

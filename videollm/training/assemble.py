@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,13 +17,15 @@ from transformers.utils import is_flash_attn_2_available
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, load, load_tokenizer, read_config, read_tokenizer
-from videollm.common.config import ConfigError, build, merge, read_yaml, to_dict
-from videollm.heads import head_class
+from videollm.common.config import ConfigError, build, merge, need, read_yaml, to_dict, unusable
+from videollm.heads import build_head, head_class
 from videollm.heads.presets import lay_preset
 from videollm.inference.options import kept_generate
 from videollm.inference.plan import room_for_question
+from videollm.model.attention import FLASH, check_flash, implementation
 from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora
+from videollm.model.objective import build_objective
 from videollm.model.tying import tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.training.settings import ModelSettings, Settings
@@ -36,8 +39,8 @@ def read_settings(values: dict) -> Settings:
     Raises:
         ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
     """
-    model = values.get("model") if isinstance(values.get("model"), dict) else {}
-    head, folder = (model.get("head") or {}).get("name"), model.get("checkpoint")
+    plain = build(Settings, {key: value for key, value in values.items() if key != "compatibility"}).model
+    head, folder = plain.head.get("name"), plain.checkpoint
     if head is None and folder and "compatibility" in values:
         head = read_config(Path(folder)).head.get("name")
     there = bool(folder) and (Path(folder) / "config.json").is_file()  # else ``assemble`` says what is missing
@@ -51,10 +54,7 @@ def assemble(settings: Settings) -> Bundle:
     Raises:
         ConfigError: a part that is missing or unknown, or a file that cannot be read.
     """
-    model = settings.model
-    if model.attention == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ConfigError("model.attention: flash_attention_2 needs a GPU and pip install flash-attn; or set sdpa")
-    bundle = from_checkpoint(settings) if model.checkpoint else from_parts(settings)
+    bundle = from_checkpoint(settings) if settings.model.checkpoint else from_parts(settings)
     lora = settings.train.lora
     if lora is not None and not bundle.config.lora:
         bundle.config.lora = to_dict(lora)
@@ -67,6 +67,29 @@ def assemble(settings: Settings) -> Bundle:
             "data.pack: this connector reads the question, so questions cannot share one encoding; set it to false"
         )
     return bundle
+
+
+def check_attention(config: VideoLLMConfig, settings: Settings) -> None:
+    """ConfigError where ``model.attention`` cannot compute this run; no weights are read."""
+    asked = settings.model.attention
+    implementation(config.text_config, asked)
+    if asked != FLASH:
+        return
+    with torch.device("meta"):
+        injects = build_head(config.head, config.text_config.hidden_size).inject_layer is not None
+    needing = {
+        "data.pack": settings.data.pack,
+        "model.bidirectional_frames": config.bidirectional_frames,
+        f"the {config.head['name']} head": injects,
+        "train.objective": build_objective(settings.train.objective).rejected is not None,
+    }
+    check_flash([name for name, needs in needing.items() if needs], settings.train.precision)
+
+
+def check_installed(attention: str) -> None:
+    """ConfigError where this machine cannot compute the attention that was asked for."""
+    there = attention != FLASH or is_flash_attn_2_available()
+    need(there, f"model.attention: {FLASH} needs a GPU and pip install flash-attn; or set sdpa")
 
 
 def check_frames_fit(bundle: Bundle) -> None:
@@ -87,11 +110,20 @@ BESIDE_CHECKPOINT = ("checkpoint", "head", "template", "bidirectional_frames", "
 def from_checkpoint(settings: Settings) -> Bundle:
     """Load a checkpoint and lay over it what the config gives for data and template."""
     given = settings.model
-    checkpoint_config(given)
+    planned_config(settings)
+    check_installed(given.attention)
     torch.manual_seed(settings.train.seed)  # of what starts fresh: the head of a base, adapters
-    bundle = load(given.checkpoint, given.attention, head=given.head, fresh_head=True)
+    bundle = load(given.checkpoint, given.attention, held_precision(settings), head=given.head, fresh_head=True)
     lay_over(bundle.config, settings)
     return bundle
+
+
+def held_precision(settings: Settings) -> torch.dtype:
+    """In what the weights of a checkpoint are read: DeepSpeed would round them to bf16 anyway, but only once every rank
+    held all of them in float32. Features kept in files are computed before that, in float32."""
+    train = settings.train
+    half = train.deepspeed and train.precision == "bf16" and not settings.data.features
+    return torch.bfloat16 if half else torch.float32
 
 
 def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
@@ -139,6 +171,7 @@ def planned_config(settings: Settings) -> VideoLLMConfig:
         config = parts_config(settings)[0]
     if settings.train.lora is not None and not config.lora:
         config.lora = to_dict(settings.train.lora)
+    check_attention(config, settings)
     return config
 
 
@@ -185,6 +218,8 @@ def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenize
 def from_parts(settings: Settings) -> Bundle:
     """Put a model together from a tower, a connector, a language model and a head."""
     given, (config, tokenizer) = settings.model, parts_config(settings)
+    check_attention(config, settings)
+    check_installed(given.attention)
     torch.manual_seed(settings.train.seed)
     model = VideoLLM(config)
     model.head.reset_parameters()
@@ -203,20 +238,26 @@ def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
     if given.language_weights:
         try:
             default = AutoConfig.from_pretrained(given.language_weights)
+            check_language_keys(default, fields)
             text = AutoConfig.from_pretrained(given.language_weights, **fields)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StrictDataclassError) as error:
             where = f"model.language_weights: no language model at {given.language_weights!r}"
             raise ConfigError(f"{where} ({str(error).splitlines()[0]})") from None
     else:
         kind = fields.pop("model_type", None)
         try:
             default = AutoConfig.for_model(kind)
-            text = AutoConfig.for_model(kind, **fields)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"model.language.model_type: {kind!r}: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"model.language.model_type: {kind!r}: {str(error).splitlines()[0][:200]}") from None
+        check_language_keys(default, fields)
+        try:
+            text = AutoConfig.for_model(kind, **fields)
+        except Exception as error:  # of any kind
+            raise unusable("model.language", f"a {kind}", error) from error
         for role in ("bos", "eos", "pad"):  # the class's defaults are ids of another vocabulary
             setattr(text, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
-    check_language_keys(default, fields)
+    if text.model_type == "phi3" and given.language.get("sliding_window"):
+        raise ConfigError("model.language.sliding_window: a phi3 sees all before it, as published; leave the key out")
     vocabulary = len(tokenizer)
     if "vocab_size" not in given.language:
         text.vocab_size = max(vocabulary, text.vocab_size if given.language_weights else 0)

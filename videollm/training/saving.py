@@ -15,6 +15,7 @@ import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from videollm.common.config import UserError
 from videollm.common.files import json_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ UNFINISHED = "unfinished"  # a file in a folder that is being written; of a chec
 OLD, GONE = ".old", ".gone"  # ends of names below ``.saving``: about to be replaced, about to be deleted
 
 
-class SaveError(RuntimeError):
+class SaveError(UserError, RuntimeError):
     """A model or checkpoint could not be written; what was saved before is untouched."""
 
 

@@ -24,7 +24,7 @@ from videollm.batches.batch import Batch
 from videollm.batches.lengths import item_lengths, item_sizes
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches
 from videollm.checkpoint import Bundle
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, UserError
 from videollm.common.processes import out_of_memory
 from videollm.training import saving
 from videollm.training.optimizer import parameter_groups
@@ -38,11 +38,11 @@ PROGRESS = ("skipped", "first_bad", "padded", "term_sums", "term_steps")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class BadVideosError(RuntimeError):
+class BadVideosError(UserError, RuntimeError):
     """More videos could not be read than the config tolerates."""
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(UserError, RuntimeError):
     """A step did not fit into memory; the message names its batches and their largest sample."""
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from videollm.common.config import UserError
 from videollm.video.names import ONLY_FILES, as_url
 
 NONE = np.iinfo(np.int64).min  # a packet without this time
@@ -44,7 +45,7 @@ SECONDS_OF_TAG = (3600.0, 60.0, 1.0)  # hh:mm:ss.fraction
 UNREADABLE = (av.FFmpegError, IndexError)  # IndexError: PyAV, where damage makes up a stream mid-file
 
 
-class VideoError(ValueError):
+class VideoError(UserError, ValueError):
     """A video or image file that cannot be used; the message holds the path, what is wrong and the remedy."""
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,13 @@ NAMES_THE_PLACE = {
     "a repeated id": "a door. |v_A-0|qid 7|TN_111_0",
     "a missing key": "'end'|v_A-0|prediction|timestamp",
 }
+
+
+@pytest.mark.parametrize("key", ["3", "-1", "1.0", "9" * 5000, "x"])  # Python reads no number of 4,301 digits
+def test_a_number_of_no_query_is_refused_by_name(key, tmp_path) -> None:
+    path = write(tmp_path / "predictions.json", {key: {"timestamp": [0, 1], "vid": "AAA.mp4"}})
+    with pytest.raises(BenchmarkError, match=f"the annotations have queries 0 to 2, not '{re.escape(key[:40])}'"):
+        get("charades").read(path, truth_of("charades", tmp_path))
 
 
 @pytest.mark.parametrize("what", BAD_FILES)

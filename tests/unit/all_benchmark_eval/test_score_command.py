@@ -153,7 +153,7 @@ def test_a_result_that_cannot_be_written_is_one_line_and_keeps_the_old_one(tmp_p
     good = predictions(tmp_path / "p.json", 0)
     (tmp_path / "folder").mkdir()
     assert run("anet", "--predictions", good, "--annotations", truth, "--output", tmp_path / "folder") == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot write" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "p.json", "truth.json"]
 
 

@@ -136,6 +136,19 @@ def test_a_part_of_a_video_is_never_taken_from_the_store(tmp_path):
 
 
 @pytest.mark.end_to_end
+def test_a_config_with_compatibility_builds_the_frames_that_its_training_reads(tmp_path, capsys):
+    """Published DisTime changes the sampler; the store says so, and training takes it."""
+    from videollm import train
+
+    config = write_config(tmp_path, "distime", lines=clip_lines(2), steps=1)
+    given = ["--config", str(config), "compatibility=published"]
+    paths = ["--annotations", str(tmp_path / "train.jsonl"), "--videos", str(clips()), "--output", str(tmp_path / "s")]
+    assert frames.main(["build", *paths, "--workers", "1", *given]) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "s/store.json").read_text())["sampler"]["spare_last"]
+    assert train.main([*given, f"data.frames={tmp_path / 's'}"]) == 0
+
+
+@pytest.mark.end_to_end
 def test_the_build_command_serves_training_and_inference(tmp_path, monkeypatch, capsys):
     from videollm import train
 
