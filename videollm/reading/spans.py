@@ -217,14 +217,16 @@ def _cut_off(text: str, a: Quantity, b: Quantity) -> bool:
 
 def _only_two_cells(text: str, listed: Sequence[Quantity], place: int) -> bool:
     """Whether these two cells are alike and have no third beside them; a row number is not like its times."""
-    kinds = [(q.unit == "", q.decimal) for q in listed]
-    row = [place, place + 1]
-    alike = kinds[place][0] == kinds[place + 1][0]
-    for beside, gap in ((place - 1, (place - 1, place)), (place + 2, (place + 1, place + 2))):
-        if 0 <= beside < len(listed) and _CELL.fullmatch(text[listed[gap[0]].end : listed[gap[1]].start]):
-            row.append(beside)
-            alike = alike and kinds[place] == kinds[place + 1] != kinds[beside]
-    return alike
+    first = max(0, place - 1)
+    near = listed[first : place + 3]
+    kinds = [(q.bare, q.decimal) for q in near]
+    own = kinds[place - first : place - first + 2]
+    beside = [
+        kinds[other]
+        for left, other in ((place - first - 1, place - first - 1), (place - first + 1, place - first + 2))
+        if left >= 0 and other < len(near) and _CELL.fullmatch(text[near[left].end : near[left + 1].start])
+    ]
+    return own[0][0] == own[1][0] and not (beside and (own[0] != own[1] or own[0] in beside))
 
 
 def _sureness(text: str, a: Quantity, b: Quantity, before: str, rule: str) -> int:
