@@ -85,7 +85,7 @@ def explain_choice(
 
 @dataclass(frozen=True)
 class _Rules:
-    """Patterns with a group ``label``; without brackets ``leading`` has ``bare`` and ``marked`` has ``named`` instead."""
+    """Patterns with a group ``label``; without brackets it is ``bare`` in ``leading`` and ``named`` in ``marked``."""
 
     alone: re.Pattern
     told: re.Pattern
@@ -186,7 +186,7 @@ class _Reader:
             return None
         name = "label" if found["label"] else "bare"
         label, (start, end) = found[name], found.span(name)
-        several = len({m.group(1) for m in _LISTED.finditer(text)}) > 1
+        several = len({m.group(1) for m in _LISTED.finditer(text)}) > 1 or self._all_told(text)
         behind = text[end : end + _OPTION]
         index, other = self._index(label), self._equal(re.sub(r"^[)\]}.:,\s]+", "", behind).split("\n")[0])
         if None not in (index, other) and index != other:
@@ -195,6 +195,11 @@ class _Reader:
         if several or no_label or re.match(r"[.:]\d", behind) or self._called_wrong(index, behind):
             return None
         return SEVERAL if self._several(text, start, end) else index
+
+    def _all_told(self, text: str) -> bool:
+        """Whether the text tells the whole list of options again."""
+        words = f" {_words(text)} "
+        return len(self.options) > 2 and all(f" {option} " in words for option in self.options)
 
     def _called_wrong(self, index: Found, behind: str) -> bool:
         """Whether a label is only told to be refused: "(A) is wrong", "(A) a dog runs is not shown"."""

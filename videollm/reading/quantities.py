@@ -50,7 +50,8 @@ class Quantity:
 
     ``value``: seconds; of a ``%`` hundredths of the video, of a bare number what it says. ``unit``: "s" for anything
     that tells its unit (seconds, minutes, clock times), "m" or "h" for a lone number of minutes or hours, "%", "" for a
-    bare number, "nth" for a bare "12th", "anchor" for the beginning (0) or the end (inf) of the video, "none" for what is no time.
+    bare number, "nth" for a bare "12th", "anchor" for the beginning (0) or the end (inf) of the video, "none" for what
+    is no time.
     """
 
     start: int
@@ -65,7 +66,9 @@ class Quantity:
 
     def scaled(self, unit: str) -> "Quantity":
         """A bare number in the ``unit`` of its partner."""
-        return replace(self, value=self.value * _FACTOR.get(unit, 1.0), unit=unit) if self.unit in ("", "nth") and unit else self
+        if unit and self.unit in ("", "nth"):
+            return replace(self, value=self.value * _FACTOR.get(unit, 1.0), unit=unit)
+        return self
 
 
 _FACTOR = {"m": 60.0, "h": 3600.0}

@@ -53,11 +53,14 @@ _NOUN = re.compile(
     r"which|for|on|at|to|from|by)\b)[A-Za-z]",
 )
 _RELATIVE = re.compile(r"\s(?:after|before|later|earlier|ago|apart)\b(?!\s(?:the\s)?(?:start|beginning|video))", re.I)
+_FOR = re.compile(rf"\bfor\s{_HEDGES}$", re.IGNORECASE)  # "he waits for 5 to 10 minutes"
+_JSON_KEY = re.compile(r"[\"']\s{0,3}:\s{0,3}[\[({]$")  # lists under keys are read, or not, by structured.py
 _LONG = re.compile(r"\W{0,3}(?:s|seconds?)?\W{0,3}(?:long|in\s+length|in\s+total|total)\b|\s{0,3}\?", re.IGNORECASE)
 _DENIED = re.compile(
     r"(?:\b(?:does|did|do|is|was|are|were|has|have|can|could|will|would)\s{0,2}(?:not|n['’]t)\b|n['’]t\b|\bcannot\b)"
     r"\W{1,3}(?:\w+\W{1,3}){0,3}?(?:happen|occur|take|taking|appear|exist|present|visible|shown|seen|see|find|found|from|between|in|at|during)\b"
     r"|\bno\s+(?:such|segment|moment|part|scene|time)\b|\b(?:never|instead\s+of|rather\s+than|except|excluding|not\s+(?:from|between|in|at|during))\b"
+    r"|\bI\s+(?:\w+\s+)?(?:assumed|believed|thought|guessed|suspected)\b"  # and thinks otherwise by now
     r"|(?:\bnot|n['’]t)\s{1,3}$"  # "it is not 10 - 15 seconds"
     r"|没有|不在|并非",
     re.IGNORECASE,
@@ -123,8 +126,9 @@ def read_moment(text: str, duration_s: float | None = None) -> float | None:
     spans = read_spans(text, duration_s)
     if spans:
         return sum(spans[0]) / 2
-    found = [q for q in quantities(answer_part(text, SPAN_TAGS)[0]) if q.unit in ("s", "m", "h", "")]
-    return next((q.value for q in sorted(found, key=lambda q: q.bare) if math.isfinite(q.value)), None)
+    found = [q for q in quantities(answer_part(text, SPAN_TAGS)[0]) if q.unit in ("s", "m", "h", "%", "")]
+    times = [_seconds(q, duration_s) for q in sorted(found, key=lambda q: q.bare)]
+    return next(filter(math.isfinite, times), None)
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------
@@ -175,6 +179,8 @@ def _pair(text: str, listed: Sequence[Quantity], place: int, duration_s: float |
     rule = _joined(text, gap, before, b.end)
     if rule is None or (a.unit == b.unit == "anchor" and a.value == b.value) or _cut_off(text, a, b):
         return None
+    if rule == _BRACKETS and (_JSON_KEY.search(before) or (a.bare and a.value > b.value)):
+        return None  # a size, or a place in the picture
     if rule == _CELLS and not _only_two_cells(text, listed, place):
         return None
     a, b = a.scaled(b.unit if b.unit in _SPREADS else ""), b.scaled(a.unit if a.unit in _SPREADS else "")
@@ -188,7 +194,7 @@ def _pair(text: str, listed: Sequence[Quantity], place: int, duration_s: float |
     return Told(a.start, b.end, sorted(ends), _sureness(text, a, b, before, rule), rule, b.unit or a.unit)
 
 
-_CELLS = "two cells of a table"
+_BRACKETS, _CELLS = "two times in brackets", "two cells of a table"
 _SPREADS = ("m", "h", "s")
 
 
@@ -202,7 +208,7 @@ def _joined(text: str, gap: str, before: str, end: int) -> str | None:
     if _AND.fullmatch(gap) and _BETWEEN.search(before):
         return "between two times"
     if _COMMA.fullmatch(gap) and _OPENED.search(before) and _CLOSED.match(text, end):
-        return "two times in brackets"
+        return _BRACKETS
     if _CELL.fullmatch(gap) and before.rstrip(" *_").endswith("|"):
         return _CELLS
     if _STARTS.search(before) and _ENDS.search(gap):
@@ -322,7 +328,7 @@ def _denied(text: str, place: int, floor: int = 0) -> bool:
 
 def _length_only(text: str, told: Told) -> bool:
     """ "3 - 4 seconds long", "about 2 - 3 seconds after he falls": no place in the video."""
-    if _LONG.match(text, told.end):
+    if _LONG.match(text, told.end) or _FOR.search(text, max(0, told.start - 40), told.start):
         return True
     named = told.rule != "a pair of times" or _FROM.search(text, max(0, told.start - 60), told.start)
     return not named and bool(_RELATIVE.match(text, told.end))

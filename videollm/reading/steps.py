@@ -57,7 +57,7 @@ def explain_steps(text: str, duration_s: float | None = None) -> Reading[Steps]:
     told = [t for t in tell_spans(part, duration_s) if not _FRAMES.search(part, max(0, t.start - 12), t.start)]
     heads = [found for i, t in enumerate(told) if (found := _header(part, t, i == 0))]
     tails = [found for t in told if (found := _tail(part, t))]
-    if heads and not (len(tails) == len(told) and _ends_with(part, tails[-1])):
+    if heads and not (len(tails) == len(told) and _captions_lead(part, tails)):
         return Reading(_captions_behind(part, heads), f"{why}; captions behind their times")
     if tails:
         return Reading(_captions_before(part, tails), f"{why}; captions before their times")
@@ -97,9 +97,11 @@ def _tail(text: str, told: Told) -> tuple[int, int, Told] | None:
     return (before.start(), ends.end(), told) if ends and before else None
 
 
-def _ends_with(text: str, tail: tuple[int, int, Told]) -> bool:
-    """Whether no caption can stand behind the last span, and one stands before the first."""
-    return not text[tail[1] :].strip(_EDGES)
+def _captions_lead(text: str, tails: Sequence[tuple[int, int, Told]]) -> bool:
+    """Whether captions stand before their spans: none is left for the last, or "A man enters, from .." begins."""
+    first = tails[0][2]
+    named = _NAMED_BEFORE.search(text, max(0, first.start - 30), first.start)
+    return not text[tails[-1][1] :].strip(_EDGES) or bool(named and text[: named.start()].rstrip()[-1:].isalnum())
 
 
 def _captions_before(text: str, tails: Sequence[tuple[int, int, Told]]) -> Steps:

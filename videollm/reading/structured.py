@@ -178,7 +178,7 @@ def _of_texts(first: str, second: str) -> Span | None:
 
 
 def _of_list(value: Any) -> Span | None:
-    """[start, end], or that with a score between 0 and 1 behind it."""
+    """[start, end], or that with a score between 0 and 1 behind it; [120, 45] is a size or a place in the picture."""
     numbers = [v for v in value if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) != len(value) or len(value) not in (2, 3):
         return None
@@ -188,4 +188,4 @@ def _of_list(value: Any) -> Span | None:
         span = [float(value[0]), float(value[1])]
     except OverflowError:
         return None
-    return sorted(span) if all(t >= 0 and math.isfinite(t) for t in span) else None
+    return span if 0 <= span[0] <= span[1] < math.inf else None
