@@ -20,7 +20,7 @@ SPAN_TAGS = ("glue", "answer")  # a tag of VideoChat-R1 holds spans beside the c
 
 _HEDGE = (
     r"(?:[\s*_\"'`$~]|\\text\{|\}|\{|</?[a-z_]+>|\b(?:about|around|approximately|approx\.?|roughly|nearly|almost|circa|the|at|"
-    r"sec|seconds?|mark|point|timestamps?|exactly|just|t\s?=)|-?second mark|秒|第)"
+    r"sec|seconds?|mark|point|timestamps?|exactly|just|onwards?|t\s?=)|-?second mark|秒|第)"
 )
 _HEDGES = rf"{_HEDGE}{{0,12}}"
 _LINK = re.compile(
@@ -52,17 +52,27 @@ _NOUN = re.compile(
     r"\s{1,3}(?!(?:seconds?|secs?|s|of|in|into|when|where|while|as|during|and|or|but|with|the|a|an|he|she|it|they|then|is|was|mark|"
     r"which|for|on|at|to|from|by)\b)[A-Za-z]",
 )
+_RELATIVE = re.compile(r"\s(?:after|before|later|earlier|ago|apart)\b(?!\s(?:the\s)?(?:start|beginning|video))", re.I)
+_FOR = re.compile(rf"\bfor\s{_HEDGES}$", re.IGNORECASE)  # "he waits for 5 to 10 minutes"
+_JSON_KEY = re.compile(r"[\"']\s{0,3}:\s{0,3}[\[({]$")  # lists under keys are read, or not, by structured.py
 _LONG = re.compile(r"\W{0,3}(?:s|seconds?)?\W{0,3}(?:long|in\s+length|in\s+total|total)\b|\s{0,3}\?", re.IGNORECASE)
 _DENIED = re.compile(
     r"(?:\b(?:does|did|do|is|was|are|were|has|have|can|could|will|would)\s{0,2}(?:not|n['’]t)\b|n['’]t\b|\bcannot\b)"
     r"\W{1,3}(?:\w+\W{1,3}){0,3}?(?:happen|occur|take|taking|appear|exist|present|visible|shown|seen|see|find|found|from|between|in|at|during)\b"
-    r"|\b(?:no\s+such|never|instead\s+of|rather\s+than|except|excluding|not\s+(?:from|between|in|at|during))\b"
+    r"|\bno\s+(?:such|segment|moment|part|scene|time)\b|\b(?:never|instead\s+of|rather\s+than|except|excluding|not\s+(?:from|between|in|at|during))\b"
+    r"|\bI\s+(?:\w+\s+)?(?:assumed|believed|thought|guessed|suspected)\b"  # and thinks otherwise by now
+    r"|(?:\bnot|n['’]t)\s{1,3}$"  # "it is not 10 - 15 seconds"
     r"|没有|不在|并非",
+    re.IGNORECASE,
+)
+_DENIED_BEHIND = re.compile(
+    r"[^.!?;\n]{0,60}\b(?:not\s+(?:relevant|the\s+(?:answer|moment|event|query))|irrelevant|wrong|incorrect|too\s+(?:early|late))\b",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[.!?;]\s|\n|。")
 _CONCLUSION = re.compile(
-    r"\b(?:therefore|thus|hence|in\s+conclusion|to\s+conclude|in\s+summary|conclusion)\b|(?:^|[.!?\n])\s{0,3}so\b|因此|所以",
+    r"\b(?:therefore|thus|hence|in\s+conclusion|to\s+conclude|in\s+summary|conclusion|actually|on\s+(?:second|closer)\s+\w+)\b"
+    r"|(?:^|[.!?\n])\s{0,3}(?:so|wait|no|correction)\b|因此|所以|其实|不对",
     re.I,
 )
 _WHOLE = re.compile(
@@ -116,8 +126,9 @@ def read_moment(text: str, duration_s: float | None = None) -> float | None:
     spans = read_spans(text, duration_s)
     if spans:
         return sum(spans[0]) / 2
-    found = [q for q in quantities(answer_part(text, SPAN_TAGS)[0]) if q.unit in ("s", "m", "h", "")]
-    return next((q.value for q in sorted(found, key=lambda q: q.bare) if math.isfinite(q.value)), None)
+    found = [q for q in quantities(answer_part(text, SPAN_TAGS)[0]) if q.unit in ("s", "m", "h", "%", "")]
+    times = [_seconds(q, duration_s) for q in sorted(found, key=lambda q: q.bare)]
+    return next(filter(math.isfinite, times), None)
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------
@@ -142,8 +153,12 @@ def kept(found: Sequence[Told], text: str) -> list[Told]:
         for a, b in _neighbours(found)
     ):
         return []
-    found = [t for t in found if not (t.sure < 2 and _frames(text, t)) and not _LONG.match(text, t.end)]
-    found = [t for i, t in enumerate(found) if not _denied(text, t.start, found[i - 1].end if i else 0)]
+    found = [t for t in found if not (t.sure < 2 and _frames(text, t)) and not _length_only(text, t)]
+    found = [
+        t
+        for i, t in enumerate(found)
+        if not _denied(text, t.start, found[i - 1].end if i else 0) and not _DENIED_BEHIND.match(text, t.end)
+    ]
     best, lists = max((t.sure for t in found), default=0), _lists(found, text)
     sure = {number for number, t in zip(lists, found, strict=True) if t.sure == best}
     found = [t for number, t in zip(lists, found, strict=True) if number in sure]
@@ -157,12 +172,16 @@ def kept(found: Sequence[Told], text: str) -> list[Told]:
 def _pair(text: str, listed: Sequence[Quantity], place: int, duration_s: float | None) -> Told | None:
     """The span that quantities ``place`` and ``place + 1`` tell together."""
     a, b = listed[place : place + 2]
-    if "none" in (a.unit, b.unit) or b.start - a.end > 80:
+    if "none" in (a.unit, b.unit) or "nth" in (a.unit, b.unit) and "s" not in (a.unit, b.unit) or b.start - a.end > 80:
         return None
     gap = text[a.end : b.start]
     before = text[max(listed[place - 1].end if place else 0, a.start - 60) : a.start]
     rule = _joined(text, gap, before, b.end)
-    if rule is None or (a.unit == b.unit == "anchor" and a.value == b.value):
+    if rule is None or (a.unit == b.unit == "anchor" and a.value == b.value) or _cut_off(text, a, b):
+        return None
+    if rule == _BRACKETS and (_JSON_KEY.search(before) or (a.bare and a.value > b.value)):
+        return None  # a size, or a place in the picture
+    if rule == _CELLS and not _only_two_cells(text, listed, place):
         return None
     a, b = a.scaled(b.unit if b.unit in _SPREADS else ""), b.scaled(a.unit if a.unit in _SPREADS else "")
     if "%" in (a.unit, b.unit) and (a.unit == "%") != (b.unit == "%"):
@@ -175,6 +194,7 @@ def _pair(text: str, listed: Sequence[Quantity], place: int, duration_s: float |
     return Told(a.start, b.end, sorted(ends), _sureness(text, a, b, before, rule), rule, b.unit or a.unit)
 
 
+_BRACKETS, _CELLS = "two times in brackets", "two cells of a table"
 _SPREADS = ("m", "h", "s")
 
 
@@ -188,12 +208,31 @@ def _joined(text: str, gap: str, before: str, end: int) -> str | None:
     if _AND.fullmatch(gap) and _BETWEEN.search(before):
         return "between two times"
     if _COMMA.fullmatch(gap) and _OPENED.search(before) and _CLOSED.match(text, end):
-        return "two times in brackets"
+        return _BRACKETS
     if _CELL.fullmatch(gap) and before.rstrip(" *_").endswith("|"):
-        return "two cells of a table"
+        return _CELLS
     if _STARTS.search(before) and _ENDS.search(gap):
         return "start and end by name"
     return "start and end by name" if _ENDS.search(before) and _STARTS.search(gap) else None
+
+
+def _cut_off(text: str, a: Quantity, b: Quantity) -> bool:
+    """ "from 12.0 seconds to 1": the text breaks off within its last number."""
+    return b.value < a.value and b.bare and not text[b.end :].strip() and b.end - b.start < a.end - a.start
+
+
+def _only_two_cells(text: str, listed: Sequence[Quantity], place: int) -> bool:
+    """Whether these two cells are alike and have no third beside them; a row number is not like its times."""
+    first = max(0, place - 1)
+    near = listed[first : place + 3]
+    kinds = [(q.bare, q.decimal) for q in near]
+    own = kinds[place - first : place - first + 2]
+    beside = [
+        kinds[other]
+        for left, other in ((place - first - 1, place - first - 1), (place - first + 1, place - first + 2))
+        if left >= 0 and other < len(near) and _CELL.fullmatch(text[near[left].end : near[left + 1].start])
+    ]
+    return own[0][0] == own[1][0] and not (beside and (own[0] != own[1] or own[0] in beside))
 
 
 def _sureness(text: str, a: Quantity, b: Quantity, before: str, rule: str) -> int:
@@ -285,6 +324,14 @@ def _sentence_start(text: str, place: int, floor: int = 0) -> int:
 def _denied(text: str, place: int, floor: int = 0) -> bool:
     """Whether the sentence says before ``place`` that it does not happen there."""
     return bool(_DENIED.search(text, _sentence_start(text, place, floor), place))
+
+
+def _length_only(text: str, told: Told) -> bool:
+    """ "3 - 4 seconds long", "about 2 - 3 seconds after he falls": no place in the video."""
+    if _LONG.match(text, told.end) or _FOR.search(text, max(0, told.start - 40), told.start):
+        return True
+    named = told.rule != "a pair of times" or _FROM.search(text, max(0, told.start - 60), told.start)
+    return not named and bool(_RELATIVE.match(text, told.end))
 
 
 def _frames(text: str, told: Told) -> bool:
