@@ -8,8 +8,9 @@ that end with their span. Spans within a caption ("crack 1 to 2 eggs", "wait 5 t
 import re
 from collections.abc import Sequence
 
+from videollm.reading.pairs import Told, tell_spans
 from videollm.reading.part import Reading, answer_part
-from videollm.reading.spans import Told, kept, tell_spans
+from videollm.reading.spans import claimed_spans
 from videollm.reading.structured import structured_events
 
 Steps = tuple[list[list[float]], list[str]]  # spans in seconds and as many captions
@@ -51,7 +52,7 @@ def read_steps(text: str, duration_s: float | None = None) -> Steps:
 def explain_steps(text: str, duration_s: float | None = None) -> Reading[Steps]:
     """The events, and by which rule they were read."""
     part, why = answer_part(text, ("answer",))
-    events = structured_events(part, lambda inner: [t.span for t in kept(tell_spans(inner, duration_s), inner)])
+    events = structured_events(part, lambda inner: claimed_spans(inner, duration_s))
     if events:
         return Reading(([span for span, _ in events], [text.strip() for _, text in events]), f"{why}; keys of JSON")
     told = [t for t in tell_spans(part, duration_s) if not _FRAMES.search(part, max(0, t.start - 12), t.start)]
