@@ -14,7 +14,7 @@ from videollm.model.lora import merge_lora
 from videollm.model.tying import EMBEDDINGS, OUTPUT, tied
 from videollm.training.memory import Zero, held_states, planned_model
 from videollm.training.optimizer import parameter_groups
-from videollm.training.run import print_trainable
+from videollm.training.run import print_start
 
 TIED = BACKBONES["internvl"]["language"] | {"tie_word_embeddings": True}
 LORA = {"r": 2, "alpha": 8, "dropout": 0.0, "targets": ["q_proj"]}
@@ -157,7 +157,7 @@ def test_one_matrix_is_one_parameter_everywhere(capsys):
     assert len(held) == len(set(held)) == sum(p.requires_grad for p in model.parameters())
     estimated = held_states(planned_model(settings("internvl", "distime", language=TIED)), Zero())
     assert estimated["embeddings"]["trained"] == count and "lm_head" not in estimated
-    print_trainable(bundle)
+    print_start(bundle, {"videos": 1})
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "lm_head" in line]
     assert "embeddings = lm_head" in row and row.count(f"{count:,}") == 2
 
