@@ -1,0 +1,1 @@
+"""ActivityNet Captions: moment retrieval."""
