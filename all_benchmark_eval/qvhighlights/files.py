@@ -223,7 +223,7 @@ def _check_targets(truth: Queries, targets: Queries | None, found: Mapping[str, 
 
 TRUTHS = (
     Form(
-        "QVHighlights", '{"qid", "query", "vid", "duration", "relevant_windows"}', rows_with("qid", "query"), read_truth
+        "moment_detr lines", '{"qid", "query", "duration", "relevant_windows"}', rows_with("qid", "query"), read_truth
     ),
 )
 FORMS = (
