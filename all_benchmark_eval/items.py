@@ -26,8 +26,13 @@ def as_object(value: Any, where: str, keys: Sequence[str] = ()) -> Mapping[str, 
     """``value``, an object with ``keys``. Raises BenchmarkError saying what it is instead."""
     need(isinstance(value, dict), f"{where}: expected an object, got {type(value).__name__}")
     if absent := [key for key in keys if key not in value]:
-        raise BenchmarkError(f"{where}: no key {', '.join(map(repr, absent))}; it has {', '.join(list(value)[:8])}")
+        raise BenchmarkError(f"{where}: no key {', '.join(map(repr, absent))}; it has {quoted(list(value)[:8])}")
     return value
+
+
+def quoted(keys: Iterable[str]) -> str:
+    """Keys of a file for a message, on one line."""
+    return ", ".join(f"{key!r:.40}" for key in keys)
 
 
 def are_texts(value: Any) -> bool:

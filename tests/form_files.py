@@ -171,3 +171,36 @@ MME = {
         *({"doc_id": i, "doc": VIDEO | q, "target": "x", "filtered_resps": ["B"]} for i, q in enumerate((ASKED, OTHER)))
     ),
 }
+
+
+# ---- the other benchmarks --------------------------------------------------------------------------------------------
+
+MV = [{"video": "v.mp4", "question": f"who {i}?", "candidates": ["he", "she"], "answer": "she"} for i in range(2)]
+LONG = [
+    {"id": f"x_{i}", "correct_choice": 1, "duration_group": 15, "question_category": "S2E", "question": f"who {i}?"}
+    | {"candidates": ["he", "she"], "video_path": "x.mp4"}
+    for i in range(2)
+]
+ET = [
+    {"task": "tvg", "source": "a", "idx": i, "video": f"a/{i}.mp4", "duration": 60, "tgt": [10, 20], "q": "when?"}
+    for i in range(2)
+]
+SHAPES = {
+    "id": "g", "video": "g.mp4", "duration": 20, "task": "grounding", "source": "moving_shapes", "tgt": [5, 10],
+    "events": [], "conversations": [{"from": "human", "value": "<video>\nwhen?"}, {"from": "gpt", "value": "<span>"}],
+}  # fmt: skip
+GSUB = {"111": {"duration": 30, "location": {"0": [[5, 10]], "2": [[0, 30]]}}}
+OWN = {  # benchmark -> annotations' name, annotations, predictions in its own form
+    "mvbench": ("object_shuffle.json", MV, [{"task_type": "Object Shuffle", "pred": "(B)", "gt": "(B) she"}] * 2),
+    "longvideobench": ("lvb_val.json", LONG, [{"id": f"x_{i}", "pred": "B", "gt": "B. she"} for i in range(2)]),
+    "etbench": ("t.json", ET, [row | {"a": "10 - 20"} for row in ET]),
+    "nextgqa": (
+        "gsub_test.json", GSUB,
+        [{"qid": f"TN_111_{i}", "prediction": "3", "timestamp": [5, 10], "target": 3} for i in (0, 2)],
+    ),
+    "moving_shapes": (
+        "test.jsonl", [SHAPES],
+        [{"id": "g", "task": "grounding", "spans": [[5, 10]], "evidence_spans": [], "phrases": [], "choice": None,
+          "missing": False}],
+    ),
+}  # fmt: skip

@@ -67,7 +67,7 @@ def cut(spans: Spans, duration: float | None) -> tuple[Spans, int]:
 def _sample(row: Any, where: str, answers: bool) -> Sample:
     need(isinstance(row, dict), f"{where}: expected an object, got {type(row).__name__}")
     _keys(row, ("task", "source", "idx", "video"), where)
-    need(row["task"] in PRIMARY, f"{where}: unknown task {row['task']!r}; known: {', '.join(PRIMARY)}")
+    need(str(row["task"]) in PRIMARY, f"{where}: unknown task {row['task']!r:.40}; known: {', '.join(PRIMARY)}")
     _keys(row, ("a",) * answers, where, "; predictions carry the answer under it")
     name = f"{row['task']}/{row['source']}/{row['idx']}"
     where = f"{where}: {name}"

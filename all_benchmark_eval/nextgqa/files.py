@@ -143,7 +143,7 @@ def _grounded(content: Content, questions: list[Question], video_paths: Mapping[
         entry = as_object(entry, where, ("duration", "location"))
         duration = items.duration_of(entry, where)
         for number, windows in as_object(entry["location"], f"{where}: location").items():
-            problem = f"{where}: question {number}: not [[start, end], ...]: {str(windows)[:60]}"
+            problem = f"{where}: question {number!r:.40}: not [[start, end], ...]: {str(windows)[:60]}"
             found = items.read_spans(windows, problem)
             owner += [len(keys)] * len(found)
             spans += found

@@ -51,6 +51,8 @@ def _questions(rows: Rows, keys: Sequence[str]) -> Iterable[tuple[Question, obje
         row = dict(as_object(row, where, keys))
         name, video = str(row["question_id"]), video_file(str(row.get("videoID", row["video_id"])))
         where = f"{where}: {name!r}"
+        odd = [key for key in ("video_id", "question_id", *GROUPS) if not isinstance(row[key], str | int)]
+        need(not odd, f"{where}: {', '.join(odd)} is neither a text nor a number")
         duration, answer, options = row["duration"], row["answer"], row.get("options", [])
         need(duration in DURATIONS, f"{where}: duration {duration!r:.40} is none of {', '.join(DURATIONS)}")
         need(answer in ("A", "B", "C", "D"), f"{where}: answer {answer!r:.40} is not A, B, C or D")

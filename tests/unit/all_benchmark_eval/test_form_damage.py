@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from all_benchmark_eval.benchmark import BenchmarkError, get
+from all_benchmark_eval.score import score_file
 from tests.form_files import (
     ASKED,
     CAPTIONS,
@@ -17,6 +18,7 @@ from tests.form_files import (
     MME,
     MOMENT_CASES,
     OTHER,
+    OWN,
     TRUTHS,
     VIDEO,
     WINDOWS,
@@ -137,6 +139,10 @@ ODD |= (
 )
 
 
+CORPUS += [(name, "own", data) for name, (_, _, data) in OWN.items()]
+TRUTH_OF |= {name: data for name, (_, data, _) in OWN.items()}
+
+
 def changed(data, path: list[int], value):
     """JSON data with the value at a place (numbers of items on the way down) replaced."""
     if not path or not isinstance(data, dict | list) or not data:
@@ -151,22 +157,27 @@ def changed(data, path: list[int], value):
 @given(st.sampled_from(CORPUS), st.lists(st.integers(0, 9), max_size=6), ODD)
 def test_no_damage_to_any_form_is_an_exception(tmp_path_factory, case, path, value):
     name, _, data = case
-    folder = tmp_path_factory.mktemp("damaged")
+    folder, file = tmp_path_factory.mktemp("damaged"), OWN.get(name, ("truth.json",))[0]
     rows = list(map(json.loads, data.splitlines())) if isinstance(data, str) else data
+    paths = write(folder / "given.json", changed(rows, path, value)), write(folder / file, TRUTH_OF[name])
     try:
-        scored(name, TRUTH_OF[name], changed(rows, path, value), folder)
+        score_file(name, *paths, folder / "scores.json", skip_meteor=True)
     except BenchmarkError as error:
         assert "\n" not in str(error)
 
 
-@settings(max_examples=150)
-@given(st.sampled_from([(n, d) for n, t in TRUTHS.items() for d in t.values()]
-       + [("youcook2", d) for d in DENSE_TRUTHS.values()]), st.lists(st.integers(0, 9), max_size=6), ODD)  # fmt: skip
+ANNOTATIONS = [(name, "truth.json", data) for name, truths in TRUTHS.items() for data in truths.values()]
+ANNOTATIONS += [("youcook2", "truth.json", data) for data in DENSE_TRUTHS.values()]
+ANNOTATIONS += [(name, file, data) for name, (file, data, _) in OWN.items()]
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(ANNOTATIONS), st.lists(st.integers(0, 9), max_size=6), ODD)
 def test_no_damage_to_any_annotations_is_an_exception(tmp_path_factory, case, path, value):
-    name, data = case
+    name, file, data = case
     if isinstance(data, str):
         data = list(map(json.loads, data.splitlines())) if data[0] == "{" else {"text": data}
     try:
-        get(name).load(write(tmp_path_factory.mktemp("damaged") / "truth.json", changed(data, path, value)))
+        get(name).load(write(tmp_path_factory.mktemp("damaged") / file, changed(data, path, value)))
     except BenchmarkError as error:
         assert "\n" not in str(error)

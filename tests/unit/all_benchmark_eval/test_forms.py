@@ -12,10 +12,14 @@ from tests.form_files import (
     ASKED,
     DENSE_CASES,
     DENSE_TRUTHS,
+    ET,
     FILES,
+    LONG,
     MME,
     MOMENT_CASES,
+    MV,
     OTHER,
+    SHAPES,
     TRUTHS,
     VIDEO,
     lines,
@@ -120,20 +124,6 @@ def test_one_text_answers_both_stages_of_nextgqa(tmp_path):
     assert result["protocols"]["corrected"]["metrics"]["mIoU"] == pytest.approx(75)
 
 
-MV = [{"video": "v.mp4", "question": f"who {i}?", "candidates": ["he", "she"], "answer": "she"} for i in range(2)]
-LONG = [
-    {"id": f"x_{i}", "correct_choice": 1, "duration_group": 15, "question_category": "S2E", "question": f"who {i}?"}
-    | {"candidates": ["he", "she"], "video_path": "x.mp4"}
-    for i in range(2)
-]
-ET = [
-    {"task": "tvg", "source": "a", "idx": i, "video": f"a/{i}.mp4", "duration": 60, "tgt": [10, 20], "q": "when?"}
-    for i in range(2)
-]
-SHAPES = {
-    "id": "g", "video": "g.mp4", "duration": 20, "task": "grounding", "source": "moving_shapes", "tgt": [5, 10],
-    "events": [], "conversations": [{"from": "human", "value": "<video>\nwhen?"}, {"from": "gpt", "value": "<span>"}],
-}  # fmt: skip
 ANSWERED = {  # benchmark -> annotations' name, annotations, texts by (video, question), first metric
     "mvbench": ("object_shuffle.json", MV, [("v.mp4", "who 0?", "(B) she"), ("v.mkv", "who 1?", "A")], "Avg", 50),
     "longvideobench": ("lvb_val.json", LONG, [("x", "who 0?", "B"), ("x", "who 1?", "A")], "accuracy", 0.5),
