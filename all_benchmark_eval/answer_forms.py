@@ -1,7 +1,7 @@
 """Answers in a model's own words: the forms that every benchmark's predictions may have.
 
 In: a file of ``videollm.infer``, of any model's texts by question, or of lmms-eval's samples. Out: an ``AnswerLine`` a
-question, which the task turns into its official form. What a text says is ``metrics/parsing.py``'s, official forms are
+question, which the task turns into its official form. What a text says is ``videollm.reading``'s, official forms are
 the tasks'.
 """
 
@@ -11,8 +11,9 @@ from typing import Any
 from all_benchmark_eval.benchmark import Benchmark
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, entries, need, pick, rows_with
 from all_benchmark_eval.items import Answers, Questions, as_object
-from all_benchmark_eval.metrics.parsing import read_spans, split_evidence
+from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.common.answers import NEEDED, AnswerLine
+from videollm.reading import read_spans
 
 IDS = ("id", "question_id", "qid")
 VIDEOS = ("video", "vid", "video_id", "vname", "video_path", "videoID", "image_id")

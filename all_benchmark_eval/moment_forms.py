@@ -2,7 +2,7 @@
 
 In: a ``Content`` and the ``Moments`` that it is held against. Out: ``Located``, or the rows of ``Moments.of``. A query
 is found by its id, or by video and text; of several windows the one with the highest score counts, the first of equal
-ones. How a text tells its times is ``metrics/parsing.py``'s.
+ones. How a text tells its times is ``videollm.reading``'s.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ from typing import Any
 from all_benchmark_eval.forms import Content, Form, entries, need, rows_with
 from all_benchmark_eval.items import Questions, are_texts, as_object, duration_of, first_span, read_span, seconds, stem
 from all_benchmark_eval.metrics.moments import Located, Moments
-from all_benchmark_eval.metrics.parsing import read_spans
+from videollm.reading import read_spans
 
 MARK = ">>>"  # between video, query and true span
 Found = Iterator[tuple[str, list[int], Any]]  # place in the file, places of the query, span
@@ -83,18 +83,20 @@ def _read_keyed(content: Content, truth: Moments) -> Located:
             rows = questions.find(parts[0], MARK.join(parts[1:-1]), where)
             true = next(iter(read_spans(parts[-1])), None)
             same = [row for row in rows if true is not None and truth.spans[row].tolist() == true]
-            yield where, same[:1] if len(rows) > 1 and same else rows, _told(answer, where)
+            length = truth.durations[rows[0]]
+            span = _told(answer, where, float(length) if length > 0 else None)
+            yield where, same[:1] if len(rows) > 1 and same else rows, span
 
     return located(truth, found(), questions)
 
 
-def _told(answer: Any, where: str) -> Any:
+def _told(answer: Any, where: str, duration_s: float | None) -> Any:
     """The first span of an answer: a text, {"timestamps": [[s, e]], "answers": text}, [[s, e]] or [s, e]."""
     if isinstance(answer, dict):
         answer = as_object(answer, where, ("timestamps",))["timestamps"]
     if are_texts(answer) and answer:
         answer = answer[0]
-    return next(iter(read_spans(answer)), NO_TIME) if isinstance(answer, str) else first_span(answer)
+    return next(iter(read_spans(answer, duration_s)), NO_TIME) if isinstance(answer, str) else first_span(answer)
 
 
 PREDICTIONS = (

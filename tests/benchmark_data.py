@@ -95,13 +95,13 @@ def qvhighlights(root: Path, place: Place) -> None:
     _lines(root / "qvhighlights/highlight_val_release.jsonl", rows)
 
 
-def moments(root: Path, place: Place) -> None:
+def moment_retrieval(root: Path, place: Place) -> None:
     rows = []
     for i in range(CLIPS):
         span, phrase = events(i)[0]
         rows.append({"qid": i, "query": phrase, "vid": f"m_{i}", "duration": duration(i), "relevant_windows": [span]})
-        place(i, root / f"moments/videos/m_{i}.mp4")
-    _lines(root / "moments/test.jsonl", list(map(json.dumps, rows)))
+        place(i, root / f"moment_retrieval/videos/m_{i}.mp4")
+    _lines(root / "moment_retrieval/test.jsonl", list(map(json.dumps, rows)))
 
 
 def youcook2(root: Path, place: Place) -> None:
@@ -196,7 +196,7 @@ def moving_shapes(root: Path, place: Place) -> None:
 
 WRITERS = (
     charades, anet, qvhighlights, youcook2, nextgqa, etbench, mvbench, videomme, longvideobench, moving_shapes,
-    moments,
+    moment_retrieval,
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def window_rows(**more) -> list[dict]:
 
 SENTENCES = {"AAA": {"a door.": {"start": 10, "end": 20}}, "BBB": {"a cat.": {"start": 0, "end": 2.5}}}
 TEXTS = [f"From {s[0]} to {s[1]} seconds." for _, _, s in GIVEN]
-MOMENTS = {  # of charades, anet and moments alike
+MOMENTS = {  # of charades, anet and moment_retrieval alike
     "moment_detr lines": lines(*window_rows(qid="x")),
     "VideoMind lines": lines(
         *({"vid": v, "query": q, "duration": 9, "span": [[1, 2]], "pred": [[0, 1], s], "conf": [0.1, 0.9]}
@@ -54,7 +54,7 @@ FILES = {  # benchmark -> form -> predictions
     "anet": MOMENTS | {
         "DisTime": {"results": {"AAA-0": {"timestamp": [[10, 20]]}, "BBB-0": {"timestamp": [[0, 2.5]]}}},
     },
-    "moments": MOMENTS,
+    "moment_retrieval": MOMENTS,
     "qvhighlights": {
         "DisTime": [{"qid": f"QVHighlight_{i}", "prediction": str([s])} for i, (_, _, s) in enumerate(GIVEN)],
         "moment_detr, TimeChat": lines(*(row | {"qid": i} for i, row in enumerate(window_rows()))),
@@ -86,7 +86,7 @@ TRUTHS = {  # benchmark -> form -> annotations
     },
     "anet": {"ActivityNet Captions": ANET},
     "qvhighlights": {"moment_detr lines": WINDOWS},
-    "moments": {},
+    "moment_retrieval": {},
 }
 SHARED = {
     "moment_detr lines": WINDOWS,
@@ -97,7 +97,7 @@ SHARED = {
     },
 }
 TRUTHS["charades"] |= SHARED
-TRUTHS["moments"] |= SHARED
+TRUTHS["moment_retrieval"] |= SHARED
 
 
 def write(path: Path, data) -> Path:

@@ -1,10 +1,9 @@
 """Lines of captioning as DisTime and VTimeLLM write them: a list of events as JSON within the text of an answer.
 
 In: a ``Content``. Out: ``DenseAnswers`` as the text means it, beside what the published scripts read in it. What a time
-in a text means is ``metrics/parsing.py``'s; metrics are not known here.
+in a text means is ``videollm.reading``'s; metrics are not known here.
 """
 
-import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,8 @@ from all_benchmark_eval.dense_forms import Event
 from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import as_object, seconds
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth
-from all_benchmark_eval.metrics.parsing import read_spans, read_steps
+from videollm.common.files import read_json
+from videollm.reading import read_spans, read_steps
 
 TASK = "captioning"  # the lines that count, where lines name their task
 _LIST = re.compile(r"\[.*\]")
@@ -33,7 +33,7 @@ def _of_script(answer: str) -> list[Event]:
             if seconds(start) is None or seconds(end) is None or not isinstance(event["event"], str):
                 return events
             events.append(([float(start), float(end)], event["event"]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         pass
     return events
 
@@ -49,7 +49,7 @@ def _meant(answer: str) -> list[Event]:
     """What an answer says: the events of its list that have a time and a text, or else the steps of its text."""
     try:
         listed = _listed(answer)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         return [(span, text) for span, text in zip(*read_steps(answer), strict=True) if text]
     found = []
     for event in listed if isinstance(listed, list) else []:
@@ -62,12 +62,12 @@ def _meant(answer: str) -> list[Event]:
 def _listed(answer: str) -> Any:
     """The JSON of an answer, or of the brackets in its text. Raises ValueError where there is none."""
     try:
-        return json.loads(answer)
+        return read_json(answer)
     except ValueError:
         found = _LIST.search(answer)
         if not found:
             raise
-        return json.loads(found.group())
+        return read_json(found.group())
 
 
 def _read_lines(content: Content, truth: DenseTruth) -> DenseAnswers:

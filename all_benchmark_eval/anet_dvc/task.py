@@ -23,7 +23,6 @@ from all_benchmark_eval.metrics.dense import THRESHOLDS, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
-from videollm.common.files import read_json
 
 WORDINGS = {
     "distime": "Localize a series of activity events in the video, output the start and end timestamp for each event, "

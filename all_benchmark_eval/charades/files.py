@@ -16,7 +16,8 @@ from all_benchmark_eval import moment_forms
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, entries, has_key, need, rows_with
 from all_benchmark_eval.items import Questions, as_object, first_span, read_table, seconds, stem
 from all_benchmark_eval.metrics.moments import Located, Moments
-from all_benchmark_eval.metrics.parsing import evidence_and_answer_spans, read_spans, split_evidence
+from all_benchmark_eval.metrics.parsing import evidence_and_answer_spans, split_evidence
+from videollm.reading import read_spans
 
 DURATIONS = "Charades_v1_test.csv"  # of the Charades data set: columns id, length
 _LINE = re.compile(r"(\S+) (\S+) (\S+?)##(.*)")

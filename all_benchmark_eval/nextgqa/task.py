@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from all_benchmark_eval import items
 from all_benchmark_eval.benchmark import Benchmark, Layout, Options, Scores, worded
 from all_benchmark_eval.forms import need
-from all_benchmark_eval.metrics.choices import CAREFULLY, Question, read_choice
+from all_benchmark_eval.metrics.choices import CAREFULLY, Question, chosen
 from all_benchmark_eval.metrics.intervals import iou_union, nextgqa_overlap
 from all_benchmark_eval.metrics.moments import SLACK, State, means_of, order_and_clip, published_wordings
 from all_benchmark_eval.nextgqa.files import FORMS, TRUTHS, Answers, Grounded
@@ -48,7 +48,6 @@ WORDINGS = {
     },
 }
 _NUMBER = re.compile(r"(\d+)")
-_ALONE = re.compile(r"\(([0-4])\)|(?:answer|option)\W{1,3}(?:is\W{1,3})?([0-4])\b(?!\s*[-:.]\s*\d)", re.IGNORECASE)
 
 
 class NextGQA(Benchmark):
@@ -168,9 +167,8 @@ def _by_type(answers: list[tuple[str, bool]]) -> dict[str, dict]:
 
 def _chosen(text: str, question: Question) -> int:
     """The number of the option that a text with a moment in it chooses; -1 for none."""
-    chosen = read_choice(text, len(question.options), question.options)
-    number = _ALONE.search(text)
-    return chosen if chosen is not None else int(number.group(1) or number.group(2)) if number else -1
+    found = chosen(text, len(question.options), question.options, "digit")
+    return -1 if found is None else found
 
 
 def _found(answer: AnswerLine | None) -> list[float] | None:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, Rows, entries, need, rows_with
 from all_benchmark_eval.items import Questions, as_object, duration_of, read_span, read_spans, seconds
-from all_benchmark_eval.metrics import parsing
 from all_benchmark_eval.metrics.moments import State
+from all_benchmark_eval.metrics.parsing import split_evidence
 from all_benchmark_eval.moment_forms import MARK
+from videollm.reading import read_spans as read_spans_told
 
 CLIP_S = 2
 PREFIX = "QVHighlight_"  # of DisTime's qids
@@ -147,7 +148,7 @@ def _keyed(content: Content, truth: Queries | None) -> Submission:
         where = f"{content.path}: {key!r:.200}"
         video, *query, _ = key.split(MARK)
         told = answer.get("timestamps") if isinstance(answer, dict) else answer
-        windows = parsing.read_spans(told) if isinstance(told, str) else told
+        windows = read_spans_told(told) if isinstance(told, str) else told
         found.append((where, questions.find(video, MARK.join(query), where), windows))
     qids = questions.ids
     rows = [("", {"qid": qids[row], "pred_relevant_windows": windows}) for row, windows in questions.spread(found)]
@@ -175,7 +176,7 @@ def _windows(row: Mapping[str, Any], meant: bool) -> Floats:
     if "prediction" in row:
         told = parse_windows(row["prediction"])
         if meant and told == [NO_WINDOW] and isinstance(row["prediction"], str):
-            told = parsing.read_spans(parsing.split_evidence(row["prediction"])[1]) or told
+            told = read_spans_told(split_evidence(row["prediction"])[1]) or told
         scored = [[*(read_span(window) or NO_WINDOW), 1.0] for window in told]
     else:
         given = row.get("pred_relevant_windows") or []

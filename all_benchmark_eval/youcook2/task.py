@@ -23,7 +23,8 @@ from all_benchmark_eval.metrics.dense import THRESHOLDS, Floats, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
-from all_benchmark_eval.metrics.parsing import published_steps_with_evidence, read_steps, split_evidence
+from all_benchmark_eval.metrics.parsing import published_steps_with_evidence, split_evidence
+from videollm.reading import read_steps
 
 WORDINGS = {
     "distime": "Identify and localize a series of steps or actions occurring in the video, providing start and end "

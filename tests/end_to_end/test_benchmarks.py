@@ -33,7 +33,7 @@ FORMS = {
     "videomme": lambda data: all({"question_id", "answer", "a"} <= row.keys() for row in data),
     "longvideobench": lambda data: all(row.keys() == {"id", "pred", "gt"} for row in data),
     "moving_shapes": lambda data: all("spans" in row for row in data),
-    "moments": lambda data: all({"qid", "pred_relevant_windows"} <= row.keys() for row in data),
+    "moment_retrieval": lambda data: all({"qid", "pred_relevant_windows"} <= row.keys() for row in data),
 }
 
 

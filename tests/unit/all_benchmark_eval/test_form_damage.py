@@ -31,7 +31,7 @@ from tests.form_files import (
 
 
 @pytest.mark.parametrize("other", ["{}.mp4", "{}.MP4", "{}.mkv", "clips/{}.webm", "clips\\{}.avi", "v_{}"])
-@pytest.mark.parametrize("name", ["charades", "anet", "moments", "qvhighlights"])
+@pytest.mark.parametrize("name", ["charades", "anet", "moment_retrieval", "qvhighlights"])
 def test_a_video_is_found_whatever_its_folder_and_container(name, other, tmp_path):
     rows = [
         {"vid": other.format(v), "query": q, "qid": i, "pred_relevant_windows": [s]}
@@ -95,9 +95,9 @@ def test_two_forms_at_once_are_both_named(tmp_path):
         scored("qvhighlights", WINDOWS, [row], tmp_path)
     row = {"vid": "AAA", "query": "a door.", "pred": [[1, 2]], "conf": [1], "pred_relevant_windows": [[3, 4, 1]]}
     with pytest.raises(BenchmarkError, match="several forms.*moment_detr lines.*VideoMind"):
-        scored("moments", WINDOWS, [row], tmp_path)
+        scored("moment_retrieval", WINDOWS, [row], tmp_path)
     with pytest.raises(BenchmarkError, match="'response' and 'pred' are different texts"):
-        scored("moments", WINDOWS, [{"qid": 0, "response": "1 - 2", "pred": "3 - 4"}], tmp_path)
+        scored("moment_retrieval", WINDOWS, [{"qid": 0, "response": "1 - 2", "pred": "3 - 4"}], tmp_path)
 
 
 LONG_KEY = "9" * 5000

@@ -123,7 +123,7 @@ def test_what_cannot_be_scored_is_one_line_and_writes_nothing(tmp_path, truth, c
         (["anet", "--predictions", tmp_path / "file", "--annotations", truth], "the file is empty"),
         (["anet", "--predictions", tmp_path / "empty", "--annotations", truth], "no .json or .jsonl file in"),
         (["anet", "--predictions", good, "--annotations", truth, "--variant", "x"], "no variant 'x'; known: default"),
-        (["anet", "--predictions", truth, "--annotations", good], "none of the forms of anet"),
+        (["anet", "--predictions", truth, "--annotations", good], "no key"),
     ):
         assert run(*arguments, "--output", output) == 2
         error = capsys.readouterr().err

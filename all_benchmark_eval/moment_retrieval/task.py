@@ -1,4 +1,4 @@
-"""Moments: the one span a sentence describes, for any data set that has a file in one of the common forms.
+"""Moment retrieval: the one span a sentence describes, for any data set that has a file in one of the common forms.
 
 TACoS, Ego4D-NLQ, TimeLens-Bench and one's own data, none of which needs a folder here. Ground truth and predictions as
 moment_detr, VideoMind, TimeLens and lmms-eval write them (``moment_forms.py``)::
@@ -28,8 +28,8 @@ def _moments(form: Form) -> Callable[[Content], Moments]:
 class AnyMoments(moments.MomentBenchmark):
     """Recall of one span at IoU 0.3, 0.5, 0.7 and mean IoU. A query's id is its ``qid``, or else made of its video."""
 
-    name = "moments"
-    title = "Moments"
+    name = "moment_retrieval"
+    title = "Moment retrieval"
     layout = Layout(("test.jsonl", "test.json"))
     truths = tuple(replace(form, read=_moments(form)) for form in moment_forms.TRUTHS)
     forms = moment_forms.PREDICTIONS

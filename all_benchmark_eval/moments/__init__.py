@@ -1,1 +1,0 @@
-"""ActivityNet Captions: moment retrieval."""
