@@ -96,7 +96,7 @@ def _by_sentence(content: Content, truth: Moments) -> Located:
 
 def _numbered(content: Content, truth: Moments) -> Located:
     """``{number of the query: [start, end] or {"timestamp", "vid"}}``."""
-    entries = ((f"{content.path}: {key!r:.60}", key, value) for key, value in content.object.items())
+    entries = ((f"{content.path}: {key[:60]!r}", key, value) for key, value in content.object.items())
     return _by_number(entries, truth)
 
 
@@ -120,7 +120,7 @@ def _by_number(entries: Iterable[tuple[str, Any, Any]], truth: Moments) -> Locat
     rows = {str(row): row for row in range(len(truth))}
     for where, key, entry in entries:
         row = rows.get(str(key))
-        known = f"the annotations have queries 0 to {len(truth) - 1}, not {key!r:.40}"
+        known = f"the annotations have queries 0 to {len(truth) - 1}, not {str(key)[:40]!r}"
         need(row is not None, f"{where}: {known}")
         need(row not in seen, f"{where}: there are two predictions for query {key}")
         seen.add(row)
