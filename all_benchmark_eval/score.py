@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from all_benchmark_eval import benchmark
+from all_benchmark_eval.answer_forms import INFER, answer_form, official_answers
 from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, Options, Scores, get
+from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from videollm.common.code import code
@@ -35,8 +37,9 @@ def score_file(
 ) -> dict[str, Any]:  # fmt: skip
     """Score ``predictions`` and write the result to ``output``; returns what is written, see :func:`_result`.
 
-    ``infer`` output is turned into the benchmark's own form first, which stays beside the output as
-    ``<output>.predictions.json``; ``wording`` then says how the questions were worded.
+    Answers in a model's own words (``answer_forms.ANSWERS``) are turned into the benchmark's own form first, which
+    stays beside the output as ``<output>.predictions.json``; of ``infer`` output ``wording`` says how the questions
+    were worded.
 
     Raises BenchmarkError for whatever the user can mend; then nothing is written.
     """
@@ -47,20 +50,26 @@ def score_file(
     enough = annotations is not None or task.own_truth
     need(enough, f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)")
     truth = None if annotations is None else task.load(annotations)
-    official = predictions
-    if not predictions.is_dir() and benchmark.is_infer_output(predictions):
-        official = output.with_name(f"{output.stem}.predictions.json")
-        own = f"{predictions} is output of videollm.infer"
-        need(wording is not None, f"--wording: {own}; say how its questions were worded")
-        need(truth is not None, f"--annotations: {own}, which has no ground truth: give it")
-        write_predictions(task, truth, benchmark.read_answers(predictions), wording, official)
-    given = task.read(official, truth)
+    given = _read(task, predictions, truth, wording, output.with_name(f"{output.stem}.predictions.json"))
     files = {"predictions": predictions, "annotations": annotations}
     options = {"skip_meteor": skip_meteor, "sentence_model": sentence_model, "seed": seed}
     scores = {p: task.score(truth, given, Options(protocol=p, variant=variant, **options)) for p in protocols}
     result = _result(task, variant, scores, files, options | {"bootstrap": bootstrap, "wording": wording})
     benchmark.write_text(output, _dump(result))
     return result
+
+
+def _read(task: Benchmark, predictions: Path, truth: Any, wording: str | None, official: Path) -> Any:
+    """Predictions of whatever form as the task scores them; ``official``: where answers in words are written to."""
+    content = Content.of(predictions)
+    form = answer_form(content, task)
+    if form is None:
+        return task.read(content, truth)
+    answers = official_answers(content, form, task, truth)
+    own = f"{predictions} is output of {form.name}"
+    need(form is not INFER or wording is not None, f"--wording: {own}; say how its questions were worded")
+    write_predictions(task, truth, answers, wording or "plain", official)
+    return task.read(official, truth)
 
 
 def write_predictions(task: Benchmark, truth: Any, answers: Answers, wording: str, official: Path) -> None:

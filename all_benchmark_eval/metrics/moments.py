@@ -8,7 +8,7 @@ import enum
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Scores, worded
-from all_benchmark_eval.items import need, question_line, read_span, seconds
+from all_benchmark_eval.items import need, question_line, read_span, seconds, video_file
 from all_benchmark_eval.metrics.intervals import iou_union
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -74,10 +74,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class Located:
-    """Predicted span and state of N queries; a span that is not PARSED is NaN."""
+    """Predicted span and state of N queries; a span that is not PARSED is NaN.
+
+    ``published``: what a published script reads in the same file, where that is something else.
+    """
 
     spans: Floats  # [N, 2], raw: as the file has them
     state: NDArray[np.int8]  # [N], a State
+    published: "Located | None" = field(default=None, kw_only=True)
 
     @staticmethod
     def nowhere(count: int) -> "Located":
@@ -180,7 +184,7 @@ def moment_questions(ids: Texts, videos: Texts, queries: Texts, durations: Float
     for name, video, query, duration in zip(ids, videos, queries, durations.tolist(), strict=True):
         text = wording.format(query=query.lstrip(), sentence=query.strip().removesuffix("."))
         known = None if math.isnan(duration) else duration
-        lines.append(question_line(name, f"{video}.mp4", text, duration=known))
+        lines.append(question_line(name, video_file(video), text, duration=known))
     return lines
 
 
@@ -189,6 +193,10 @@ class MomentBenchmark(Benchmark):
 
     settings = WITHOUT_BREAK
     wordings: ClassVar[Mapping[str, str]] = published_wordings()  # see ``moment_questions``
+
+    def asked(self, truth: Moments) -> Iterable[tuple[str, str, str]]:
+        """The queries."""
+        return zip(truth.ids, truth.videos, truth.queries, strict=True)
 
     def questions(self, truth: Moments, wording: str) -> list[dict]:
         """One question a query; videos are ``<video>.mp4``."""

@@ -27,6 +27,8 @@ from rich.table import Column, Table
 
 from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, Setting, need
+from all_benchmark_eval.forms import Content, Form, rows_with
+from all_benchmark_eval.items import read_rows
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.common.command import ended
 from videollm.common.files import check_writable
@@ -237,6 +239,11 @@ def _random_event(items: list[dict]) -> dict:
     return {"mIoU": _mean([s["mIoU"] for s in scores]), "R@1": recalls}
 
 
+def _predictions(content: Content, truth: list[dict]) -> list[dict]:
+    keys = to_prediction(truth[0], None).keys()
+    return [row for _, row in read_rows(content, tuple(keys))]
+
+
 class MovingShapes(Benchmark):
     """The functions above as a benchmark; one wording, one protocol, the model's own frames."""
 
@@ -244,6 +251,7 @@ class MovingShapes(Benchmark):
     title = "Moving shapes"
     layout = Layout(("test.jsonl",))
     settings = dict.fromkeys(("d2vlm", "distime", "plain"), Setting())
+    forms = (Form("moving shapes", '[{"id", "task", "spans", "phrases", ...}]', rows_with("phrases"), _predictions),)
 
     def load(self, path: Path) -> list[dict]:
         with _as_benchmark_error():
@@ -256,13 +264,6 @@ class MovingShapes(Benchmark):
     def from_answers(self, truth: list[dict], answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """One prediction (see above) a question."""
         return [to_prediction(item, answers.get(item["id"])) for item in truth]
-
-    def read(self, path: Path, truth: list[dict]) -> list[dict]:
-        rows, keys = benchmark.read_json(path), to_prediction(truth[0], None).keys()
-        for place, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
-            good = isinstance(row, dict) and keys <= row.keys()
-            need(good, f"{path}: item {place}: not a prediction with {', '.join(keys)}")
-        return rows
 
     def score(self, truth: list[dict], predictions: list[dict], options: Options) -> Scores:
         """The metrics of :func:`score`, as fractions. There is no published script: both protocols are the same."""

@@ -9,12 +9,12 @@ The first (DisTime) carries its ground truth; the second (moment_detr: json line
 needs a file. Either is scored under either variant.
 """
 
-from pathlib import Path
+from collections.abc import Iterable
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Layout, Options, Scores, worded
 from all_benchmark_eval.items import Answers, answered
 from all_benchmark_eval.metrics.moments import moment_questions, published_wordings
-from all_benchmark_eval.qvhighlights.files import NO_WINDOW, PREFIX, Queries, Submission, read_submission, read_truth
+from all_benchmark_eval.qvhighlights.files import FORMS, NO_WINDOW, PREFIX, TRUTHS, Queries, Submission
 from all_benchmark_eval.qvhighlights.metrics import VARIANTS
 
 # D2VLM published none: its wording for Charades-STA, with this data set's kind of video
@@ -30,10 +30,11 @@ class QVHighlights(Benchmark):
     settings = WITHOUT_BREAK
     variants = tuple(VARIANTS)
     own_truth = True
+    truths, forms = TRUTHS, FORMS
 
-    def load(self, path: Path) -> Queries:
-        """See ``files.read_truth``."""
-        return read_truth(path)
+    def asked(self, truth: Queries) -> Iterable[tuple[str, str, str]]:
+        """The queries."""
+        return zip((PREFIX + qid for qid in truth.qids), truth.videos, truth.queries, strict=True)
 
     def questions(self, truth: Queries, wording: str) -> list[dict]:
         """One question a query, ids ``QVHighlight_<qid>``; videos are ``<vid>.mp4``."""
@@ -51,10 +52,6 @@ class QVHighlights(Benchmark):
             lines.append(line | {"duration": duration})
         return lines
 
-    def read(self, path: Path, truth: Queries | None) -> Submission:
-        """Either form; without ``truth`` the file must be of the first."""
-        return read_submission(path, truth)
-
     def score(self, truth: Queries | None, predictions: Submission, options: Options) -> Scores:
         """Metrics in percent.
 
@@ -67,6 +64,8 @@ class QVHighlights(Benchmark):
         score, for R1 as well; none is left out; what is no window is dropped, not ranked; an IoU that is a threshold
         on paper is a hit; nothing is rounded; missing and unparsed answers score 0, and all queries count.
         """
+        if options.protocol == "published":
+            predictions = predictions.published or predictions
         return VARIANTS[options.variant](predictions, corrected=options.protocol == "corrected")
 
 

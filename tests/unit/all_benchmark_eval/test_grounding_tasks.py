@@ -269,7 +269,6 @@ BAD_TRUTHS = {
         {"other": 1},
         {"database": {"AAA": {"duration": 0, "annotations": []}}},
         {"database": {"AAA": {"duration": 9, "annotations": [{"label": "x", "segment": [0, float("nan")]}]}}},
-        {"database": {"AAA": {"duration": 9, "annotations": [{"label": "x", "segment": [0, 1]}] * 2}}},
         {"annotations": [{"image_id": "A.mp4", "caption": "x", "timestamp": [0, 1], "id": 5}]},
         "AAA 10 twenty##a door.\n",
         "AAA 10 20 a door.\n",

@@ -115,12 +115,13 @@ def test_bad_infer_output_is_one_line(change, message, tmp_path, truth, capsys) 
 def test_what_cannot_be_scored_is_one_line_and_writes_nothing(tmp_path, truth, capsys) -> None:
     good, output = predictions(tmp_path / "p.json", 0), tmp_path / "s.json"
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["nothing", "--predictions", good, "--annotations", truth], "unknown benchmark 'nothing'; known: anet"),
         (["anet", "--predictions", good], "anet needs its ground truth"),
         (["anet", "--predictions", tmp_path / "none", "--annotations", truth], "none: no such file"),
         (["anet", "--predictions", tmp_path / "file", "--annotations", truth], "the file is empty"),
-        (["anet", "--predictions", tmp_path, "--annotations", truth], "cannot be read"),
+        (["anet", "--predictions", tmp_path / "empty", "--annotations", truth], "no .json or .jsonl file in"),
         (["anet", "--predictions", good, "--annotations", truth, "--variant", "x"], "no variant 'x'; known: default"),
         (["anet", "--predictions", truth, "--annotations", good], "no key"),
     ):
