@@ -26,7 +26,7 @@ BAD = {
     "audio": "audio only",
     "scrambled": "no frame of it can be decoded",
     "folder": "is not a file",
-    "elsewhere": "is not inside the root",
+    "broken": "a link to",
     "hangs": "took more than 2 s",
     "crashes": "ended its process (SIGKILL)",
 }
@@ -61,10 +61,8 @@ def write_file(path, kind: str, whole: bytes) -> None:
         path.write_bytes(whole)
     elif kind == "folder":
         path.mkdir()
-    elif kind == "elsewhere":
-        outside = path.parents[1] / f"outside_{path.name}"
-        outside.write_bytes(whole)
-        path.symlink_to(outside)
+    elif kind == "broken":
+        path.symlink_to(path.with_name("gone.mp4"))
     elif kind == "scrambled":  # all that describes the frames is there, the frames are not
         start, size = whole.index(b"mdat") + 4, int.from_bytes(whole[whole.index(b"mdat") - 4 :][:4], "big") - 8
         path.write_bytes(whole[:start] + bytes(size) + whole[start + size :])
@@ -139,6 +137,6 @@ def test_the_check_names_the_bad_videos_and_writes_the_rest(folder, tmp_path, ca
     readable = [ident for ident, kind in truth.items() if kind in ("good", *DECODER)]  # the check reads no frames
     assert [record.id for record in load_records(clean)] == readable
     kinds = {ident[:-1]: kind for ident, kind in truth.items()}
-    missing = sum(kind == "missing" for kind in kinds.values())
-    unreadable = sum(kind not in ("good", "missing", *DECODER) for kind in kinds.values())
+    missing = sum(kind in ("missing", "broken") for kind in kinds.values())
+    unreadable = sum(kind not in ("good", "missing", "broken", *DECODER) for kind in kinds.values())
     assert f"source s: {len(kinds)} files, {missing} missing, {unreadable} unreadable" in capsys.readouterr().out
