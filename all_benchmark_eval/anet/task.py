@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from all_benchmark_eval.benchmark import Layout, Options, Scores
-from all_benchmark_eval.items import Answers, answered, are_texts, as_object, duration_of, first_span, need, read_object
+from all_benchmark_eval.items import Answers, answered, are_texts, as_object, duration_of, need, read_object
 from all_benchmark_eval.metrics.intervals import iou_epsilon
-from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, corrected_grounding, grounding
+from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, corrected_grounding, grounding, top_recalls
 
 
 def read_videos(path: Path) -> Iterator[tuple[str, str, float, list[str], object]]:
@@ -53,7 +53,7 @@ class ActivityNet(MomentBenchmark):
         return {"results": places}
 
     def read(self, path: Path, truth: Moments) -> Located:
-        """The first span of each entry; an empty list is unparsed."""
+        """The spans of each entry, the best first; an empty list is unparsed."""
         results = as_object(read_object(path, ("results",))["results"], f"{path}: results")
         located = Located.nowhere(len(truth))
         for name, entry in results.items():
@@ -62,19 +62,19 @@ class ActivityNet(MomentBenchmark):
             need(known, f"{where}: no sentence of the annotations has this id; are they of another split?")
             spans = as_object(entry, where, ("timestamp",))["timestamp"]
             need(isinstance(spans, list), f"{where}: timestamp is not a list of [start, end]")
-            located.put(truth.rows[name], first_span(spans))
+            located.put(truth.rows[name], spans)
         return located
 
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
         """Metrics in percent.
 
-        ``published``: IoU with 1e-8 added to the denominator; a reversed span is not ordered and scores 0; recalls are
+        ``R5@t`` is there where an entry has several spans. ``published``: IoU with 1e-8 added to the denominator; a reversed span is not ordered and scores 0; recalls are
         means in float32; a missing sentence counts as 0. ``corrected``: see ``moments.corrected_grounding``.
         """
         if options.protocol == "corrected":
             return corrected_grounding(truth, predictions)
         ious = np.where(predictions.parsed, iou_epsilon(predictions.spans, truth.spans), 0.0)
-        scores = grounding(truth.ids, ious, predictions.counts())
+        scores = grounding(truth, predictions, ious, top=top_recalls(truth.spans, predictions, iou_epsilon))
         for name in scores.metrics.keys() - {"mIoU"}:
             hits = np.fromiter(scores.per_sample[name].values(), np.float32)
             scores.metrics[name] = 100.0 * float(np.mean(hits))

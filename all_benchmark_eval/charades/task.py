@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from all_benchmark_eval.benchmark import BenchmarkError, Layout, Options, Scores, read_json, read_text
-from all_benchmark_eval.items import Answers, answered, as_object, first_span, need, read_table, seconds
+from all_benchmark_eval.items import Answers, answered, as_object, need, read_table, seconds
 from all_benchmark_eval.metrics import moments
 from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
 from all_benchmark_eval.metrics.moments import THRESHOLDS, Located, Moments, State, grounding
@@ -81,7 +81,7 @@ class Charades(moments.MomentBenchmark):
             row = _row(where, key, entry, truth)
             need(row not in seen, f"{where}: there are two predictions for query {key}")
             seen.add(row)
-            located.put(row, first_span(entry["timestamp"] if isinstance(entry, dict) else entry))
+            located.put(row, entry["timestamp"] if isinstance(entry, dict) else entry)
         return located
 
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
@@ -112,7 +112,8 @@ def _distime(truth: Moments, located: Located) -> Scores:
     raw = iou_union(truth.spans, located.spans, np.float32)
     stops = located.parsed & np.isnan(raw)
     ious = np.where(located.parsed & ~stops, raw, np.float32(0))  # [N] float32
-    scores = grounding(truth.ids, ious, located.counts())
+    several = lambda spans, true: iou_union(true, spans, np.float32)  # noqa: E731
+    scores = grounding(truth, located, ious, top=moments.top_recalls(truth.spans, located, several))
     hits = {f"{t:g}": int((ious >= np.float32(t)).sum()) for t in THRESHOLDS}
     floored = np.floor(ious.astype(np.float64) * 100) / 100
     scores.details = {"hits": hits, "unfloored mIoU": scores.metrics["mIoU"], "N": len(truth)}
@@ -133,15 +134,16 @@ def _distime(truth: Moments, located: Located) -> Scores:
 def _d2vlm(truth: Moments, located: Located) -> Scores:
     parsed = located.parsed
     kept = truth.select(parsed)
-    scores = grounding(kept.ids, iou_hull(kept.spans, located.spans[parsed]), located.counts())
+    scores = grounding(kept, located.select(parsed), iou_hull(kept.spans, located.spans[parsed]))
+    scores.counts, scores.unread = located.counts(), located.unread(truth.ids)
     scores.denominator = f"the {len(kept)} parsed predictions only"
     return scores
 
 
 def _timechat(truth: Moments, located: Located) -> Scores:
     ious = np.where(located.parsed, iou_hull(truth.spans, located.spans), 0.0)
-    scores = grounding(truth.ids, ious, located.counts())
-    scores.notes = ["mIoU is not printed by TimeChat's script"]
+    scores = grounding(truth, located, ious)
+    scores.notes += ["mIoU is not printed by TimeChat's script"]
     return scores
 
 

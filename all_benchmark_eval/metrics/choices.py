@@ -54,12 +54,25 @@ _VIDEOMME_PHRASES = (
 )
 
 
-def videomme_letter(text: str) -> str:
-    """The letter that Video-MME's script as D2VLM ships it reads, "" for none: "Because it is D" gives B."""
+# Of Video-MME's own script; two phrases that lack a comma are one, which no answer holds.
+_OFFICIAL_PHRASES = (
+    *("The best answer is", "The correct answer is", "The answer is", "The answer"),
+    *("The best option isThe correct option is", "Best answer:Best option:"),
+)
+
+
+def videomme_letter(text: str, variant: Literal["d2vlm", "official"]) -> str:
+    """The letter that Video-MME's script reads, "" for none: "Because it is D" gives B.
+
+    ``official``: the leaderboard's, which looks through the whole text. ``d2vlm``: as D2VLM ships it, with more phrases
+    that are cut out, and nothing behind the first period.
+    """
     text = text.strip()
-    for phrase in _VIDEOMME_PHRASES:
+    for phrase in _OFFICIAL_PHRASES if variant == "official" else _VIDEOMME_PHRASES:
         text = text.replace(phrase, "")
-    found = re.search("[A-D]", text.replace("</evi>", "").split(".")[0])
+    if variant == "d2vlm":
+        text = text.replace("</evi>", "").split(".")[0]
+    found = re.search("[A-D]", text)
     return found.group() if found else ""
 
 

@@ -9,7 +9,7 @@ A line of the annotations; a prediction is the same line with the answer as ``a`
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from all_benchmark_eval.benchmark import Layout, Options, Scores
 from all_benchmark_eval.items import are_texts, need, read_rows
@@ -36,7 +36,7 @@ class VideoMME(choices.ChoiceBenchmark):
     title = "Video-MME"
     layout = Layout(("videomme.json",))
     headline = ("accuracy", "short", "medium", "long")
-    variants = ("d2vlm",)
+    variants = ("d2vlm", "official")
     wordings = WORDINGS
 
     def read_questions(self, path: Path) -> Iterable[Question]:
@@ -57,13 +57,14 @@ class VideoMME(choices.ChoiceBenchmark):
         return "" if row.question.answer == question.answer else "another right answer than in the annotations"
 
     def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
-        """``published``: the script's letter; an answer in which it finds none leaves the denominator.
+        """``published``: the letter of the variant's script (``choices.videomme_letter``); an answer in which it finds
+        none leaves the denominator.
 
         ``corrected``: the option that the answer's text chooses (``choices.chosen``); an unclear, empty or missing
         answer is wrong and stays in.
         """
         published = options.protocol == "published"
-        marks = predictions.marks(published, lambda row: _mark(row, published))
+        marks = predictions.marks(published, lambda row: _mark(row, options.variant if published else None))
         found = _breakdown(marks)
         metrics = {"accuracy": found["overall"]["pct"]} | {d: found[d]["pct"] for d in DURATIONS if d in found}
         metrics |= {f"{kind}/{value}": e["pct"] for kind in GROUPS for value, e in found[kind].items()}
@@ -76,16 +77,17 @@ class VideoMME(choices.ChoiceBenchmark):
         return Scores(metrics, "percent", choices.state_counts(marks), tables, denominator, details, notes)
 
 
-def _mark(row: Row, published: bool) -> Mark:
+def _mark(row: Row, script: Literal["d2vlm", "official"] | None) -> Mark:
+    """By the letter rule of a published script, or None: what the text says."""
     question, text = row.question, row.text or ""
-    if published:
-        letter = choices.videomme_letter(text)
+    if script:
+        letter = choices.videomme_letter(text, script)
         chosen = "ABCD".find(letter) if letter else None
     else:
         bare = [option[2:].strip() if option[1:2] in (".", ")") else option for option in question.options]
         chosen = choices.chosen(text, max(len(bare), 4), bare)  # "A. text" -> "text"
     state = "unparsed" if chosen is None else "scored"
-    counted = chosen is not None or not published
+    counted = chosen is not None or not script
     return Mark(row.id, chosen == question.answer, state, counted, question.groups)
 
 
