@@ -14,7 +14,14 @@ import numpy as np
 from all_benchmark_eval.benchmark import Layout, Options, Scores
 from all_benchmark_eval.items import Answers, answered, are_texts, as_object, duration_of, need, read_object
 from all_benchmark_eval.metrics.intervals import iou_epsilon
-from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, corrected_grounding, grounding, top_recalls
+from all_benchmark_eval.metrics.moments import (
+    Located,
+    MomentBenchmark,
+    Moments,
+    corrected_grounding,
+    grounding,
+    top_recalls,
+)
 
 
 def read_videos(path: Path) -> Iterator[tuple[str, str, float, list[str], object]]:
@@ -68,8 +75,9 @@ class ActivityNet(MomentBenchmark):
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
         """Metrics in percent.
 
-        ``R5@t`` is there where an entry has several spans. ``published``: IoU with 1e-8 added to the denominator; a reversed span is not ordered and scores 0; recalls are
-        means in float32; a missing sentence counts as 0. ``corrected``: see ``moments.corrected_grounding``.
+        ``R5@t`` is there where an entry has several spans. ``published``: IoU with 1e-8 added to the denominator; a
+        reversed span is not ordered and scores 0; recalls are means in float32; a missing sentence counts as 0.
+        ``corrected``: see ``moments.corrected_grounding``.
         """
         if options.protocol == "corrected":
             return corrected_grounding(truth, predictions)
