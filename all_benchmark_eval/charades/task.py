@@ -132,11 +132,8 @@ def _distime(truth: Moments, located: Located) -> Scores:
 
 
 def _d2vlm(truth: Moments, located: Located) -> Scores:
-    parsed = located.parsed
-    kept = truth.select(parsed)
-    scores = grounding(kept, located.select(parsed), iou_hull(kept.spans, located.spans[parsed]))
-    scores.counts, scores.unread = located.counts(), located.unread(truth.ids)
-    scores.denominator = f"the {len(kept)} parsed predictions only"
+    scores = grounding(truth, located, iou_hull(truth.spans, located.spans), keep=located.parsed)
+    scores.denominator = f"the {int(located.parsed.sum())} parsed predictions only"
     return scores
 
 

@@ -73,9 +73,9 @@ def meteor_of_best(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     return float(meteor_scores(np.sum(best, axis=0, keepdims=True))[0])
 
 
-def cider(groups: Sequence[Group]) -> Floats:
-    """CIDEr(-D) of each group -> [G], with document frequencies from the group's own references."""
-    return np.array([scores.mean() if len(scores) else 0.0 for scores in cider_pairs(groups)])
+def cider(groups: Sequence[Group], documents: Sequence[str] | None = None) -> Floats:
+    """CIDEr(-D) of each group -> [G], with document frequencies from the group's own references, or ``documents``."""
+    return np.array([scores.mean() if len(scores) else 0.0 for scores in cider_pairs(groups, documents)])
 
 
 def cider_pairs(groups: Sequence[Group], documents: Sequence[str] | None = None) -> list[Floats]:

@@ -180,12 +180,15 @@ def top_recalls(
 
 def grounding(
     truth: Moments, located: Located, ious: NDArray[np.floating], slack: float = 0.0, clipped: int = 0,
-    top: Mapping[str, NDArray] = MappingProxyType({}),
+    top: Mapping[str, NDArray] = MappingProxyType({}), keep: NDArray[np.bool_] | None = None,
 ) -> Scores:  # fmt: skip
     """``R1@t`` and ``mIoU`` in percent, as plain means over N queries with IoU [N] (0 without a usable answer), and the
-    means of ``top`` (see ``top_recalls``)."""
+    means of ``top`` (see ``top_recalls``). ``keep`` [N]: the means are over these queries only."""
     samples = {f"R1@{t:g}": ious >= t - slack for t in THRESHOLDS} | dict(top) | {"mIoU": ious}
-    scores = means_of(truth.ids, samples, located.counts(clipped))
+    ids = truth.ids
+    if keep is not None:
+        ids, samples = list(compress(ids, keep)), {name: values[keep] for name, values in samples.items()}
+    scores = means_of(ids, samples, located.counts(clipped))
     scores.unread = located.unread(truth.ids)
     scores.notes += no_length(truth.spans)
     return scores
@@ -279,4 +282,7 @@ class MomentBenchmark(Benchmark):
         """The span that counts, and how it was read."""
         need(name in truth.rows, f"--explain: the annotations have no query {name!r}")
         row = truth.rows[name]
-        return explain_span(predictions, row, truth.spans[[row]].tolist(), truth.durations[row])
+        return explain_span(predictions, row, truth.spans[[row]].tolist(), float(truth.durations[row]))
+
+    def keep_texts(self, truth: Moments, predictions: Located, texts: Mapping[str, str]) -> None:
+        predictions.told.update({row: texts[name] for name, row in truth.rows.items() if name in texts})

@@ -7,7 +7,7 @@ What is no window (text that cannot be read, a time that is not finite) becomes 
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Submission:
     windows: list[Floats] | None  # None: not in the file
     saliency: list[Floats | None] | None  # None: not in the file, or for this query
     state: NDArray[np.int8]  # [Q], of the windows, or of the saliency where there are none
+    told: dict[int, str] = field(default_factory=dict)  # the text of an answer by the place of its query, where known
 
 
 def qid_of(row: Any, where: str) -> str:
