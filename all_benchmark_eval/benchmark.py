@@ -5,32 +5,24 @@ commands (``score``, ``compare``, ``evaluate``, ``check``) find it by the folder
 or head wrote an answer, so other people's prediction files are scored the same way.
 """
 
-import gzip
 import hashlib
 import importlib
-import json
-import zlib
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from videollm.common import config, files
+from all_benchmark_eval.forms import BenchmarkError as BenchmarkError
+from all_benchmark_eval.forms import Content, Form, need, pick, read_lines
+from all_benchmark_eval.forms import read_json as read_json
+from all_benchmark_eval.forms import read_text as read_text
+from videollm.common import files
 from videollm.common.answers import NEEDED, AnswerLine
 
 Protocol = Literal["published", "corrected"]
 PROTOCOLS: tuple[Protocol, ...] = ("published", "corrected")
 WORDINGS = ("d2vlm", "distime", "plain")
-
-
-class BenchmarkError(ValueError):
-    """Something the user can mend: a message that names the file, line, id or key, and the remedy."""
-
-
-need = partial(config.need, error=BenchmarkError)  # need(holds, message)
 
 
 @dataclass
@@ -145,10 +137,13 @@ class Benchmark(ABC):
     variants: ClassVar[tuple[str, ...]] = ("default",)  # the first is the default
     headline: ClassVar[tuple[str, ...]] = ()  # metrics that stand for it in a table of many benchmarks; none: all
     own_truth: ClassVar[bool] = False  # the predictions carry the ground truth: no annotation file is needed to score
+    truths: ClassVar[tuple[Form, ...]] = ()  # of annotation files
+    forms: ClassVar[tuple[Form, ...]] = ()  # of prediction files; every benchmark reads those of ``answer_forms`` too
 
-    @abstractmethod
     def load(self, path: Path) -> Any:
-        """The ground truth of an annotation file, in the data set's own formats (plain or ``.gz``), checked."""
+        """The ground truth of an annotation file in one of the ``truths``, plain or ``.gz``, checked."""
+        content = Content.of(path)
+        return pick(content, self.truths, f"the annotations of {self.name}").read(content)
 
     @abstractmethod
     def questions(self, truth: Any, wording: str) -> list[dict]:
@@ -159,18 +154,24 @@ class Benchmark(ABC):
         """The lines of a second stage, which stand on the answers to ``questions``; most benchmarks have none."""
         return []
 
+    def asked(self, truth: Any) -> Iterable[tuple[str, str, str]]:
+        """(id, video, text) of every question as the annotations have it, by which other people's answers are found."""
+        for line in self.questions(truth, "plain"):
+            yield line["id"], line["video"], line["conversations"][-1]["value"].removeprefix("<video>\n")
+
     @abstractmethod
     def from_answers(self, truth: Any, answers: Mapping[str, AnswerLine], wording: str) -> Any:
         """``videollm.infer`` output lines by id -> a prediction file in the benchmark's official form (JSON data)."""
 
-    @abstractmethod
-    def read(self, path: Path, truth: Any) -> Any:
-        """Predictions from a file in an official form, matched with the truth.
+    def read(self, path: Path | Content, truth: Any) -> Any:
+        """Predictions from a file in one of the ``forms``, matched with the truth.
 
         The commands turn our ``infer`` output into the official form first (``from_answers``), so it need not be known
         here. An answer without a usable prediction is unparsed, an absent one missing; an error is what shows that the
         file is not meant for this truth: unknown or repeated ids, keys that are not there.
         """
+        content = Content.of(path)
+        return pick(content, self.forms, self.name).read(content, truth)
 
     @abstractmethod
     def score(self, truth: Any, predictions: Any, options: Options) -> Scores:
@@ -220,70 +221,6 @@ def data_folder(task: Benchmark, root: Path) -> Path:
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def read_text(path: Path) -> str:
-    """A text file, gunzipped if it starts as gzip does. Raises BenchmarkError if missing, truncated or not UTF-8."""
-    try:
-        raw = Path(path).read_bytes()
-        return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise BenchmarkError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"{path}: cannot be read ({error}); is it complete and UTF-8 text?") from None
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file. Raises BenchmarkError naming the place of what is not JSON; a repeated key is refused as well."""
-    text = read_text(path)
-    need(text.strip(), f"{path}: the file is empty")
-    return _parse(text, path, path)
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """(FILE:LINE, object) of every line of a JSON-lines file that is not blank."""
-    text = read_text(path)
-    need(text.strip(), f"{path}: the file is empty")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            row = _parse(line, where, path, number)
-            need(isinstance(row, dict), f"{where}: expected an object, got {type(row).__name__}")
-            yield where, row
-
-
-def _parse(text: str, where: object, path: Path, first: int = 1) -> Any:
-    """JSON data; ``first`` is the number of its first line."""
-    try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
-    except json.JSONDecodeError as error:
-        line = first + error.lineno - 1
-        raise BenchmarkError(f"{path}:{line}: not JSON ({error.msg}, column {error.colno})") from None
-    except RecursionError:
-        raise BenchmarkError(f"{where}: brackets nested too deep to be read; is it the right file?") from None
-    except BenchmarkError:
-        raise
-    except ValueError as error:
-        raise BenchmarkError(f"{where}: a number that cannot be read ({error})") from None
-
-
-def _unique(pairs: Sequence[tuple[str, Any]], where: object) -> dict:
-    """An object of JSON whose keys are all different."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise BenchmarkError(f"{where}: the key {twice!r} stands twice in one object; only one of them can be meant")
-    return found
-
-
-def is_infer_output(path: Path) -> bool:
-    """Whether a file holds output lines of ``videollm.infer`` (its first line has their keys)."""
-    first = next((line for line in read_text(path).split("\n") if line.strip()), "")
-    try:
-        row = json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return not AnswerLine.absent(row)
 
 
 def answer_lines(path: Path, needed: Sequence[str] = NEEDED) -> Iterator[tuple[str, AnswerLine]]:

@@ -21,7 +21,8 @@ from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, get, names
 from all_benchmark_eval.items import need
 from all_benchmark_eval.score import wide_console
-from videollm.common.command import tell
+from videollm.common.command import ended
+from videollm.common.files import check_writable
 from videollm.data import AnnotationError, Record, parse_record
 from videollm.video.decode import VideoError, probe
 from videollm.video.folder import open_folder
@@ -115,14 +116,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--benchmarks", metavar="A,B,...", help=f"default: all ({', '.join(names())})")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="every missing and unreadable video by name")
     args = parser.parse_args(argv)
-    try:
-        need(args.root.is_dir(), f"{args.root}: not a folder; give the one with a folder for each benchmark")
-        tasks = [get(name) for name in (args.benchmarks.split(",") if args.benchmarks else names())]
-        found = {task.name: check(task, args.root) for task in tasks}
-        if args.output:
-            benchmark.write_text(args.output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    except BenchmarkError as error:
-        return tell(error)
+    return ended(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, write, print; the exit status."""
+    need(args.root.is_dir(), f"{args.root}: not a folder; give the one with a folder for each benchmark")
+    if args.output:
+        check_writable(args.output, "--output")
+    tasks = [get(name) for name in (args.benchmarks.split(",") if args.benchmarks else names())]
+    found = {task.name: check(task, args.root) for task in tasks}
+    if args.output:
+        benchmark.write_text(args.output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     show(found)
     return 0 if all(map(complete, found.values())) else 1
 

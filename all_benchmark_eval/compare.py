@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from rich.table import Column, Table
 
-from all_benchmark_eval.benchmark import BenchmarkError, read_json
+from all_benchmark_eval.benchmark import read_json
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
 from all_benchmark_eval.score import wide_console
-from videollm.common.command import tell
+from videollm.common.command import ended, whole
 
 
 @dataclass(frozen=True)
@@ -96,27 +96,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="all_benchmark_eval.compare", description="Paired differences of two scores.")
     parser.add_argument("a", type=Path, metavar="A.json")
     parser.add_argument("b", type=Path, metavar="B.json")
-    parser.add_argument("--resamples", type=int, default=10_000, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resamples", type=whole(1), default=10_000, metavar="N")
+    parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)
+    return ended(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read both, print a table for every protocol."""
     console = wide_console()
-    try:
-        good = args.resamples >= 1 and args.seed >= 0
-        need(good, "--resamples needs a number from 1 on, --seed one from 0 on")
-        a, b = read_scores(args.a), read_scores(args.b)
-        protocols = shared_protocols(a, b)
-        console.print(f"{a['benchmark']}, variant {a['variant']}\nA: {args.a}\nB: {args.b}", markup=False)
-        for protocol in protocols:
-            unit = a["protocols"][protocol]["unit"]
-            scale = 100.0 if unit == "percent" else 1.0
-            pair = a["per_sample"].get(protocol, {}), b["per_sample"].get(protocol, {})
-            console.print(table(protocol, unit, differences(*pair, scale, args.resamples, args.seed)))
-        truths = [{k: f["sha256"] for k, f in x["files"].items() if k.startswith("annotations")} for x in (a, b)]
-        if truths[0] != truths[1]:
-            console.print("A and B were scored against different annotation files: check that the ids mean the same")
-    except BenchmarkError as error:
-        return tell(error)
-    return 0
+    a, b = read_scores(args.a), read_scores(args.b)
+    protocols = shared_protocols(a, b)
+    console.print(f"{a['benchmark']}, variant {a['variant']}\nA: {args.a}\nB: {args.b}", markup=False)
+    for protocol in protocols:
+        unit = a["protocols"][protocol]["unit"]
+        scale = 100.0 if unit == "percent" else 1.0
+        pair = a["per_sample"].get(protocol, {}), b["per_sample"].get(protocol, {})
+        console.print(table(protocol, unit, differences(*pair, scale, args.resamples, args.seed)))
+    truths = [{k: f["sha256"] for k, f in x["files"].items() if k.startswith("annotations")} for x in (a, b)]
+    if truths[0] != truths[1]:
+        console.print("A and B were scored against different annotation files: check that the ids mean the same")
 
 
 if __name__ == "__main__":

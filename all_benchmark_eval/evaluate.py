@@ -23,13 +23,13 @@ from all_benchmark_eval.benchmark import WORDINGS, Benchmark, BenchmarkError, ge
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.summary import Summary
 from videollm import infer
-from videollm.checkpoint import CheckpointError, read_config
-from videollm.common.command import tell, whole
+from videollm.checkpoint import read_config
+from videollm.common.command import USERS, ended, message, whole
 from videollm.common.config import ConfigError
-from videollm.common.files import json_lines, json_text
+from videollm.common.files import check_writable, json_lines, json_text
 from videollm.heads import head_class
 
-INFER_OPTIONS = ("batch_size", "workers", "device", "backend")
+INFER_OPTIONS = ("batch_size", "workers", "device", "backend", "precision")
 
 
 @dataclass
@@ -141,10 +141,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: MODEL/evaluation")
     parser.add_argument("--gpus", type=whole(1), metavar="N", help="processes (default: $GPUS, all GPUs, or 1)")
     parser.add_argument("--wording", choices=WORDINGS, help="of the questions (default: that of the model's head)")
-    parser.add_argument("--batch-size", metavar="N", help="of videollm.infer, as the next three")
+    parser.add_argument("--batch-size", metavar="N", help="of videollm.infer, as the next four")
     parser.add_argument("--workers", metavar="N")
     parser.add_argument("--device")
     parser.add_argument("--backend")
+    parser.add_argument("--precision")
     score.add_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 ...")
     args = parser.parse_intermixed_args(argv)
@@ -172,6 +173,7 @@ def prepare(args: argparse.Namespace) -> tuple[Run, Summary]:
     options = [part for name, value in passed.items() if value for part in (f"--{name.replace('_', '-')}", value)]
     output, wording = args.output or args.model / "evaluation", args.wording or wording_of(args.model)
     scored = {key: getattr(args, key) for key in ("bootstrap", "skip_meteor", "sentence_model")}
+    check_writable(output / "results.json", "--output")
     run = Run(args.model, output, wording, processes(args.gpus), options, args.overrides, scored)
     return run, Summary.open(run.output, run.model, run.wording)
 
@@ -179,19 +181,22 @@ def prepare(args: argparse.Namespace) -> tuple[Run, Summary]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 if every benchmark was scored, 1 if one failed, 2 if none could be begun."""
     args = arguments(argv)
-    try:
-        run, summary = prepare(args)
-    except (BenchmarkError, CheckpointError) as error:
-        return tell(error)
+    return ended(lambda: evaluate_all(args))
+
+
+def evaluate_all(args: argparse.Namespace) -> int:
+    """Evaluate every benchmark, whatever becomes of the others; the exit status."""
+    run, summary = prepare(args)
     for name in args.benchmarks:
         try:
             summary.add(name, evaluate(get(name), run, *_places(get(name), args)))
         except Exception as error:  # of whatever kind: hours of the other benchmarks must not hang on it
-            if not isinstance(error, BenchmarkError):
+            known = isinstance(error, USERS)
+            if not known:
                 traceback.print_exc()
-            message = str(error) if isinstance(error, BenchmarkError) else f"{type(error).__name__}: {error}"
-            print(f"error: {name}: {message}", file=sys.stderr, flush=True)
-            summary.fail(name, message)
+            told = message(error) if known else f"{type(error).__name__}: {error}"
+            print(f"error: {name}: {told}", file=sys.stderr, flush=True)
+            summary.fail(name, told)
     summary.show()
     return 1 if summary.failed(args.benchmarks) else 0
 

@@ -7,22 +7,32 @@ that names the place. No benchmark, protocol or metric is known here.
 import csv
 import io
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from all_benchmark_eval.benchmark import BenchmarkError, need, read_json, read_lines, read_text
+from all_benchmark_eval.forms import BenchmarkError, Content, Rows, need, read_json, read_text
 from videollm.common.answers import AnswerLine
 
 Answers = Mapping[str, AnswerLine]  # by the id of the question
+CONTAINERS = ("mp4", "mkv", "webm", "avi", "mov", "m4v", "flv", "wmv", "mpg", "mpeg", "ts", "3gp", "ogv")
+_CONTAINER = re.compile(rf"\.(?:{'|'.join(CONTAINERS)})$", re.IGNORECASE)
 
 
 def as_object(value: Any, where: str, keys: Sequence[str] = ()) -> Mapping[str, Any]:
     """``value``, an object with ``keys``. Raises BenchmarkError saying what it is instead."""
     need(isinstance(value, dict), f"{where}: expected an object, got {type(value).__name__}")
     if absent := [key for key in keys if key not in value]:
-        raise BenchmarkError(f"{where}: no key {', '.join(map(repr, absent))}; it has {', '.join(list(value)[:8])}")
+        raise BenchmarkError(f"{where}: no key {', '.join(map(repr, absent))}; it has {quoted(list(value)[:8])}")
     return value
+
+
+def quoted(keys: Iterable[str]) -> str:
+    """Keys of a file for a message, on one line."""
+    return ", ".join(f"{key!r:.40}" for key in keys)
 
 
 def are_texts(value: Any) -> bool:
@@ -74,27 +84,21 @@ def read_object(path: Path, keys: Sequence[str] = ()) -> Mapping[str, Any]:
 
 
 def read_rows(
-    path: Path, keys: Sequence[str], what: str = "a list with an item for every question"
-) -> list[tuple[str, dict]]:
-    """(place, object) of every item of a JSON list; each has ``keys``. Raises BenchmarkError where that is not so."""
-    rows = read_json(path)
-    need(isinstance(rows, list) and rows, f"{path}: expected {what}, got {type(rows).__name__}")
-    places = [f"{path}: item {number}" for number in range(1, len(rows) + 1)]
-    return [(where, dict(as_object(row, where, keys))) for where, row in zip(places, rows, strict=True)]
+    source: Path | Content, keys: Sequence[str], what: str = "a list with an item for every question"
+) -> Rows:
+    """(place, object) of every item of a JSON list or of JSON lines; each has ``keys``.
+
+    Raises BenchmarkError where that is not so.
+    """
+    content = Content.of(source)
+    listed = content.rows and (content.object is None or content.object.keys() & {*keys})
+    need(listed, f"{content.path}: expected {what}, got {'one object' if content.object is not None else 'none'}")
+    return [(where, dict(as_object(row, where, keys))) for where, row in content.rows]
 
 
 def read_table(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a .csv file by column."""
     return csv.DictReader(io.StringIO(read_text(path), newline=""))
-
-
-def list_or_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, item) of a JSON list or of JSON lines."""
-    if read_text(path).lstrip()[:1] != "[":
-        yield from read_lines(path)
-        return
-    for place, row in enumerate(read_json(path), start=1):
-        yield f"{path}: item {place}", row
 
 
 def once(items: Iterable[tuple[str, Any]], path: object) -> dict[str, Any]:
@@ -112,6 +116,96 @@ def answered(answers: Answers, ids: Iterable[str], *columns: Iterable) -> Iterat
         answer = answers.get(name)
         if answer is not None and not answer.error:
             yield answer, name, *row
+
+
+def stem(video: Any) -> str:
+    """A video's name without folders and container: "x/a.b.MP4" and "a.b.mkv" are "a.b"."""
+    return _CONTAINER.sub("", re.split(r"[/\\\\]", str(video))[-1])
+
+
+def video_file(video: str) -> str:
+    """The file of a video: ``.mp4``, unless it has a container's name already."""
+    return video if _CONTAINER.search(video) else f"{video}.mp4"
+
+
+class Videos:
+    """Finds the videos of a ground truth by whatever name a file has for them: with folders, another container or
+    none, ActivityNet's ``v_`` or not. A name that says exactly what the truth says always comes first."""
+
+    def __init__(self, names: Iterable[str]):
+        self._exact = {name: row for row, name in enumerate(names)}
+        self._loose = [defaultdict(list), defaultdict(list)]
+        for name, row in self._exact.items():
+            for found, key in zip(self._loose, _loosely(name), strict=True):
+                found[key].append(row)
+
+    def find(self, name: Any, where: str) -> int:
+        """The place of a video. Raises BenchmarkError where none has the name, or several have it."""
+        name = str(name)
+        if name in self._exact:
+            return self._exact[name]
+        rows = next(filter(None, (found.get(key) for found, key in zip(self._loose, _loosely(name), strict=True))), [])
+        need(rows, f"{where}: no video of the annotations has the name {name!r:.200}; are they of another split?")
+        names = list(self._exact)
+        need(len(rows) < 2, f"{where}: {name!r:.200} may be {' or '.join(repr(names[row]) for row in rows[:2])}")
+        return rows[0]
+
+
+def _loosely(name: str) -> tuple[str, str]:
+    return stem(name), stem(name).removeprefix("v_")
+
+
+class Questions:
+    """Finds the questions of a ground truth by video and text: case, blanks and a final period do not count unless
+    they tell two questions apart. The same text may be asked of a video more than once."""
+
+    def __init__(self, asked: Iterable[tuple[str, str, str]]):
+        """``asked``: (id, video, text) of each."""
+        asked = list(asked)
+        self.ids = [name for name, _, _ in asked]
+        self._texts = [text.strip() for _, _, text in asked]
+        start = commonprefix(self.ids).rpartition("_")  # ids that all begin alike are known without that as well
+        self._places = {name.removeprefix("".join(start[:2])): row for row, name in enumerate(self.ids)}
+        self._places |= {name: row for row, name in enumerate(self.ids)}
+        self._videos = Videos(dict.fromkeys(video for _, video, _ in asked))
+        number = {video: k for k, video in enumerate(dict.fromkeys(video for _, video, _ in asked))}
+        self._rows: dict[tuple[int, str], list[int]] = defaultdict(list)
+        for row, (_, video, text) in enumerate(asked):
+            self._rows[number[video], _plain(text)].append(row)
+
+    def by_id(self, name: Any) -> list[int]:
+        """The place of an id, in a list; empty for an unknown one."""
+        row = self._places.get(str(name))
+        return [] if row is None else [row]
+
+    def find(self, video: Any, text: Any, where: str) -> list[int]:
+        """The places of a question. Raises BenchmarkError where the video is unknown, or not asked this."""
+        rows = self._rows.get((self._videos.find(video, where), _plain(str(text))))
+        known = f"the annotations do not ask this of {str(video)[:80]!r}: {str(text)[:120]!r}"
+        need(rows, f"{where}: {known}; are they of another split?")
+        return [row for row in rows if self._texts[row] == str(text).strip()] or rows
+
+    def spread(self, found: Iterable[tuple[str, list[int], Any]]) -> Iterator[tuple[int, Any]]:
+        """(place, value) of every question from (place in the file, places of the question, value).
+
+        One value goes to every place; as many values as places go to them in order. Raises BenchmarkError otherwise.
+        """
+        values: dict[tuple[int, ...], list[tuple[str, Any]]] = defaultdict(list)
+        for where, rows, value in found:
+            values[tuple(rows)].append((where, value))
+        for rows, given in values.items():
+            each = len(given) in (1, len(rows))
+            need(each, f"{given[-1][0]}: {self.ids[rows[0]]!r:.200} stands twice: which of the answers counts?")
+            yield from zip(rows, (value for _, value in given * (1 if len(given) > 1 else len(rows))), strict=True)
+
+
+def asked_questions(truth: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(id, video, text) of each question of multiple choice."""
+    return ((question.id, question.video, question.text) for question in truth.values())
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).strip(". ").casefold()
 
 
 def question_line(name: str, video: str, text: str, **more: Any) -> dict[str, Any]:

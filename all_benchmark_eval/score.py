@@ -19,11 +19,14 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from all_benchmark_eval import benchmark
-from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, BenchmarkError, Options, Scores, get
+from all_benchmark_eval.answer_forms import INFER, answer_form, official_answers
+from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, Options, Scores, get
+from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from videollm.common.code import code
-from videollm.common.command import tell, whole
+from videollm.common.command import ended, whole
+from videollm.common.files import check_writable
 
 WIDTH = 110  # characters that the widest table needs
 MANY_UNREAD = 0.02  # share of unparsed answers from which on the table says so
@@ -38,10 +41,10 @@ def score_file(
 ) -> dict[str, Any]:  # fmt: skip
     """Score ``predictions`` and write the result to ``output``; returns what is written, see :func:`_result`.
 
-    ``infer`` output is turned into the benchmark's own form first, which stays beside the output as
-    ``<output>.predictions.json``; ``wording`` then says how the questions were worded. ``annotations``: none, one, or
-    several references. ``explain``: the id of a sample of which is told what was read. ``texts``: of answers by the
-    question's id, where ``predictions`` are made from them.
+    Answers in a model's own words (``answer_forms.ANSWERS``) are turned into the benchmark's own form first, which
+    stays beside the output as ``<output>.predictions.json``; of ``infer`` output ``wording`` says how the questions
+    were worded. ``annotations``: none, one, or several references. ``explain``: the id of a sample of which is told
+    what was read. ``texts``: of answers by the question's id, where ``predictions`` are made from them.
 
     Raises BenchmarkError for whatever the user can mend; then nothing is written.
     """
@@ -52,18 +55,7 @@ def score_file(
     enough = annotations or task.own_truth
     need(enough, f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)")
     truth = task.joined([task.load(path) for path in annotations]) if annotations else None
-    official = predictions
-    if not predictions.is_dir() and benchmark.is_infer_output(predictions):
-        official = output.with_name(f"{output.stem}.predictions.json")
-        own = f"{predictions} is output of videollm.infer"
-        need(wording is not None, f"--wording: {own}; say how its questions were worded")
-        need(truth is not None, f"--annotations: {own}, which has no ground truth: give it")
-        answers = benchmark.read_answers(predictions)
-        write_predictions(task, truth, answers, wording, official)
-        texts = {name: answer.text for name, answer in answers.items()}
-    given = task.read(official, truth)
-    if texts:
-        task.keep_texts(truth, given, texts)
+    given = _read(task, predictions, truth, wording, output.with_name(f"{output.stem}.predictions.json"), texts)
     told = None if explain is None else {"id": explain} | asdict(task.explain(truth, given, explain))
     names = ("annotations", *(f"annotations {number}" for number in range(2, len(annotations) + 1)))
     files = {"predictions": predictions} | dict(zip(names, annotations, strict=False))
@@ -73,6 +65,24 @@ def score_file(
     result |= {} if told is None else {"explained": told}
     benchmark.write_text(output, _dump(result))
     return result
+
+
+def _read(
+    task: Benchmark, predictions: Path, truth: Any, wording: str | None, official: Path, texts: Mapping[str, str]
+) -> Any:
+    """Predictions of whatever form as the task scores them; ``official``: where answers in words are written to."""
+    content = Content.of(predictions)
+    form = answer_form(content, task)
+    if form is not None:
+        answers = official_answers(content, form, task, truth)
+        own = f"{predictions} is output of {form.name}"
+        need(form is not INFER or wording is not None, f"--wording: {own}; say how its questions were worded")
+        write_predictions(task, truth, answers, wording or "plain", official)
+        content, texts = official, {name: answer.text for name, answer in answers.items()}
+    given = task.read(content, truth)
+    if texts:
+        task.keep_texts(truth, given, texts)
+    return given
 
 
 def write_predictions(task: Benchmark, truth: Any, answers: Answers, wording: str, official: Path) -> None:
@@ -210,12 +220,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=whole(0), default=0, help="of random strings and resamples")
     chosen = vars(parser.parse_args(argv))
     name, protocol, unparsed = (chosen.pop(key) for key in ("benchmark", "protocol", "show_unparsed"))
-    try:
+
+    def run() -> None:
+        check_writable(chosen["output"], "--output")
         result = score_file(name, protocols=[protocol] if protocol else PROTOCOLS, **chosen)
-    except BenchmarkError as error:
-        return tell(error)
-    show(result, chosen["output"], unparsed)
-    return 0
+        show(result, chosen["output"], unparsed)
+
+    return ended(run)
 
 
 if __name__ == "__main__":

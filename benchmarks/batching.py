@@ -10,6 +10,7 @@ folder that the quickstart has made (clips, tower, tokenizer, features).
 """
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from benchmarks.rounds import command_line, seconds
 from quickstart.stages import overrides
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
-from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_sizes
+from videollm.batches.lengths import item_sizes
+from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
+from videollm.common.command import ended
 from videollm.common.config import override, read_yaml
 from videollm.data import Record, load_records
 from videollm.training.assemble import assemble, read_settings
@@ -99,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

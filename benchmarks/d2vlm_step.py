@@ -10,6 +10,7 @@ take turns in one process, and a ratio is the median of the ratios of its rounds
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from videollm.batches.batch import Batch
 from videollm.batches.collate import Collator
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt, Ref
+from videollm.common.command import ended
 from videollm.data.conversation import Role
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
@@ -232,4 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

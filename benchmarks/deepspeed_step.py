@@ -9,13 +9,13 @@ DeepSpeed's engine keeps global state; runs alternate, and the ratio is that of 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.rounds import command_line
+from benchmarks.rounds import command_line, run_alone
 from quickstart.stages import overrides
+from videollm.common.command import ended
 
 
 def seconds_a_step(folder: Path, head: str, deepspeed: str, steps: int) -> float:
@@ -24,7 +24,7 @@ def seconds_a_step(folder: Path, head: str, deepspeed: str, steps: int) -> float
         given = overrides(argparse.Namespace(output=folder, seed=42, steps=steps), head)
         command = [sys.executable, "-m", "videollm.train", "--config", f"configs/tiny/{head}.yaml", *given]
         command += [f"train.output={output}/run", f"train.deepspeed={deepspeed}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run_alone(command)
         lines = [json.loads(x) for x in Path(output, "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
         return next(line["train_runtime"] for line in lines if "train_runtime" in line) / steps
 
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

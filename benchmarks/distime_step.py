@@ -13,6 +13,7 @@ time of its cores.
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from videollm.batches.batch import Batch
 from videollm.batches.collate import Collator
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt, Ref
+from videollm.common.command import ended
 from videollm.data.conversation import Role
 from videollm.model.generate import GenerateOptions
 from videollm.model.lora import add_lora, merge_lora
@@ -189,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.rounds import command_line
+from videollm.common.command import ended
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TWO_RANKS = 0.2  # share of the runs
@@ -158,4 +159,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

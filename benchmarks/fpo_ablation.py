@@ -11,11 +11,13 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 from pathlib import Path
 
 from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
 from quickstart.stages import Stage, launcher, overrides, run_stages
+from videollm.common.command import ended
 
 KINDS = {  # over the config's objective
     "SFT": ["train.objective={name: supervised}"],
@@ -102,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -22,6 +22,7 @@ import torch
 from benchmarks.rounds import command_line
 from benchmarks.tiny_checkpoint import QUESTIONS_A_CLIP, make
 from videollm.checkpoint import Bundle, load
+from videollm.common.command import ended
 from videollm.data import Record, load_records
 from videollm.inference.answer import Speed, answer_records
 from videollm.model.generate import GenerateOptions
@@ -127,4 +128,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -11,7 +11,6 @@ a process of its own.
 import argparse
 import resource
 import statistics
-import subprocess
 import sys
 from functools import partial
 
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.rounds import command_line, rounds, write_json
+from benchmarks.rounds import command_line, rounds, run_alone, write_json
+from videollm.common.command import ended
 from videollm.model.loss import supervised_cross_entropy
 
 TARGET_TIME, TARGET_MEMORY = 4.0, 0.25
@@ -77,8 +77,7 @@ def extra_memory(args: argparse.Namespace, way: str) -> float:
     """MiB that a step needs beyond what is there, in a process of its own, since peaks are never forgotten."""
     sizes = [f"--{name}={getattr(args, name)}" for name in ("tokens", "supervised", "vocabulary", "width", "dtype")]
     command = [sys.executable, "-m", "benchmarks.lean_loss", "--memory", way, *sizes]
-    done = subprocess.run(command, check=True, capture_output=True)
-    return float(done.stdout)
+    return float(run_alone(command))
 
 
 def measure_memory(args: argparse.Namespace) -> None:
@@ -126,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

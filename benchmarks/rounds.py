@@ -6,14 +6,18 @@ Kinds take turns in one process, so that whatever else the machine does meets al
 import argparse
 import json
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from videollm.common.command import whole
+from videollm.common.config import UserError
 
 Times = Mapping[str, list[float]]  # seconds of every kind in every round
 
@@ -23,7 +27,8 @@ def command_line(doc: str, *, dtype: str = "", file: bool = False, **options: An
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     for name, option in options.items():
         default, text = option if isinstance(option, tuple) else (option, None)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+        kind = whole(min(1, default)) if type(default) is int else type(default)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
     if dtype:
         parser.add_argument("--dtype", default=dtype, choices=("float32", "bfloat16"))
     if file:
@@ -35,6 +40,15 @@ def write_json(path: Path | None, found: Mapping[str, Any]) -> None:
     """Write the figures, if they are asked for."""
     if path:
         path.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def run_alone(command: Sequence[str], **options: Any) -> str:
+    """What a command of its own process prints; UserError with the last line that it has said where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing"]
+        raise UserError(f"{' '.join(command)}: ended with status {done.returncode}, its last words: {said[-1]}")
+    return done.stdout
 
 
 def seconds(step: Callable[[], object], device: str) -> float:

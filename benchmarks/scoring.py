@@ -9,7 +9,6 @@ seconds that the published script took on two shared cores, so the ratio is of d
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rounds import command_line
+from benchmarks.rounds import command_line, run_alone
+from videollm.common.command import ended
 
 PAPER = Path(os.environ.get("PAPER_DIR", Path(__file__).resolve().parents[2] / "shared" / "paper"))
 RUNS = {  # name -> (benchmark, predictions, annotations, options, target in seconds, seconds of the published script)
@@ -43,7 +43,7 @@ def once(benchmark: str, predictions: str, annotations: str | None, options: lis
         call += ["--predictions", str(PAPER / predictions), "--protocol", "published", *options]
         call += ["--annotations", str(PAPER / annotations)] if annotations else []
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
+        run_alone(call)
         wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

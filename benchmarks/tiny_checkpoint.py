@@ -7,14 +7,15 @@ with nothing trained, so its answers mean nothing and mostly run to their token 
 """
 
 import json
+import sys
 from pathlib import Path
 
 from benchmarks.rounds import command_line
 from quickstart.clips import write_dataset
 from quickstart.tower import build_word_tokenizer
-from videollm.common.config import build, override, read_yaml
-from videollm.training.assemble import assemble
-from videollm.training.settings import Settings
+from videollm.common.command import ended
+from videollm.common.config import override, read_yaml
+from videollm.training.assemble import assemble, read_settings
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/tiny/distime.yaml"
 QUESTIONS_A_CLIP = 3  # at least: one an event, a dense caption, a choice
@@ -32,7 +33,7 @@ def make(folder: Path, questions: int) -> None:
     build_word_tokenizer(texts).save_pretrained(folder / "tokenizer")
     untrained = ("vision_weights=null", "word_vectors=null", "feature_mean=null", f"tokenizer={folder / 'tokenizer'}")
     values = override(read_yaml(CONFIG), [*(f"model.{key}" for key in untrained), "train.deepspeed=null"])
-    assemble(build(Settings, values)).save(folder / "model")
+    assemble(read_settings(values)).save(folder / "model")
 
 
 def main() -> None:
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -8,11 +8,13 @@ taking turns in one process, a ratio being the median over rounds.
 """
 
 import statistics
+import sys
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.rounds import command_line, peak_mib, ratio, rounds, write_json
+from videollm.common.command import ended
 from videollm.model.connectors import build_connector
 from videollm.model.towers import build_tower, encode_frames
 
@@ -109,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -18,19 +18,33 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
-from d2vlm.names import FRAME, TOWER, count, is_base, official, official_fields, our_config, ours, size, tower_fields
+from d2vlm.names import (
+    FRAME,
+    NAMES,
+    TOWER,
+    count,
+    is_base,
+    official,
+    official_fields,
+    our_config,
+    ours,
+    size,
+    text_config,
+    tower_fields,
+)
 from videollm.checkpoint import QUESTION_TOKENIZER, CheckpointError, load_tokenizer, need, read_config, tensors
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, read_json
-from videollm.common.config import ConfigError
+from videollm.common.command import ended
 from videollm.model.connectors import build_connector
+from videollm.model.tying import EMBEDDINGS, OUTPUT, differ, settle, stored, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 WRAPPED = "base_model.model."  # what peft puts before every name
 TEMPLATE_OF = {"phi3": "phi3", "llama": "llama3", "qwen2": "qwen2", "gemma2": "gemma2"}
-VOCABULARY = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+VOCABULARY = (EMBEDDINGS, OUTPUT)
 
 
 @dataclass
@@ -67,11 +81,20 @@ def read_published(folder: Path, base: Path | None = None) -> Published:
     wrapped = next((name for name in source if name.startswith(WRAPPED)), None)
     part = f"{wrapped} is part of an adapter checkpoint, but there is no adapter_config.json"
     need(wrapped is None, f"{folder}: {part}; fetch it again")
+    names = one_name(fields, source)
+    state, outlines = (LazyTensors.of(part, names) for part in (source, source.outlines()))
     if not is_base(fields) or any(name.startswith("evi_head.") for name in source):
-        return Published(fields, source, source.outlines())
+        return Published(fields, state, outlines)
     # E.T. Chat's own frm_head reads another layer and would be a false start.
-    state, outlines = (set_aside(tensors, ["frm_head."]) for tensors in (source, source.outlines()))
+    state, outlines = (set_aside(tensors, ["frm_head."]) for tensors in (state, outlines))
     return Published(fields, state, outlines, base=True)
+
+
+def one_name(fields: dict, source: TensorSource) -> dict[str, str]:
+    """{name: name} of ``source``, without the second name of a tied matrix: beside an adapter's it would be stale."""
+    text = text_config(fields["model_type"].removeprefix("etchat_"), fields)
+    second = NAMES.official(OUTPUT) if tied(text) and not differ(ours(source)) else None
+    return {name: name for name in source if name != second}
 
 
 def check_kind(folder: Path, fields: dict) -> None:
@@ -171,18 +194,22 @@ def add_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, fields: dict) -
     return ids
 
 
-def fitted(published: Published, tokens: int, token_ids: dict[str, int], **parts: dict | None):
+def fitted(where: Path, published: Published, tokens: int, token_ids: dict[str, int], **parts: dict | None):
     """(our config, our tensors on the meta device, the report before rows are added) for an official checkpoint."""
     shapes = {name: tuple(tensor.shape) for name, tensor in published.outlines.items()}
     config = our_config(published.fields, shapes, token_ids, **parts)
     config.headless = published.base
     text = config.text_config
     text.vocab_size = max(size(shapes, "model.embed_tokens.weight")[0], tokens)
+    settle(text, ours(published.state), where)
     with torch.device("meta"):
-        wanted = VideoLLM(config).state_dict()
-    if text.tie_word_embeddings:
-        wanted.pop(VOCABULARY[1])
-    return config, wanted, KeyReport.compare(ours(published.outlines), wanted)
+        found, wanted = (kept(state, text) for state in (ours(published.outlines), VideoLLM(config).state_dict()))
+    return config, wanted, KeyReport.compare(found, wanted)
+
+
+def kept(state: Mapping[str, Tensor], text: PretrainedConfig) -> LazyTensors:
+    """Our tensors without the second name of a tied matrix."""
+    return LazyTensors.of(state, {name: name for name in stored(state, text)})
 
 
 def check(where: Path, published: Published, report: KeyReport) -> None:
@@ -213,7 +240,7 @@ def convert(published: Published, where: Path, output: Path, tokenizers: tuple, 
     token_ids = add_tokens(where, tokenizer, published.fields)
     question.truncation_side = "left"  # as published: the end of a long question is kept
     question.add_special_tokens({"bos_token": "[DEC]"})
-    config, wanted, report = fitted(published, len(tokenizer), token_ids, **parts)
+    config, wanted, report = fitted(where, published, len(tokenizer), token_ids, **parts)
     report.print()
     check(where, published, report)
     words = config.connector["vocab_size"]
@@ -258,13 +285,15 @@ def convert_back(folder: Path, output: Path) -> KeyReport:
     need(not published, f"{folder}: already in the published form; leave --back out to convert it to ours")
     config = read_config(folder)
     fields = official_fields(config)
-    source = TensorSource(folder, ["model"])
+    source, text = TensorSource(folder, ["model"]), config.text_config
+    settle(text, source, folder)
+    fields["tie_word_embeddings"] = tied(text)
     scale = config.lora["alpha"] / config.lora["r"] if config.lora else 1.0
-    state = official(tensors.fold_adapters(source, scale))
+    state, found = (official(kept(tensors.fold_adapters(s, scale), text)) for s in (source, source.outlines()))
     with torch.device("meta"):
         plain = VideoLLMConfig.from_dict(config.to_dict() | {"lora": None})
-        wanted = official(VideoLLM(plain).state_dict())
-    report = KeyReport.compare(official(tensors.fold_adapters(source.outlines(), scale)), wanted)
+        wanted = official(kept(VideoLLM(plain).state_dict(), text))
+    report = KeyReport.compare(found, wanted)
     report.print()
     fits = not (report.missing or report.unexpected or report.reshaped)
     need(fits, f"{folder}: its weights do not fit its config.json (see above); is the run complete?")
@@ -281,8 +310,8 @@ def convert_back(folder: Path, output: Path) -> KeyReport:
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command: convert, print the report, or say in one line what is wrong."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m d2vlm.convert", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="folder or hub name of the checkpoint (of the language model, for raw parts)")
     parser.add_argument("output", help="new folder")
@@ -293,10 +322,8 @@ def main(arguments: list[str] | None = None) -> None:
     told = "of the Q-Former (default: %(default)s)"
     parser.add_argument("--question-tokenizer", default="bert-base-uncased", help=told)
     parser.add_argument("--back", action="store_true", help="ours -> the published form")
-    try:
-        run(parser.parse_args(arguments))
-    except (CheckpointError, ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+    args = parser.parse_args(arguments)
+    return ended(lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -308,7 +335,8 @@ def run(args: argparse.Namespace) -> None:
     if args.back:
         need(not others, f"--back: {', '.join(others)} cannot be given with it; leave them out")
         convert_back(source, output)
-        return print(f"{output}: in the published form")
+        print(f"{output}: in the published form")
+        return
     both = bool(args.vision) == bool(args.qformer)
     need(both, "raw parts: give --vision and --qformer, and the language model as SRC")
     need(not (args.vision and args.base), "--base: raw parts have none; leave it out")
@@ -324,4 +352,4 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -79,8 +79,6 @@ class FPO(Objective):
             )
         if settings.data.pack:
             raise ConfigError("data.pack: a pair is packed already, with one question a row; set it to false")
-        if settings.model.attention == "flash_attention_2":
-            raise ConfigError("model.attention: flash_attention_2 cannot keep a pair's two answers apart; set sdpa")
 
     def prepare(self, bundle: Bundle, settings: Settings) -> None:
         """Loads the reference model."""

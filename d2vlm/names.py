@@ -135,6 +135,7 @@ def our_config(
         bidirectional_frames=bool(fields.get("bi_attention", True)),
         preprocess={"kind": "clip", "size": int(size)}, sampler={"rule": "fps", "fps": 1.0},
         context_length=min(4096, text.max_position_embeddings),
+        precision={"bfloat16": "bf16"}.get(fields.get("torch_dtype")),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from d2vlm.preferences.packed import read_packed
 from d2vlm.preferences.wording import Wording
 from videollm.common.command import ended
 from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
-from videollm.common.files import json_text, write_text
+from videollm.common.files import check_writable, json_text, write_text
 from videollm.data import AnnotationError, Record, load_records, neutral_json
 from videollm.data.annotations import SHOWN
 from videollm.data.conversation import SpanMark, Turn, span_marks
@@ -194,7 +194,7 @@ def write(made: Made, output: Path, layout: str) -> list[str]:
         turned = [to_classes(line) for line in lines]
         left_out = [f"{r.where}: {reason}" for r, (_, out) in zip(made.records, turned, strict=True) for reason in out]
         lines = [line for line, _ in turned if line is not None]
-    whole = output.suffix == ".json"
+    whole = output.suffix.lower() == ".json"
     write_text(output, json.dumps(lines, ensure_ascii=False, indent=1) if whole else json_text(lines))
     return left_out
 
@@ -242,10 +242,9 @@ def run(args: argparse.Namespace) -> None:
     """Read, make, write, report."""
     values = override(read_yaml(args.config) if args.config else {}, args.overrides)
     options = build(PreferenceOptions, values)
-    if args.output.suffix not in (".json", ".jsonl"):
+    if args.output.suffix.lower() not in (".json", ".jsonl"):
         raise ConfigError(f"--output: {args.output} has another ending than .json and .jsonl; choose one of them")
-    if not args.output.absolute().parent.is_dir():
-        raise ConfigError(f"--output: {args.output.absolute().parent} is no folder; make it first")
+    check_writable(args.output, "--output")
     records = read(args, made=options.per_record > 0 or bool(args.answers))
     own, unused = read_answers(args.answers, {record.id for record in records})
     made = add_rejected(records, options, own, progress=True)
@@ -279,7 +278,7 @@ def tell_report(report: dict, output: Path, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    return ended(lambda: run(arguments(argv)), AnnotationError, ConfigError)
+    return ended(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

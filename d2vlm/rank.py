@@ -20,12 +20,12 @@ from tqdm import tqdm
 from d2vlm.fpo import FACTORS, FPO, FPOOptions
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
-from videollm.checkpoint import Bundle, CheckpointError, load
+from videollm.checkpoint import Bundle, load, read_config
 from videollm.common.command import ended, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
-from videollm.common.files import check_folder
-from videollm.data import AnnotationError, Record, load_records
-from videollm.inference.output import check_writable
+from videollm.common.files import check_folder, check_writable
+from videollm.data import Record, load_records
+from videollm.inference.options import PRECISIONS, own_precision
 
 COLUMNS = (*FACTORS, "margin")
 
@@ -73,10 +73,10 @@ def run(args: argparse.Namespace) -> None:
     if not records:
         raise ConfigError("--annotations: no record has rejected answers; make some with `python -m d2vlm.preference`")
     check_folder(args.videos, "--videos")
-    check_writable(args.output)
+    check_writable(args.output, "--output")
     device, found = usable_device(args.device), {}
     for folder in args.model:
-        bundle = load(folder)
+        bundle = load(folder, dtype=PRECISIONS[own_precision(read_config(Path(folder)), device)])
         bundle.model.to(device)
         names, rows, bad = compare(bundle, records, bundle.reader(args.videos), FPO(options), args.batch_size)
         if not names:
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="beta=0.1 text_weight=0 ...")
     args = parser.parse_intermixed_args(argv)
-    return ended(lambda: run(args), AnnotationError, CheckpointError, ConfigError)
+    return ended(lambda: run(args))
 
 
 if __name__ == "__main__":

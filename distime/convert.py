@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from distime.names import BINS, EMBEDDINGS, merge_lora, to_official, to_ours, with_more_tokens
+from distime.names import BINS, merge_lora, to_official, to_ours, with_more_tokens
 from distime.official_config import layout_of, official_config, our_config, our_layout
 from distime.tokenizer import TIME_TOKENS, add_time_tokens
 from distime.tokenizer import read_tokenizer as read_official_tokenizer
@@ -25,6 +25,7 @@ from videollm.checkpoint import CheckpointError, need, read_config, read_tokeniz
 from videollm.checkpoint.load import some
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource
 from videollm.common.command import ended
+from videollm.model.tying import EMBEDDINGS, OUTPUT, settle, stored, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 
@@ -64,13 +65,15 @@ def from_official(folder: Path) -> Conversion:
     where = folder / "config.json"
     official = tensors.read_json(where)
     layout, config = layout_of(official, str(where)), our_config(official, str(where))
-    stored = TensorSource(folder)
-    weights, outlines, notes = stored, stored.outlines(), []
+    source = TensorSource(folder)
+    weights, outlines, notes = source, source.outlines(), []
     if adapters := tensors.adapted_layers(outlines):
         scale = lora_scale(official, {outlines[h["A"]].shape[0] for h in adapters.values() if "A" in h}, where)
         weights, outlines = merge_lora(weights, scale), merge_lora(outlines, scale)
         notes.append(f"merged the adapters of {len(adapters)} layers (W + {scale:g} B A)")
     weights, outlines = to_ours(weights, layout), dict(to_ours(outlines, layout))
+    if OUTPUT in outlines:  # the official code has two matrices, whatever its config says (spec §10)
+        config.text_config.tie_word_embeddings = False
     tokenizer = read_official_tokenizer(folder)
     has_head = any(name.startswith("head.") for name in outlines)
     rows = vocabulary(folder, outlines, config.text_config.vocab_size, tokenizer, has_head)
@@ -80,7 +83,7 @@ def from_official(folder: Path) -> Conversion:
         reshaped, outlines = KeyReport.compare(outlines, grown).reshaped, grown
         config.text_config.vocab_size = rows
     config.token_ids = {name: tokenizer.convert_tokens_to_ids(name) for name in TIME_TOKENS}
-    config.dtype = stored[next(iter(stored))].dtype
+    config.dtype = source[next(iter(source))].dtype
     report = checked(outlines, config, folder, has_head)
     report.reshaped = reshaped
     config.headless = not has_head
@@ -126,7 +129,8 @@ def checked(outlines: Mapping[str, Tensor], config: VideoLLMConfig, folder: Path
         CheckpointError: a key is missing (but for a whole head), or has another shape.
     """
     with torch.device("meta"):
-        wanted = VideoLLM(config).state_dict()
+        whole = VideoLLM(config).state_dict()
+    wanted = {name: whole[name] for name in stored(whole, config.text_config)}
     report = KeyReport.compare(outlines, wanted)
     lost = [name for name in report.missing if has_head or not name.startswith("head.")]
     if lost or report.reshaped:
@@ -140,17 +144,24 @@ def checked(outlines: Mapping[str, Tensor], config: VideoLLMConfig, folder: Path
 def to_official_folder(folder: Path) -> Conversion:
     """One of our DisTime checkpoints in the official layout; InternLM2's projections are fused again.
 
+    A tied matrix is written twice: the official code has two, whatever its config says (spec §10).
+
     Raises:
         CheckpointError: not one of ours, or one that has no official layout.
     """
     config = read_config(folder)
     official = official_config(config, str(folder / "config.json"))
-    stored, layout = TensorSource(folder, ["model"]), our_layout(config)
-    has_head = any(name.startswith("head.") for name in stored)
-    report = checked(stored.outlines(), config, folder, has_head)
-    weights = to_official(only(stored, report), layout)
+    source, layout, text = TensorSource(folder, ["model"]), our_layout(config), config.text_config
+    has_head = any(name.startswith("head.") for name in source)
+    settle(text, source, folder)
+    outlines = source.outlines()
+    report = checked({name: outlines[name] for name in stored(source, text)}, config, folder, has_head)
+    ours = only(source, report)
+    if tied(text):
+        ours = ChainMap(LazyTensors({OUTPUT: lambda: source[EMBEDDINGS].clone()}), ours)  # no file stores views
+    weights = to_official(ours, layout)
     if has_head:
-        bins = torch.arange(official["dec_reg"] + 1).to(stored[next(iter(stored))])
+        bins = torch.arange(official["dec_reg"] + 1).to(source[next(iter(source))])
         weights = ChainMap({BINS: bins}, weights)
     return Conversion(official, read_tokenizer(folder), weights, report, [])
 
@@ -176,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", metavar="DST", help="folder to write, new or empty")
     parser.add_argument("--back", action="store_true", help="from one of our checkpoints to the official layout")
     args = parser.parse_args(argv)
-    return ended(lambda: convert(args.source, args.target, args.back), CheckpointError)
+    return ended(lambda: convert(args.source, args.target, args.back))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from videollm.checkpoint.tensors import LazyTensors, NameTable, fold_adapters
+from videollm.model.tying import EMBEDDINGS, OUTPUT
 
 BINS = "time_project.project"  # official only: the constant 0, 1, ... R
-EMBEDDINGS, OUTPUT = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"  # our names
 _VIT, _OUR_VIT = "vision_model.encoder.layers.{i}", "vision_tower.encoder.layer.{i}"
 _LAYER = "language_model.model.layers.{i}"
 SHARED = [
@@ -123,7 +123,10 @@ def merge_lora(state: Mapping[str, Tensor], scale: float) -> Mapping[str, Tensor
 
 
 def with_more_tokens(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
-    """Our weights with the vocabulary grown to ``rows``: embeddings normal(0, 0.02), output rows the mean row (§2)."""
+    """Our weights with the vocabulary grown to ``rows``: embeddings normal(0, 0.02), output rows the mean row (§2).
+
+    The official code fills the output last, so the new rows of a matrix that is both get the mean.
+    """
 
     def embeddings() -> Tensor:
         old = state[EMBEDDINGS]
@@ -131,10 +134,11 @@ def with_more_tokens(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Ten
         new = torch.randn(rows - old.shape[0], old.shape[1], generator=generator) * 0.02
         return torch.cat([old, new.to(old)])
 
-    def output() -> Tensor:
-        old = state[OUTPUT]
+    def output(name: str) -> Tensor:
+        old = state[name]
         mean = old.float().mean(0, keepdim=True).to(old.dtype)
         return torch.cat([old, mean.expand(rows - old.shape[0], -1)])
 
     kept = LazyTensors.of(state, {name: name for name in state}).makers
-    return LazyTensors(kept | {EMBEDDINGS: embeddings, OUTPUT: output})
+    grown = {EMBEDDINGS: embeddings, OUTPUT: lambda: output(OUTPUT)}
+    return LazyTensors(kept | (grown if OUTPUT in state else {EMBEDDINGS: lambda: output(EMBEDDINGS)}))

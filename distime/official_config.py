@@ -95,17 +95,19 @@ def our_config(official: dict, where: str) -> VideoLLMConfig:
         sampler={"rule": "segments", "num_frames": NUM_FRAMES, "pick": "midpoint", "min_duration_s": 1.0},
         max_tiles=official.get("max_dynamic_patch", 1) if official.get("dynamic_image_size") else 1,
         context_length=min(MAX_LENGTH, field(text, "max_position_embeddings", f"{where}: llm_config")),
+        precision={"bfloat16": "bf16"}.get(official.get("torch_dtype")),
     )
 
 
 def text_config(text: dict, layout: Layout, where: str) -> PretrainedConfig:
-    """The language model's config in transformers' own class; InternLM2 is a Llama. Never tied (spec §10)."""
+    """The language model's config in transformers' own class; InternLM2 is a Llama."""
     fields = {key: field(text, key, where) for key in SAME_TEXT}
     scaling = dict(text.get("rope_scaling") or {})
     kind = scaling.pop("type", scaling.pop("rope_type", "default"))
     rope = {"rope_type": kind, "rope_theta": field(text, "rope_theta", where), **scaling}
     ids = {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return AutoConfig.for_model(NATIVE[layout.llm], **fields, **ids, rope_parameters=rope, tie_word_embeddings=False)
+    one = bool(text.get("tie_word_embeddings"))
+    return AutoConfig.for_model(NATIVE[layout.llm], **fields, **ids, rope_parameters=rope, tie_word_embeddings=one)
 
 
 def tower_fields(vision: dict, where: str) -> dict:

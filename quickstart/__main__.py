@@ -20,6 +20,7 @@ from quickstart import stages
 from quickstart.clips import DEFAULT_COUNTS
 from quickstart.report import SPLITS, draw, score_all, write_report
 from videollm.common.code import code
+from videollm.common.command import ended, whole
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,19 +28,26 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--configs", type=Path, default=Path("configs/tiny"))
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", 0)))
-    given = os.environ.get("GPUS")
-    parser.add_argument("--processes", type=int, default=int(given) if given else max(1, torch.cuda.device_count()))
+    parser.add_argument("--seed", type=whole(0), default=os.environ.get("SEED", "0"))
+    processes = os.environ.get("GPUS") or str(
+        max(1, torch.cuda.device_count())
+    )  # text: a bad one is said as an option's
+    parser.add_argument("--processes", type=whole(1), default=processes)
     for split, count in DEFAULT_COUNTS.items():
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"clips in {split}")
-    parser.add_argument("--steps", type=int, help="training steps of every head (default: the configs' own)")
-    parser.add_argument("--tower-steps", type=int, default=600)
+        parser.add_argument(f"--{split}", type=whole(0), default=count, help=f"clips in {split}")
+    parser.add_argument("--steps", type=whole(1), help="training steps of every head (default: the configs' own)")
+    parser.add_argument("--tower-steps", type=whole(1), default=600)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all of it."""
+    """Run the command; a user's error is one line and exit status 2."""
     args = arguments(argv)
+    return ended(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run all of it."""
     start, usage = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
     # One job a core where every job is one CPU process; on GPUs, or with several processes a job, one after the other.
     alone = args.processes > 1 or torch.cuda.is_available()
@@ -64,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     report["wall_s"] = {s.name: s.wall_s for s in done} | {"total": time.monotonic() - start}
     report["cpu_s"] = {s.name: s.cpu_s for s in done} | {"total": sum(s.cpu_s for s in done) + own_s}
     write_report(args, report)
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import argparse
 import json
 import math
 import multiprocessing
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +26,9 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from videollm.common.config import need
+from videollm.common.command import ended, whole
+from videollm.common.config import ConfigError, need
+from videollm.video.names import as_url
 
 VERSION = 2
 SOURCE = "moving_shapes"
@@ -221,7 +225,7 @@ def _shape_mask(event: Event) -> np.ndarray:
 
 def write_video(path: Path, frames: np.ndarray) -> None:
     """Encode uint8 [T, H, W, 3] at ``FPS`` as H.264 with closed groups of pictures; one thread, so bytes repeat."""
-    with av.open(str(path), "w") as container:
+    with av.open(as_url(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.codec_context.thread_count = 1
@@ -292,8 +296,7 @@ def write_dataset(
         progress: show a bar.
 
     Raises:
-        ValueError: a count, the seed or ``workers`` is out of range, or a split is unknown.
-        FileExistsError: ``output`` holds a data set with other settings.
+        ConfigError: a count, the seed or ``workers`` is out of range, a split unknown, or ``output`` holds other data.
     """
     counts = dict(DEFAULT_COUNTS if counts is None else counts)
     unknown, good = set(counts) - set(SPLITS), min([seed, *counts.values()]) >= 0 and workers >= 1
@@ -305,7 +308,7 @@ def write_dataset(
     if manifest_path.exists():
         manifest = json.loads(manifest_path.read_text())
         if any(manifest.get(key) != value for key, value in settings.items()):
-            raise FileExistsError(f"{manifest_path} describes other settings than {settings}: use another folder")
+            raise ConfigError(f"{manifest_path}: describes other settings than {settings}; use another folder")
         return manifest
     for split in SPLITS:
         (output / "videos" / split).mkdir(parents=True, exist_ok=True)
@@ -325,22 +328,23 @@ def write_dataset(
     return manifest
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line; see the module docstring."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m quickstart.clips", description="Write the moving-shapes data set.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     for split, count in DEFAULT_COUNTS.items():
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"clips in {split} (default {count})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+        parser.add_argument(f"--{split}", type=whole(0), default=count, help=f"clips in {split} (default {count})")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--workers", type=whole(1), default=1, help="processes")
     args = parser.parse_args(argv)
-    counts = {split: getattr(args, split) for split in SPLITS}
-    try:
+
+    def run() -> None:
+        counts = {split: getattr(args, split) for split in SPLITS}
         manifest = write_dataset(args.output, counts, args.seed, args.workers)
-    except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
-    print(f"{args.output}: {sum(manifest['clips'].values())} clips, {sum(manifest['records'].values())} records")
+        print(f"{args.output}: {sum(manifest['clips'].values())} clips, {sum(manifest['records'].values())} records")
+
+    return ended(run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -157,7 +157,7 @@ def answer_stage(
 ) -> Stage:
     """Answer questions with the model of one run."""
     files = ("--model", args.output / run / "final", "--videos", args.output / "data/videos", "--output", answers)
-    words = (*files, "--annotations", *annotations, "--batch-size", 64, "generate.max_new_tokens=48", *more)
+    words = (*files, "--annotations", *annotations, "--batch-size", 64, *more)
     infer = command("videollm.infer", *words, processes=args.processes)
     return Stage(f"answer {name}", infer, args.output / f"logs/{name.replace(' ', '_')}.txt")
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from quickstart.clips import COLORS, MOTIONS, SHAPES
-from videollm.common.command import tell
+from videollm.common.command import ended, whole
 from videollm.common.config import need
 from videollm.common.files import an_object, json_lines
 from videollm.model.towers import ConvTower, ConvTowerConfig
@@ -209,20 +209,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder made by quickstart.clips")
     parser.add_argument("--output", type=Path, required=True, help="folder of the tower")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=whole(1), default=800)
+    parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # the same numbers on every machine of a kind; layers this small gain little from more
-    try:
+
+    def run() -> None:
         records = read_records(args.data, "train")
         turns = {turn["value"] for record in records for turn in record["conversations"]}
         texts = {text.replace("<video>", "").replace("<span>", "") for text in turns}
         build_word_tokenizer(texts).save_pretrained(args.tokenizer)
-        report = prepare_tower(args.data, args.output, steps=args.steps, seed=args.seed)
-    except ValueError as error:
-        return tell(error)
-    print(json.dumps(report))
-    return 0
+        print(json.dumps(prepare_tower(args.data, args.output, steps=args.steps, seed=args.seed)))
+
+    return ended(run)
 
 
 if __name__ == "__main__":

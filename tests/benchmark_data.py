@@ -95,6 +95,15 @@ def qvhighlights(root: Path, place: Place) -> None:
     _lines(root / "qvhighlights/highlight_val_release.jsonl", rows)
 
 
+def moment_retrieval(root: Path, place: Place) -> None:
+    rows = []
+    for i in range(CLIPS):
+        span, phrase = events(i)[0]
+        rows.append({"qid": i, "query": phrase, "vid": f"m_{i}", "duration": duration(i), "relevant_windows": [span]})
+        place(i, root / f"moment_retrieval/videos/m_{i}.mp4")
+    _lines(root / "moment_retrieval/test.jsonl", list(map(json.dumps, rows)))
+
+
 def youcook2(root: Path, place: Place) -> None:
     rows = []
     for i in range(CLIPS):
@@ -187,6 +196,7 @@ def moving_shapes(root: Path, place: Place) -> None:
 
 WRITERS = (
     charades, anet, qvhighlights, youcook2, nextgqa, etbench, mvbench, videomme, longvideobench, moving_shapes,
+    moment_retrieval,
 )  # fmt: skip
 
 

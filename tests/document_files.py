@@ -113,5 +113,8 @@ def benchmarks(folder: Path, run: Callable[[str, Path], None]) -> None:
         video, start, end, query = re.fullmatch(r"(\S+) (\S+) (\S+)##(.*)", line).groups()
         found.setdefault(video, {})[query] = {"start": float(start), "end": float(end)}
     (folder / "results.json").write_text(json.dumps(found), encoding="utf-8")
+    rows = [line.partition("##") for line in (folder / "charades_sta_test.txt").read_text("utf-8").splitlines()]
+    texts = [{"video": r[0].split()[0], "question": r[2], "text": "From 1 to 2 seconds."} for r in rows]
+    (folder / "theirs.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts), encoding="utf-8")
     score = "python -m all_benchmark_eval.score charades --predictions results.json"
     run(f"{score} --annotations charades_sta_test.txt --output other.json", folder)

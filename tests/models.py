@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from videollm.batches.dataset import VideoDataset
+from videollm.batches.reader import Seen
 from videollm.checkpoint import Bundle
 from videollm.common.config import build
 from videollm.data import Record, parse_record
@@ -170,12 +171,12 @@ class NoiseReader:
 
     fixed = True
 
-    def video(self, name, rng, view=None):
+    def video(self, name, rng, view=None, limits=()):
         if name not in LENGTHS:
             raise VideoError(f"{name}: is not a video; fetch it again")
         count = LENGTHS[name]
         pixels = torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(count))
-        return pixels, None, np.arange(count) * 1.0, float(count)
+        return Seen(pixels, None, np.arange(count) * 1.0, float(count))
 
     def images(self, names):
         generator = torch.Generator().manual_seed(9)

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 
-from videollm.checkpoint import CheckpointError, load
+from videollm.checkpoint import load, read_config
 from videollm.common.command import ended, usable_device
-from videollm.common.config import ConfigError, build, override
-from videollm.data import AnnotationError
+from videollm.common.config import ConfigError, to_dict
+from videollm.inference.options import PRECISIONS, read_options
 from videollm.inference.question import AskOptions, ask, check_video, describe, draw
-from videollm.video.decode import VideoError
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,14 +33,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Check what was given, load, ask, print, draw."""
-    options = build(AskOptions, override({}, args.overrides))
+    device, config = usable_device(args.device), read_config(Path(args.model))
+    options = read_options(args.overrides, config, device)
     if args.output is not None and args.output.suffix.lower() != ".png":
         raise ConfigError(f"--output: {args.output} is not named .png; the picture is a PNG file")
-    device = usable_device(args.device)
     check_video(args.video)
-    bundle = load(args.model)
+    bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
     bundle.model.to(device)
-    line = ask(bundle, args.video, args.question, options)
+    line = ask(bundle, args.video, args.question, AskOptions(options.generate, to_dict(options.sampler)))
     print(describe(line))
     if args.output is not None:
         draw(args.output, args.video, line)
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    return ended(lambda: run(arguments(argv)), AnnotationError, CheckpointError, ConfigError, VideoError, OSError)
+    return ended(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

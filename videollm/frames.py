@@ -11,13 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.checkpoint import CheckpointError, read_config
-from videollm.common.command import tell
+from videollm.checkpoint import read_config
+from videollm.common.command import ended, whole
 from videollm.common.config import ConfigError, build, override, read_yaml
 from videollm.common.files import check_folder
-from videollm.data import AnnotationError, load_records
+from videollm.data import load_records
 from videollm.model.videollm import VideoLLMConfig
-from videollm.training.settings import DataSettings, Settings
+from videollm.training.assemble import read_settings
+from videollm.training.settings import DataSettings
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
@@ -30,7 +31,7 @@ def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
     values = override(read_yaml(args.config) if args.config else {}, args.overrides)
     given, folder = DataSettings(), args.model
     if args.config:
-        settings, values = build(Settings, values), {}
+        settings, values = read_settings(values), {}
         given, folder = settings.data, settings.model.checkpoint
     elif unknown := [key for key in values if key != "sampler"]:
         raise ConfigError(f"{unknown[0]}: unknown key; with --model the known key is sampler")
@@ -50,25 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--config", help="training config that says which frames")
     source.add_argument("--model", help="checkpoint folder that says which frames")
     make.add_argument("--backend", choices=list(BACKENDS), default="pyav")
-    make.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that decode")
+    make.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="decoding processes")
     make.add_argument("--decode-timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
     make.add_argument("overrides", nargs="*", help="data.sampler.num_frames=32 (--config), sampler.fps=2 (--model)")
     args = parser.parse_args(argv)
-    try:
-        if args.workers < 1:
-            raise ConfigError(f"--workers: {args.workers}, but it must be at least 1")
-        check_folder(args.videos, "--videos")
-        sampler, preprocess = wanted_frames(args)
-        records = load_records(args.annotations)
-        names = [r.video for r in records if r.video is not None and r.asking.view == WHOLE]
-        held, bad = build_store(
-            args.output, names, args.videos, sampler, preprocess,
-            backend=args.backend, workers=args.workers, timeout_s=args.decode_timeout,
-        )  # fmt: skip
-    except (AnnotationError, CheckpointError, ConfigError) as error:
-        return tell(error)
+    return ended(lambda: build_frames(args))
+
+
+def build_frames(args: argparse.Namespace) -> None:
+    """Read the settings and the names of the videos, and make the store."""
+    check_folder(args.videos, "--videos")
+    sampler, preprocess = wanted_frames(args)
+    records = load_records(args.annotations)
+    names = [r.video for r in records if r.video is not None and r.asking.view == WHOLE]
+    held, bad = build_store(
+        args.output, names, args.videos, sampler, preprocess,
+        backend=args.backend, workers=args.workers, timeout_s=args.decode_timeout,
+    )  # fmt: skip
     print(f"{args.output}: {held} videos stored, {len(bad)} bad" + (f" (named in {SKIPPED} there)" if bad else ""))
-    return 0
 
 
 if __name__ == "__main__":

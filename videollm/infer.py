@@ -13,12 +13,9 @@ from pathlib import Path
 
 import torch
 
-from videollm.checkpoint import CheckpointError
 from videollm.common.command import ended, whole
-from videollm.common.config import ConfigError
-from videollm.common.processes import RankError
-from videollm.data import AnnotationError
-from videollm.inference.run import PRECISIONS, run
+from videollm.inference.options import PRECISIONS
+from videollm.inference.run import run
 from videollm.video.decode import BACKENDS
 
 
@@ -34,7 +31,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--decode-timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
     parser.add_argument("--frames", metavar="STORE", help="decoded frames of python -m videollm.frames build")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="of weights and states")
+    told = "of weights and states; by default that of the training on a GPU, fp32 on the CPU"
+    parser.add_argument("--precision", choices=list(PRECISIONS), help=told)
     parser.add_argument("--backend", choices=list(BACKENDS), default="pyav")
     parser.add_argument("overrides", nargs="*", help="sampler.num_frames=32 compatibility=published ...")
     return parser.parse_intermixed_args(argv)
@@ -42,7 +40,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    return ended(lambda: run(arguments(argv)), AnnotationError, CheckpointError, ConfigError, RankError)
+    return ended(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

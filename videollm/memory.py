@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from videollm.checkpoint import CheckpointError
 from videollm.common.command import ended, whole
-from videollm.common.config import ConfigError, override, read_yaml
+from videollm.common.config import override, read_yaml
 from videollm.training.assemble import read_settings
 from videollm.training.memory import TEXT, assumed_load, estimate, planned_model, tables
 
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         load = assumed_load(settings, model, args.frames, args.text, args.questions)
         Console(width=110).print(*tables(estimate(model, settings, load, args.gpus)))
 
-    return ended(run, CheckpointError, ConfigError)
+    return ended(run)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,12 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from videollm.checkpoint import CheckpointError
-from videollm.common.command import tell
-from videollm.common.config import ConfigError, override, read_yaml
+from videollm.common.command import USERS, tell
+from videollm.common.config import override, read_yaml
 from videollm.common.processes import lost_peer, this_rank
-from videollm.data import AnnotationError
 from videollm.training.assemble import read_settings
 from videollm.training.preemption import EXIT_STATUS, Preempted
 from videollm.training.run import train
-from videollm.training.saving import SaveError
-from videollm.training.trainer import BadVideosError, OutOfMemory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     try:
         final = train(read_settings(override(read_yaml(args.config), args.overrides)))
-    except (AnnotationError, BadVideosError, CheckpointError, ConfigError, OutOfMemory, SaveError) as error:
+    except USERS as error:
         return tell(error)
     except Preempted as reason:
         status, message = EXIT_STATUS, str(reason)

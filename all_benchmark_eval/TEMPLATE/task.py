@@ -7,12 +7,29 @@ when does something happen? ::
     {"q1": [10.0, 30.0]}
 """
 
-from pathlib import Path
-
 from all_benchmark_eval.benchmark import Layout, Options, Scores
-from all_benchmark_eval.items import Answers, answered, duration_of, need, read_object, read_rows
+from all_benchmark_eval.forms import Content, Form, entries, need
+from all_benchmark_eval.items import Answers, answered, duration_of, read_rows
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, corrected_grounding, grounding
+
+
+def _annotations(content: Content) -> Moments:
+    """Check everything that a broken download, another split or a hand-made file could get wrong."""
+    queries = []
+    for where, row in read_rows(content, ("id", "video", "duration", "query", "span")):
+        video = str(row["video"]).removesuffix(".mp4")
+        queries.append((str(row["id"]), video, str(row["query"]), row["span"], duration_of(row, where)))
+    return Moments.of(queries, content.path)
+
+
+def _predictions(content: Content, truth: Moments) -> Located:
+    """Whatever the file holds must not end in a traceback."""
+    located = Located.nowhere(len(truth))
+    for name, span in content.object.items():
+        need(name in truth.rows, f"{content.path}: {name!r}: no question has this id; is it another split?")
+        located.put(truth.rows[name], span)
+    return located
 
 
 class Template(MomentBenchmark):
@@ -21,6 +38,9 @@ class Template(MomentBenchmark):
     name = "TEMPLATE"  # the folder's name
     title = "Template"  # for tables
     layout = Layout(("template_test.json",))  # <data root>/TEMPLATE/template_test.json and <data root>/TEMPLATE/videos
+    # each form of its files: a name, what it looks like, how it is told from others, how it is read
+    truths = (Form("template", '[{"id", "video", "query", "span", ...}]', lambda content: True, _annotations),)
+    forms = (Form("template", "{id: [start, end]}", entries(lambda key, value: isinstance(value, list)), _predictions),)
     # settings: frames and line break by wording, where they are not those of ``MomentBenchmark``
     # variants: names of published scripts that differ; the first is the default
     # headline: the few metrics that stand for many
@@ -32,25 +52,10 @@ class Template(MomentBenchmark):
         "plain": "When does this happen in the video: '{query}'?",
     }
 
-    def load(self, path: Path) -> Moments:
-        """Check everything that a broken download, another split or a hand-made file could get wrong."""
-        queries = []
-        for where, row in read_rows(path, ("id", "video", "duration", "query", "span")):
-            video = str(row["video"]).removesuffix(".mp4")
-            queries.append((str(row["id"]), video, str(row["query"]), row["span"], duration_of(row, where)))
-        return Moments.of(queries, path)
-
     def from_answers(self, truth: Moments, answers: Answers, wording: str) -> dict:
         """No entry for a question that was not answered; [-1, -1] says that the answer holds no time."""
         found = answered(answers, truth.ids)
         return {name: (answer.scored_spans or [[-1, -1]])[0] for answer, name in found}
-
-    def read(self, path: Path, truth: Moments) -> Located:
-        located = Located.nowhere(len(truth))
-        for name, span in read_object(path).items():
-            need(name in truth.rows, f"{path}: {name!r}: no question has this id; is it another split?")
-            located.put(truth.rows[name], span)
-        return located
 
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
         """``published``: what the official script does, quirks included: this toy's counts parsed answers only.

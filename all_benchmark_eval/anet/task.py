@@ -6,31 +6,52 @@ predictions ``{"results": {"<video>-<i>": {"timestamp": [[s, e], ..]}}}``, i cou
     {"results": {"v_uqiMw7tQ1Cc-0": {"video_id": "v_uqiMw7tQ1Cc", "anno_id": 0, "timestamp": [[0.02, 7.32]]}}}
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 
+from all_benchmark_eval import moment_forms
 from all_benchmark_eval.benchmark import Layout, Options, Scores
-from all_benchmark_eval.items import Answers, answered, are_texts, as_object, duration_of, need, read_object
+from all_benchmark_eval.dense_forms import read_videos
+from all_benchmark_eval.forms import Content, Form, has_key, need
+from all_benchmark_eval.items import Answers, Videos, answered, as_object
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import (
     Located,
     MomentBenchmark,
     Moments,
+    State,
     corrected_grounding,
     grounding,
     top_recalls,
 )
 
 
-def read_videos(path: Path) -> Iterator[tuple[str, str, float, list[str], object]]:
-    """(place, video, seconds, sentences, timestamps) of each video of ActivityNet Captions' own json."""
-    for video, entry in read_object(path).items():
-        where = f"{path}: {video!r}"
-        entry = as_object(entry, where, ("duration", "timestamps", "sentences"))
-        need(are_texts(entry["sentences"]), f"{where}: sentences is not a list of texts")
-        yield where, video, duration_of(entry, where), entry["sentences"], entry["timestamps"]
+def _sentences(content: Content) -> Moments:
+    """ActivityNet Captions' own json (val_1, val_2). A sentence's id is ``<video>-<i>``."""
+    rows = []
+    for where, video, duration, sentences, spans in read_videos(content):
+        each = isinstance(spans, list) and len(spans) == len(sentences)
+        need(each, f"{where}: not one of timestamps for each of the {len(sentences)} sentences")
+        pairs = enumerate(zip(sentences, spans, strict=True))
+        rows += [(f"{video}-{i}", video, text, span, duration) for i, (text, span) in pairs]
+    return Moments.of(rows, content.path)
+
+
+def _results(content: Content, truth: Moments) -> Located:
+    """The spans of each entry, the best first; an empty list is unparsed."""
+    results = as_object(content.object["results"], f"{content.path}: results")
+    located, names = Located.nowhere(len(truth)), list(dict.fromkeys(truth.videos))
+    videos = Videos(names)
+    for name, entry in results.items():
+        where, row = f"{content.path}: {name!r:.200}", truth.rows.get(name)
+        if row is None:
+            video, _, number = name.rpartition("-")
+            row = truth.rows.get(f"{names[videos.find(video, where)]}-{number}")
+        need(row is not None, f"{where}: no sentence of the annotations has this id; are they of another split?")
+        need(located.state[row] == State.MISSING, f"{where}: {truth.ids[row]!r} stands twice")
+        spans = as_object(entry, where, ("timestamp",))["timestamp"]
+        need(isinstance(spans, list), f"{where}: timestamp is not a list of [start, end]")
+        located.put(row, spans)
+    return located
 
 
 class ActivityNet(MomentBenchmark):
@@ -39,16 +60,16 @@ class ActivityNet(MomentBenchmark):
     name = "anet"
     title = "ActivityNet Captions moment retrieval"
     layout = Layout(("val_2.json",))
-
-    def load(self, path: Path) -> Moments:
-        """ActivityNet Captions' own json (val_1, val_2). A sentence's id is ``<video>-<i>``."""
-        rows = []
-        for where, video, duration, sentences, spans in read_videos(path):
-            each = isinstance(spans, list) and len(spans) == len(sentences)
-            need(each, f"{where}: not one of timestamps for each of the {len(sentences)} sentences")
-            pairs = enumerate(zip(sentences, spans, strict=True))
-            rows += [(f"{video}-{i}", video, text, span, duration) for i, (text, span) in pairs]
-        return Moments.of(rows, path)
+    truths = (
+        Form(
+            "ActivityNet Captions", '{video: {"duration", "timestamps", "sentences"}}',
+            lambda content: content.object is not None, _sentences,
+        ),
+    )  # fmt: skip
+    forms = (
+        Form("DisTime", '{"results": {"<video>-<i>": {"timestamp": [[s, e]]}}}', has_key("results"), _results),
+        *moment_forms.PREDICTIONS,
+    )
 
     def from_answers(self, truth: Moments, answers: Answers, wording: str) -> dict:
         """All spans of each answer; no entry for a question that was not answered."""
@@ -58,19 +79,6 @@ class ActivityNet(MomentBenchmark):
             places[name] = {"video_id": video, "anno_id": number, "query": query.lstrip()}
             places[name]["timestamp"] = answer.scored_spans
         return {"results": places}
-
-    def read(self, path: Path, truth: Moments) -> Located:
-        """The spans of each entry, the best first; an empty list is unparsed."""
-        results = as_object(read_object(path, ("results",))["results"], f"{path}: results")
-        located = Located.nowhere(len(truth))
-        for name, entry in results.items():
-            where = f"{path}: {name!r}"
-            known = name in truth.rows
-            need(known, f"{where}: no sentence of the annotations has this id; are they of another split?")
-            spans = as_object(entry, where, ("timestamp",))["timestamp"]
-            need(isinstance(spans, list), f"{where}: timestamp is not a list of [start, end]")
-            located.put(truth.rows[name], spans)
-        return located
 
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
         """Metrics in percent.

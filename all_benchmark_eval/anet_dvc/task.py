@@ -1,24 +1,26 @@
 """ActivityNet Captions, dense captioning: the events of a video, each with a span and a sentence.
 
 Ground truth ``{video: {"duration", "timestamps": [[s, e], ..], "sentences": [..]}}`` (val_2: 4885 videos); predictions
-are JSON lines, or a list of the same objects; ``answer`` is itself JSON, times are whole numbers::
+are JSON lines, or a list of the same objects; ``answer`` is itself JSON, times are whole numbers; or the challenge's
+form, or TimeChat's (``dense_forms.py``)::
 
     {"video_id": "v_uqiMw7tQ1Cc", "task": "captioning",
      "answer": "[{\\"event\\": \\"a man stands.\\", \\"timestamps\\": \\"1 - 23\\"}]"}
+    {"version": "VERSION 1.3", "results": {"v_uqiMw7tQ1Cc": [{"sentence": "a man stands.", "timestamp": [0.8, 23.1]}]}}
 """
 
 import difflib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from all_benchmark_eval.anet.task import read_videos
+from all_benchmark_eval import dense_forms
 from all_benchmark_eval.anet_dvc import densevid
+from all_benchmark_eval.anet_dvc.files import LOGS
 from all_benchmark_eval.benchmark import Layout, Options, Scores
-from all_benchmark_eval.items import Answers, answered, as_object, list_or_lines, need, seconds
+from all_benchmark_eval.forms import need
+from all_benchmark_eval.items import Answers, answered
 from all_benchmark_eval.metrics import dense_measures, dense_scores
 from all_benchmark_eval.metrics.dense import THRESHOLDS, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
@@ -59,35 +61,15 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
     wordings = WORDINGS
     metrics = METRICS
     variants = ("seconds", "percent", *densevid.VARIANTS)
+    truths, forms = dense_forms.TRUTHS, (*dense_forms.BY_VIDEO, LOGS)
 
-    def load(self, path: Path) -> DenseTruth:
-        """ActivityNet Captions' own json (val_1, val_2)."""
-        videos = read_videos(path)
-        return DenseTruth.of(((video, duration, spans, texts) for _, video, duration, texts, spans in videos), path)
-
-    def from_answers(self, truth: DenseTruth, answers: Answers, wording: str) -> list[dict]:
-        """The events of each answer in whole seconds; no line for a video that was not answered."""
-        lines = []
-        for answer, name in answered(answers, truth.names):
-            events = [
-                {"event": text, "timestamps": f"{round(start)} - {round(end)}"}
-                for (start, end), text in answer_events(answer)
-            ]
-            lines.append({"video_id": name, "task": "captioning", "answer": json.dumps(events)})
-        return lines
-
-    def read(self, path: Path, truth: DenseTruth) -> DenseAnswers:
-        """Events by video, times as they stand. The last line of a video counts, as in the published script."""
-        answers, again = DenseAnswers.none(len(truth)), 0
-        for where, line in list_or_lines(path):
-            line = as_object(line, where, ("video_id", "answer"))
-            need(line["video_id"] in truth.rows, f"{where}: no video of the annotations is named {line['video_id']!r}")
-            row = truth.rows[line["video_id"]]
-            again += int(answers.state[row] != State.MISSING)
-            events = list(_events(line["answer"]))
-            answers.put(row, [span for span, _ in events], [text for _, text in events])
-        answers.notes.extend([f"{again} lines are for a video that has one already; the last one counts"] * (again > 0))
-        return answers
+    def from_answers(self, truth: DenseTruth, answers: Answers, wording: str) -> dict:
+        """The challenge's form, which keeps fractions of seconds; no entry for a video that was not answered."""
+        results = {
+            name: [{"sentence": text, "timestamp": span} for span, text in answer_events(answer)]
+            for answer, name in answered(answers, truth.names)
+        }
+        return {"version": "VERSION 1.3", "results": results}
 
     def joined(self, truths: Sequence[DenseTruth]) -> DenseTruth:
         """Several references, as ``densevid_eval`` takes them (val_1 and val_2)."""
@@ -96,12 +78,13 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
     def score(self, truth: DenseTruth, predictions: DenseAnswers, options: Options) -> Scores:
         """Metrics in percent. F1@t is the harmonic mean of the mean precision and recall, F1 the mean of the four.
 
-        ``published``: the script of VTimeLLM, which DisTime ships. Only videos in the predictions count. Neighbouring
-        events with the same sentence (difflib ratio above 0.98) that touch within one unit are one event; what is not
-        ASCII becomes a blank; reversed spans are not ordered; IoU has 1e-8 added to its denominator, precision and
-        recall want more than the threshold, caption pairs as much. ``corrected``: all videos count, one without a
-        prediction 0; events stay as they are, spans are ordered and cut to the video; the rest is in
-        ``dense_measures.corrected_measures``. BLEU, meant for a corpus, is left out, but for paragraphs.
+        ``published``: the script of VTimeLLM, which DisTime ships; times are rounded to whole ones, as in its files.
+        Only videos in the predictions count. Neighbouring events with the same sentence (difflib ratio above 0.98) that
+        touch within one unit are one event; what is not ASCII becomes a blank; reversed spans are not ordered; IoU has
+        1e-8 added to its denominator, precision and recall want more than the threshold, caption pairs as much.
+        ``corrected``: all videos count, one without a prediction 0; events stay as they are, spans are ordered and cut
+        to the video; the rest is in ``dense_measures.corrected_measures``. BLEU, meant for a corpus, is left out, but
+        for paragraphs.
 
         The ``densevid_eval`` variants pair a prediction with the events of every reference that it overlaps enough, or
         with random letters; precision, recall and SODA_c are those of a video's best reference; paragraphs are of all
@@ -111,6 +94,8 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
         alone = f"{options.variant} takes one reference; score several with --variant densevid_eval"
         need(own or not truth.others, f"--annotations: {alone}")
         words, published = Words(options), options.protocol == "published"
+        if published and not own:
+            predictions = predictions.published or predictions
         counts, unread = state_counts(predictions.state), predictions.unread(truth.names)
         denominator, notes = "all videos of the references" if own else "", [*predictions.notes, *truth.no_length()]
         if not densevid.VARIANTS.get(options.variant, not published):
@@ -141,18 +126,6 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
         return scores
 
 
-def _events(answer: object) -> Iterator[tuple[list[float], str]]:
-    """(span, sentence) of each event of an answer, up to the first that is not as it should be."""
-    try:
-        for event in json.loads(answer):
-            start, end = (seconds(int(time)) for time in event["timestamps"].split(" - "))
-            if start is None or end is None or not isinstance(event["event"], str):
-                return
-            yield [start, end], event["event"]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return
-
-
 def _in_seconds(truth: DenseTruth, answers: DenseAnswers, variant: str) -> DenseAnswers:
     """Times as the variant reads them."""
     if variant != "percent":
@@ -165,6 +138,8 @@ def _in_seconds(truth: DenseTruth, answers: DenseAnswers, variant: str) -> Dense
 
 
 def _published(words: Words, truth: DenseTruth, answers: DenseAnswers, options: Options) -> dict:
+    whole = [[[float(round(time)) for time in span] for span in video] for video in answers.spans]
+    answers = replace(answers, spans=whole)
     merged = [_merge(*video) for video in zip(answers.spans, answers.captions, strict=True)]
     answers = replace(answers, spans=[spans for spans, _ in merged], captions=[texts for _, texts in merged])
     answers = _in_seconds(truth, answers, options.variant)

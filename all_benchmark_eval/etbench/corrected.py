@@ -103,7 +103,7 @@ def _summary(samples: Sequence[Sample], found: Sequence[Spans], suffix: str) -> 
 def _highlights(samples: Sequence[Sample]) -> Outcome:
     """vhd: one time inside any window."""
     told = [split_evidence(sample.answer or "") for sample in samples]
-    times = [read_moment(answer) for _, answer in told]
+    times = [read_moment(answer, sample.duration) for sample, (_, answer) in zip(samples, told, strict=True)]
     hits = [_inside(time, sample.spans) for sample, time in zip(samples, times, strict=True)]
     numbers = {"F1": float(np.mean(hits))}
     evidence = [read_moment(before) for before, _ in told]

@@ -5,13 +5,13 @@ In: the annotation file, or prediction files (the same lines with the answer as 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines
-from all_benchmark_eval.items import are_texts, duration_of, need, seconds
+from all_benchmark_eval.forms import BenchmarkError, Content, need
+from all_benchmark_eval.items import are_texts, duration_of, seconds
 
 REFERRING = ("rar", "eca", "rvq")  # choose an option
 MOMENT = ("tvg", "epm")  # one span
@@ -41,23 +41,19 @@ class Sample:
     row: dict = field(default_factory=dict, repr=False)  # the line itself
 
 
-def read_samples(path: Path, *, answers: bool) -> list[Sample]:
-    """The samples of a .json list, of .jsonl lines, or of all such files in a folder but metrics (as the scripts do).
+def read_samples(path: Path | Content, *, answers: bool) -> list[Sample]:
+    """The samples of a list, of lines, or of all such files in a folder but metrics (as the scripts do).
 
     Raises BenchmarkError naming the sample for keys that are not there, bad values and an id that occurs twice.
     """
-    path = Path(path)
-    paths = [path]
-    if path.is_dir():
-        found = (p for kind in ("json", "jsonl", "json.gz", "jsonl.gz") for p in path.glob(f"*.{kind}"))
-        paths = sorted(p for p in found if "metrics" not in p.name)
-        need(paths, f"{path}: no .json or .jsonl file in this folder")
+    content = Content.of(path)
     samples: dict[str, Sample] = {}
-    for where, row in (line for file in paths for line in _lines(file)):
+    rows = [] if content.object == {} else content.rows
+    for where, row in rows:
         sample = _sample(row, where, answers)
         need(sample.id not in samples, f"{where}: {sample.id} stands twice; each task, source and idx may occur once")
         samples[sample.id] = sample
-    need(samples, f"{path}: no sample in it")
+    need(samples, f"{content.path}: expected a list of E.T. Bench samples, found none")
     return list(samples.values())
 
 
@@ -68,18 +64,10 @@ def cut(spans: Spans, duration: float | None) -> tuple[Spans, int]:
     return inside, sum(sorted(span) != kept for span, kept in zip(spans, inside, strict=True))
 
 
-def _lines(path: Path) -> Iterable[tuple[str, Any]]:
-    if path.name.removesuffix(".gz").endswith(".jsonl"):
-        return read_lines(path)
-    rows = read_json(path)
-    need(isinstance(rows, list), f"{path}: expected a list of E.T. Bench samples, got {type(rows).__name__}")
-    return ((f"{path}: item {number}", row) for number, row in enumerate(rows, start=1))
-
-
 def _sample(row: Any, where: str, answers: bool) -> Sample:
     need(isinstance(row, dict), f"{where}: expected an object, got {type(row).__name__}")
     _keys(row, ("task", "source", "idx", "video"), where)
-    need(row["task"] in PRIMARY, f"{where}: unknown task {row['task']!r}; known: {', '.join(PRIMARY)}")
+    need(str(row["task"]) in PRIMARY, f"{where}: unknown task {row['task']!r:.40}; known: {', '.join(PRIMARY)}")
     _keys(row, ("a",) * answers, where, "; predictions carry the answer under it")
     name = f"{row['task']}/{row['source']}/{row['idx']}"
     where = f"{where}: {name}"

@@ -8,14 +8,14 @@ A line of the annotations; a prediction is the same line with the answer as ``a`
     {"task": "dvc", ..., "tgt": [[5, 15], [18, 30]], "g": ["pour oil", "add onion"], "a": "5 - 15 seconds, pour oil."}
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from all_benchmark_eval.benchmark import Benchmark, Explanation, Layout, Options, Scores, worded
 from all_benchmark_eval.etbench import corrected, scoring
 from all_benchmark_eval.etbench.samples import REFERRING, Sample, read_samples
-from all_benchmark_eval.items import Answers, answered, need, question_line
+from all_benchmark_eval.forms import Content, Form, need, rows_with
+from all_benchmark_eval.items import Answers, answered, question_line
 from videollm.common.answers import AnswerLine, split_spans
 
 # How a record of a task is asked, by wording: the question is the annotation's ``q``.
@@ -30,6 +30,27 @@ class Predictions:
     missing: Sequence[Sample] = ()
 
 
+def _annotations(content: Content) -> list[Sample]:
+    """A sample's id: task/source/idx."""
+    return read_samples(content, answers=False)
+
+
+def _answered(content: Content, truth: Sequence[Sample] | None) -> Predictions:
+    """Answered lines; held against the annotations where they are given."""
+    samples, path = read_samples(content, answers=True), content.path
+    if truth is None:
+        return Predictions(samples)
+    known = {sample.id: sample for sample in truth}
+    for sample in samples:
+        remedy = "are they of another version?"
+        need(sample.id in known, f"{path}: the annotations have no sample {sample.id}; {remedy}")
+        true = known[sample.id]
+        same = (sample.video, sample.spans, sample.choice) == (true.video, true.spans, true.choice)
+        need(same, f"{path}: {sample.id} has another video, tgt or p than in the annotations")
+    answered = {sample.id for sample in samples}
+    return Predictions(samples, [sample for sample in truth if sample.id not in answered])
+
+
 class ETBench(Benchmark):
     """Accuracy, F1, recall and caption scores of twelve tasks; fractions."""
 
@@ -39,10 +60,8 @@ class ETBench(Benchmark):
     headline = ("Acc_ref", "F1_gnd", "F1_cap", "Sim_cap", "Rec_com")
     variants = ("etchat", "etchat_strict", "d2vlm", "d2vlm_looser")
     own_truth = True
-
-    def load(self, path: Path) -> list[Sample]:
-        """The annotations (``etbench_vid_v1.0.json`` or ``etbench_txt_v1.0.json``). A sample's id: task/source/idx."""
-        return read_samples(path, answers=False)
+    truths = (Form("E.T. Bench", '[{"task", "source", "idx", "video", ...}]', rows_with("task", "idx"), _annotations),)
+    forms = (Form("E.T. Bench", '[{"task", "source", "idx", ..., "a": text}]', rows_with("task", "idx"), _answered),)
 
     def questions(self, truth: Sequence[Sample], wording: str) -> list[dict]:
         """The annotation's ``q`` with the times of ``src``. ``generate``: decoding options for this record alone."""
@@ -58,26 +77,15 @@ class ETBench(Benchmark):
             lines.append(question_line(sample.id, sample.video, text, **more))
         return lines
 
+    def asked(self, truth: Sequence[Sample]) -> Iterable[tuple[str, str, str]]:
+        """The annotations' ``q``."""
+        return ((sample.id, sample.video, str(sample.row.get("q", ""))) for sample in truth)
+
     def from_answers(self, truth: Sequence[Sample], answers: Answers, wording: str) -> list[dict]:
         """The lines with answers as ``a``: times as "a - b", evidence before ``</evi>`` with the d2vlm wording."""
         worded(GENERATE, wording)
         evidence, ids = wording == "d2vlm", [sample.id for sample in truth]
         return [s.row | {"a": official_text(answer, evidence)} for answer, _, s in answered(answers, ids, truth)]
-
-    def read(self, path: Path, truth: Sequence[Sample] | None) -> Predictions:
-        """Answered lines; held against the annotations where they are given."""
-        samples = read_samples(path, answers=True)
-        if truth is None:
-            return Predictions(samples)
-        known = {sample.id: sample for sample in truth}
-        for sample in samples:
-            remedy = "are they of another version?"
-            need(sample.id in known, f"{path}: the annotations have no sample {sample.id}; {remedy}")
-            true = known[sample.id]
-            same = (sample.video, sample.spans, sample.choice) == (true.video, true.spans, true.choice)
-            need(same, f"{path}: {sample.id} has another video, tgt or p than in the annotations")
-        answered = {sample.id for sample in samples}
-        return Predictions(samples, [sample for sample in truth if sample.id not in answered])
 
     def score(self, truth: Sequence[Sample] | None, predictions: Predictions, options: Options) -> Scores:
         """``published``: by the script that the variant names (``grounding``, ``referring``, ``dense``); the numbers as

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from all_benchmark_eval.benchmark import SETTINGS, Layout, Options, Scores, Setting
-from all_benchmark_eval.items import are_texts, need, read_rows, seconds
+from all_benchmark_eval.forms import Content, Form, need, pick, rows_with
+from all_benchmark_eval.items import are_texts, asked_questions, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of, tally
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
@@ -30,6 +31,13 @@ WORDINGS = {
 }
 
 
+def _answers(content: Content) -> Iterable[Row]:
+    """The published files have a line break behind every character of gt; the letter comes first in either form."""
+    for where, item in read_rows(content, ("id", "pred", "gt")):
+        choices.check_true(item["gt"], f"{where}: {item['id']!r}: gt {item['gt']!r:.60} is not 'B. the option'")
+        yield Row(str(item["id"]), item["pred"] if isinstance(item["pred"], str) else None, item["gt"])
+
+
 class LongVideoBench(choices.ChoiceBenchmark):
     """Accuracy: overall, by length of the video and by category of the question; fractions."""
 
@@ -39,6 +47,7 @@ class LongVideoBench(choices.ChoiceBenchmark):
     settings = SETTINGS | {"distime": Setting({"rule": "segments", "num_frames": 32, "pick": "middle"})}
     headline = ("accuracy",)
     wordings = WORDINGS
+    forms = (Form("DisTime", '[{"id", "pred", "gt"}]', rows_with("id", "pred", "gt"), _answers),)
     incomplete = "no question, candidates or video_path; give the whole lvb_val.json"
 
     def read_questions(self, path: Path) -> Iterable[Question]:
@@ -58,11 +67,14 @@ class LongVideoBench(choices.ChoiceBenchmark):
         """As published, ``gt`` on one line."""
         return {"id": question.id, "pred": text, "gt": f"{question.right}. {question.options[question.answer]}"}
 
+    def asked(self, truth: Mapping[str, Question]) -> Iterable[tuple[str, str, str]]:
+        """The questions without their options."""
+        return asked_questions(truth)
+
     def read_answers(self, path: Path) -> Iterable[Row]:
-        """The published files have a line break behind every character of gt; the letter comes first in either form."""
-        for where, item in read_rows(path, ("id", "pred", "gt")):
-            choices.check_true(item["gt"], f"{where}: {item['id']!r}: gt {item['gt']!r:.60} is not 'B. the option'")
-            yield Row(str(item["id"]), item["pred"] if isinstance(item["pred"], str) else None, item["gt"])
+        """The answers with the letters of the right ones."""
+        content = Content.of(path)
+        return pick(content, self.forms, self.name).read(content)
 
     def difference(self, row: Row, question: Question) -> str:
         """The letter decides."""

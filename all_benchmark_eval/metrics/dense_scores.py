@@ -118,13 +118,15 @@ class DenseTruth:
 class DenseAnswers:
     """Predicted events of V videos in the order of the truth, as the file has them.
 
-    ``told``: the text of an answer, by the place of the video, where the reader of the file knows it.
+    ``published``: what a published script reads in the same file, where that is something else. ``told``: the text of
+    an answer, by the place of the video, where the reader of the file knows it.
     """
 
     spans: list[list[list[float]]]  # [V]
     captions: list[list[str]]  # [V]
     state: NDArray[np.int8]  # [V], a State
     notes: list[str] = field(default_factory=list)
+    published: "DenseAnswers | None" = None
     told: dict[int, str] = field(default_factory=dict)
 
     @staticmethod
@@ -217,8 +219,12 @@ class DenseBenchmark(Benchmark):
     wordings: ClassVar[Mapping[str, str]]
     metrics: ClassVar[tuple[str, ...]]  # in printing order
 
+    def asked(self, truth: DenseTruth) -> Iterable[tuple[str, str, str]]:
+        """The videos, of each of which the same is asked."""
+        return ((name, name, "") for name in truth.names)
+
     def questions(self, truth: DenseTruth, wording: str) -> list[dict]:
-        """One question a video; videos are ``<video>.mp4``."""
+        """One question a video; videos are ``<video>.mp4`` where they name no container."""
         videos, text = [name.removesuffix(".mp4") for name in truth.names], worded(self.wordings, wording)
         return moment_questions(truth.names, videos, [""] * len(videos), truth.durations, text)
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Scores, worded
-from all_benchmark_eval.items import need, question_line, read_span, seconds
+from all_benchmark_eval.items import need, question_line, read_span, seconds, video_file
 from all_benchmark_eval.metrics.intervals import iou_union
 from videollm.reading.spans import explain_spans
 
@@ -79,12 +79,14 @@ class Moments:
 class Located:
     """Predicted span and state of N queries; a span that is not PARSED is NaN.
 
-    ``ranked``: of a query with several spans all of them, the best first; ``told``: the text of an answer, or of what
-    the file has in place of a span. Both by the place of the query, where the reader of the file knows them.
+    ``published``: what a published script reads in the same file, where that is something else. ``ranked``: of a query
+    with several spans all of them, the best first; ``told``: the text of an answer, or of what the file has in place of
+    a span. Both by the place of the query, where the reader of the file knows them.
     """
 
     spans: Floats  # [N, 2], raw: as the file has them
     state: NDArray[np.int8]  # [N], a State
+    published: "Located | None" = field(default=None, kw_only=True)
     ranked: dict[int, list[tuple[float, float]]] = field(default_factory=dict, kw_only=True)
     told: dict[int, str] = field(default_factory=dict, kw_only=True)
 
@@ -263,7 +265,7 @@ def moment_questions(ids: Texts, videos: Texts, queries: Texts, durations: Float
     for name, video, query, duration in zip(ids, videos, queries, durations.tolist(), strict=True):
         text = wording.format(query=query.lstrip(), sentence=query.strip().removesuffix("."))
         known = None if math.isnan(duration) else duration
-        lines.append(question_line(name, f"{video}.mp4", text, duration=known))
+        lines.append(question_line(name, video_file(video), text, duration=known))
     return lines
 
 
@@ -272,6 +274,10 @@ class MomentBenchmark(Benchmark):
 
     settings = WITHOUT_BREAK
     wordings: ClassVar[Mapping[str, str]] = published_wordings()  # see ``moment_questions``
+
+    def asked(self, truth: Moments) -> Iterable[tuple[str, str, str]]:
+        """The queries."""
+        return zip(truth.ids, truth.videos, truth.queries, strict=True)
 
     def questions(self, truth: Moments, wording: str) -> list[dict]:
         """One question a query; videos are ``<video>.mp4``."""

@@ -27,9 +27,11 @@ from rich.table import Column, Table
 
 from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, Setting, need
+from all_benchmark_eval.forms import Content, Form, rows_with
+from all_benchmark_eval.items import read_rows
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.common.command import ended
-from videollm.common.files import json_lines
+from videollm.common.files import check_writable
 from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou, tiou_matrix
 
 TASKS = ("grounding", "dense_caption", "grounded_mc")
@@ -39,15 +41,13 @@ _MARK = "<span>"  # a span in an annotation
 
 
 def load(path: str | Path) -> list[dict]:
-    """The annotation lines of a JSON-lines file, checked. Raises ValueError with file and line."""
+    """The annotation lines of a JSON-lines file, plain or ``.gz``, checked. Raises ValueError with FILE:LINE."""
     items, seen = [], {}
-    for number, item in json_lines(path):
-        where = f"{path}:{number}"
+    for where, item in benchmark.read_lines(Path(path)):
         _check(item, where)
-        need(item["id"] not in seen, f"{where}: id {item['id']!r} stands in line {seen.get(item['id'])} already")
-        seen[item["id"]] = number
+        need(item["id"] not in seen, f"{where}: the id {item['id']!r} stands in {seen.get(item['id'])} already")
+        seen[item["id"]] = where
         items.append(item)
-    need(items, f"{path}: no annotation line")
     return items
 
 
@@ -242,6 +242,11 @@ def _random_event(items: list[dict]) -> dict:
     return {"mIoU": _mean([s["mIoU"] for s in scores]), "R@1": recalls}
 
 
+def _predictions(content: Content, truth: list[dict]) -> list[dict]:
+    keys = to_prediction(truth[0], None).keys()
+    return [row for _, row in read_rows(content, tuple(keys))]
+
+
 class MovingShapes(Benchmark):
     """The functions above as a benchmark; one wording, one protocol, the model's own frames."""
 
@@ -249,6 +254,7 @@ class MovingShapes(Benchmark):
     title = "Moving shapes"
     layout = Layout(("test.jsonl",))
     settings = dict.fromkeys(("d2vlm", "distime", "plain"), Setting())
+    forms = (Form("moving shapes", '[{"id", "task", "spans", "phrases", ...}]', rows_with("phrases"), _predictions),)
 
     def load(self, path: Path) -> list[dict]:
         with _as_benchmark_error():
@@ -261,13 +267,6 @@ class MovingShapes(Benchmark):
     def from_answers(self, truth: list[dict], answers: Mapping[str, AnswerLine], wording: str) -> list[dict]:
         """One prediction (see above) a question."""
         return [to_prediction(item, answers.get(item["id"])) for item in truth]
-
-    def read(self, path: Path, truth: list[dict]) -> list[dict]:
-        rows, keys = benchmark.read_json(path), to_prediction(truth[0], None).keys()
-        for place, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
-            good = isinstance(row, dict) and keys <= row.keys()
-            need(good, f"{path}: item {place}: not a prediction with {', '.join(keys)}")
-        return rows
 
     def score(self, truth: list[dict], predictions: list[dict], options: Options) -> Scores:
         """The metrics of :func:`score`, as fractions. There is no published script: both protocols are the same."""
@@ -287,8 +286,6 @@ def _as_benchmark_error() -> Iterator[None]:
     """What the functions above say of bad input, as the commands expect it."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise BenchmarkError(f"{error.filename}: no such file") from None
     except ValueError as error:
         raise BenchmarkError(str(error)) from None
 
@@ -311,19 +308,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--predictions", type=Path, required=True, help="output lines of videollm.infer (.jsonl)")
     parser.add_argument("--output", type=Path, required=True, help="scores to write (.json)")
     args = parser.parse_args(arguments)
-    return ended(lambda: run(args), ValueError, OSError)
+
+    def run() -> None:
+        check_writable(args.output, "--output")
+        with _as_benchmark_error():
+            score_answers(args.annotations, args.predictions, args.output)
+
+    return ended(run)
 
 
-def run(args: argparse.Namespace) -> None:
+def score_answers(annotations: Path, answers: Path, output: Path) -> None:
     """Read, score, write, print."""
-    items = load(args.annotations)
+    items = load(annotations)
     by_id = {item["id"]: item for item in items}
     predictions = []
-    for where, answer in benchmark.answer_lines(args.predictions, READ):
+    for where, answer in benchmark.answer_lines(answers, READ):
         need(answer.id in by_id, f"{where}: no annotation has the id {answer.id!r}")
         predictions.append(to_prediction(by_id[answer.id], answer))
     scores = score(items, predictions)
-    benchmark.write_text(args.output, json.dumps(scores, indent=2) + "\n")
+    benchmark.write_text(output, json.dumps(scores, indent=2) + "\n")
     Console().print(_table(scores))
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Options, Scores
-from all_benchmark_eval.items import are_texts, need, read_rows, seconds
+from all_benchmark_eval.forms import Content, Form, need, pick, rows_with
+from all_benchmark_eval.items import are_texts, asked_questions, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import CAREFULLY, Mark, Predictions, Question, Row, letter_of
 from videollm.reading import Reading
@@ -68,6 +69,33 @@ TASKS = {
 }
 
 
+def _stem_of(name: str) -> str:
+    """A task's file name from its title or its file name: "Fine-grained Pose" -> "fine_grained_pose"."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _stem(path: Path) -> str:
+    return _stem_of(path.name.partition(".")[0])
+
+
+def _answers(content: Content) -> Iterable[Row]:
+    return (row for part in content.parts or (content,) for row in _rows(part, by_file=bool(content.parts)))
+
+
+def _rows(content: Content, by_file: bool) -> Iterable[Row]:
+    places: Counter[str] = Counter()  # rows of each task so far
+    path = content.path
+    for where, item in read_rows(content, ("pred",)):
+        key = "gt" if "gt" in item else "A"
+        need(key in item, f"{where}: no key 'gt' (DisTime's form) or 'A' (D2VLM's)")
+        own = path.name.partition(".")[0]
+        task = own if by_file else str(item.get("task_type") or own)
+        choices.check_true(item[key], f"{where}: {key} {item[key]!r:.80} is not '(A) the option'")
+        text = item["pred"] if isinstance(item["pred"], str) else None
+        yield Row(str(item.get("id", f"{_stem_of(task)}/{places[task]}")), text, item[key], task)
+        places[task] += 1
+
+
 class MVBench(choices.ChoiceBenchmark):
     """Accuracy of each task and of all questions, percent."""
 
@@ -77,6 +105,10 @@ class MVBench(choices.ChoiceBenchmark):
     settings = WITHOUT_BREAK
     headline = ("Avg",)
     variants = ("distime", "d2vlm")
+    forms = (
+        Form("DisTime", '[{"task_type", "pred", "gt"}]', rows_with("pred", "gt"), _answers),
+        Form("D2VLM", '<task>.json: [{"pred", "A", "task_type"}]', rows_with("pred", "A"), _answers),
+    )
     wordings = WORDINGS
 
     def read_questions(self, path: Path) -> Iterable[Question]:
@@ -90,11 +122,14 @@ class MVBench(choices.ChoiceBenchmark):
         """DisTime's form, with the question's id."""
         return {"id": question.id, "task_type": question.groups["task"], "pred": text, "gt": _shown(question)}
 
+    def asked(self, truth: Mapping[str, Question]) -> Iterable[tuple[str, str, str]]:
+        """The questions without their options."""
+        return asked_questions(truth)
+
     def read_answers(self, path: Path) -> Iterable[Row]:
-        """Either form. Rows without ``id`` count as the first ones of their task."""
-        files = sorted(path.glob("*.json*")) if path.is_dir() else [path]
-        need(files, f"{path}: no prediction file (<task>.json) in this folder")
-        return (row for file in files for row in _rows(file, path.is_dir()))
+        """Either form, in one file or a folder of them. Rows without ``id`` count as the first ones of their task."""
+        content = Content.of(path)
+        return pick(content, self.forms, self.name).read(content)
 
     def difference(self, row: Row, question: Question) -> str:
         """The letter decides."""
@@ -144,28 +179,6 @@ class MVBench(choices.ChoiceBenchmark):
 
 def _shown(question: Question) -> str:
     return f"({question.right}) {question.options[question.answer]}"
-
-
-def _stem_of(name: str) -> str:
-    """A task's file name from its title or its file name: "Fine-grained Pose" -> "fine_grained_pose"."""
-    return name.strip().lower().replace(" ", "_").replace("-", "_")
-
-
-def _stem(path: Path) -> str:
-    return _stem_of(path.name.partition(".")[0])
-
-
-def _rows(path: Path, by_file: bool) -> Iterable[Row]:
-    places: Counter[str] = Counter()  # rows of each task so far
-    for where, item in read_rows(path, ("pred",)):
-        key = "gt" if "gt" in item else "A"
-        need(key in item, f"{where}: no key 'gt' (DisTime's form) or 'A' (D2VLM's)")
-        own = path.name.partition(".")[0]
-        task = own if by_file else str(item.get("task_type") or own)
-        choices.check_true(item[key], f"{where}: {key} {item[key]!r:.80} is not '(A) the option'")
-        text = item["pred"] if isinstance(item["pred"], str) else None
-        yield Row(str(item.get("id", f"{_stem_of(task)}/{places[task]}")), text, item[key], task)
-        places[task] += 1
 
 
 def _questions(path: Path) -> Iterable[Question]:

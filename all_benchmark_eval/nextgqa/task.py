@@ -9,22 +9,20 @@ Predictions, of the grounded questions or of all of NExT-QA's::
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval import items
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Explanation, Layout, Options, Scores, worded
-from all_benchmark_eval.items import as_object, need
-from all_benchmark_eval.metrics.choices import CAREFULLY, Question
+from all_benchmark_eval.benchmark import Benchmark, Explanation, Layout, Options, Scores, worded
+from all_benchmark_eval.forms import need
+from all_benchmark_eval.metrics.choices import CAREFULLY, Question, chosen
 from all_benchmark_eval.metrics.intervals import iou_union, nextgqa_overlap
 from all_benchmark_eval.metrics.moments import (
     SLACK,
-    Located,
     State,
     explain_span,
     means_of,
@@ -32,11 +30,10 @@ from all_benchmark_eval.metrics.moments import (
     order_and_clip,
     published_wordings,
 )
+from all_benchmark_eval.nextgqa.files import FORMS, TRUTHS, Answers, Grounded
 from videollm.common.answers import AnswerLine
 
 THRESHOLDS = (0.3, 0.5, 0.7)
-LETTERS = "01234"
-VIDEO_PATHS = "map_vid_vidorID.json"  # of the data set: {video: "1164/3238737531"}
 WHERE, CHOICE = "where", "choice"  # the two stages, as the beginning of a question's id
 
 # by stage; D2VLM published none: its wordings for Charades-STA and for multiple choice
@@ -62,47 +59,17 @@ WORDINGS = {
 _NUMBER = re.compile(r"(\d+)")
 
 
-@dataclass(frozen=True)
-class Grounded:
-    """Ground truth of N grounded questions, keys ``<video>_<number>``; row ``owner[k]`` has the true span k of K."""
-
-    keys: list[str]
-    durations: NDArray[np.float64]  # [N]
-    spans: NDArray[np.float64]  # [K, 2], ordered
-    owner: NDArray[np.int64]  # [K]
-    questions: list[Question]  # ids <type>_<video>_<number>; empty without test.csv
-    video_paths: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Answers(Located):
-    """Predictions: of the N grounded questions as arrays, and the choices of every question in the file."""
-
-    right: NDArray[np.bool_]  # [N]
-    kinds: list[str]  # [N], type of question; "" where missing
-    every: list[tuple[str, bool]]  # (type, right) of all questions in the file
-
-
 class NextGQA(Benchmark):
     """IoP, IoU, accuracy, and accuracy where IoP is at least 0.5."""
 
     name = "nextgqa"
     title = "NExT-GQA"
     layout = Layout(("gsub_test.json",))
+    truths, forms = TRUTHS, FORMS
 
-    def load(self, path: Path) -> Grounded:
-        """From gsub_*.json or *.csv; the other one is looked for beside it (gsub_test.json and test.csv)."""
-        path = Path(path)
-        name = path.name.removesuffix(".gz")
-        if name.endswith(".csv"):
-            wanted = f"gsub_{name.removesuffix('.csv')}.json"
-            moments, table_path = _beside(path, wanted), path
-            need(moments, f"{path}: the moments are in {wanted}, which is not beside it: put it there")
-        else:
-            moments, table_path = path, _beside(path, name.removeprefix("gsub_").removesuffix(".json") + ".csv")
-        questions = _questions(table_path) if table_path else []
-        paths = _beside(path, VIDEO_PATHS)
-        return _grounded(moments, questions, items.read_object(paths) if paths else {})
+    def asked(self, truth: Grounded) -> Iterable[tuple[str, str, str]]:
+        """The questions without their options; one text answers both stages."""
+        return ((q.id, q.video, q.text) for q in _asked(truth))
 
     def questions(self, truth: Grounded, wording: str) -> list[dict]:
         """Stage 1, where: ids ``where-<qid>``. Stage 2: :meth:`choice_questions`."""
@@ -125,43 +92,20 @@ class NextGQA(Benchmark):
     later_questions = choice_questions
 
     def from_answers(self, truth: Grounded, answers: items.Answers, wording: str) -> list[dict]:
-        """From the answers of *both* stages (one file after the other), by question: see the form above."""
+        """From the answers of *both* stages (one file after the other), by question: see the form above.
+
+        An answer under the question's own id, of another model, tells moment and choice in one text.
+        """
         lines, questions = [], _asked(truth)
-        for choice, _, q in items.answered(answers, [f"{CHOICE}-{q.id}" for q in questions], questions):
+        both = {f"{CHOICE}-{q.id}": answers[q.id] for q in questions if q.id in answers} | dict(answers)
+        for choice, _, q in items.answered(both, [f"{CHOICE}-{q.id}" for q in questions], questions):
             number = _NUMBER.search(choice.text)
-            span = _found(answers.get(f"{WHERE}-{q.id}")) or [-1, -1]
+            span = _found(answers.get(f"{WHERE}-{q.id}", answers.get(q.id))) or [-1, -1]
             found = number.group(1) if number else -1
+            if q.id in answers:
+                found = _chosen(choice.text, q)
             lines.append({"qid": q.id, "prediction": found, "timestamp": span, "target": q.answer})
         return lines
-
-    def read(self, path: Path, truth: Grounded) -> Answers:
-        """Questions that are not grounded count for ``details`` only."""
-        keys = ("qid", "prediction", "timestamp", "target")
-        given = items.read_rows(path, keys, "a list of answers that is not empty")
-        rows = {key: row for row, key in enumerate(truth.keys)}
-        nowhere = Located.nowhere(len(rows))
-        found = Answers(nowhere.spans, nowhere.state, np.zeros(len(rows), bool), [""] * len(rows), [])
-        answers = {f"{q.video}_{q.id.rpartition('_')[2]}": q.answer for q in truth.questions}
-        seen: set[str] = set()
-        for where, item in given:
-            kind, _, key = str(item["qid"]).partition("_")
-            need(kind and "_" in key, f"{where}: qid {str(item['qid'])[:80]!r} is not <type>_<video>_<number>")
-            need(key not in seen, f"{where}: there are two answers to {item['qid']!r}")
-            seen.add(key)
-            if answers.get(key, item["target"]) != item["target"]:
-                raise BenchmarkError(f"{where}: {item['qid']!r} has target {item['target']!r}, test.csv {answers[key]}")
-            target = _choice(item["target"])
-            need(target is not None, f"{where}: the target of {item['qid']!r} is not the number of an option")
-            right = _choice(item["prediction"]) == target
-            found.every.append((kind, right))
-            if key in rows:
-                row, point = rows[key], items.seconds(item["timestamp"])  # one number t is [t, t]
-                found.put(row, items.first_span(item["timestamp"]) if point is None else [point, point])
-                found.right[row], found.kinds[row] = right, kind
-        first = given[0][1]["qid"]
-        known = any(found.kinds)
-        need(known, f"{path}: the annotations have none of its questions ({first!r}, ...): another split?")
-        return found
 
     def score(self, truth: Grounded, predictions: Answers, options: Options) -> Scores:
         """Metrics in percent; ``details`` has accuracy by type of question.
@@ -247,15 +191,10 @@ def _by_type(answers: list[tuple[str, bool]]) -> dict[str, dict]:
     return {k: {"correct": right[k], "total": n, "pct": 100 * right[k] / n} for k, n in sorted(total.items())}
 
 
-# ---- answers ---------------------------------------------------------------------------------------------------------
-
-
-def _choice(value: Any) -> int | None:
-    """The number of an option, from a number or a text; None if it is neither, and wrong then."""
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+def _chosen(text: str, question: Question) -> int:
+    """The number of the option that a text with a moment in it chooses; -1 for none."""
+    found = chosen(text, len(question.options), question.options, "digit").value
+    return -1 if found is None else found
 
 
 def _found(answer: AnswerLine | None) -> list[float] | None:
@@ -263,46 +202,7 @@ def _found(answer: AnswerLine | None) -> list[float] | None:
     return answer.scored_spans[0] if answer and not answer.error and answer.scored_spans else None
 
 
-# ---- annotations -----------------------------------------------------------------------------------------------------
-
-
-def _beside(path: Path, name: str) -> Path | None:
-    """A file in the same folder, plain or gzipped."""
-    places = (path.with_name(name), path.with_name(f"{name}.gz"))
-    return next((place for place in places if place.is_file()), None)
-
-
-def _grounded(path: Path, questions: list[Question], video_paths: Mapping[str, str]) -> Grounded:
-    keys, durations, spans, owner = [], [], [], []
-    for video, entry in items.read_object(path).items():
-        where = f"{path}: {video!r}"
-        entry = as_object(entry, where, ("duration", "location"))
-        duration = items.duration_of(entry, where)
-        for number, windows in as_object(entry["location"], f"{where}: location").items():
-            problem = f"{where}: question {number}: not [[start, end], ...]: {str(windows)[:60]}"
-            found = items.read_spans(windows, problem)
-            owner += [len(keys)] * len(found)
-            spans += found
-            keys.append(f"{video}_{number}")
-            durations.append(duration)
-    need(keys, f"{path}: no question in it")
-    true = np.sort(np.array(spans, np.float64), axis=-1)
-    return Grounded(keys, np.array(durations), true, np.array(owner), questions, video_paths)
-
-
-def _questions(path: Path) -> list[Question]:
-    """test.csv: video_id, question, answer (the text of an option), qid, type, a0 .. a4."""
-    questions = []
-    for number, row in enumerate(items.read_table(path), start=2):
-        try:
-            options = tuple(row[f"a{k}"] for k in LETTERS)
-            kind, video, text = row["type"], row["video_id"], row["question"]
-            answer = options.index(row["answer"])
-        except (KeyError, ValueError):
-            columns = "video_id, question, qid, type, a0 to a4, and answer, one of a0 to a4"
-            raise BenchmarkError(f"{path}:{number}: needs {columns}") from None
-        questions.append(Question(f"{kind}_{video}_{row['qid']}", video, text, options, answer))
-    return questions
+# ---- questions -------------------------------------------------------------------------------------------------------
 
 
 def _asked(truth: Grounded) -> list[Question]:

@@ -6,21 +6,25 @@ What is no window (text that cannot be read, a time that is not finite) becomes 
 
 import ast
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import BenchmarkError
-from all_benchmark_eval.items import as_object, duration_of, list_or_lines, need, read_span, read_spans, seconds
+from all_benchmark_eval.forms import BenchmarkError, Content, Form, Rows, entries, need, rows_with
+from all_benchmark_eval.items import Questions, as_object, duration_of, read_span, read_spans, seconds
 from all_benchmark_eval.metrics.moments import State
+from all_benchmark_eval.metrics.parsing import split_evidence
+from all_benchmark_eval.moment_forms import MARK
+from videollm.reading import read_spans as read_spans_told
 
 CLIP_S = 2
 PREFIX = "QVHighlight_"  # of DisTime's qids
 NO_WINDOW = [-1, -1]
+WINDOWS = ("pred_relevant_windows", "pred_saliency_scores")
 _LIST = re.compile(r"\[\[.*\]\]")
 
 Floats = NDArray[np.float64]
@@ -46,6 +50,7 @@ class Submission:
     windows: list[Floats] | None  # None: not in the file
     saliency: list[Floats | None] | None  # None: not in the file, or for this query
     state: NDArray[np.int8]  # [Q], of the windows, or of the saliency where there are none
+    published: "Submission | None" = None  # what a published script reads in the same file, where that is another
     told: dict[int, str] = field(default_factory=dict)  # the text of an answer by the place of its query, where known
 
 
@@ -57,11 +62,11 @@ def qid_of(row: Any, where: str) -> str:
     return text
 
 
-def read_truth(path: Path) -> Queries:
+def read_truth(content: Content) -> Queries:
     """The data set's json lines, or DisTime's list. Raises BenchmarkError for a query without windows (test split)."""
     seen: set[str] = set()
     rows = []
-    for where, row in list_or_lines(path):
+    for where, row in content.rows:
         qid = qid_of(row, where)
         row = as_object(row, where, ("query", "duration", "relevant_windows"))
         duration = seconds(row["duration"]) or 0.0
@@ -72,7 +77,7 @@ def read_truth(path: Path) -> Queries:
         saliency = true_saliency(row, int(duration / CLIP_S), where) if "saliency_scores" in row else None
         windows = true_windows(row["relevant_windows"], where)
         rows.append((qid, str(row.get("vid", row.get("video"))), str(row["query"]), duration, windows, saliency))
-    need(rows, f"{path}: no query in it")
+    need(rows, f"{content.path}: no query in it")
     qids, videos, queries, durations, windows, saliency = map(list, zip(*rows, strict=True))
     whole = None if any(scores is None for scores in saliency) else saliency
     return Queries(qids, videos, queries, np.array(durations), windows, whole)
@@ -99,13 +104,17 @@ def true_saliency(row: Mapping[str, Any], clips: int, where: str) -> Floats:
     return full
 
 
-def read_submission(path: Path, truth: Queries | None) -> Submission:
-    """Either form; without ``truth`` the targets of DisTime's form are the truth."""
+def read_submission(content: Content, truth: Queries | None) -> Submission:
+    """DisTime's or moment_detr's lines; without ``truth`` the targets of DisTime's are the truth."""
+    return _submission(content.path, content.rows, truth)
+
+
+def _submission(path: Path, given: Rows, truth: Queries | None) -> Submission:
     found: dict[str, tuple[str, dict]] = {}
-    for where, row in list_or_lines(path):
+    for where, row in given:
         qid = qid_of(row, where)
         need(qid not in found, f"{where}: the qid {qid} stands twice")
-        known = row.keys() & {"prediction", "pred_relevant_windows", "pred_saliency_scores"}
+        known = row.keys() & {"prediction", *WINDOWS}
         need(known, f"{where}: no 'prediction', 'pred_relevant_windows' or 'pred_saliency_scores'")
         found[qid] = (where, row)
     need(found, f"{path}: no prediction in it")
@@ -114,8 +123,15 @@ def read_submission(path: Path, truth: Queries | None) -> Submission:
     need(truth, f"{path}: it does not carry its ground truth: give the data set's file by --annotations")
     _check_targets(truth, targets, found)
     rows = [found.get(qid, ("", {}))[1] for qid in truth.qids]
+    meant = _as_arrays(truth, rows, meant=True)
+    texts = any(isinstance(row.get("prediction"), str) for row in rows)
+    return replace(meant, published=_as_arrays(truth, rows, meant=False)) if texts else meant
+
+
+def _as_arrays(truth: Queries, rows: Sequence[Mapping[str, Any]], meant: bool) -> Submission:
+    """``meant``: a text that is no list is read for what it says."""
     keys = set().union(*rows)
-    windows = [_windows(row) for row in rows] if keys & {"prediction", "pred_relevant_windows"} else None
+    windows = [_windows(row, meant) for row in rows] if keys & {"prediction", "pred_relevant_windows"} else None
     saliency = [_saliency(row) for row in rows] if "pred_saliency_scores" in keys else None
     if windows is None:
         usable = np.array([scores is not None for scores in saliency])
@@ -123,6 +139,21 @@ def read_submission(path: Path, truth: Queries | None) -> Submission:
         usable = np.array([bool((spans[:, :2] != NO_WINDOW).any()) for spans in windows])
     state = np.where(usable, State.PARSED, State.UNPARSED)
     return Submission(truth, windows, saliency, np.where([bool(row) for row in rows], state, State.MISSING))
+
+
+def _keyed(content: Content, truth: Queries | None) -> Submission:
+    """``{"video>>>query>>>[[s, e], ...]": text or {"timestamps", "answers"}}``, all spans of each."""
+    need(truth, f"{content.path}: it does not carry its ground truth: give the data set's file by --annotations")
+    questions, found = Questions(zip(truth.qids, truth.videos, truth.queries, strict=True)), []
+    for key, answer in content.object.items():
+        where = f"{content.path}: {key!r:.200}"
+        video, *query, _ = key.split(MARK)
+        told = answer.get("timestamps") if isinstance(answer, dict) else answer
+        windows = read_spans_told(told) if isinstance(told, str) else told
+        found.append((where, questions.find(video, MARK.join(query), where), windows))
+    qids = questions.ids
+    rows = [("", {"qid": qids[row], "pred_relevant_windows": windows}) for row, windows in questions.spread(found)]
+    return _submission(content.path, rows, truth)
 
 
 def parse_windows(text: Any) -> list:
@@ -141,10 +172,13 @@ def parse_windows(text: Any) -> list:
     return [window if len(window) == 2 else NO_WINDOW for window in text]
 
 
-def _windows(row: Mapping[str, Any]) -> Floats:
+def _windows(row: Mapping[str, Any], meant: bool) -> Floats:
     """[K, 3] of one query; [0, 3] if it has no entry."""
     if "prediction" in row:
-        scored = [[*(read_span(window) or NO_WINDOW), 1.0] for window in parse_windows(row["prediction"])]
+        told = parse_windows(row["prediction"])
+        if meant and told == [NO_WINDOW] and isinstance(row["prediction"], str):
+            told = read_spans_told(split_evidence(row["prediction"])[1]) or told
+        scored = [[*(read_span(window) or NO_WINDOW), 1.0] for window in told]
     else:
         given = row.get("pred_relevant_windows") or []
         scored = [_scored(window) for window in given] if isinstance(given, list) else []
@@ -187,3 +221,21 @@ def _check_targets(truth: Queries, targets: Queries | None, found: Mapping[str, 
         where, true = found[qid][0], known[qid]
         told = f"has the target {target.tolist()}, but the annotations say {true.tolist()}"
         need(np.array_equal(true, target), f"{where}: qid {qid} {told}; score it against its own annotations")
+
+
+TRUTHS = (
+    Form(
+        "moment_detr lines", '{"qid", "query", "duration", "relevant_windows"}', rows_with("qid", "query"), read_truth
+    ),
+)
+FORMS = (
+    Form("DisTime", '{"qid", "prediction": "[[s, e], ...]"}', rows_with("qid", "prediction"), read_submission),
+    Form(
+        "moment_detr, TimeChat", '{"qid", "pred_relevant_windows" or "pred_saliency_scores"}',
+        lambda content: "qid" in content.row and any(key in content.row for key in WINDOWS), read_submission,
+    ),
+    Form(
+        "video>>>query>>>[s, e]", '{"video>>>query>>>[[s, e], ...]": text or {"timestamps", "answers"}}',
+        entries(lambda key, value: key.count(MARK) >= 2), _keyed,
+    ),
+)  # fmt: skip

@@ -9,15 +9,15 @@ The first (DisTime) carries its ground truth; the second (moment_detr: json line
 needs a file. Either is scored under either variant.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Layout, Options, Scores, worded
-from all_benchmark_eval.items import Answers, answered, need
+from all_benchmark_eval.forms import need
+from all_benchmark_eval.items import Answers, answered
 from all_benchmark_eval.metrics.moments import State, moment_questions, no_length, published_wordings, unread_of
-from all_benchmark_eval.qvhighlights.files import NO_WINDOW, PREFIX, Queries, Submission, read_submission, read_truth
+from all_benchmark_eval.qvhighlights.files import FORMS, NO_WINDOW, PREFIX, TRUTHS, Queries, Submission
 from all_benchmark_eval.qvhighlights.metrics import VARIANTS
 from videollm.reading.spans import explain_spans
 
@@ -34,10 +34,11 @@ class QVHighlights(Benchmark):
     settings = WITHOUT_BREAK
     variants = tuple(VARIANTS)
     own_truth = True
+    truths, forms = TRUTHS, FORMS
 
-    def load(self, path: Path) -> Queries:
-        """See ``files.read_truth``."""
-        return read_truth(path)
+    def asked(self, truth: Queries) -> Iterable[tuple[str, str, str]]:
+        """The queries."""
+        return zip((PREFIX + qid for qid in truth.qids), truth.videos, truth.queries, strict=True)
 
     def questions(self, truth: Queries, wording: str) -> list[dict]:
         """One question a query, ids ``QVHighlight_<qid>``; videos are ``<vid>.mp4``."""
@@ -55,10 +56,6 @@ class QVHighlights(Benchmark):
             lines.append(line | {"duration": duration})
         return lines
 
-    def read(self, path: Path, truth: Queries | None) -> Submission:
-        """Either form; without ``truth`` the file must be of the first."""
-        return read_submission(path, truth)
-
     def score(self, truth: Queries | None, predictions: Submission, options: Options) -> Scores:
         """Metrics in percent.
 
@@ -71,6 +68,8 @@ class QVHighlights(Benchmark):
         score, for R1 as well; none is left out; what is no window is dropped, not ranked; an IoU that is a threshold
         on paper is a hit; nothing is rounded; missing and unparsed answers score 0, and all queries count.
         """
+        if options.protocol == "published":
+            predictions = predictions.published or predictions
         scores = VARIANTS[options.variant](predictions, corrected=options.protocol == "corrected")
         scores.unread = unread_of(predictions.truth.qids, predictions.state, predictions.told)
         scores.notes += no_length(np.concatenate(predictions.truth.windows))

@@ -4,15 +4,18 @@ A line of the annotations; a prediction is the same line with the answer as ``a`
 
     [{"video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Law", "question_id": "001-1",
       "task_type": "OCR Problems", "question": "...", "options": ["A. ..", ...], "answer": "B", "a": "B. x"}]
+
+or the official file, where a video has its ``"questions": [{"question_id", ..., "response": "B. x"}]``.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from all_benchmark_eval.benchmark import Layout, Options, Scores
-from all_benchmark_eval.items import are_texts, need, read_rows
+from all_benchmark_eval.forms import Content, Form, Rows, need, pick, rows_with
+from all_benchmark_eval.items import are_texts, as_object, asked_questions, read_rows, video_file
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, tally
 from videollm.reading import Reading
@@ -30,6 +33,54 @@ _LETTER_ONLY = (
 WORDINGS = dict.fromkeys(("d2vlm", "distime", "plain"), _LETTER_ONLY)  # DisTime published none for this benchmark
 
 
+def _nested(content: Content) -> Rows:
+    """The official file: a video's own keys, and its ``questions``; one item a question."""
+    rows = []
+    for where, video in content.rows:
+        video = as_object(video, where, ("questions",))
+        need(isinstance(video["questions"], list), f"{where}: questions is not a list")
+        own = {key: value for key, value in video.items() if key != "questions"}
+        for number, question in enumerate(video["questions"], start=1):
+            place = f"{where}: question {number}"
+            rows.append((place, own | dict(as_object(question, place))))
+    return rows
+
+
+def _questions(rows: Rows, keys: Sequence[str]) -> Iterable[tuple[Question, object]]:
+    """Each question with its answer under the last of ``keys``."""
+    for where, row in rows:
+        row = dict(as_object(row, where, keys))
+        name, video = str(row["question_id"]), video_file(str(row.get("videoID", row["video_id"])))
+        where = f"{where}: {name!r}"
+        odd = [key for key in ("video_id", "question_id", *GROUPS) if not isinstance(row[key], str | int)]
+        need(not odd, f"{where}: {', '.join(odd)} is neither a text nor a number")
+        duration, answer, options = row["duration"], row["answer"], row.get("options", [])
+        need(duration in DURATIONS, f"{where}: duration {duration!r:.40} is none of {', '.join(DURATIONS)}")
+        need(answer in ("A", "B", "C", "D"), f"{where}: answer {answer!r:.40} is not A, B, C or D")
+        need(are_texts(options), f"{where}: options is not a list of texts")
+        groups = {"duration": duration} | {kind: str(row[kind]) for kind in GROUPS}
+        text, right = str(row.get("question", "")), "ABCD".index(answer)
+        yield Question(name, video, text, tuple(options), right, groups, row=row), row[keys[-1]]
+
+
+def _asked(rows: Callable[[Content], Rows]) -> Callable[[Content], Iterable[Question]]:
+    return lambda content: (question for question, _ in _questions(rows(content), _KEYS))
+
+
+def _answered(rows: Callable[[Content], Rows], key: str) -> Callable[[Content], Iterable[Row]]:
+    """Rows with their questions; the answer is under ``key``."""
+
+    def read(content: Content) -> Iterable[Row]:
+        for question, answer in _questions(rows(content), (*_KEYS, key)):
+            yield Row(question.id, answer if isinstance(answer, str) else None, question=question)
+
+    return read
+
+
+def _flat(content: Content) -> Rows:
+    return read_rows(content, ())
+
+
 class VideoMME(choices.ChoiceBenchmark):
     """Accuracy: overall, by length, domain, sub-category and task; percent."""
 
@@ -39,10 +90,26 @@ class VideoMME(choices.ChoiceBenchmark):
     headline = ("accuracy", "short", "medium", "long")
     variants = ("d2vlm", "official")
     wordings = WORDINGS
+    truths = (
+        Form("Video-MME", '[{"video_id", "question_id", "answer", ...}]', rows_with("question_id"), _asked(_flat)),
+        Form("Video-MME official", '[{"video_id", "questions": [...]}]', rows_with("questions"), _asked(_nested)),
+    )
+    forms = (
+        Form("D2VLM", '[{"question_id", ..., "a": text}]', rows_with("question_id", "a"), _answered(_flat, "a")),
+        Form(
+            "Video-MME official", '[{"video_id", ..., "questions": [{"question_id", ..., "response": text}]}]',
+            rows_with("questions"), _answered(_nested, "response"),
+        ),
+    )  # fmt: skip
 
     def read_questions(self, path: Path) -> Iterable[Question]:
         """Ids: question_id."""
-        return (question for question, _ in _items(path, _KEYS))
+        content = Content.of(path)
+        return pick(content, self.truths, f"the annotations of {self.name}").read(content)
+
+    def asked(self, truth: Mapping[str, Question]) -> Iterable[tuple[str, str, str]]:
+        """The questions without their options."""
+        return asked_questions(truth)
 
     def prediction(self, question: Question, text: str) -> dict[str, Any]:
         """The annotations' line with the answer."""
@@ -50,8 +117,8 @@ class VideoMME(choices.ChoiceBenchmark):
 
     def read_answers(self, path: Path) -> Iterable[Row]:
         """The answers with their questions."""
-        rows = _items(path, (*_KEYS, "a"))
-        return (Row(q.id, answer if isinstance(answer, str) else None, question=q) for q, answer in rows)
+        content = Content.of(path)
+        return pick(content, self.forms, self.name).read(content)
 
     def difference(self, row: Row, question: Question) -> str:
         """The letter decides."""
@@ -141,20 +208,6 @@ def _notes(predictions: Predictions) -> list[str]:
     other = [d for d in DURATIONS if videos[d] != VIDEOS]
     notes = [f"{videos[d]} {d} videos; the published script stops unless there are {VIDEOS}" for d in other]
     return notes + predictions.notes(published=True)
-
-
-def _items(path: Path, keys: Sequence[str]) -> Iterable[tuple[Question, object]]:
-    """Each question with the answer that the file has."""
-    for where, row in read_rows(path, keys):
-        name, video = str(row["question_id"]), f"{row.get('videoID', row['video_id'])}.mp4"
-        where = f"{where}: {name!r}"
-        duration, answer, options = row["duration"], row["answer"], row.get("options", [])
-        need(duration in DURATIONS, f"{where}: duration {duration!r:.40} is none of {', '.join(DURATIONS)}")
-        need(answer in ("A", "B", "C", "D"), f"{where}: answer {answer!r:.40} is not A, B, C or D")
-        need(are_texts(options), f"{where}: options is not a list of texts")
-        groups = {"duration": duration} | {kind: str(row[kind]) for kind in GROUPS}
-        text, right = str(row.get("question", "")), "ABCD".index(answer)
-        yield Question(name, video, text, tuple(options), right, groups, row=row), row.get("a")
 
 
 TASK = VideoMME()

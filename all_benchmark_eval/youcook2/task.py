@@ -8,22 +8,23 @@ D2VLM writes, ``[{"video", "a": "<evi> .. </evi>1.0 - 2.0 seconds, .."}]``::
     {"xHr8X2Wpmno.mp4": [{"timestamp": [20.80, 70.28], "caption": "cut the stems of the basil leaves."}]}
 """
 
-from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import compress
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from all_benchmark_eval.benchmark import Layout, Options, Scores, read_json
-from all_benchmark_eval.items import Answers, answered, as_object, need, read_object, read_span, seconds
+from all_benchmark_eval import dense_forms
+from all_benchmark_eval.benchmark import Layout, Options, Scores
+from all_benchmark_eval.forms import Content, Form, need, rows_with
+from all_benchmark_eval.items import Answers, answered, as_object
 from all_benchmark_eval.metrics import dense_measures, dense_scores, paragraphs
 from all_benchmark_eval.metrics.dense import THRESHOLDS, Floats, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
 from all_benchmark_eval.metrics.paragraphs import paragraph_scores
-from all_benchmark_eval.metrics.parsing import published_steps_with_evidence
+from all_benchmark_eval.metrics.parsing import published_steps_with_evidence, split_evidence
+from videollm.reading import read_steps
 
 WORDINGS = {
     "distime": "Identify and localize a series of steps or actions occurring in the video, providing start and end "
@@ -41,6 +42,25 @@ METRICS = (
 )
 
 
+def _d2vlm(content: Content, truth: DenseTruth) -> DenseAnswers:
+    """D2VLM's answers. As published there is nothing in one without ``</evi>``, and the conversion stops at one without
+    a time, which is unparsed here."""
+    published, meant = [], []
+    for where, sample in content.rows:
+        sample = as_object(sample, where, ("video", "a"))
+        video, answer = sample["video"], sample["a"]
+        need(isinstance(video, str) and isinstance(answer, str), f"{where}: video and a must be texts")
+        try:
+            spans, texts, _ = published_steps_with_evidence(answer) or ([], [], [])
+        except ValueError:
+            spans, texts = [], []
+        published.append((where, video, list(zip(spans, texts, strict=True))))
+        steps = zip(*read_steps(split_evidence(answer)[1]), strict=True)
+        meant.append((where, video, [(span, text) for span, text in steps if text]))
+    answers, as_published = (dense_forms.answers_of(truth, found) for found in (meant, published))
+    return replace(answers, published=as_published)
+
+
 class YouCook2(dense_scores.DenseBenchmark):
     """SODA_c, CIDEr, METEOR and F1 of dense captions."""
 
@@ -49,13 +69,8 @@ class YouCook2(dense_scores.DenseBenchmark):
     layout = Layout(("val.caption_coco_format.json", "youcookii_annotations_trainval.json"))
     wordings = WORDINGS
     metrics = METRICS
-
-    def load(self, path: Path) -> DenseTruth:
-        """Either form of the annotations. A video's id is its file name."""
-        data = read_object(path)
-        if "database" in data:
-            return DenseTruth.of(_from_database(as_object(data["database"], f"{path}: database"), path), path)
-        return DenseTruth.of(_from_list(as_object(data, f"{path}", ("annotations",))["annotations"], path), path)
+    truths = dense_forms.TRUTHS
+    forms = (*dense_forms.BY_VIDEO, Form("D2VLM answers", '[{"video", "a": text}]', rows_with("video", "a"), _d2vlm))
 
     def from_answers(self, truth: DenseTruth, answers: Answers, wording: str) -> dict:
         """The events of each answer; no entry for a video that was not answered."""
@@ -63,26 +78,6 @@ class YouCook2(dense_scores.DenseBenchmark):
             name: [{"timestamp": span, "caption": text} for span, text in answer_events(answer)]
             for answer, name in answered(answers, truth.names)
         }
-
-    def read(self, path: Path, truth: DenseTruth) -> DenseAnswers:
-        """Events by video. One without a usable span or caption is left out and counted in a note."""
-        data = read_json(path)
-        events = _from_d2vlm(data, path) if isinstance(data, list) else as_object(data, f"{path}")
-        answers, odd = DenseAnswers.none(len(truth)), 0
-        for name, listed in events.items():
-            where = f"{path}: {name!r}"
-            known = name in truth.rows
-            need(known, f"{where}: no video of the annotations has this name; are they of another split?")
-            need(isinstance(listed, list), f"{where}: expected a list of events, got {type(listed).__name__}")
-            found = [
-                (list(span), event["caption"])
-                for event in (as_object(event, where, ("timestamp", "caption")) for event in listed)
-                if (span := read_span(event["timestamp"])) is not None and isinstance(event["caption"], str)
-            ]
-            odd += len(listed) - len(found)
-            answers.put(truth.rows[name], [span for span, _ in found], [text for _, text in found])
-        answers.notes.extend([f"{odd} events without [start, end] and a text are left out"] * (odd > 0))
-        return answers
 
     def score(self, truth: DenseTruth, predictions: DenseAnswers, options: Options) -> Scores:
         """Metrics in percent, means over all videos (one without a prediction counts 0).
@@ -97,6 +92,8 @@ class YouCook2(dense_scores.DenseBenchmark):
         missing one scores 0; BLEU, meant for a corpus, is of paragraphs only.
         """
         words = Words(options)
+        if options.protocol == "published":
+            predictions = predictions.published or predictions
         score = _corrected if options.protocol == "corrected" else _published
         measures, clipped = score(words, truth, predictions, options.seed)
         flat = dense_measures.mean_over_thresholds(measures)
@@ -135,50 +132,6 @@ def _paragraphs(words: Words, truth: DenseTruth, answers: DenseAnswers, protocol
         said = list(compress(said, answers.state != State.MISSING))
         true = true[: len(said)]
     return paragraph_scores(said, true, words.meteor)
-
-
-def _from_list(annotations: Any, path: Path) -> Iterator[tuple[str, float | None, Any, list[str]]]:
-    """(name, duration, spans, captions) of each video of the ``annotations`` list."""
-    need(isinstance(annotations, list), f"{path}: annotations is not a list")
-    for number, entry in enumerate(annotations):
-        where = f"{path}: annotations[{number}]"
-        entry = as_object(entry, where, ("image_id", "segments", "pure_cap"))
-        name, text = entry["image_id"], entry["pure_cap"]
-        need(isinstance(name, str) and isinstance(text, str), f"{where}: image_id and pure_cap must be texts")
-        yield name, seconds(entry.get("duration")), entry["segments"], text.split(". ")
-
-
-def _from_database(database: Mapping, path: Path) -> Iterator[tuple[str, float | None, Any, list[str]]]:
-    """(name, duration, spans, captions) of each validation video of the data set's own file."""
-    for video, entry in database.items():
-        where = f"{path}: {video!r}"
-        entry = as_object(entry, where, ("subset", "annotations"))
-        if entry["subset"] == "validation":
-            need(isinstance(entry["annotations"], list), f"{where}: annotations is not a list")
-            events = [as_object(event, where, ("segment", "sentence")) for event in entry["annotations"]]
-            spans, texts = [e["segment"] for e in events], [e["sentence"] for e in events]
-            yield f"{video}.mp4", seconds(entry.get("duration")), spans, texts
-
-
-def _from_d2vlm(samples: list, path: Path) -> dict[str, list[dict]]:
-    """D2VLM's answers as events by video, converted as published: none without ``</evi>``.
-
-    The published conversion stops at an answer without a time, which is unparsed here.
-    """
-    events: dict[str, list[dict]] = {}
-    for number, sample in enumerate(samples):
-        where = f"{path}: sample {number}"
-        sample = as_object(sample, where, ("video", "a"))
-        video, answer = sample["video"], sample["a"]
-        need(isinstance(video, str) and isinstance(answer, str), f"{where}: video and a must be texts")
-        name = Path(video).name
-        need(name not in events, f"{where}: the video {name!r} stands twice")
-        try:
-            spans, texts, _ = published_steps_with_evidence(answer) or ([], [], [])
-        except ValueError:
-            spans, texts = [], []
-        events[name] = [{"timestamp": s, "caption": text} for s, text in zip(spans, texts, strict=True)]
-    return events
 
 
 TASK = YouCook2()

@@ -19,7 +19,7 @@ from d2vlm.preferences.factors import tiou, wording_of
 from d2vlm.preferences.wording import MARK, Wording, take_apart, words
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.common.config import ConfigError, need
-from videollm.common.files import json_lines, json_text
+from videollm.common.files import Bad, json_lines, json_text, read_json
 from videollm.data import Record
 
 SHOWN = 200  # characters of a command's own error that a message repeats
@@ -127,11 +127,11 @@ def rewrites(records: Sequence[Record], options: RewriteOptions) -> dict[str, Wo
     for number, text in enumerate(lines, start=1):
         where = f"rewrite.command: line {number} of its output"
         try:
-            line = json.loads(text)
+            line = read_json(text)
             name, answer = line["id"], line["answer"]
             original = right[name]
             found[name] = take_apart(answer, original.spans)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, Bad) as error:
             raise ConfigError(f"{where} is not JSON ({error}); it must write one object a line") from None
         except (TypeError, KeyError, AttributeError):
             raise ConfigError(f'{where} is not {{"id": one of the input, "answer": text}}: {text[:SHOWN]}') from None

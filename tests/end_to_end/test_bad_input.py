@@ -281,7 +281,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_by_every_command(tmp_path,
 def test_an_output_that_cannot_be_written_or_is_not_ours_is_refused(tmp_path, model, capsys):
     lines, mine = clip_lines(1), tmp_path / "notes.jsonl"
     mine.write_text("mine\n")
-    for output, says in ((".", "is a folder"), ("notes.jsonl/x", "cannot write"), ("notes.jsonl", "not from this")):
+    for output, says in ((".", "Is a directory"), ("notes.jsonl/x", "cannot write"), ("notes.jsonl", "not from this")):
         assert run_infer(tmp_path, model, clips(), lines, output=output) == 2
         message = the_error(capsys)
         assert message.startswith("--output: ") and says in message

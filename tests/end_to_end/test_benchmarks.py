@@ -26,13 +26,14 @@ FORMS = {
     "anet": lambda data: all({"video_id", "anno_id", "timestamp"} <= s.keys() for s in data["results"].values()),
     "qvhighlights": lambda data: all(isinstance(row["prediction"], str) and "target" in row for row in data),
     "youcook2": lambda data: all(isinstance(events, list) for events in data.values()) and "y0.mp4" in data,
-    "anet_dvc": lambda data: all(isinstance(json.loads(row["answer"]), list) for row in data),
+    "anet_dvc": lambda data: all(isinstance(events, list) for events in data["results"].values()),
     "nextgqa": lambda data: all(row.keys() == {"qid", "prediction", "timestamp", "target"} for row in data),
     "etbench": lambda data: all(isinstance(row["a"], str) and "tgt" in row or "o" in row for row in data),
     "mvbench": lambda data: all({"task_type", "pred", "gt"} <= row.keys() for row in data),
     "videomme": lambda data: all({"question_id", "answer", "a"} <= row.keys() for row in data),
     "longvideobench": lambda data: all(row.keys() == {"id", "pred", "gt"} for row in data),
     "moving_shapes": lambda data: all("spans" in row for row in data),
+    "moment_retrieval": lambda data: all({"qid", "pred_relevant_windows"} <= row.keys() for row in data),
 }
 
 

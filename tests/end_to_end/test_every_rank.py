@@ -6,7 +6,7 @@ Each step pairs two samples that need different parts of the model, one a rank.
 import pytest
 from PIL import Image
 
-from tests.models import clip_lines, clips, read_log, turns, write_config
+from tests.models import BACKBONES, clip_lines, clips, read_log, turns, write_config
 from tests.ranks import in_order, output_of, run
 from videollm.training.trainer import VideoTrainer
 
@@ -84,6 +84,14 @@ def test_lopsided_batches_of_every_head_under_every_stage(tmp_path, repository, 
 )
 def test_lopsided_batches_with_options(tmp_path, repository, stage, options):
     compare(tmp_path, repository, "d2vlm", stage, "internvl", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [None, 2, 3])
+def test_lopsided_batches_of_a_model_whose_output_layer_is_its_embedding(tmp_path, repository, stage):
+    """Every rank has to add up what both uses of the matrix give."""
+    language = BACKBONES["internvl"]["language"] | {"tie_word_embeddings": True}
+    compare(tmp_path, repository, "d2vlm", stage, "internvl", model={"language": language})
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME, our_config, ours
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
+from videollm.batches.reader import Seen
 from videollm.checkpoint import Bundle
 from videollm.common.config import build
 from videollm.data import parse_record
@@ -82,10 +83,10 @@ class GoldenReader:
     def __init__(self, bundle: Bundle, frames: dict[str, Tensor]):
         self.preprocess, self.frames = build(Preprocess, bundle.config.preprocess, "preprocess"), frames
 
-    def video(self, name: str, rng, view=None):
+    def video(self, name: str, rng, view=None, limits=()):
         """As ``VisualReader.video``; ``name`` is the key."""
         frames = self.frames[f"frames_u8.{name}"]
-        return self.preprocess(frames), None, np.arange(len(frames)) * 1.0, float(len(frames))
+        return Seen(self.preprocess(frames), None, np.arange(len(frames)) * 1.0, float(len(frames)))
 
 
 def golden_batch(

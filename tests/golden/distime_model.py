@@ -23,6 +23,7 @@ from distime.convert import convert
 from distime.time_head import FRAME_TIME, STAMP
 from videollm.batches.dataset import Item, VideoDataset
 from videollm.batches.prompt import PromptEncoder
+from videollm.batches.reader import Seen
 from videollm.checkpoint import Bundle, load
 from videollm.data import parse_record
 from videollm.data.conversation import Token, Turn, VisualMark
@@ -95,9 +96,10 @@ class GoldenReader:
     def __init__(self, pixels: Tensor, info: dict):
         self.pixels, self.info = pixels, info
 
-    def video(self, name, rng, view=None):
+    def video(self, name, rng, view=None, limits=()):
         """As ``VisualReader.video``."""
-        return self.pixels, None, np.asarray(self.info["frame_times_doubled"][::2]), float(self.info["duration"])
+        times_s = np.asarray(self.info["frame_times_doubled"][::2])
+        return Seen(self.pixels, None, times_s, float(self.info["duration"]))
 
     def images(self, files):
         """As ``VisualReader.images``."""

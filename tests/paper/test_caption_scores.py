@@ -132,6 +132,7 @@ def test_d2vlm_answer_is_converted_as_published(video):
     task = get("youcook2")
     truth = task.load(PAPER / SETS[path][3])
     from_answers, converted = (task.read(PAPER / name, truth) for name in (SETS[path][2], CONVERTED))
+    from_answers = from_answers.published
     row = truth.names.index(video)
     assert from_answers.captions[row] == converted.captions[row]
     assert from_answers.spans[row] == converted.spans[row]

@@ -8,8 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from all_benchmark_eval.benchmark import Options, get, read_json, read_lines
-from all_benchmark_eval.metrics.dense_scores import DenseAnswers
+from all_benchmark_eval.benchmark import Options, get, read_lines
 from all_benchmark_eval.metrics.intervals import iou_union
 from tests.conftest import place
 
@@ -44,12 +43,8 @@ def bmt():
         if not path.is_file():
             pytest.skip(f"{path}: not there")
     task = get("anet_dvc")
-    truth, results = task.load(PAPER / VAL_2), read_json(PEERS / BMT)["results"]
-    answers = DenseAnswers.none(len(truth))
-    for video, events in results.items():
-        answers.put(
-            truth.rows[video], [event["timestamp"] for event in events], [event["sentence"] for event in events]
-        )
+    truth = task.load(PAPER / VAL_2)
+    answers = task.read(PEERS / BMT, truth)
     return task.score(truth, answers, Options("published", "densevid_eval_present"))
 
 

@@ -57,7 +57,7 @@ class Batch:
     times_s: Tensor  # [B, F] float32, seconds
     frame_mask: Tensor  # [B, F] bool
     duration_s: Tensor  # [B] float32, seconds
-    pixel_values: Tensor | None = None  # [U, C, S, S] float32
+    pixel_values: Tensor | None = None  # [U, C, S, S] float32, or bytes that ``Preprocess.on_device`` makes that of
     features: Tensor | None = None  # [U', P, Dv]
     frame_source: Tensor | None = None  # [V] int64: which of them (pixels first) a frame is; None: in order
     # for a connector that reads the question

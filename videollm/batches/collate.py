@@ -80,7 +80,7 @@ class Collator:
             if prompt.ids[: prompt.prefix_length] != first.ids[: first.prefix_length]:
                 raise ConfigError(
                     f"data.pack: {item.ids[s]} and {item.ids[0]} ask about the same video, but what stands before it "
-                    "in their first turns differs; write the same, or set data.pack=false"
+                    "in their first turns differs; write the same, or start a new run with data.pack=false"
                 )
             row.add(prompt, prompt.prefix_length, len(prompt), segment=s + 1, sample=s)
         return row

@@ -18,12 +18,12 @@ from torch.utils.data import Dataset
 
 from videollm.batches.prompt import Prompt, PromptEncoder
 from videollm.batches.reader import VisualReader
-from videollm.common.config import ConfigError
 from videollm.data import Record
 from videollm.data.annotations import SLACK_S
-from videollm.data.conversation import SpanMark
+from videollm.data.conversation import SpanMark, Turn
 from videollm.data.letter import without_times
 from videollm.video.decode import VideoError
+from videollm.video.sampling import thinned_places
 from videollm.video.view import View
 
 KEPT = 5000  # items; more would cost memory that matters
@@ -33,8 +33,8 @@ KEPT = 5000  # items; more would cost memory that matters
 class Item:
     """One visual and its conversations.
 
-    ``pixels`` [F, C, S, S] float32, or ``features`` [F, P, Dv] from a frozen tower; ``times_s`` [F] is empty for
-    images. ``spans_s[i]`` are the spans of ``prompts[i]``. ``bad`` says why the visual could not be read.
+    ``pixels`` of F frames as ``reader.Seen`` has them, or ``features`` [F, P, Dv] from a frozen tower; ``times_s`` [F]
+    is empty for images. ``spans_s[i]`` are the spans of ``prompts[i]``. ``bad`` says why the visual could not be read.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Item:
     question: str = ""
     ids: list[str] = field(default_factory=list)
     thinned: int = 0  # frames dropped to fit the context
-    kept: np.ndarray | None = None  # the frames left by that; None: all
+    kept: np.ndarray | None = None  # which of the frames that were read are left by that; None: all
     bad: str | None = None
 
     @property
@@ -89,6 +89,7 @@ class VideoDataset(Dataset):
         self.groups = pack_by_video(self.records, max_questions) if pack else [[i] for i in range(len(self.records))]
         # A small data set with fixed frames is tokenised once, not once an epoch: item -> (prompts, spans).
         self.kept: dict[tuple[int, ...], tuple[list[Prompt], list[np.ndarray]]] = {}
+        self.rooms: dict[tuple[int, ...], int] = {}
         self.keeps = reader.fixed and len(self.groups) <= KEPT
 
     def __len__(self) -> int:
@@ -99,12 +100,16 @@ class VideoDataset(Dataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> Item:
+        return self.item(index, (self.room(index),))
+
+    def item(self, index: int, limits: tuple[int, ...]) -> Item:
+        """An item, its video read for all whose ``room`` is in ``limits``, this item's among them."""
         records = [self.records[i] for i in self.groups[index]]
         drawn = self._draw(records[0], index)
         key = (index, *drawn)
         rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
         try:
-            item = self._read(records[0], rng)
+            item = self._read(records[0], rng, limits, self.room(index))
             item.ids, item.question = [r.id for r in records], records[0].question
             if key in self.kept:
                 item.prompts, item.spans_s = self.kept[key]
@@ -122,9 +127,41 @@ class VideoDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """The items of a batch, for torch's loader: those of one video are made one after another, to read it once."""
-        by_video = sorted(indices, key=lambda i: self.records[self.groups[i][0]].video or "")
-        found = {index: self[index] for index in by_video}
+        together: dict[tuple, list[int]] = {}
+        for index in indices:
+            record = self.records[self.groups[index][0]]
+            alone = None if self.reader.fixed and record.video else index
+            together.setdefault((record.video, record.asking.view, alone), []).append(index)
+        found = {}
+        for same in together.values():
+            limits = tuple(sorted({self.room(index) for index in same}))
+            found |= {index: self.item(index, limits) for index in same}
         return [found[index] for index in indices]
+
+    def room(self, index: int) -> int:
+        """To how many frames a video is thinned for this item, by the lengths of its prompts with one frame.
+
+        The video is not open yet: where a text is as long as a duration says that the annotation lacks, this is a good
+        guess, and ``_thin`` sees to what is too long. Without a video: 1.
+        """
+        records = [self.records[i] for i in self.groups[index]]
+        if records[0].video is None:
+            return 1
+        drawn = self._draw(records[0], index)
+        key = (index, *drawn)
+        if key not in self.rooms:
+            asked = [*records, *(records[0].answered_by(records[0].rejected[k]) for k in drawn)]
+            longest = max(self._length_with_one_frame(record) for record in asked)
+            room = max(1, (self.max_length - longest) // self.encoder.tokens_per_frame + 1)
+            if not self.keeps:
+                return room
+            self.rooms[key] = room
+        return self.rooms[key]
+
+    def _length_with_one_frame(self, record: Record) -> int:
+        turns = self._turns(record)
+        duration_s = record.duration_s or max((end for _, end in record.spans_s), default=0.0) or 1.0
+        return len(self.encoder.encode(turns, record.spans_s, [("video", 1)], duration_s, record.asking.after_video))
 
     def _draw(self, record: Record, index: int) -> tuple[int, ...]:
         """Which of the record's rejected answers stand beside its own in this epoch."""
@@ -132,11 +169,14 @@ class VideoDataset(Dataset):
             return tuple(range(len(record.rejected))) if self.rejected else ()
         return (random.Random(f"{self.seed}/{self.epoch}/{index}/rejected").randrange(len(record.rejected)),)
 
-    def _read(self, record: Record, rng: random.Random) -> Item:
-        """The visual part of an item."""
+    def _read(self, record: Record, rng: random.Random, limits: tuple[int, ...], room: int) -> Item:
+        """The visual part of an item, its frames thinned to ``room``."""
         if record.video is not None:
-            pixels, features, times_s, duration_s = self.reader.video(record.video, rng, record.asking.view)
-            return Item(pixels=pixels, features=features, times_s=np.asarray(times_s), duration_s=float(duration_s))
+            seen = self.reader.video(record.video, rng, record.asking.view, limits)
+            item = Item(pixels=seen.pixels, features=seen.features, times_s=np.asarray(seen.times_s))
+            item.duration_s, item.thinned = float(seen.duration_s), seen.chosen - len(seen.places)
+            _keep(item, np.searchsorted(seen.places, thinned_places(seen.chosen, room)))
+            return item
         if record.images:
             how = {"jpeg": rng} if record.asking.view.jpeg else {}
             how |= {"max_tiles": record.max_tiles} if record.max_tiles else {}
@@ -154,8 +194,8 @@ class VideoDataset(Dataset):
         if item.longest > self.max_length:
             record = records[[len(p) for p in item.prompts].index(item.longest)]
             tokens = f"{record.where}: {item.longest} tokens with the fewest frames"
-            if self.answers:
-                raise ConfigError(f"{tokens}, over data.max_length={self.max_length}; raise it or shorten the text")
+            if self.answers:  # known before only where no image and no real duration decides (lengths.py)
+                raise VideoError(f"{tokens}, over data.max_length={self.max_length}; raise it or shorten the text")
             raise VideoError(
                 f"{tokens}, and the model has room for {self.max_length} beside its answer; shorten the question or "
                 "lower generate.max_new_tokens"
@@ -177,11 +217,7 @@ class VideoDataset(Dataset):
         Raises:
             VideoError: a span wholly behind the end of the video as it was decoded, unless the record is raw.
         """
-        turns = list(record.turns)
-        if not self.answers and record.has_answer:
-            turns = turns[:-1]
-        if self.answers and record.raw and record.moment:
-            turns = [turn if turn.written is None or turn.role != "user" else without_times(turn) for turn in turns]
+        turns = self._turns(record)
         limit = duration_s if record.video is not None and not record.raw else np.inf
         for mark in (p for turn in turns for p in turn.parts if isinstance(p, SpanMark)):
             start, end = record.spans_s[mark.span]
@@ -198,12 +234,27 @@ class VideoDataset(Dataset):
         count = len(item.times_s)
         over = item.longest - self.max_length
         keep = max(1, count - math.ceil(over / self.encoder.tokens_per_frame))
-        index = np.linspace(0, count - 1, keep).round().astype(int)
-        item.thinned, item.kept = count - keep, index
-        item.times_s = item.times_s[index]
-        item.pixels = item.pixels[index] if item.pixels is not None else None
-        item.features = item.features[index] if item.features is not None else None
+        _keep(item, thinned_places(count, keep))
         item.prompts = self._prompts(item, conversations)
+
+    def _turns(self, record: Record) -> list[Turn]:
+        """What is encoded of a conversation: all, or what stands before the answer to generate."""
+        turns = list(record.turns[:-1] if not self.answers and record.has_answer else record.turns)
+        if self.answers and record.raw and record.moment:
+            turns = [turn if turn.written is None or turn.role != "user" else without_times(turn) for turn in turns]
+        return turns
+
+
+def _keep(item: Item, index: np.ndarray) -> None:
+    """Leave the item only the frames ``index``; without a copy where these are all."""
+    count = len(item.times_s)
+    if len(index) == count:
+        return
+    item.thinned += count - len(index)
+    item.kept = index if item.kept is None else item.kept[index]
+    item.times_s = item.times_s[index]
+    item.pixels = item.pixels[index] if item.pixels is not None else None
+    item.features = item.features[index] if item.features is not None else None
 
 
 def share_prompt(prompts: Sequence[Prompt], text_only: bool, to_the_letter: bool = False) -> None:

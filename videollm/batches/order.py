@@ -1,8 +1,7 @@
 """Batches by cost: which items stand together, so that every batch, on every rank, needs little padding.
 
-In: a ``VideoDataset``, of which only the text is looked at (no video is opened), and the shape of a batch: a number of
-items, or a budget of tokens. Out: an order that depends on seed, epoch and lengths alone, so all ranks have the same
-and a resumed run goes on in it.
+In: a ``VideoDataset``, its lengths (lengths.py), and the shape of a batch: a number of items, or a budget of tokens.
+Out: an order that depends on seed, epoch and lengths alone, so all ranks have the same and a resumed run goes on in it.
 """
 
 import math
@@ -12,84 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler as Order
 
-from videollm.batches.dataset import VideoDataset, share_prompt
-from videollm.batches.prompt import Prompt
-from videollm.common.config import ConfigError
-from videollm.data import Record
-from videollm.video.sampling import Sampler
+from videollm.batches.dataset import VideoDataset
 
 POOL = 50  # batches of all ranks among which lengths are sorted; the more, the less padding and the less chance
 STEPS = 6  # so many rough lengths of a prefix before it has doubled
 SLACK = 1.02  # batches of an epoch, against the fewest that are possible
 CHANCE = (0.1, 0.05, 0.02, 0.01, 0.005, 0.0)  # by which lengths are taken for larger or smaller before they are sorted
-
-
-# ---- lengths ---------------------------------------------------------------------------------------------------------
-
-
-def item_lengths(dataset: VideoDataset) -> np.ndarray:
-    """Tokens of each item's row, [N] int64; errors as of ``item_sizes``."""
-    return item_sizes(dataset, "train.group_by_length").sum(1)
-
-
-def item_sizes(dataset: VideoDataset, setting: str) -> np.ndarray:
-    """Tokens of each item's prefix and of what stands behind it, [N, 2] int64: those of the collator's row.
-
-    Frames follow from duration and sampler, so that a count is off by a frame where a file is longer or shorter than
-    its annotation says. Of an image it is the most tiles that it can have.
-
-    Raises:
-        ConfigError: a video without ``duration``, where that decides on the number of its frames.
-    """
-    step = dataset.encoder.tokens_per_frame
-    return np.asarray([item_size(dataset, group, step, setting) for group in dataset.groups], np.int64).reshape(-1, 2)
-
-
-def item_size(dataset: VideoDataset, group: Sequence[int], step: int, setting: str) -> tuple[int, int]:
-    """(prefix, rest) of the item that holds the records ``group``: encoded with one frame, ``step`` for each other."""
-    records = [dataset.records[i] for i in group]
-    first, reader = records[0], dataset.reader
-    count = frames_of(first, reader.sampler, reader.max_tiles, setting)
-    prompts = [encoded(dataset, record) for record in records]
-    rest = sum(len(p) - p.prefix_length for p in prompts)
-    prefix = prompts[0].prefix_length
-    if dataset.rejected:
-        worse = [encoded(dataset, first.answered_by(answer)) for answer in first.rejected]
-        share_prompt([prompts[0], *worse], text_only=False)
-        prefix, (chosen, *others) = prompts[0].prefix_length, [len(p) - p.prefix_length for p in (prompts[0], *worse)]
-        rest = chosen + (sum(others) if dataset.rejected == "all" else max(others))
-        prompts += worse
-    if first.video is None:
-        return prefix + (count - len(first.images)) * dataset.encoder.visual.per_frame, rest
-    room = dataset.max_length - max(map(len, prompts))  # for more than one frame
-    return prefix + step * (min(count, max(1, room // step + 1)) - 1), rest
-
-
-def encoded(dataset: VideoDataset, record: Record) -> Prompt:
-    """A record's conversation with one frame of its video, or one tile of each image."""
-    visuals = [("image", 1)] * len(record.images) or [("video", 1)]
-    known = [record.duration_s or 1.0, *(end for _, end in record.spans_s)]
-    return dataset.encoder.encode(record.turns, record.spans_s, visuals, max(known), record.asking.after_video)
-
-
-def frames_of(record: Record, sampler: Sampler, max_tiles: int, setting: str) -> int:
-    """Frames of a record's video, or tiles of its images at most; ``setting`` is what asks."""
-    if record.video is None:
-        tiles = max(1, (record.max_tiles or max_tiles) // max(1, len(record.images)))
-        return len(record.images) * (tiles + (tiles > 1))
-    if sampler.rule == "segments":
-        return sampler.num_frames
-    if record.duration_s is None:
-        raise ConfigError(
-            f"{setting}: {record.where} has no duration, so the number of its frames is not known; add `duration`, or "
-            f"leave {setting} out"
-        )
-    start, end = record.asking.view.bound_s or (0.0, record.duration_s)
-    seconds = min(end, record.duration_s) - max(start, 0.0)
-    return min(max(1, math.ceil(seconds * sampler.fps)), sampler.max_frames or math.inf)
-
-
-# ---- orders ----------------------------------------------------------------------------------------------------------
 
 
 class LengthGroupedSampler(Order):

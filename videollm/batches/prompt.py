@@ -124,6 +124,27 @@ class PromptEncoder:
             duration_s: of the video; 0 where there is none.
             after_video: text behind a video, in place of the layout's own.
         """
+        return self._assemble(self._parts(turns, spans_s, visuals, duration_s, after_video))
+
+    def at_most(self, *conversation, **named) -> int:
+        """Tokens that ``encode`` cannot give more of, without tokenising: a token stands for a byte at least.
+
+        A tokenizer that spells characters out (some of compatibility, as ligatures) may still do so.
+        """
+        parts = [part for part, _ in self._parts(*conversation, **named)]
+        frame = self.visual.per_frame + 2  # with the tokens around it
+        sizes = {FrameSlot: lambda _: frame, str: lambda text: len(text.encode()) + 1}  # SentencePiece adds a blank
+        return len(self.bos) + sum(sizes.get(type(part), lambda _: 1)(part) for part in parts)
+
+    def _parts(
+        self,
+        turns: Sequence[Turn],
+        spans_s: Sequence[Sequence[float]],
+        visuals: Sequence[tuple[str, int]],
+        duration_s: float,
+        after_video: str | None = None,
+    ) -> list[tuple[Part, bool]]:
+        """All of a conversation, with the template's text; True where supervised."""
         parts: list[tuple[Part, bool]] = []
         composed = self.head.compose(turns, spans_s, duration_s)
         template = self.template
@@ -133,7 +154,7 @@ class PromptEncoder:
             parts += self._turn(turn, i == len(composed) - 1, visuals, after_video)
         if composed[-1].role == "user":
             parts += self._template(template.assistant)
-        return self._assemble(parts)
+        return parts
 
     def _turn(
         self, turn: Turn, last: bool, visuals: Sequence[tuple[str, int]], after_video: str | None

@@ -19,11 +19,32 @@ from videollm.common.isolate import Isolated, Stopped
 from videollm.data import Record
 from videollm.video.decode import VideoError, video_error
 from videollm.video.folder import read_frame_folder
-from videollm.video.preprocess import Preprocess, through_jpeg, tile
+from videollm.video.preprocess import Preprocess, each, through_jpeg, tile
 from videollm.video.read import Frames, read_image, read_video, safe_join
 from videollm.video.sampling import Sampler
 from videollm.video.store import FrameStore
 from videollm.video.view import WHOLE, View
+
+
+@dataclass
+class Seen:
+    """A video as the reader gives it, F frames of the ``chosen`` ones that the sampler chose.
+
+    ``pixels``: uint8 [F, S, S, 3], or float32 [F, C, S, S] as the tower takes them, where the resizing gives no whole
+    grey levels; ``features`` [F, P, Dv] in place of them where they are stored. ``places`` [F] says which of the chosen
+    frames these are; both None: all.
+    """
+
+    pixels: Tensor | None
+    features: Tensor | None
+    times_s: np.ndarray
+    duration_s: float
+    places: np.ndarray | None = None
+    chosen: int | None = None
+
+    def __post_init__(self):
+        if self.places is None:
+            self.places, self.chosen = np.arange(len(self.times_s)), len(self.times_s)
 
 
 @dataclass
@@ -49,17 +70,19 @@ class VisualReader:
         """Whether a video always gives the same frames."""
         return self.sampler.pick != "random" and not self.preprocess.random_crop
 
-    def video(
-        self, name: str, rng: random.Random | None, view: View = WHOLE
-    ) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
-        """(pixels or None, features or None, times_s, duration_s) of a video; ``times_s`` are those of the whole.
+    def video(self, name: str, rng: random.Random | None, view: View = WHOLE, limits: Sequence[int] = ()) -> Seen:
+        """A video; its times are those of the whole.
 
-        Questions about one video mostly stand together, so the newest one is kept, unless its frames are drawn.
+        ``limits``: to how many frames each of those who ask would thin them; only what one of them keeps is decoded
+        (of stored features all is given, and of frames that are seen with the one before them). Questions about one
+        video mostly stand together, so the newest one is kept, unless its frames are drawn.
         """
-        key = (name, view, self.stored)
+        limits = () if self.preprocess.frame_difference else limits
+        key = (name, view, self.stored, limits)
         if self.last is None or self.last[0] != key:
+            self.last = None  # two videos are never held together
             try:
-                found = self._video(name, rng, view)
+                found = self._video(name, rng, view, limits)
             except VideoError as error:
                 found = error
             self.last = (key, found)
@@ -70,41 +93,39 @@ class VisualReader:
             raise found
         return found
 
-    def _video(
-        self, name: str, rng: random.Random | None, view: View
-    ) -> tuple[Tensor | None, Tensor | None, np.ndarray, float]:
+    def _video(self, name: str, rng: random.Random | None, view: View, limits: Sequence[int]) -> Seen:
         found = self.stored(name) if self.stored and view == WHOLE else None
         if found is not None:
-            return None, *found
-        frames = self.frames(name) if self.frames is not None and view == WHOLE else None
+            return Seen(None, *found)
+        frames = self.frames(name, limits) if self.frames is not None and view == WHOLE else None
         if frames is None:
-            frames = self._in_time(name, rng, view)
+            frames = self._in_time(name, rng, view, limits)
         elif not self.frames.resized:
-            resize = self.preprocess.while_decoding(rng)
-            frames.pixels = torch.from_numpy(np.stack([resize(frame) for frame in frames.pixels.numpy()]))
-        return self.preprocess(frames.pixels), None, frames.times_s, frames.duration_s
+            frames.pixels = each(self.preprocess.while_decoding(rng), frames.pixels)
+        pixels = self.preprocess.before_device(frames.pixels)
+        return Seen(pixels, None, frames.times_s, frames.duration_s, frames.places, frames.chosen)
 
-    def _in_time(self, name: str, rng: random.Random | None, view: View) -> Frames:
+    def _in_time(self, name: str, rng: random.Random | None, view: View, limits: Sequence[int]) -> Frames:
         """``decode``; in a data worker by a child of it, so that a decoder that hangs or crashes is one bad video."""
         if self.timeout_s is None or get_worker_info() is None:
-            return self.decode(name, rng, view)
+            return self.decode(name, rng, view, limits)
         if self.child is None:
             self.child = Isolated(self._decode_arrays, self.timeout_s)
         try:
-            frames = self.child(name, rng, view)
+            frames = self.child(name, rng, view, limits)
         except Stopped as error:
             problem = f"its decoder {error}"
-            raise video_error(name, problem, "re-encode it, or raise data.decode_timeout_s if it is long") from None
+            raise video_error(name, problem, "raise data.decode_timeout_s, or mend it: ffmpeg -i IN OUT.mp4") from None
         return replace(frames, pixels=torch.from_numpy(frames.pixels))
 
-    def _decode_arrays(self, name: str, rng: random.Random | None, view: View) -> Frames:
-        frames = self.decode(name, rng, view)
+    def _decode_arrays(self, name: str, rng: random.Random | None, view: View, limits: Sequence[int]) -> Frames:
+        frames = self.decode(name, rng, view, limits)
         return replace(frames, pixels=frames.pixels.numpy())
 
-    def decode(self, name: str, rng: random.Random | None, view: View) -> Frames:
+    def decode(self, name: str, rng: random.Random | None, view: View, limits: Sequence[int] = ()) -> Frames:
         """The frames of a video file or folder, after the first stage of the preprocessing."""
         path, resize = safe_join(self.root, name), self.preprocess.while_decoding(rng, view.jpeg)
-        options = {"resize": resize, "rng": rng, "window_s": view.bound_s}
+        options = {"resize": resize, "rng": rng, "window_s": view.bound_s, "limits": limits}
         if view.frames:
             return read_frame_folder(path, view.frames, self.sampler, **options)
         return read_video(path, self.sampler, backend=self.backend, **options)
@@ -118,15 +139,15 @@ class VisualReader:
         return torch.cat(tiles), [len(t) for t in tiles]
 
     def _tiles(self, image: Frames, limit: int, jpeg: random.Random | None) -> Tensor:
-        """One image as tiles [T, C, S, S]; one tile is the whole image."""
+        """One image as tiles, [T, S, S, 3] or [T, C, S, S] as ``Seen.pixels``; one tile is the whole image."""
         pixels = image.pixels[0].numpy()
         if limit == 1:
             resize = self.preprocess.while_decoding(jpeg, jpeg=jpeg is not None)
-            return self.preprocess(torch.as_tensor(np.array(resize(pixels)))[None])
+            return self.preprocess.before_device(torch.as_tensor(np.array(resize(pixels)))[None])
         tiles = tile(pixels, limit, self.preprocess.size)
         if jpeg is not None:
             tiles = torch.from_numpy(np.stack([through_jpeg(t, jpeg) for t in tiles.numpy()]))
-        return self.preprocess(tiles)
+        return self.preprocess.before_device(tiles)
 
 
 def open_store(folder: str | Path, reader: VisualReader, records: Sequence[Record]) -> None:

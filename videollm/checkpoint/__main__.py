@@ -3,11 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from videollm.checkpoint.load import load
 from videollm.checkpoint.tensors import CheckpointError
-from videollm.common.command import tell
-from videollm.common.config import ConfigError
+from videollm.common.command import ended
+from videollm.common.files import check_writable
 from videollm.model.lora import merge_lora
 
 
@@ -18,18 +19,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", metavar="DST", help="folder to write")
     parser.add_argument("--adapters", metavar="BASE", help="store only adapters and head, beside this checkpoint")
     args = parser.parse_args(argv)
-    try:
-        bundle = load(args.source)
-        if not bundle.config.lora:
-            raise CheckpointError(f"{args.source}: has no adapters; nothing is to be done")
-        if args.adapters:
-            print(f"{len(bundle.save_adapters(args.target, args.adapters))} tensors that {args.adapters} has not")
-        else:
-            merge_lora(bundle.model)
-            bundle.save(args.target)
-    except (CheckpointError, ConfigError) as error:
-        return tell(error)
-    return 0
+    return ended(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load, fold or take out, write."""
+    check_writable(Path(args.target, "config.json"), "DST")
+    bundle = load(args.source)
+    if not bundle.config.lora:
+        raise CheckpointError(f"{args.source}: has no adapters; nothing is to be done")
+    if args.adapters:
+        print(f"{len(bundle.save_adapters(args.target, args.adapters))} tensors that {args.adapters} has not")
+    else:
+        merge_lora(bundle.model)
+        bundle.save(args.target)
 
 
 if __name__ == "__main__":

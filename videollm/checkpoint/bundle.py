@@ -16,6 +16,7 @@ from videollm.batches.reader import VisualReader
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import write_adapters
 from videollm.common.config import build
+from videollm.model.tying import stored
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
@@ -62,8 +63,10 @@ class Bundle:
         return Collator(pad, split, self.config.bidirectional_frames, **options)
 
     def save(self, folder: str | Path, state_dict: dict | None = None) -> None:
-        """Write everything into ``folder``."""
-        self.model.save_pretrained(folder, state_dict=state_dict)
+        """Write everything into ``folder``; ``state_dict`` where the model's own has not all weights (ZeRO-3)."""
+        state = self.model.state_dict() if state_dict is None else state_dict
+        kept = {name: state[name] for name in stored(state, self.config.text_config)}
+        self.model.save_pretrained(folder, state_dict=kept)
         self.save_tokenizers(folder)
 
     def save_adapters(self, folder: str | Path, base: str | Path) -> list[str]:
@@ -71,7 +74,7 @@ class Bundle:
 
         ``load`` takes the folder as long as ``base`` stays where it is. Returns the names of the tensors.
         """
-        names = write_adapters(self.model.state_dict(), Path(folder), base)
+        names = write_adapters(self.model.state_dict(), Path(folder), base, self.config.text_config)
         config = copy.deepcopy(self.config)
         config.base = str(Path(base).resolve())
         config.save_pretrained(folder)

@@ -14,8 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
-from videollm.checkpoint.tensors import CheckpointError
+from videollm.checkpoint.tensors import CheckpointError, TensorSource
 from videollm.common.config import ConfigError
+from videollm.heads import build_head
+from videollm.model.tying import settle, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,11 @@ def read_model(
     options = {"use_safetensors": True, "local_files_only": True}
     source = folder
     if has_adapters(folder):
-        source, options = None, {"state_dict": read_adapters(folder, getattr(config, "base", None))}
+        whole = read_adapters(folder, getattr(config, "base", None), config.text_config)
+        source, options = None, {"state_dict": whole}
         config.base = None  # in memory the model is whole, and is saved so
+    elif tied(config.text_config):
+        settle(config.text_config, TensorSource(folder, ["model"]), folder)
     try:
         return VideoLLM.from_pretrained(
             source, config=config, attn_implementation=attention, dtype=dtype, output_loading_info=True,
@@ -110,7 +115,12 @@ def read_config(folder: Path) -> VideoLLMConfig:
 
 def start_head(folder: Path, model: VideoLLM, report: dict) -> None:
     """Initialise a base's head and take it off the report; what is saved from now on has one."""
-    model.head.reset_parameters()
+    with torch.random.fork_rng(devices=[]):
+        fresh = build_head(model.config.head, model.config.text_config.hidden_size)
+    fresh.reset_parameters()  # in float32, whatever the checkpoint is read in
+    with torch.no_grad():
+        for own, new in zip(model.head.parameters(), fresh.parameters(), strict=True):
+            own.copy_(new)
     model.config.headless = False
     report["missing_keys"] = {key for key in report["missing_keys"] if not key.startswith("head.")}
     logger.warning("%s: a base without a %s head; its head starts fresh", folder, model.config.head["name"])

@@ -24,7 +24,7 @@ SHARD_BYTES = 4 << 30
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(config.UserError, ValueError):
     """A folder that cannot be loaded; the message names the folder, what is wrong and the remedy."""
 
 

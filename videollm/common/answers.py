@@ -24,6 +24,7 @@ class AnswerLine:
         scores: in [0, 1], one a span of the answer.
         duration: of the video, in seconds.
         finish_reason: "stop", "length" (cut off) or "error".
+        frames: looked at; for people, not written.
         thinned: frames dropped to fit the context.
         error: why the question could not be asked; None for an answer.
         extra: other keys of the line, which are kept.
@@ -39,6 +40,7 @@ class AnswerLine:
     scores: list[float] = field(default_factory=list)
     duration: float | None = None
     finish_reason: str = ""
+    frames: int = 0
     thinned: int = 0
     error: str | None = None
     extra: dict = field(default_factory=dict)
@@ -51,6 +53,7 @@ class AnswerLine:
     def to_json(self) -> dict:
         """The line as JSON data."""
         own = asdict(self)
+        del own["frames"]
         return own | own.pop("extra")
 
     @classmethod
@@ -62,7 +65,7 @@ class AnswerLine:
         """
         if absent := cls.absent(row, needed):
             raise ValueError(f"no {', '.join(absent)}")
-        own = {one.name: row[one.name] for one in fields(cls) if one.name in row}
+        own = {one.name: row[one.name] for one in fields(cls) if one.name in row and one.name != "frames"}
         line = cls(**own | {"extra": {key: value for key, value in row.items() if key not in own}})
         if not isinstance(line.id, str) or not isinstance(line.text, str):
             raise ValueError("id or text is no text")

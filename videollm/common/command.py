@@ -1,7 +1,8 @@
 """What every command needs: a user's error as one message on stderr and exit status 2, and checks of common options.
 
-An error is an exception whose text is the message, as it was raised here or as a data worker passed it on (torch then
-puts the worker's traceback into the text). This file knows no command and no model.
+An error of the user is a ``UserError``, whose text is the message, or an ``OSError``: a file that is not there, a place
+that cannot be written. It is told as it was raised here or as a data worker passed it on (torch then puts the worker's
+traceback into the text). This file knows no command and no model.
 """
 
 import argparse
@@ -11,19 +12,19 @@ from collections.abc import Callable
 
 import torch
 
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, UserError
 from videollm.common.processes import this_rank
 
+USERS = (UserError, OSError)
 HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see that
 
 
-def ended(run: Callable[[], object], *errors: type[Exception]) -> int:
-    """Run a command; returns its exit status: 0, or what ``tell`` says of one of the user's ``errors``."""
+def ended(run: Callable[[], int | None]) -> int:
+    """Run a command; returns its exit status: what it returns (None: 0), or what ``tell`` says of a user's error."""
     try:
-        run()
-    except errors as error:
+        return run() or 0
+    except USERS as error:
         return tell(error)
-    return 0
 
 
 def tell(error: Exception) -> int:
@@ -33,9 +34,17 @@ def tell(error: Exception) -> int:
     """
     if this_rank() > 0:
         time.sleep(HEAD_START_S)
-    name = f"{type(error).__module__}.{type(error).__qualname__}: "
-    print(f"error: {str(error).rpartition(name)[2].strip()}", file=sys.stderr, flush=True)
+    print(f"error: {message(error)}", file=sys.stderr, flush=True)
     return 2
+
+
+def message(error: Exception) -> str:
+    """The text of an error without a worker's traceback; of an ``OSError`` the path and what the system says of it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and the right to use it"
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return str(error).rpartition(f"{name}: ")[2].strip()
 
 
 def usable_device(name: str) -> torch.device:

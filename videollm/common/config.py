@@ -13,7 +13,11 @@ from pathlib import Path
 import yaml
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """What a user can mend: its text names file, line, key or option, what is wrong and the remedy; no bug."""
+
+
+class ConfigError(UserError, ValueError):
     """A wrong key or value in a config; the message begins with the key's full name."""
 
 
@@ -48,6 +52,19 @@ def build(cls: type, values: dict, where: str = "") -> typing.Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{where or 'config'}: {error}") from None
+
+
+def unusable(where: str, what: str, error: Exception) -> Exception:
+    """``error``, which came up when ``what`` was built from the mapping ``where``, as a ConfigError of one line.
+
+    Libraries say in exceptions of any kind that a value does not fit. A user's error is one already, and no memory says
+    nothing about the config: they stay what they are.
+    """
+    if isinstance(error, UserError | MemoryError) or "memory" in str(error):
+        return error
+    said = " ".join(str(error).split())[:300]
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return ConfigError(f"{where}: {what} cannot be built from it ({kind}{said}); mend the value that this is about")
 
 
 def join(where: str, key: str) -> str:

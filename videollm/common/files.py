@@ -1,16 +1,20 @@
 """Files that are whole or not there, lines of JSON, and what is said of a folder or a record that cannot be used.
 
-Knows nothing of what is in a file; whoever calls puts its own words around an error.
+JSON data counts as read only if it can be written again. Knows nothing of what is in a file; whoever calls puts its own
+words around an error.
 """
 
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from videollm.common.config import ConfigError
+
+DEEPEST = 100  # lists and objects within each other; what reads, copies and writes them calls itself as often
 
 
 class Bad(ValueError):
@@ -48,6 +52,49 @@ def json_text(rows: Iterable[Any]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def read_json(data: bytes | str, **options: Any) -> Any:
+    """JSON data that can be written again: see ``check_json``. ``options`` are those of ``json.loads``.
+
+    Raises:
+        ValueError: not JSON (``json.JSONDecodeError``), not text in its encoding, or of ``check_json``.
+    """
+    value = parse_json(data, **options)
+    check_json(value)
+    return value
+
+
+def parse_json(data: bytes | str, **options: Any) -> Any:
+    """JSON data as it stands, for callers that check its pieces by themselves; errors as of ``read_json``."""
+    # Decoded here: json lets the bytes of half a character pass.
+    text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def check_json(value: Any) -> None:
+    """Raises Bad for JSON data that nothing can write: half a character (a lone surrogate), or nested too deep."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise Bad(f"half a character, {half}", "line", "write the whole character, or leave it out") from None
+    except RecursionError:
+        raise _too_deep() from None
+    depth, level = 0, [value] if text.count("[") + text.count("{") > DEEPEST else []
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise _too_deep()
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+
+
+def _too_deep() -> Bad:
+    return Bad(f"more than {DEEPEST} lists and objects within each other", "line", "flatten them, or leave them out")
+
+
 def an_object(value: Any) -> dict:
     """The value, if it is an object of JSON; else ValueError."""
     if not isinstance(value, dict):
@@ -61,7 +108,7 @@ def json_lines(
     """(line number, what ``parse`` makes of its JSON data) of every line that is not blank.
 
     ``bad`` is told number and reason of a line that is not JSON or at which ``parse`` raises ValueError; it raises, or
-    the line is left out. Without it that is a ValueError with FILE:LINE. ``torn``: a last line without its end, as a
+    the line is left out. Without it that is a ConfigError with FILE:LINE. ``torn``: a last line without its end, as a
     kill leaves it, is left out.
     """
     with open(path, "rb") as lines:  # bytes: a torn line may end within a character, and other breaks are text
@@ -69,12 +116,12 @@ def json_lines(
             if not line.strip() or (torn and not line.endswith(b"\n")):
                 continue
             try:
-                row = parse(json.loads(line))
-            except (ValueError, RecursionError) as error:
+                row = parse(read_json(line))
+            except ValueError as error:
                 is_json = not isinstance(error, json.JSONDecodeError)
                 why = str(error) if is_json else f"not JSON: {error.msg}, column {error.colno}"
                 if bad is None:
-                    raise ValueError(f"{path}:{number}: {why}") from None
+                    raise ConfigError(f"{path}:{number}: {why}") from None
                 bad(number, why)
             else:
                 yield number, row
@@ -84,3 +131,16 @@ def check_folder(path: str | Path, key: str) -> None:
     """ConfigError unless ``path``, the value of option ``key``, is the folder that paths are relative to."""
     if not Path(path).is_dir():
         raise ConfigError(f"{key}: {path} is not a folder; give the one that the paths are below")
+
+
+def check_writable(path: Path, key: str) -> None:
+    """Make the folder of the file ``path``, the value of option ``key``; ConfigError where the file cannot be written.
+
+    Tried, not asked: to the administrator all rights are said to be there, also below /proc.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot write {path} ({error.strerror}); choose another file") from None

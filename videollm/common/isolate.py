@@ -53,7 +53,7 @@ class Isolated:
             if not pipe.poll(self.timeout_s):
                 self.close()
                 raise Stopped(f"took more than {self.timeout_s:g} s")
-            good, value = pickle.loads(pipe.recv_bytes())
+            good, value = _receive(pipe)
         except (EOFError, OSError):
             raise Stopped(f"ended its process ({self.close()})") from None
         if not good:
@@ -105,11 +105,36 @@ def _serve(function: Callable, pipe: Connection, parent: int) -> None:
                 found = (True, function(*args))
             except Exception as error:
                 found = (False, error)
-            pipe.send_bytes(pickle.dumps(found, protocol=5))
+            _send(pipe, found)
     except (EOFError, OSError):
         pass
     finally:
         os._exit(0)  # the parent's buffers and exit handlers are not ours
+
+
+def _send(pipe: Connection, value: Any) -> None:
+    """Write a value, its arrays from where they lie: a pickle of frames would be a second copy of them."""
+    arrays: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+    left = [array.raw() for array in arrays]
+    pipe.send_bytes(pickle.dumps((head, [data.nbytes for data in left])))
+    for data in left:
+        while data:
+            data = data[os.write(pipe.fileno(), data) :]
+
+
+def _receive(pipe: Connection) -> Any:
+    """What ``_send`` wrote, its arrays read into the memory that they keep; EOFError where the other end is gone."""
+    head, sizes = pickle.loads(pipe.recv_bytes())
+    arrays = [bytearray(size) for size in sizes]
+    for array in arrays:
+        left = memoryview(array)
+        while left:
+            count = os.readv(pipe.fileno(), [left])
+            if not count:
+                raise EOFError
+            left = left[count:]
+    return pickle.loads(head, buffers=arrays)
 
 
 def isolated_map(

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from videollm.common.config import UserError
+
 LONGEST = timedelta(days=7)  # that one share may take longer than another
 
 
@@ -43,7 +45,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
-class RankError(RuntimeError):
+class RankError(UserError, RuntimeError):
     """Another process of the command is gone."""
 
 

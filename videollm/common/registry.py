@@ -34,13 +34,14 @@ def registered(registry: Registry, name: str, key: str, remedy: str) -> Any:
     Raises:
         ConfigError: there is no such thing; ``key`` is the option that names it, ``remedy`` ends the message.
     """
-    if name not in registry and re.fullmatch(r"[a-z_]\w*(\.[a-z_]\w*)*", str(name)):
+    text = isinstance(name, str)
+    if text and name not in registry and re.fullmatch(r"[a-z_]\w*(\.[a-z_]\w*)*", name):
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if not f"{name}.".startswith(f"{error.name}."):
                 raise
-    if name not in registry:
+    if not text or name not in registry:
         known = ", ".join(sorted(registry.keys()))
         raise ConfigError(f"{key}: no {key.split('.')[1]} {name!r}; registered: {known}. {remedy}")
     return registry.get(name)

@@ -1,4 +1,7 @@
-"""``python -m videollm.data check``: a report about annotation files and their videos, for people."""
+"""``python -m videollm.data check``: a report about annotation files and their videos, for people.
+
+A door, as the files of ``videollm/`` are: what stands behind may be any room.
+"""
 
 import argparse
 import os
@@ -6,44 +9,78 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.config import ConfigError
-from videollm.common.files import check_folder
-from videollm.data.check import check_visuals, report_on, write_clean
-from videollm.data.load import load_with_problems
+from videollm.common.command import ended, whole
+from videollm.common.config import ConfigError, UserError, need
+from videollm.common.files import check_folder, check_writable
+from videollm.data.check import Visuals, check_visuals, own_ids, report_on, write_clean
+from videollm.data.filters import long_line
+from videollm.data.mixture import load_to_check
+from videollm.data.record import Record, ending
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m videollm.data check``: print a report; 1 if anything is wrong, else 0."""
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m videollm.data", description="Annotation files.")
     check = parser.add_subparsers(dest="command", required=True).add_parser("check", help="check annotation files")
-    check.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=".json or .jsonl, also .gz")
+    check.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=".json, .jsonl, or list of sets")
     check.add_argument("--videos", metavar="FOLDER", help="folder that video paths are relative to; opens every video")
     check.add_argument("--decode", action="store_true", help="decode frames all over each video, too")
-    check.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that look")
+    check.add_argument("--model", type=Path, metavar="MODEL", help="checkpoint or config: are records too long for it?")
+    check.add_argument("--max-length", type=whole(1), metavar="N", help="tokens, in place of the model's own limit")
+    check.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes that look")
     check.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
     check.add_argument("--output", type=Path, metavar="CLEAN.jsonl", help="write the records that are good")
-    options = parser.parse_args(arguments)
-    if options.workers < 1 or (options.output and options.output.suffix != ".jsonl"):
-        check.error("--workers must be at least 1, and the name of --output end in .jsonl")
-    records, problems = load_with_problems(options.annotations)
-    report, visuals = report_on(records, problems), None
-    print(report)
+    return parser.parse_args(argv)
+
+
+def lengths(records: Sequence[Record], model: Path, max_length: int | None) -> dict[str, str]:
+    """What is said of each record that is too long for a model, by id. ConfigError for no model."""
+    from videollm.batches.lengths import too_long  # these load transformers, which no other check needs
+    from videollm.training.assemble import planned_encoder
+
+    try:
+        encoder, context = planned_encoder(model)
+    except UserError as error:
+        raise ConfigError(f"--model: {error}") from None
+    limit = max_length or context
+    found = too_long(records, encoder, limit, rejected=True)
+    return {records[i].id: long_line(records[i], tokens, limit) for i, tokens in found.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m videollm.data check``: print a report; 1 if anything is wrong, 2 for a user's error, else 0."""
+    options = arguments(argv)
+    return ended(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, print, write; the exit status."""
+    if options.output:
+        need(ending(options.output) == ".jsonl", f"--output: {options.output} is not named .jsonl; name it so")
+        check_writable(options.output, "--output")
+    need(options.model or not options.max_length, "--max-length: tokens are those of a model; name it with --model")
     if options.videos:
-        try:
-            check_folder(options.videos, "--videos")
-        except ConfigError as error:
-            check.error(str(error))
+        check_folder(options.videos, "--videos")
+    records, problems, root = load_to_check(options.annotations, options.videos or ".")
+    records, renamed = own_ids(records)
+    long = lengths(records, options.model, options.max_length) if options.model else {}
+    report, visuals = report_on(records, problems), Visuals()
+    print(report)
+    if options.model:
+        print("\n".join([f"{len(long)} records are too long for {options.model}", *long.values()]))
+    if options.videos:
         visuals = check_visuals(
-            records, options.videos, decode=options.decode, workers=options.workers, timeout_s=options.timeout
+            records, root, decode=options.decode, workers=options.workers, timeout_s=options.timeout
         )
         print(visuals)
     if options.output:
-        try:
-            kept = write_clean(options.output, records, problems, visuals)
-        except OSError as error:
-            check.error(f"--output: cannot write {options.output} ({error.strerror}); choose another file")
+        kept = write_clean(options.output, records, problems, visuals, long=long, renamed=renamed)
         print(f"{options.output}: {kept} of {len(records)} good lines; what is left out: {options.output}.report.json")
-    return 0 if report.ok and (visuals is None or visuals.ok) else 1
+        if renamed:
+            print(f"{len(renamed)} of them have a new id, for an earlier record has theirs (named there, too)")
+        if root != Path(options.videos or "."):
+            print(f"their videos are below {root}")
+    return 0 if report.ok and visuals.ok and not long else 1
 
 
 if __name__ == "__main__":

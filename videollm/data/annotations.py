@@ -13,14 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from videollm.common.config import UserError
 from videollm.common.files import Bad
 from videollm.data import letter
 from videollm.data.conversation import SpanMark, Turn, VisualMark, span_marks
+from videollm.data.foreign import VISUAL_MARKS, check_keys, own_marks
 from videollm.data.options import KEYS, parse_asking
 from videollm.data.published import EVIDENCE_END, SPAN_MARKS, from_classes, read_as_published
-from videollm.data.record import VISUAL_MARKS, Record, RejectedAnswer, Span, place, plain_name
+from videollm.data.record import Record, RejectedAnswer, Span, place, plain_name
 
 SLACK_S = 0.5  # annotations round their times, and containers disagree on where a video ends
+LONGEST_PATH, LONGEST_NAME = 4000, 255  # bytes; no file system takes more, and the root needs some as well
 SHOWN = 20  # bad or mended lines that a message names before it only counts
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 OWN_KEYS = ("id", "video", "image", "duration", "task", "source", "conversations", "src", "tgt", "rejected", *KEYS)
@@ -32,7 +35,7 @@ _MARK = re.compile(rf"({_SPAN.pattern}|(?:{_VISUAL.pattern})\n?)")  # the layout
 _STAGE_FILLER = re.compile(rf"{_SPAN.pattern}|\band\b|[\s,;.&-]")  # all that may stand in an evidence stage
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError, ValueError):
     """Everything wrong with the annotations; ``problems`` has one ``FILE:LINE: what (field) - remedy`` for each."""
 
     def __init__(self, problems: Sequence[str]):
@@ -69,6 +72,7 @@ def parse_record(item: dict, line: int, path: str | os.PathLike, *, raw_spans: b
 def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> Record:
     item = read_as_published(item) if raw_spans else item
     item = from_classes(item, raw_spans) if isinstance(item.get("conversations"), dict) else item
+    check_keys(item, OWN_KEYS)
     item, aside = letter.usable(item) if (literal := raw_spans and letter.is_published(item)) else (item, {})
     duration = None if item.get("duration") is None else _number(item["duration"], "duration")
     if duration is not None and duration <= 0 and not raw_spans:
@@ -116,6 +120,12 @@ def _parse(item: dict, line: int, path: str | os.PathLike, raw_spans: bool) -> R
 def _visuals(item: dict) -> tuple[str | None, tuple[str, ...]]:
     """-> the video, the images; at most one of the two kinds."""
     video, images = item.get("video"), item.get("image")
+    if isinstance(video, list):
+        if len(video) != 1 or video == [None]:
+            raise Bad(
+                f"a list of {len(video)} instead of a path", "video", "make a record of each, or leave the key out"
+            )
+        video = video[0]
     images = [] if images is None else [images] if isinstance(images, str) else images
     if not isinstance(images, list) or (not images and item.get("image") is not None):
         shown = "an empty list" if images == [] else kind_of(images)
@@ -127,8 +137,10 @@ def _visuals(item: dict) -> tuple[str | None, tuple[str, ...]]:
             shown = "an empty path" if isinstance(path, str) else kind_of(path)
             raise Bad(f"{shown} instead of a path", key, "give a path, or leave the key out of a text-only record")
         windows = PureWindowsPath(path)
-        if PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        if PurePosixPath(path).is_absolute() or windows.root or ".." in windows.parts:
             raise Bad(f"{path!r} leads out of the folder of the videos", key, "write it relative to that folder")
+        if "\0" in path or _bytes(path) > LONGEST_PATH or any(_bytes(part) > LONGEST_NAME for part in windows.parts):
+            raise Bad(f"{path[:40]!r}... can be no file's name", key, "give the path of a file")
     return video, tuple(images)
 
 
@@ -151,6 +163,8 @@ def _conversation(item: dict, raw: bool, literal: bool) -> tuple[list[tuple[str,
         again = raw and role == "user" and texts  # published DisTime joins whatever turns come
         if role != expected and not (role == "system" and k == 0) and not again:
             raise Bad(f"a turn of the {role} where the {expected} should speak", name, "make the two take turns")
+        if role == "user" and not literal:
+            text = own_marks(text, name)
         if role == "assistant":
             text, stage = (letter.neutral_answer(text), True) if literal else _without_evidence(text, name)
             staged |= stage
@@ -185,7 +199,10 @@ def _with_visual_marks(texts: list[tuple[str, str]], mark: str, visuals: int, ra
         texts = [(role, f"{mark}\n" * visuals * (k == first) + text) for k, (role, text) in enumerate(texts)]
     elif marks != visuals:
         what = f"{marks} {' or '.join(VISUAL_MARKS)} marks for {visuals} videos or images"
-        raise Bad(what, "conversations", "write one mark for each, or none at all")
+        remedy = (
+            "write one mark for each, or none at all" if visuals else "name the file (video, image), or take them out"
+        )
+        raise Bad(what, "conversations", remedy)
     if not all(text.strip() or raw for role, text in texts if role == "user"):
         raise Bad("empty turn of the user", "conversations", "write the question")
     return texts
@@ -335,7 +352,7 @@ def _number(value: Any, name: str) -> float:
         raise Bad(f"{kind_of(value)} instead of a number", name, "write seconds as a number")
     if not -1e15 < value < 1e15:  # also false for NaN; an integer may be too large for a float
         raise Bad(f"{value if isinstance(value, float) else 'an integer'} is not a time", name, "write finite seconds")
-    return float(value)
+    return float(value) + 0.0  # -0.0 becomes 0.0
 
 
 def _name(item: dict, key: str) -> str:
@@ -346,6 +363,10 @@ def _name(item: dict, key: str) -> str:
         shown = kind_of(value) if value != "" else "an empty string"
         raise Bad(f"{shown} instead of a name", key, "write a string, or leave the key out")
     return value or ""
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="replace"))
 
 
 def kind_of(value: Any) -> str:

@@ -9,8 +9,8 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +19,16 @@ from tqdm import tqdm
 from videollm.common.files import json_text, write_text
 from videollm.common.isolate import isolated_map
 from videollm.data.annotations import SLACK_S
-from videollm.data.load import Paths, load_with_problems, odd_lines
+from videollm.data.load import Paths, odd_lines
+from videollm.data.mixture import load_to_check
 from videollm.data.record import Record, neutral_json
 from videollm.video.decode import VideoError, probe
 from videollm.video.folder import open_folder, read_frame_folder
+from videollm.video.names import nearest, unusable
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_image, read_video, safe_join
 from videollm.video.sampling import Sampler
+from videollm.video.timeline import mend
 from videollm.video.view import FrameFolder
 
 LOOKS = 16  # frames all over a video that --decode decodes
@@ -42,6 +45,8 @@ class Visuals:
     missing: dict[File, str] = field(default_factory=dict)
     unreadable: dict[File, str] = field(default_factory=dict)
     damaged: dict[File, str] = field(default_factory=dict)  # readable, but frames had to be replaced
+    truncated: dict[File, str] = field(default_factory=dict)
+    jumping: dict[File, str] = field(default_factory=dict)
     durations: dict[File, float] = field(default_factory=dict)  # seconds, of readable videos
     mismatched: dict[str, str] = field(default_factory=dict)  # id -> its annotated and its real duration
     outside: dict[str, str] = field(default_factory=dict)  # id -> a span that begins behind the real end
@@ -49,8 +54,8 @@ class Visuals:
 
     @property
     def ok(self) -> bool:
-        """Whether every file is there, readable, and as long as its records say."""
-        return not (self.missing or self.unreadable or self.mismatched or self.outside)
+        """Whether every file is there, readable, whole, and as long as its records say."""
+        return not any(getattr(self, kind) for kind in KINDS)
 
     def usable(self, record: Record) -> bool:
         """Whether training and inference could use the record."""
@@ -72,9 +77,13 @@ KINDS = {
     "missing": "no such file",
     "unreadable": "their records are left out of training",
     "damaged": "used, with frames replaced by their neighbours",
+    "truncated": "used as far as they go; fetch them again",
+    "jumping": "used, but their times are wrong",
     "mismatched": "records whose duration is not the video's",
     "outside": "records with a span behind the end of the video",
 }
+OF_RECORDS = ("mismatched", "outside")
+OF_FILES = tuple(kind for kind in KINDS if kind not in OF_RECORDS)
 
 
 def files_of(record: Record) -> list[File]:
@@ -84,30 +93,30 @@ def files_of(record: Record) -> list[File]:
 
 
 class Look:
-    """Opens one file: -> (kind of problem or "", reason, duration in seconds, frames replaced)."""
+    """Opens one file: -> (kind of problem or "", reason, duration in seconds, frames replaced, further problems)."""
 
     def __init__(self, root: str | Path, decode: bool):
         self.root, self.decode = Path(root), decode
         self.sampler = Sampler(rule="segments", num_frames=LOOKS)
         self.resize = Preprocess(kind="plain", size=64).while_decoding()
 
-    def __call__(self, file: File) -> tuple[str, str, float, int]:
+    def __call__(self, file: File) -> tuple[str, str, float, int, dict[str, str]]:
         name, is_image, frames = file
         try:
             path = safe_join(self.root, name)
             if not path.exists():
-                return "missing", f"no file {name} below {self.root}", 0.0, 0
+                hint = nearest(path)
+                return "missing", f"no file {name} below {self.root}{hint and f' ({hint})'}", 0.0, 0, {}
             if is_image:
                 read_image(path)
-                return "", "", 0.0, 0
+                return "", "", 0.0, 0, {}
+            info, damaged = open_folder(path, frames)[0] if frames else probe(path), 0
             if self.decode:
                 read = partial(read_frame_folder, stored=frames) if frames else read_video
-                found = read(path, sampler=self.sampler, resize=self.resize)
-                return "", "", found.duration_s, found.damaged
-            info = open_folder(path, frames)[0] if frames else probe(path)
-            return "", "", info.duration_s, 0
+                damaged = read(path, sampler=self.sampler, resize=self.resize).damaged
+            return "", "", info.duration_s, damaged, info.problems
         except VideoError as error:
-            return "unreadable", str(error), 0.0, 0
+            return "unreadable", str(error), 0.0, 0, {}
 
 
 def check_visuals(
@@ -122,13 +131,15 @@ def check_visuals(
     looked = isolated_map(Look(root, decode), users, workers, timeout_s)
     for file, result in tqdm(looked, total=len(users), desc="videos", unit="file", disable=None):
         if isinstance(result, Exception):
-            result = ("unreadable", f"{file[0]}: its decoder {result}; re-encode it or leave it out", 0.0, 0)
-        kind, reason, duration_s, damaged = result
+            result = ("unreadable", f"{file[0]}: its decoder {result}; {mend(file[0])}, or leave it out", 0.0, 0, {})
+        kind, reason, duration_s, damaged, problems = result
         first = users[file][0]
         if kind:
             getattr(found, kind)[file] = f"{first.where}: {reason}"
         elif not file[1]:
             found.durations[file] = duration_s
+        for kind, reason in problems.items():
+            getattr(found, kind)[file] = f"{first.where}: {file[0]}: {reason}"
         if damaged:
             found.damaged[file] = f"{first.where}: {file[0]}: {damaged} of {LOOKS} frames cannot be decoded"
     for record in records:
@@ -160,31 +171,53 @@ def _count(users: dict[File, list[Record]], records: Iterable[Record], found: Vi
         for source in {record.source for record in of_file}:
             counts = found.sources.setdefault(source, Counter())
             counts["files"] += 1
-            counts.update(kind for kind in ("missing", "unreadable", "damaged") if file in getattr(found, kind))
+            counts.update(kind for kind in OF_FILES if file in getattr(found, kind))
     for record in records:
         counts = found.sources.setdefault(record.source, Counter())
-        counts.update(kind for kind in ("mismatched", "outside") if record.id in getattr(found, kind))
+        counts.update(kind for kind in OF_RECORDS if record.id in getattr(found, kind))
 
 
-def write_clean(output: Path, records: Sequence[Record], problems: Sequence[str], visuals: Visuals | None) -> int:
+def own_ids(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The records, each with an id of its own, and ``FILE:LINE: new id`` of those whose id an earlier one has."""
+    taken, times, found, renamed = {record.id for record in records}, Counter(), [], []
+    for record in records:
+        times[record.id] += 1
+        if times[record.id] > 1:
+            while (name := f"{record.id}#{times[record.id]}") in taken:
+                times[record.id] += 1
+            renamed.append(f"{record.where}: {name}")
+            record = replace(record, id=name)
+        found.append(record)
+    return found, renamed
+
+
+def write_clean(
+    output: Path,
+    records: Sequence[Record],
+    problems: Sequence[str],
+    visuals: Visuals,
+    *,
+    long: Mapping[str, str],
+    renamed: Sequence[str],
+) -> int:
     """Write the usable records in our own schema, and beside it ``.report.json``, which names what is left out.
 
-    Returns how many records were kept. Raises OSError.
+    ``long`` says of records by id that they are too long, ``renamed`` names those with a new id. Returns how many
+    records were kept. Raises OSError.
     """
-    first: dict[str, Record] = {}
-    for record in records:
-        first.setdefault(record.id, record)
-    kept = [r for r in first.values() if visuals is None or visuals.usable(r)]
+    usable = [visuals.usable(record) and record.id not in long for record in records]
+    kept = list(itertools.compress(records, usable))
     report = {
-        "records": len(first),
+        "records": len(records),
         "kept": len(kept),
         "bad_lines": list(problems),
-        "left_out": [r.where for r in first.values() if visuals is not None and not visuals.usable(r)],
+        "left_out": [record.where for record, good in zip(records, usable, strict=True) if not good],
+        "too_long": list(long.values()),
+        "renamed": list(renamed),
+        "sources": {name or "(none)": dict(counts) for name, counts in visuals.sources.items()},
     }
-    if visuals is not None:
-        report |= {"sources": {name or "(none)": dict(counts) for name, counts in visuals.sources.items()}}
-        report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in list(KINDS)[:3]}
-        report |= {kind: getattr(visuals, kind) for kind in list(KINDS)[3:]}
+    report |= {kind: {file[0]: why for file, why in getattr(visuals, kind).items()} for kind in OF_FILES}
+    report |= {kind: getattr(visuals, kind) for kind in OF_RECORDS}
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     write_text(output.with_name(output.name + ".report.json"), text)
     write_text(output, json_text(map(neutral_json, kept)))
@@ -199,6 +232,7 @@ class Report:
     spans: Counter  # (task, source) -> spans
     rejected: Counter  # factor -> rejected answers
     preferences: int  # records that have any
+    text_only: int  # records without a video or an image
     odd: dict[str, str]  # file -> what would be mended, and where
     unused: int  # records with an answer, and with spans that no mark refers to
     missing: list[str]  # problems, one a missing video or image
@@ -216,6 +250,8 @@ class Report:
         if self.preferences:
             lines.append(f"{self.preferences} preference records, {self.rejected.total()} rejected answers")
             lines += [f"  factor {factor}: {count}" for factor, count in sorted(self.rejected.items())]
+        if self.text_only:
+            lines.append(f"{self.text_only} records are text only: no video, no image")
         lines += [f"odd, mended when loaded: {path}: {odd}" for path, odd in self.odd.items()]
         if self.unused:
             lines.append(f"{self.unused} answered records have src or tgt without a span mark: nothing trains on them")
@@ -225,9 +261,11 @@ class Report:
 
 
 def validate(paths: Paths, videos_root: str | os.PathLike | None = None) -> Report:
-    """Check annotation files, and with ``videos_root`` that each video and image is a file below it. Never raises
-    for what the files hold: it is all in the report."""
-    return report_on(*load_with_problems(paths), videos_root)
+    """Check annotation files and lists of data sets, and with ``videos_root`` that each video and image is a file below
+    it or the root of its set. Never raises for what the files hold: it is all in the report."""
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    records, problems, base = load_to_check(paths, videos_root or Path())
+    return report_on(records, problems, videos_root and base)
 
 
 def report_on(
@@ -242,17 +280,28 @@ def report_on(
         spans[record.task, record.source] += len(record.spans_s)
         for name in record.images + (record.video,) * (record.video is not None):
             if videos_root is not None and name not in missing:
-                place = Path(videos_root) / name
-                there = place.is_dir() if record.asking.view.frames else place.is_file()
-                missing[name] = None if there else f"{record.where}: no file {name} (video) - add it to {videos_root}"
+                missing[name] = _absent(record, name, videos_root)
     by_file = itertools.groupby(records, key=lambda record: record.path)
     return Report(
         records=counts,
         spans=spans,
         rejected=Counter(answer.factor for record in records for answer in record.rejected),
         preferences=sum(bool(record.rejected) for record in records),
+        text_only=sum(record.text_only for record in records),
         odd={path: odd for path, of_file in by_file if (odd := odd_lines(of_file))},
         unused=sum(r.has_answer and bool(r.extra.keys() & {"src", "tgt"}) for r in records),
         missing=[problem for problem in missing.values() if problem],
         problems=problems,
     )
+
+
+def _absent(record: Record, name: str, root: str | os.PathLike) -> str | None:
+    """What to say where a visual of the record is not below ``root``."""
+    try:
+        path = safe_join(root, name)
+    except VideoError as error:
+        return f"{record.where}: {error}"
+    if unusable(path, folder=record.asking.view.frames is not None) is None:
+        return None
+    hint = nearest(path)
+    return f"{record.where}: no file {name} (video) - add it to {root}{hint and f'; {hint}'}"

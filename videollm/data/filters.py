@@ -1,16 +1,18 @@
-"""Training records that are left out for what they are: a video too short or too long, an answer too wordy.
+"""Training records that are left out for what they are: a video too short or too long, words too many.
 
 In: records, and ``data.duration_s`` and ``data.max_answer_words`` (the published D2VLM filters: 5 to 350 s, 200 words;
-spec D2VLM 2.1). Out: the others, in order, and every one left out by name. It opens no video.
+spec D2VLM 2.1), and which conversations are too long for the model. Out: the others, in order, and every one left out
+by name. It opens no video and knows no tokenizer.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from videollm.common.config import ConfigError
 from videollm.common.files import json_text
+from videollm.data.annotations import AnnotationError
 from videollm.data.record import Record, as_annotated
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,42 @@ def reason(record: Record, duration_s: Sequence[float] | None, max_answer_words:
     if max_answer_words is not None and len(answer) > max_answer_words:
         return "data.max_answer_words"
     return None
+
+
+def without_long(
+    records: Sequence[Record], tokens: Mapping[int, int], max_length: int, allowed: float
+) -> tuple[list[Record], list[dict]]:
+    """The records without those that have an entry in ``tokens`` (by their place), and these as ``wanted`` names them.
+
+    Raises:
+        AnnotationError: they are more than the share ``allowed`` of the records, or all; names every one.
+    """
+    if len(tokens) > allowed * len(records) or (records and len(tokens) == len(records)):
+        share = f"raise data.max_bad_fraction={allowed:g} to leave out {len(tokens)} of {len(records)}"
+        raise AnnotationError([f"{long_line(records[i], n, max_length)}, or {share}" for i, n in tokens.items()])
+    left_out = [
+        {"id": records[i].id, "where": records[i].where, "reason": "data.max_length", "tokens": n}
+        for i, n in tokens.items()
+    ]
+    return [record for i, record in enumerate(records) if i not in tokens], left_out
+
+
+def long_line(record: Record, tokens: int, max_length: int) -> str:
+    """What is said of a record that is too long."""
+    over = f"{tokens} tokens with the fewest frames, over data.max_length={max_length}"
+    return f"{record.where}: {over} (conversations) - shorten it, raise data.max_length"
+
+
+def counts(records: Sequence[Record], left_out: Sequence[dict]) -> dict[str, int]:
+    """How many records a run trains on, by what they show, and how many it leaves out."""
+    found = {
+        "about a video": sum(record.video is not None for record in records),
+        "about images": sum(bool(record.images) for record in records),
+        "text only": sum(record.text_only for record in records),
+        "all": len(records),
+        "left out": len(left_out),
+    }
+    return {name: count for name, count in found.items() if count}
 
 
 def told(left_out: Sequence[dict]) -> str:

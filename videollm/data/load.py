@@ -18,43 +18,92 @@ from typing import Any
 
 from tqdm import tqdm
 
+from videollm.common.files import Bad, check_json, parse_json, read_json
 from videollm.data.annotations import SHOWN, AnnotationError, kind_of, not_an_object, parse_record
-from videollm.data.record import Record, plain_name
+from videollm.data.record import Record, ending, is_packed, place
 
 LONG_FILE = 20_000  # records from which on a progress bar is worth a line of the terminal
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
-def _read(path: str | os.PathLike) -> tuple[list[tuple[int, Any]], list[str]]:
-    """-> [(line, value), ...] and the problems of the lines that are not JSON, or of the file as a whole."""
-    suffix = plain_name(path).suffix
-    if suffix not in (".json", ".jsonl"):
-        packed = " (docs/data.md tells how packed answers become one)" if suffix == ".pt" else ""
+Rows = list[tuple[int, Any]]  # (line or number of the item, value)
+
+
+def _read(path: str | os.PathLike) -> tuple[Rows, list[str]]:
+    """The rows of a file, and the problems of those that are no JSON data, or of the file as a whole."""
+    kind = ending(path)
+    if kind not in (".json", ".jsonl"):
+        packed = " (docs/data.md tells how packed answers become one)" if kind == ".pt" else ""
         return [], [f"{path}: not an annotation file (name) - use .json or .jsonl, optionally with .gz{packed}"]
-    rows, problems = [], []
     try:
-        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as handle:
-            for line, text in enumerate(handle if suffix == ".jsonl" else [handle.read()], start=1):
-                if text.strip():
-                    try:
-                        rows.append((line, json.loads(text)))
-                    except (ValueError, RecursionError) as error:  # a ValueError too where the bytes are not UTF-8
-                        problems.append(_not_json(path, line, error))
+        with gzip.open(path) if is_packed(path) else open(path, "rb") as handle:
+            lines = list(handle)
     except (OSError, EOFError, zlib.error) as error:
         return [], [f"{path}: cannot be read: {error} (file) - check the path, and that the copy is complete"]
-    if suffix == ".json" and rows:
-        value = rows[0][1]
-        if not isinstance(value, list):
-            remedy = "write a list of records, or name it .jsonl (a list of data sets is for data.train)"
-            return [], [f"{path}: holds {kind_of(value)} (file) - {remedy}"]
-        rows = list(enumerate(value, start=1))
+    rows, problems = (_items if kind == ".json" else _lines)(path, lines)
     if not rows and not problems:
         problems = [f"{path}: holds no record (file) - check how it was written"]
     return rows, problems
 
 
-def _not_json(path: str | os.PathLike, line: int, error: Exception) -> str:
-    is_list = plain_name(path).suffix == ".json"
+def _lines(path: str | os.PathLike, lines: Sequence[bytes]) -> tuple[Rows, list[str]]:
+    """Of a .jsonl file."""
+    rows, problems = [], []
+    for line, text in enumerate(lines, start=1):
+        if text.strip():
+            try:
+                rows.append((line, read_json(text)))
+            except ValueError as error:
+                problems.append(_not_json(path, line, error))
+    first = next((text.strip() for text in lines if text.strip()), b"")
+    one = len(rows) == 1 and not problems and isinstance(rows[0][1], list)
+    if one or (problems and first.startswith(b"[") and _is_list(b"".join(lines))):
+        return [], [f"{path}: holds one list (file) - name it .json, or write one record a line"]
+    return rows, problems
+
+
+def _is_list(text: bytes) -> bool:
+    """Whether the whole is a list; where it is cut or damaged, whether it begins as one over several lines."""
+    try:
+        return isinstance(parse_json(text), list)
+    except ValueError:
+        return text.split(b"\n", 1)[0].strip() == b"["
+
+
+def _items(path: str | os.PathLike, lines: Sequence[bytes]) -> tuple[Rows, list[str]]:
+    """Of a .json file."""
+    text, rows, problems = b"".join(lines), [], []
+    if not text.strip():
+        return [], []
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        one_a_line = getattr(error, "msg", "") == "Extra data"
+        return [], [_one_a_line(path) if one_a_line else _not_json(path, 1, error)]
+    if not isinstance(value, list):
+        try:
+            check_json(value)
+        except Bad as bad:
+            return [], [_not_json(path, 1, bad)]
+        remedy = "write a list of records, or name it .jsonl (a list of data sets is for data.train)"
+        return [], [f"{path}: holds {kind_of(value)} (file) - {remedy}"]
+    for number, item in enumerate(value, start=1):
+        try:
+            check_json(item)
+            rows.append((number, item))
+        except Bad as bad:
+            problems.append(f"{place(path, number)}: {bad}")
+    return rows, problems
+
+
+def _one_a_line(path: str | os.PathLike) -> str:
+    return f"{path}: holds several values, as JSON lines do (file) - name it .jsonl, or write one list of records"
+
+
+def _not_json(path: str | os.PathLike, line: int, error: ValueError) -> str:
+    if isinstance(error, Bad):
+        return f"{path}:{line}: {error}"
+    is_list = ending(path) == ".json"
     what, column = str(error), ""
     if isinstance(error, json.JSONDecodeError):
         line = error.lineno if is_list else line  # within one line of a .jsonl the decoder always counts from 1

@@ -6,17 +6,16 @@ max_dynamic_patch}}`` (DISTIME.md section 1). It opens no video and knows no mod
 """
 
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from videollm.common.files import Bad
+from videollm.common.files import Bad, read_json
 from videollm.data.annotations import AnnotationError, kind_of
-from videollm.data.load import load_records
-from videollm.data.record import Record, plain_name
+from videollm.data.load import load_records, load_with_problems
+from videollm.data.record import Record, ending, is_packed
 
 KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
 
@@ -45,11 +44,15 @@ class DataSet:
                 what = f"{self.repeat:g} keeps none of {len(records)} records (repeat_time)"
                 raise AnnotationError([f"{self.where}: {what} - raise it, or leave the data set out"])
             records = kept
+        return self.once(records, base) * max(1, int(self.repeat))
+
+    def once(self, records: Sequence[Record], base: Path) -> list[Record]:
+        """All ``records`` as ``of`` gives them, each once."""
         named = []
         for r in below(records, self.root, base):
             asking = replace(r.asking, view=replace(r.asking.view, jpeg=True)) if self.jpeg else r.asking
             named.append(replace(r, id=f"{self.name}/{r.id}", asking=asking, max_tiles=self.max_tiles))
-        return named * max(1, int(self.repeat))
+        return named
 
 
 def load_training(paths: Sequence[str], videos: str | Path, *, raw_spans: bool = False) -> tuple[list[Record], Path]:
@@ -61,17 +64,8 @@ def load_training(paths: Sequence[str], videos: str | Path, *, raw_spans: bool =
     Raises:
         AnnotationError: everything that is wrong with any of the files.
     """
-    problems, plain, sets, records = [], [], [], []
-    for path in paths:
-        if (entries := read_list(path)) is None:
-            plain.append(path)
-            continue
-        for name, entry in entries.items():
-            try:
-                sets.append(data_set(name, entry, path, Path(videos)))
-            except Bad as bad:
-                problems.append(f"{path}: data set {name!r}: {bad}")
-    base = common_folder(Path(videos), [s.root for s in sets])
+    plain, sets, problems = read_lists(paths, Path(videos))
+    base, records = common_folder(Path(videos), [s.root for s in sets]), []
     for paths_of, own in [(plain, None)] * bool(plain) + [([s.annotation], s) for s in sets]:
         try:
             found = load_records(paths_of, raw_spans=raw_spans)
@@ -83,13 +77,39 @@ def load_training(paths: Sequence[str], videos: str | Path, *, raw_spans: bool =
     return records, base
 
 
+def load_to_check(paths: Sequence[str], videos: str | Path) -> tuple[list[Record], list[str], Path]:
+    """As ``load_training``, but every record of a data set once, and the problems beside the good records."""
+    plain, sets, problems = read_lists(paths, Path(videos))
+    base, records = common_folder(Path(videos), [s.root for s in sets]), []
+    for paths_of, own in [(plain, None)] * bool(plain) + [([s.annotation], s) for s in sets]:
+        found, bad = load_with_problems(paths_of)
+        records += below(found, Path(videos), base) if own is None else own.once(found, base)
+        problems += bad
+    return records, problems, base
+
+
+def read_lists(paths: Sequence[str], videos: Path) -> tuple[list[str], list[DataSet], list[str]]:
+    """-> the annotation files among ``paths``, the data sets of the others, and what is wrong with those."""
+    plain, sets, problems = [], [], []
+    for path in paths:
+        if (entries := read_list(path)) is None:
+            plain.append(path)
+            continue
+        for name, entry in entries.items():
+            try:
+                sets.append(data_set(name, entry, path, videos))
+            except Bad as bad:
+                problems.append(f"{path}: data set {name!r}: {bad}")
+    return plain, sets, problems
+
+
 def read_list(path: str | Path) -> dict | None:
     """The object in ``path`` if it is a list of data sets; None for an annotation file, readable or not."""
-    if plain_name(path).suffix != ".json" or str(path).endswith(".gz"):
+    if ending(path) != ".json" or is_packed(path):
         return None
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_json(Path(path).read_bytes())
+    except (OSError, ValueError):
         return None  # reading it as an annotation file says what is wrong
     return value if isinstance(value, dict) and value and "conversations" not in value else None
 

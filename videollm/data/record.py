@@ -14,7 +14,6 @@ from videollm.data.letter import spelled_out
 from videollm.data.options import Asking, asking_json
 from videollm.data.published import SPAN_MARKS
 
-VISUAL_MARKS = ("<video>", "<image>")
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 Span = tuple[float, float]
 
@@ -65,6 +64,11 @@ class Record:
         return place(self.path, self.line)
 
     @property
+    def text_only(self) -> bool:
+        """Whether it has neither a video nor an image."""
+        return self.video is None and not self.images
+
+    @property
     def has_answer(self) -> bool:
         """False for a question that is only to be answered, never trained on."""
         return self.turns[-1].role == "assistant"
@@ -87,12 +91,23 @@ class Record:
 
 def plain_name(path: str | os.PathLike) -> Path:
     """The file's name without ``.gz``."""
-    return Path(Path(path).name.removesuffix(".gz"))
+    name = Path(path).name
+    return Path(name[: -len(".gz")] if is_packed(path) else name)
+
+
+def is_packed(path: str | os.PathLike) -> bool:
+    """Whether a file is named ``.gz``."""
+    return str(path).lower().endswith(".gz")
+
+
+def ending(path: str | os.PathLike) -> str:
+    """The ending of the name without ``.gz``, in small letters: ``.json``, ``.jsonl``."""
+    return plain_name(path).suffix.lower()
 
 
 def place(path: str | os.PathLike, line: int) -> str:
     """``FILE:LINE``, or ``FILE:item N`` in a .json list, where lines say nothing."""
-    return f"{path}:{'item ' if plain_name(path).suffix == '.json' else ''}{line}"
+    return f"{path}:{'item ' if ending(path) == '.json' else ''}{line}"
 
 
 def neutral_json(record: Record) -> dict:

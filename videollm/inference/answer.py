@@ -5,7 +5,6 @@ In: a bundle, records and a reader of their videos; out: a line a question, as i
 """
 
 import gc
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,13 +118,14 @@ class Answerer:
             item.bad = item.bad or "its frames do not fit into memory, one at a time; lower sampler.num_frames or fps"
 
     def features(self, pixels: Tensor | None) -> Tensor | None:
-        """[F, C, S, S] -> [F, P, Dv]; raises out of memory only where one frame at a time does not fit."""
+        """Frames as they travel -> [F, P, Dv]; raises out of memory only where one frame at a time does not fit."""
         if pixels is None:
             return None
         model = self.bundle.model
         while True:
             try:
-                return encode_frames(model.vision_tower, pixels.to(self.device, model.dtype), self.chunk)
+                pixels = pixels.to(self.device, non_blocking=True)
+                return encode_frames(model.vision_tower, pixels, self.chunk, model.as_the_tower_takes)
             except RuntimeError as error:
                 if not out_of_memory(error) or self.chunk == 1:
                     raise
@@ -161,23 +161,16 @@ class Answerer:
 
     def _together(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[AnswerLine], int]:
         model, tokenizer = self.bundle.model, self.bundle.tokenizer
-        if options.do_sample:  # by what is asked, not by what was asked before: a resumed run draws the same
-            torch.manual_seed(seed_of([record.id for record, _ in pairs], options.seed))
         batch = self.collate([item for _, item in pairs]).to(self.device, non_blocking=True)
         answers = model.answer(batch, tokenizer, self.stop, options)
         lines = [
-            answer_line(record, answer, reason, item.duration_s, item.thinned)
+            answer_line(record, answer, reason, item)
             for (record, item), (answer, reason) in zip(pairs, answers, strict=True)
         ]
         return lines, sum(answer.tokens for answer, _ in answers)
 
 
-def seed_of(ids: Sequence[str], seed: int) -> int:
-    """The seed of a batch that answers the questions ``ids``."""
-    return int(hashlib.sha256(f"{seed} {' '.join(ids)}".encode()).hexdigest()[:15], 16)
-
-
-def answer_line(record: Record, answer: Answer, reason: str, duration_s: float, thinned: int) -> AnswerLine:
+def answer_line(record: Record, answer: Answer, reason: str, item: Item) -> AnswerLine:
     """One output line; times rounded to the millisecond."""
     return AnswerLine(
         id=record.id, video=record.video, question=record.question,
@@ -185,7 +178,8 @@ def answer_line(record: Record, answer: Answer, reason: str, duration_s: float, 
         spans=[[round(s, 3), round(e, 3)] for s, e in answer.spans],
         evidence_spans=[[round(s, 3), round(e, 3)] for s, e in answer.evidence_spans],
         scores=[round(s, 4) for s in answer.scores],
-        duration=round(duration_s, 3), finish_reason=reason, thinned=thinned, error=None,
+        duration=round(item.duration_s, 3), finish_reason=reason, frames=len(item.times_s), thinned=item.thinned,
+        error=None,
     )  # fmt: skip
 
 

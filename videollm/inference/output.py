@@ -11,11 +11,11 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
@@ -31,16 +31,6 @@ NOT_READ = ("trainer_state.json",)
 def beside(output: Path, suffix: str) -> Path:
     """The file ``OUTPUT.jsonl<suffix>``."""
     return output.with_name(output.name + suffix)
-
-
-def check_writable(output: Path) -> None:
-    """Make the folder of the output; ConfigError where the file cannot be written."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
-            raise OSError("it is a folder" if output.is_dir() else "no permission")
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write {output} ({error}); choose another file") from None
 
 
 def model_content(folder: str | Path) -> str:
@@ -66,26 +56,42 @@ def write_meta(output: Path, meta: dict) -> None:
     write_text(beside(output, ".meta.json"), json.dumps(meta, indent=1) + "\n")
 
 
-def check_meta(output: Path, meta: dict) -> dict:
-    """What is known of the output so far; ConfigError if it was made with other settings, or by something else."""
+def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
+    """``meta`` for a new output; for one that is gone on with what is known of it, brought up to date.
+
+    How it is made stays as it was begun. ``absent`` says what an option means that the file does not name, since it
+    was begun before there was such an option; one that there is no more is passed over.
+
+    Raises:
+        ConfigError: it was made with other settings, or by something else.
+    """
     path = beside(output, ".meta.json")
     if not path.is_file():
         if output.is_file() and output.stat().st_size:
             raise ConfigError(
                 f"--output: {output} is there and not from this command; choose another file or delete it"
             )
-        return {}
+        return meta
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); delete it with the output it belongs to") from None
-    if differ := [key for key in FIXED if old.get(key) != meta[key]]:
-        names = {"content": "model (config, tokenizer or weights)"}
+    if differ := [told for key in FIXED if (told := difference(key, old.get(key), meta[key], absent.get(key)))]:
         raise ConfigError(
-            f"{path}: the output was made with another {', '.join(names.get(key, key) for key in differ)}; choose "
+            f"{path}: the output was made with another {', another '.join(differ)}; give what it was made with, choose "
             "another --output or delete it"
         )
-    return old
+    begun = {key: old[key] for key in (*FIXED, "sources") if key in old}
+    return old | {key: value for key, value in meta.items() if key != "sources"} | begun
+
+
+def difference(key: str, old: Any, new: Any, absent: dict | None) -> str:
+    """What of the meta file's ``key`` is not as it was; empty where all is."""
+    if absent is None or not isinstance(old, dict):
+        return "" if old == new else "model (config, tokenizer or weights)"
+    before = absent | old
+    told = [f"{name}: {before[name]}, now {value}" for name, value in new.items() if before[name] != value]
+    return f"{key} ({', '.join(told)})" if told else ""
 
 
 @contextlib.contextmanager

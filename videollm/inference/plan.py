@@ -18,6 +18,7 @@ from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build, to_dict
 from videollm.data import Record
 from videollm.model.generate import GenerateOptions
+from videollm.model.videollm import VideoLLMConfig
 
 AHEAD = 2  # batches whose videos are read while one is answered
 UNIT = 4  # full batches of a unit, about: the last one of a unit may be smaller
@@ -63,9 +64,9 @@ def by_options(records: Sequence[Record], options: GenerateOptions) -> list[tupl
     return list(groups.values())
 
 
-def room_for_question(bundle: Bundle, options: GenerateOptions) -> int:
+def room_for_question(config: VideoLLMConfig, options: GenerateOptions) -> int:
     """Tokens that the context has beside the answer; ConfigError if there are none."""
-    context = bundle.config.context_length
+    context = config.context_length
     asked = options.within(context).max_new_tokens
     if asked >= context:
         raise ConfigError(
@@ -80,7 +81,7 @@ class Asked:
     """The questions about one video: an item for each, and what they share once (pixels, or stored features)."""
 
     items: list[Item]
-    pixels: Tensor | None = None  # [F, C, S, S]
+    pixels: Tensor | None = None  # of F frames, as ``reader.Seen`` has them
     features: Tensor | None = None  # [F, P, Dv]
 
     def pin_memory(self) -> "Asked":
@@ -94,7 +95,7 @@ class VideoGroups(Dataset):
     ``records`` only."""
 
     def __init__(self, bundle: Bundle, records: Sequence[Record], reader: VisualReader, batches: Sequence[Alike]):
-        rooms = {record.id: room_for_question(bundle, options) for options, alike in batches for record in alike}
+        rooms = {record.id: room_for_question(bundle.config, options) for options, alike in batches for record in alike}
         asked = [record for _, alike in batches for record in alike]
         place = {record.id: i for i, record in enumerate(records)}
         encoder = bundle.encoder()
@@ -111,14 +112,20 @@ class VideoGroups(Dataset):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Asked:
-        found = Asked([dataset[i] for dataset, i in self.groups[index]])
-        dataset, i = self.groups[index][0]
+        group = self.groups[index]
+        dataset, i = group[0]
         record = dataset.records[i]
-        if record.video is None or not self.reader.fixed or all(item.bad for item in found.items):
-            return found  # every item has its own
-        found.pixels, found.features, *_ = self.reader.video(record.video, None, record.asking.view)
-        for item in found.items:
-            item.pixels = item.features = None
+        if record.video is None or not self.reader.fixed:
+            return Asked([dataset[i] for dataset, i in group])  # every item has its own
+        limits = tuple(sorted({dataset.room(i) for dataset, i in group}))
+        found = Asked([])
+        for dataset, i in group:
+            item = dataset.item(i, limits)
+            item.pixels = item.features = None  # one question's choice of frames is never held beside another's
+            found.items.append(item)
+        if not all(item.bad for item in found.items):
+            seen = self.reader.video(record.video, None, record.asking.view, limits)
+            found.pixels, found.features = seen.pixels, seen.features
         return found
 
 

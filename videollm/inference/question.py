@@ -16,9 +16,11 @@ from videollm.common.config import ConfigError, build
 from videollm.data import Record
 from videollm.data.conversation import Turn, VisualMark
 from videollm.inference.answer import answer_records
+from videollm.inference.options import kept_generate
 from videollm.inference.timeline import MAX_FRAMES, timeline
 from videollm.model.generate import GenerateOptions
 from videollm.video.decode import VideoError, probe
+from videollm.video.picture import is_picture
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
 
@@ -27,7 +29,7 @@ PICTURE_HEIGHT = 180  # pixels of a frame in the picture
 
 @dataclass
 class AskOptions:
-    """What ``key=value`` may set; ``sampler`` is laid over the checkpoint's own."""
+    """How one question is asked; ``sampler`` is laid over the checkpoint's own."""
 
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     sampler: dict = field(default_factory=dict)
@@ -37,10 +39,12 @@ def make_record(video: str, question: str) -> Record:
     """A record that asks ``question`` about ``video`` (a path below the reader's root), marks in it left as text.
 
     Raises:
-        ConfigError: there is no question.
+        ConfigError: there is no question, or it is no text.
     """
     if not question.strip():
         raise ConfigError("--question: it is empty; ask something")
+    if not question.encode(errors="replace").decode() == question:  # bytes of the command line that are no text
+        raise ConfigError("--question: holds half a character; type the whole one, in UTF-8")
     turns = (Turn("user", (VisualMark(0), question)),)
     return Record(
         id="ask", video=video, images=(), duration_s=None, turns=turns, spans_s=(), task="", source="", extra={},
@@ -51,11 +55,13 @@ def make_record(video: str, question: str) -> Record:
 def ask(bundle: Bundle, video: str | Path, question: str, options: AskOptions | None = None) -> AnswerLine:
     """Answer one question; the line of ``answer_records``. The model keeps its device.
 
+    Without ``options`` it is asked as it was trained to be.
+
     Raises:
         ConfigError: no question, options that do not fit the model, or a question too long for it.
         VideoError: the video cannot be read.
     """
-    options = options or AskOptions()
+    options = options or AskOptions(build(GenerateOptions, kept_generate(bundle.config), "generate"))
     video = Path(video).resolve()  # a link to a video elsewhere is fine: its root is where it really lies
     reader = bundle.reader(video.parent, build(Sampler, bundle.config.sampler | options.sampler, "sampler"))
     (line,) = answer_records(bundle, [make_record(video.name, question)], reader, options.generate)
@@ -74,6 +80,11 @@ def describe(line: AnswerLine) -> str:
         for k, span in enumerate(spans):
             score = "" if scores is None else f"  score {scores[k]:.2f}"
             rows.append(f"  {k + 1}. {span_text(*span)}{score}")
+    if line.thinned:
+        rows.append(
+            f"the model's context has room for {line.frames} of the {line.frames + line.thinned} frames that the "
+            "sampler chose; they were thinned uniformly"
+        )
     if line.finish_reason == "length":
         rows.append("the answer was cut off: raise generate.max_new_tokens")
     return "\n".join(rows)
@@ -108,14 +119,3 @@ def check_video(path: str) -> None:
             "videollm.infer and an annotation that has `image` (docs/annotations.md)"
         )
     probe(path)
-
-
-def is_picture(path: str) -> bool:
-    """Whether a file is a still image."""
-    try:
-        with Image.open(path) as image:  # Pillow also names MPEG files, without reading them
-            return image.format != "MPEG" and not getattr(image, "is_animated", False)
-    except Image.DecompressionBombError:
-        return True
-    except (OSError, ValueError, SyntaxError):
-        return False

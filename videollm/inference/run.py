@@ -7,78 +7,46 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-
-import torch
 
 from videollm.batches.reader import VisualReader, open_store
 from videollm.checkpoint import Bundle, load, read_config
 from videollm.common.answers import AnswerLine
 from videollm.common.code import code
 from videollm.common.command import usable_device
-from videollm.common.config import ConfigError, build, override, to_dict
-from videollm.common.files import check_folder
+from videollm.common.config import ConfigError, to_dict
+from videollm.common.files import check_folder, check_writable
 from videollm.common.processes import Ranks, local_rank
 from videollm.data import Record, load_records
-from videollm.heads.presets import lay_preset
 from videollm.inference import output
 from videollm.inference.answer import Speed, answer_records
+from videollm.inference.options import PRECISIONS, Options, read_options, what_absence_means
 from videollm.inference.plan import Unit, plan, room_for_question
 from videollm.model.generate import GenerateOptions
-from videollm.video.sampling import Sampler
 
 MOST_WORKERS = 4  # by default, for one process
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-OVERRIDES = ("sampler", "generate", "head", "compatibility")  # keys of the command line
-
-
-def asked_settings(overrides: Sequence[str], model: str) -> tuple[GenerateOptions, dict, dict, bool]:
-    """How to answer, the options to lay over the model's head, and over its sampler, as the command line says; and
-    whether questions are read as published code reads them.
-
-    Raises:
-        ConfigError, CheckpointError: an unknown key or value; no checkpoint whose head ``compatibility`` could mean.
-    """
-    values = override({}, list(overrides))
-    for key in values:
-        if key not in OVERRIDES:
-            raise ConfigError(f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
-    sampling, values["model"] = values.pop("sampler", {}), {"head": values.pop("head", {})}
-    config = read_config(Path(model))
-    values = lay_preset(values, config.head.get("name"))
-    options = build(GenerateOptions, values.get("generate", {}), "generate").within(config.context_length)
-    return options, values["model"]["head"], sampling, values.get("data", {}).get("raw_spans", False)
 
 
 def run(args: argparse.Namespace) -> None:
     """Load, answer this rank's share, merge, and prove that every question has its line."""
-    options, head, sampling, raw_spans = asked_settings(args.overrides, args.model)
-    records = load_records(args.annotations, raw_spans=raw_spans)
-    units = plan(records, options, args.batch_size)  # also says bad options of a record before the model is loaded
-    check_folder(args.videos, "--videos")
-    bundle = load(args.model, head=head, dtype=PRECISIONS[args.precision])
-    sampler = build(Sampler, bundle.config.sampler | sampling, "sampler")
     device = usable_device(args.device if args.device != "cuda" else f"cuda:{local_rank()}")
-    reader = bundle.reader(args.videos, sampler, backend=args.backend, timeout_s=args.decode_timeout)
+    options = read_options(args.overrides, read_config(Path(args.model)), device, args.precision)
+    records = load_records(args.annotations, raw_spans=options.raw_spans)
+    units = plan(records, options.generate, args.batch_size)  # says bad options of a record before the model is loaded
+    check_folder(args.videos, "--videos")
+    bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
+    reader = bundle.reader(args.videos, options.sampler, backend=args.backend, timeout_s=args.decode_timeout)
     if args.frames:
         open_store(args.frames, reader, records)
     for own, _ in chain(*units):
-        room_for_question(bundle, own)  # said before a file is begun
-    output.check_writable(args.output)
+        room_for_question(bundle.config, own)  # said before a file is begun
+    check_writable(args.output, "--output")
     ranks = Ranks()
     with output.locked(args.output) if ranks.rank == 0 else contextlib.nullcontext():
         missing, meta = None, {}
         if ranks.rank == 0:
-            special = {"precision": args.precision, "head": head}  # in the meta file where it is not the default
-            special = {key: value for key, value in special.items() if value not in ("fp32", {})}
-            meta = {
-                "model": str(args.model), "content": output.model_content(args.model),
-                "annotations": list(map(str, args.annotations)), "sampler": to_dict(sampler),
-                "decoding": to_dict(options) | special, "config": bundle.config.to_dict(), "commit": code()[0],
-            }  # fmt: skip
-            meta = output.check_meta(args.output, meta) | meta
+            meta = output.begin_meta(args.output, meta_of(args, bundle, options), what_absence_means(bundle.config))
             answered = {i for i, line in output.gather(args.output, records).items() if not line.error}
             missing = {record.id for record in records} - answered
             output.write_meta(args.output, meta)
@@ -89,6 +57,16 @@ def run(args: argparse.Namespace) -> None:
         if ranks.rank == 0:
             finish(args.output, records, meta, speeds)
     ranks.close()
+
+
+def meta_of(args: argparse.Namespace, bundle: Bundle, options: Options) -> dict:
+    """What makes the answers, for the file beside them."""
+    return {
+        "model": str(args.model), "content": output.model_content(args.model),
+        "annotations": list(map(str, args.annotations)), "sampler": to_dict(options.sampler),
+        "decoding": to_dict(options.generate) | {"precision": options.precision, "head": options.head},
+        "sources": options.sources, "config": bundle.config.to_dict(), "commit": code()[0],
+    }  # fmt: skip
 
 
 def answer_share(

@@ -18,7 +18,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
-from videollm.model.towers import build_config, select
+from videollm.model.towers import build_config, build_part
 
 CONNECTORS = new_registry("connectors")
 WHERE = "model.connector"
@@ -30,8 +30,7 @@ def build_connector(config: dict, vision_size: int, hidden_size: int) -> nn.Modu
     Raises:
         ConfigError: unknown type, or a field that is unknown or of the wrong kind.
     """
-    make, fields = select(CONNECTORS, config, WHERE)
-    return make(fields, vision_size, hidden_size)
+    return build_part(CONNECTORS, config, WHERE, vision_size, hidden_size)
 
 
 class Connector(nn.Module):

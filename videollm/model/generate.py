@@ -9,12 +9,21 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from videollm.batches.batch import Batch
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
 from videollm.heads import Answer, FrameBatch, Prediction, TemporalHead
+from videollm.model.draws import Draw, row_keys
 from videollm.model.loss import logits_of
 from videollm.model.passes import LayerTap, VideoLLMOutput
 
@@ -29,7 +38,7 @@ class GenerateOptions:
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
-    seed: int = 0  # of sampling
+    seed: int = 0  # of sampling; with the question's id it decides on every draw
     repetition_penalty: float = 1.0  # of words in prompt and answer; never of span tokens: an answer may hold many
     encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
 
@@ -118,14 +127,12 @@ class SpanGeneration:
         span_ids, rows = batch.input_ids.new_tensor(self.span_ids), batch.frame_row.new_tensor(range(len(embeds)))
         state = SpanState(self.head, span_ids, rows, frames, batch)
         ends = {"eos_token_id": stop_id, "pad_token_id": stop_id if pad_id is None else pad_id}
-        sampling = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.do_sample else {}
-        length, sample = options.max_new_tokens, options.do_sample
         sequences = self.generate(
             inputs_embeds=embeds,
             attention_mask=(batch.segment_ids >= 0).long(),
             position_ids=batch.position_ids,
             past_key_values=DynamicCache(),
-            generation_config=GenerationConfig(max_new_tokens=length, do_sample=sample, **ends, **sampling),
+            generation_config=GenerationConfig(max_new_tokens=options.max_new_tokens, do_sample=False, **ends),
             logits_processor=self._processors(options, state),
             span_state=state,
         )
@@ -134,14 +141,19 @@ class SpanGeneration:
         return sequences, state
 
     def _processors(self, options: GenerateOptions, state: SpanState) -> LogitsProcessorList:
-        if options.repetition_penalty == 1.0:
-            return LogitsProcessorList()
-        batch = state.batch
-        ids, words = batch.input_ids, batch.segment_ids >= 0  # [B, L]
-        words = words.flatten().index_fill(0, batch.visual_index, False).view_as(ids)
-        count = torch.zeros(len(ids), self.config.text_config.vocab_size, device=ids.device)
-        prompt = count.scatter_add(1, ids, words.float()) > 0  # [B, V]
-        return LogitsProcessorList([SpanPenalty(options.repetition_penalty, state.span_ids, prompt)])
+        """What happens to the scores before the highest is taken; to sample, noise is added last."""
+        found, batch = LogitsProcessorList(), state.batch
+        if options.repetition_penalty != 1.0:
+            ids, words = batch.input_ids, batch.segment_ids >= 0  # [B, L]
+            words = words.flatten().index_fill(0, batch.visual_index, False).view_as(ids)
+            count = torch.zeros(len(ids), self.config.text_config.vocab_size, device=ids.device)
+            prompt = count.scatter_add(1, ids, words.float()) > 0  # [B, V]
+            found.append(SpanPenalty(options.repetition_penalty, state.span_ids, prompt))
+        if options.do_sample:
+            found += [TemperatureLogitsWarper(options.temperature)] if options.temperature != 1.0 else []
+            found += [TopPLogitsWarper(options.top_p)] if options.top_p < 1.0 else []
+            found.append(Draw(row_keys(batch.ids, options.seed, batch.input_ids.device)))
+        return found
 
     def _read(
         self, ids: list[int], row: int, state: SpanState, batch: Batch, tokenizer: PreTrainedTokenizerBase, stop_id: int
@@ -186,7 +198,7 @@ class SpanGeneration:
         if prefill:
             layers |= {*head.frame_layers} | ({head.inject_layer} if head.inject_layer is not None else set())
             if not batch.plain_causal:
-                attention_mask = self.attention_mask(batch, slice(0, inputs_embeds.shape[1]), inputs_embeds.dtype)
+                attention_mask = self.masks(batch, slice(0, inputs_embeds.shape[1]), inputs_embeds.dtype)
         with LayerTap(self.decoder, layers) as tap:
             out = self.decoder(
                 inputs_embeds=inputs_embeds,

@@ -26,17 +26,12 @@ class LayerTap:
     """
 
     def __init__(self, decoder: nn.Module, wanted: set[int]):
-        count = len(decoder.layers)
         self.states: dict[int, Tensor] = {}
         self.wanted = wanted
         self.decoder, self.layers, self.depth = decoder, decoder.layers, 1
         self.hooks = []
         for layer in wanted - {0, -1}:
-            index = layer if layer > 0 else count + 1 + layer
-            if not 0 < index < count:
-                raise ConfigError(
-                    f"model.head: layer {layer} is not below the last of the language model's {count} layers"
-                )
+            index = layer_index(decoder, layer)
             self.depth = max(self.depth, index)
             self.hooks.append(decoder.layers[index - 1].register_forward_hook(self._keep(layer)))
 
@@ -60,6 +55,18 @@ class LayerTap:
         """All wanted states, once the pass is over."""
         ends = {0: embeds, -1: last}
         return self.states | {layer: ends[layer] for layer in self.wanted & {0, -1}}
+
+
+def layer_index(decoder: nn.Module, layer: int) -> int:
+    """The layer that ``layer`` (neither 0 nor -1) means, from 1; ConfigError unless it is below the last.
+
+    The states of the last one are those after the final norm, -1.
+    """
+    count = len(decoder.layers)
+    index = layer if layer > 0 else count + 1 + layer
+    if not 0 < index < count:
+        raise ConfigError(f"model.head: layer {layer} is not below the last of the language model's {count} layers")
+    return index
 
 
 def scatter(embeds: Tensor, index: Tensor, new: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ nor the language model; connectors.py turns its features into frame tokens. A fu
 """
 
 import difflib
+import re
 from collections.abc import Callable
 
 import torch
+from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
@@ -21,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from videollm.common.config import ConfigError, join
+from videollm.common.config import ConfigError, join, unusable
 from videollm.common.registry import Registry, new_registry
 
 TOWERS = new_registry("towers")
@@ -35,12 +37,15 @@ def build_tower(config: dict) -> nn.Module:
     Raises:
         ConfigError: unknown type, or a field that is unknown or of the wrong kind.
     """
-    make, fields = select(TOWERS, config, WHERE)
-    return make(fields)
+    return build_part(TOWERS, config, WHERE)
 
 
-def encode_frames(tower: nn.Module, pixel_values: Tensor, chunk: int) -> Tensor:
+def encode_frames(
+    tower: nn.Module, pixel_values: Tensor, chunk: int, prepare: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Features of a frozen tower, ``chunk`` frames at a time, outside the graph. [N, C, S, S] -> [N, P, Dv].
+
+    ``prepare`` makes a chunk of frames what the tower takes, so that bytes never become floats all together.
 
     Raises:
         ValueError: ``chunk`` below 1.
@@ -50,7 +55,7 @@ def encode_frames(tower: nn.Module, pixel_values: Tensor, chunk: int) -> Tensor:
     if not len(pixel_values):  # a batch of text only; transformers' attention cannot reshape nothing
         return pixel_values.new_zeros(0, tower.num_patches, tower.hidden_size, dtype=next(tower.parameters()).dtype)
     with torch.no_grad():  # not inference_mode: a connector that learns reads these features
-        return torch.cat([tower(frames) for frames in pixel_values.split(chunk)])
+        return torch.cat([tower(prepare(frames) if prepare else frames) for frames in pixel_values.split(chunk)])
 
 
 class InternVLTower(InternVLVisionModel):
@@ -85,15 +90,16 @@ class InstructBlipTower(InstructBlipVisionModel):
         return super().forward(pixel_values).last_hidden_state[:, 1:]
 
 
+@strict
 class ConvTowerConfig(PreTrainedConfig):
     """Of ``ConvTower``. 6 channels: a frame and its difference to the frame before."""
 
     model_type = "videollm_conv"
 
-    def __init__(self, num_channels=6, channels=(24, 48, 96), hidden_size=128, image_size=64, **kwargs):
-        self.num_channels, self.channels = num_channels, list(channels)
-        self.hidden_size, self.image_size = hidden_size, image_size
-        super().__init__(**kwargs)
+    num_channels: int = 6
+    channels: list[int] | tuple[int, ...] = (24, 48, 96)  # of the convolutions
+    hidden_size: int = 128
+    image_size: int = 64
 
 
 class ConvTower(PreTrainedModel):
@@ -162,13 +168,20 @@ def check_frames(pixel_values: Tensor, channels: int, size: tuple[int, int]) -> 
         )
 
 
-def select(registry: Registry, config: dict, where: str) -> tuple[Callable, dict]:
-    """What ``config["type"]`` names in ``registry``, and the other fields. Raises ConfigError naming ``where.type``."""
+def build_part(registry: Registry, config: dict, where: str, *sizes: int) -> nn.Module:
+    """What ``config["type"]`` names in ``registry``, made from the other fields and ``sizes``.
+
+    Raises:
+        ConfigError: an unknown type (naming ``where.type``), or fields that no such part can be built from.
+    """
     kind = config.get("type")
-    if kind not in registry:
+    if not isinstance(kind, str) or kind not in registry:
         known = ", ".join(sorted(registry.keys()))
         raise ConfigError(f"{join(where, 'type')}: {kind!r} is not known; choose one of {known}")
-    return registry.get(kind), {key: value for key, value in config.items() if key != "type"}
+    try:
+        return registry.get(kind)({key: value for key, value in config.items() if key != "type"}, *sizes)
+    except Exception as error:  # of any kind
+        raise unusable(where, f"a part of type {kind}", error) from error
 
 
 def build_config(cls: type[PreTrainedConfig], fields: dict, where: str) -> PreTrainedConfig:
@@ -186,4 +199,7 @@ def build_config(cls: type[PreTrainedConfig], fields: dict, where: str) -> PreTr
     try:
         return cls(**fields)
     except StrictDataclassError as error:
-        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+        hint = f"known keys: {', '.join(sorted(set(cls().to_dict()) - set(PreTrainedConfig().to_dict())))}"
+        field = re.search(r"field '(\w+)'", str(error))
+        key = join(where, field[1]) if field else where
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}; {hint}") from None

@@ -7,6 +7,7 @@ the whole optimisation step, so any split over ranks and accumulation steps give
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,17 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
+from videollm.common.config import build, unusable
 from videollm.heads import FrameBatch, SpanRefs, build_head
+from videollm.model.attention import implementation, windows
 from videollm.model.connectors import build_connector
 from videollm.model.generate import SpanGeneration, SpanState
 from videollm.model.lora import add_lora
 from videollm.model.objective import Objective, ObjectiveOptions, Reading, Supervised
-from videollm.model.passes import LayerTap, VideoLLMOutput, scatter
+from videollm.model.passes import LayerTap, VideoLLMOutput, layer_index, scatter
 from videollm.model.towers import CHUNK, build_tower, encode_frames
+from videollm.model.tying import filled
+from videollm.video.preprocess import Preprocess
 
 
 class VideoLLMConfig(PretrainedConfig):
@@ -29,7 +34,8 @@ class VideoLLMConfig(PretrainedConfig):
 
     ``vision``, ``connector``, ``head``, ``preprocess``, ``sampler`` and ``visual_tokens`` are the mappings of the
     training config, kept as they are. ``token_ids`` maps the head's tokens to ids. ``headless``: a base, as converters
-    write it, whose head training has to start.
+    write it, whose head training has to start. ``generate`` and ``precision`` are those of the training, with which the
+    model is asked unless told otherwise; empty and None in checkpoints of before 2026-12.
     """
 
     model_type = "videollm"
@@ -38,7 +44,7 @@ class VideoLLMConfig(PretrainedConfig):
     def __init__(
         self, text_config=None, vision=None, connector=None, head=None, template="plain", visual_tokens=None,
         token_ids=None, bidirectional_frames=False, preprocess=None, sampler=None, context_length=4096, max_tiles=1,
-        lora=None, headless=False, **kwargs,
+        lora=None, headless=False, generate=None, precision=None, **kwargs,
     ):  # fmt: skip
         if isinstance(text_config, dict):
             fields = dict(text_config)
@@ -50,6 +56,7 @@ class VideoLLMConfig(PretrainedConfig):
         self.preprocess, self.sampler, self.context_length = preprocess or {}, sampler or {}, context_length
         self.max_tiles = max_tiles  # of an image
         self.lora, self.headless = lora, headless
+        self.generate, self.precision = generate or {}, precision  # {option: value}; fp32 or bf16
         super().__init__(**kwargs)
 
 
@@ -67,18 +74,20 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
     def __init__(self, config: VideoLLMConfig):
         super().__init__(config)
         self.vision_tower = build_tower(config.vision)
-        # Gemma2's soft-capping has no SDPA path; asking for it raises.
-        attention = "eager" if config.text_config.model_type == "gemma2" else config._attn_implementation
         text = copy.deepcopy(config.text_config)
-        if text.model_type == "phi3":  # published: full attention (spec D2VLM 1.3); the masks here know no window
+        if text.model_type == "phi3":  # published: full attention, whatever the config says (spec D2VLM 1.3)
             text.sliding_window = None
-        self.language_model = AutoModelForCausalLM.from_config(text, attn_implementation=attention)
+        self.windows = windows(text)
+        self.language_model = build_language(text, config._attn_implementation)
         hidden = config.text_config.hidden_size
         self.connector = build_connector(config.connector, self.vision_tower.hidden_size, hidden)
         self.head = build_head(config.head, hidden)
+        for layer in {self.head.query_layer, self.head.inject_layer, *self.head.frame_layers} - {None, 0, -1}:
+            layer_index(self.decoder, layer)
         if config.lora:
             add_lora(self.language_model, config.lora)
         self.span_ids = sorted(config.token_ids[name] for name in self.head.span_tokens)
+        self.preprocess = build(Preprocess, config.preprocess, "preprocess")
         self.frozen_tower = True
         self.objective: Objective = Supervised(ObjectiveOptions())  # what ``forward`` computes in training
         self.post_init()
@@ -109,6 +118,10 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The output layer."""
         return self.language_model.get_output_embeddings()
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+        """As of every module, also from what files of a tied model hold (``tying.tied``)."""
+        return super().load_state_dict(filled(state_dict, self.config.text_config), *args, **kwargs)
 
     # ---- frames ----------------------------------------------------------------------------------------------------
 
@@ -141,10 +154,14 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """The tower's features; a frozen tower keeps no graph and has few frames at a time. [U, ...] -> [U, P, Dv]."""
         if not self.frozen_tower:
-            return self.vision_tower(pixels.to(self.dtype))
+            return self.vision_tower(self.as_the_tower_takes(pixels))
         # Under ZeRO-3 ranks wait for each other in every call of a module, so all make one.
         chunk = len(pixels) if is_deepspeed_zero3_enabled() else CHUNK
-        return encode_frames(self.vision_tower, pixels.to(self.dtype), chunk)
+        return encode_frames(self.vision_tower, pixels, chunk, self.as_the_tower_takes)
+
+    def as_the_tower_takes(self, pixels: Tensor) -> Tensor:
+        """Frames as they travel (``Batch.pixel_values``) -> [U, C, S, S] in the model's precision."""
+        return self.preprocess.on_device(pixels).to(self.dtype)
 
     def frame_batch(self, batch: Batch, tokens: Tensor) -> FrameBatch:
         """Times and connector outputs of the frames, as a head sees them."""
@@ -189,17 +206,29 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
-    def attention_mask(self, batch: Batch, queries: slice, dtype: torch.dtype) -> Tensor:
+    def masks(self, batch: Batch, queries: slice, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+        """What the decoder takes: one ``attention_mask``, or for each kind of its layers one."""
+        stop = queries.stop
+        reach = {kind: window if window and window < stop else None for kind, window in self.windows.items()}
+        made = {window: self.attention_mask(batch, queries, dtype, window) for window in set(reach.values())}
+        return {kind: made[window] for kind, window in reach.items()} if len(made) > 1 else made.popitem()[1]
+
+    def attention_mask(self, batch: Batch, queries: slice, dtype: torch.dtype, window: int | None = None) -> Tensor:
         """Additive mask [B, 1, Q, K] for the given query columns and all key columns up to their last.
 
-        A place sees what is not behind it in its own segment or the prefix, and all of its own run of frames.
+        A place sees what is not behind it in its own segment or the prefix, and of that the ``window`` last positions,
+        its own among them; and all of its own run of frames.
         """
         stop = queries.stop
         segment, block = batch.segment_ids[:, :stop], batch.block_ids[:, :stop]
         column = torch.arange(stop, device=segment.device)
         seg_q, blk_q, col_q = segment[:, queries, None], block[:, queries, None], column[queries, None]
         seg_k, blk_k = segment[:, None], block[:, None]
-        order = (column <= col_q) | ((blk_q == blk_k) & (blk_q >= 0))
+        before = column <= col_q
+        if window is not None:  # by position: what stands between a prefix and a packed segment is not of its text
+            position = batch.position_ids[:, :stop]
+            before = before & (position[:, queries, None] - position[:, None] < window)
+        order = before | ((blk_q == blk_k) & (blk_q >= 0))
         # Padded places see themselves, so that no softmax is empty.
         allowed = ((seg_k == 0) | (seg_k == seg_q)) & (seg_k >= 0) & order | (column == col_q)
         mask = torch.zeros(allowed.shape, dtype=dtype, device=segment.device)
@@ -210,7 +239,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
     ) -> dict[int, Tensor]:
         """One pass of the decoder over ``columns``; the wanted layers' states [B, Q, D]."""
         if not batch.plain_causal or columns.start:
-            mask = self.attention_mask(batch, columns, embeds.dtype)
+            mask = self.masks(batch, columns, embeds.dtype)
         else:  # padding behind a row is seen by nothing that counts: attention is faster without a mask
             mask = (batch.segment_ids[:, columns] >= 0).long() if batch.needs_mask else None
         with LayerTap(self.decoder, layers) as tap:
@@ -294,6 +323,14 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What each loss term of this batch is to be divided by; sums over batches are right for several."""
         return self.objective.counts(self, batch)
+
+
+def build_language(text: PretrainedConfig, attention: str) -> PreTrainedModel:
+    """A language model with random weights; ConfigError for a config that transformers cannot build it from."""
+    try:
+        return AutoModelForCausalLM.from_config(text, attn_implementation=implementation(text, attention))
+    except Exception as error:  # of any kind
+        raise unusable("model.language", f"a {text.model_type}", error) from error
 
 
 def tower_shape(tower: nn.Module) -> tuple[int, int, int]:

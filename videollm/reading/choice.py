@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 from videollm.reading.part import Reading, answer_part
+from videollm.reading.quantities import quantities
 from videollm.reading.structured import fragments
 
 Labels = Literal["letter", "digit"]
@@ -27,7 +28,7 @@ _IS = r"(?:'s|\bis|\bare|\b(?:would|should|must|will)\s+be|\bseems\s+to\s+be|\be
 _SIGNS = r"[\s*_\"'`(\[{:.$<]{0,8}"
 _NAME = r"(?:(?:the\s+)?(?:option|choice|letter|number|answer)\b|选项)?"
 _ANSWER = (
-    r"(?:\b(?:answer|ans|respuesta(?:\s+correcta)?|réponse|antwort|ответ)\b|\bchoice(?=\s{0,2}:)"
+    r"(?:\b(?:answer|ans|respuesta(?:\s+correcta)?|réponse|antwort|ответ)\b|\bchoice(?=\s{0,2}:)|\bmy\s+choice\b"
     r"|\b(?:best|correct|right|selected|chosen|final)\s+(?:option|choice)\b"
     r"|\b(?:good|best)\s+choice\b|答案|正解|答え|정답|(?:正确|最佳)选项)"
 )
@@ -52,7 +53,8 @@ _PAIRED = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"\bnot\b|n['’]t\b|\bneither\b|不是", re.IGNORECASE)
-_WRONG = re.compile(r"[\W_]*(?:is|are)\s+(?:wrong|not|incorrect)|n['’]t", re.IGNORECASE)
+_REFUSED = re.compile(r"\b(?:not|no|never|nothing|wrong|incorrect)\b|n['’ ]t\b", re.IGNORECASE)
+_WRONG = re.compile(r"\s*(?:is|are|was)(?:n t\b|\s+(?:wrong|not|incorrect)\b)")  # in words, see ``_words``
 _LISTED = re.compile(r"^[\s*]{0,4}[(\[]?([A-Z]|\d{1,2})[)\].:]\s", re.MULTILINE)
 SEVERAL = -1  # in place of an index, within this file
 _OPTION = 500  # characters behind a letter that are held against the option's text
@@ -83,14 +85,14 @@ def explain_choice(
 
 @dataclass(frozen=True)
 class _Rules:
-    """Patterns with a group ``label``; ``leading`` has ``bare`` instead for a label without brackets."""
+    """Patterns with a group ``label``; without brackets it is ``bare`` in ``leading`` and ``named`` in ``marked``."""
 
     alone: re.Pattern
     told: re.Pattern
     chosen: re.Pattern
     correct: re.Pattern
     leading: re.Pattern
-    bracketed: re.Pattern
+    marked: re.Pattern
 
 
 @cache
@@ -104,7 +106,7 @@ def _rules(labels: Labels) -> _Rules:
         re.compile(rf"{_CHOSEN}{behind}", flags),
         re.compile(rf"(?<![A-Za-z0-9'’.]){label}[)\]*_\"'`.]{{0,4}}\s{{0,3}}{_IS}\s{{0,3}}{_RIGHT}", flags),
         re.compile(rf"[\s\"'*`]*(?:[(\[{{]\s?{label}\s?[)\]}}]|(?P<bare>{signs})(?=[).:,;\s*\"'`]|$))"),
-        re.compile(rf"[(\[]\s?{label}\s?[)\]]"),
+        re.compile(rf"[(\[]\s?{label}\s?[)\]]|\b[Oo]ption\s(?P<named>{signs}){_END}"),
     )
 
 
@@ -135,7 +137,7 @@ class _Reader:
             ("the option called right", lambda: self._last(self.rules.correct, text)),
             ("the option chosen", lambda: self._last(self.rules.chosen, text)),
             ("its last line", lambda: self._last_line(text)),
-            ("the only label in brackets", lambda: self._only_bracketed(text)),
+            ("the only label in it", lambda: self._only_marked(text)),
             ("the option's text in it", lambda: self._held(text)),
         ):
             found = find()
@@ -184,30 +186,37 @@ class _Reader:
             return None
         name = "label" if found["label"] else "bare"
         label, (start, end) = found[name], found.span(name)
-        several = len({m.group(1) for m in _LISTED.finditer(text)}) > 1
+        several = len({m.group(1) for m in _LISTED.finditer(text)}) > 1 or self._all_told(text)
         behind = text[end : end + _OPTION]
-        if (
-            several
-            or (name == "bare" and not self._is_label(text, label, end))
-            or re.match(r"[.:]\d", behind)
-            or _WRONG.match(behind)
-        ):
-            return None
-        if self._several(text, start, end):
-            return SEVERAL
         index, other = self._index(label), self._equal(re.sub(r"^[)\]}.:,\s]+", "", behind).split("\n")[0])
-        return SEVERAL if None not in (index, other) and index != other else index
+        if None not in (index, other) and index != other:
+            return SEVERAL
+        no_label = name == "bare" and not self._is_label(text, label, end)
+        if several or no_label or re.match(r"[.:]\d", behind) or self._called_wrong(index, behind):
+            return None
+        return SEVERAL if self._several(text, start, end) else index
+
+    def _all_told(self, text: str) -> bool:
+        """Whether the text tells the whole list of options again."""
+        words = f" {_words(text)} "
+        return len(self.options) > 2 and all(f" {option} " in words for option in self.options)
+
+    def _called_wrong(self, index: Found, behind: str) -> bool:
+        """Whether a label is only told to be refused: "(A) is wrong", "(A) a dog runs is not shown"."""
+        words = _words(behind)
+        option = self.options[index] if index is not None and index < len(self.options) else ""
+        return bool(_WRONG.match(words.removeprefix(option)))
 
     def _last_line(self, text: str) -> Found:
         lines = [line for line in text.split("\n") if line.strip()]
         found = self.rules.alone.fullmatch(lines[-1].strip()) if len(lines) > 1 else None
         return self._index(found["label"]) if found and not found["label"].islower() else None
 
-    def _only_bracketed(self, text: str) -> Found:
-        found = {m["label"].upper() for m in self.rules.bracketed.finditer(text)}
+    def _only_marked(self, text: str) -> Found:
+        found = {(m["label"] or m["named"]).upper() for m in self.rules.marked.finditer(text)}
         if len(found) > 1:
             return SEVERAL
-        return self._index(found.pop()) if found and not re.search(r"\b(?:not|wrong|incorrect)\b", text, re.I) else None
+        return self._index(found.pop()) if found and not _REFUSED.search(text) else None
 
     def _equal(self, text: str) -> int | None:
         """The only option with these words; of a "No, he does not" the option "No"."""
@@ -218,14 +227,33 @@ class _Reader:
         return same[0] if len(same) == 1 else None
 
     def _held(self, text: str) -> Found:
-        """The only option whose words stand in the text in a row; of options within options, the longest."""
+        """The only option whose words stand in the text in a row; of options within options, the longest.
+
+        Where the rest of the text denies something, nothing is sure.
+        """
         words = f" {_words(text)} "
         held = [(len(option), i) for i, option in enumerate(self.options) if option and f" {option} " in words]
         if not held:
             return None
         longest = [i for size, i in held if size == max(held)[0]]
-        within = all(self.options[i] in self.options[longest[0]] for _, i in held)
-        return longest[0] if len(longest) == 1 and within else SEVERAL
+        option = self.options[longest[0]]
+        within = all(self.options[i] in option for _, i in held)
+        if len(longest) > 1 or not within:
+            return SEVERAL
+        sure = _says(text, option) and not _REFUSED.search(words.replace(f" {option} ", " "))
+        return longest[0] if sure else None
+
+
+def _says(text: str, option: str) -> bool:
+    """Whether a text that holds an option's words may mean it. Of one word that is less sure: "he left the room".
+
+    A number must be the only one and tell no time; any other word must end its clause ("the car is blue.").
+    """
+    if " " in option or not option.isascii():
+        return True
+    if option.isdecimal():
+        return [q.unit in ("", "none") for q in quantities(text)] == [True]
+    return bool(re.search(rf"\b{re.escape(option)}\b\W{{0,3}}(?:$|[.,;!?\n])", text, re.IGNORECASE))
 
 
 def _of_keys(value: Any) -> str | None:

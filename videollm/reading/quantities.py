@@ -14,18 +14,20 @@ _SECOND = rf"(?:(?:seconds?|secs?|s|segundos?|secondes?|sekunden?){_EDGE}|秒钟
 _MINUTE = rf"(?:(?:minutes?|mins?|m|minutos?|minuten?){_EDGE}|分钟?)"
 _HOUR = rf"(?:(?:hours?|hrs?|h|horas?|heures?){_EDGE}|小时)"
 _JOIN = r"\s?-?\s?"
+_NTH = r"(?:st|nd|rd|th)"
 _THEN = r"(?:\s{0,3}(?:,|and\b|&)\s{0,3}|\s{0,3})"
 _CLOCK = r"\d{1,3}:\d{2}(?::\d{2})?(?:[.,]\d{1,6})?(?!\d|:\d)"
 _QUANTITY = re.compile(
-    rf"(?<![A-Za-z0-9_.:/])(?:"
+    rf"(?<![A-Za-z0-9_./])(?<!\d:)(?:"
     rf"(?P<clock>{_CLOCK})(?:{_JOIN}(?:{_SECOND}|{_MINUTE}|{_HOUR}))?"
     rf"|(?P<h>{NUMBER}){_JOIN}{_HOUR}(?:{_THEN}(?P<hm>{NUMBER}){_JOIN}{_MINUTE})?(?:{_THEN}(?P<hs>{NUMBER}){_JOIN}{_SECOND})?"
     rf"|(?P<m>{NUMBER}){_JOIN}{_MINUTE}(?:{_THEN}(?P<ms>{NUMBER}){_JOIN}{_SECOND})?"
     rf"|(?P<milli>{NUMBER})\s?(?:ms|milliseconds?|msecs?){_EDGE}"
-    rf"|(?P<s>{NUMBER}){_JOIN}{_SECOND}"
+    rf"|(?P<s>{NUMBER})(?:{_NTH})?{_JOIN}{_SECOND}"
     rf"|(?P<percent>{NUMBER})\s?(?:%|per\s?cent\b)"
-    rf"|(?P<plain>{NUMBER})(?P<tail>[A-Za-z]\w*|[:/]\d[\d:/.]*|(?:\.\d+)+)?"
+    rf"|(?P<plain>{NUMBER})(?:(?P<nth>{_NTH})\b|(?P<tail>[A-Za-z]\w*|[:/]\d[\d:/.]*|(?:\.\d+)+))?"
     rf")|(?P<anchor>\b(?:the\s+)?(?:very\s+)?(?:(?P<first>beginning|start)|end)\s+of\s+(?:the\s+|this\s+)?(?:video|clip|footage|recording)"
+    rf"|\b(?:the|this)\s+(?:video|clip)(?:\s+(?:ends|finishes|is\s+over)|'s\s+end)\b"
     rf"|\bthe\s+(?:very\s+)?(?:(?P<opening>beginning|start)|end)\b(?!\s+(?:time|point|mark|at|of)))",
     re.IGNORECASE,
 )
@@ -34,6 +36,7 @@ _NO_TIME_AFTER = re.compile(
     r"g\b|x\d|px|pixels?|points?|pounds?|dollars?|帧|人|个|次|岁|年)",
     re.IGNORECASE,
 )
+_SHARE = re.compile(r"\s?of\s+the\s+(?:video|clip)\b", re.IGNORECASE)  # "0.25 to 0.5 of the video": no seconds
 _NO_TIME_BEFORE = re.compile(
     r"(?:frames?|frame[_ ]?(?:number|index|id)s?|figure|fig\.|number|scores?|aged?|ages|year|帧)[\s:#({\[\"'=]{0,4}$"
     r"|(?:steps?|options?|events?|scenes?|players?|jersey|no\.|#|€|£)\s?$",
@@ -47,7 +50,8 @@ class Quantity:
 
     ``value``: seconds; of a ``%`` hundredths of the video, of a bare number what it says. ``unit``: "s" for anything
     that tells its unit (seconds, minutes, clock times), "m" or "h" for a lone number of minutes or hours, "%", "" for a
-    bare number, "anchor" for the beginning (0) or the end (inf) of the video, "none" for what is no time.
+    bare number, "nth" for a bare "12th", "anchor" for the beginning (0) or the end (inf) of the video, "none" for what
+    is no time.
     """
 
     start: int
@@ -62,7 +66,9 @@ class Quantity:
 
     def scaled(self, unit: str) -> "Quantity":
         """A bare number in the ``unit`` of its partner."""
-        return replace(self, value=self.value * _FACTOR.get(unit, 1.0), unit=unit) if self.bare and unit else self
+        if unit and self.unit in ("", "nth"):
+            return replace(self, value=self.value * _FACTOR.get(unit, 1.0), unit=unit)
+        return self
 
 
 _FACTOR = {"m": 60.0, "h": 3600.0}
@@ -82,7 +88,11 @@ def quantities(text: str) -> Iterator[Quantity]:
         start, end = found.span()
         if unit in ("", "%", "s") and _negative(text, start):
             unit = "none"
+        if unit == "" and found["nth"]:
+            unit = "nth"
         if unit == "" and (found["tail"] or _NO_TIME_AFTER.match(text, end) or _enclosed(text, start, end)):
+            unit = "none"
+        if unit == "" and value <= 1 and _SHARE.match(text, end):
             unit = "none"
         if unit == "" and _NO_TIME_BEFORE.search(text, max(0, start - 24), start):
             unit = "none"

@@ -8,18 +8,19 @@ that end with their span. Spans within a caption ("crack 1 to 2 eggs", "wait 5 t
 import re
 from collections.abc import Sequence
 
+from videollm.reading.pairs import Told, tell_spans
 from videollm.reading.part import Reading, answer_part
-from videollm.reading.spans import Told, kept, tell_spans
+from videollm.reading.spans import claimed_spans
 from videollm.reading.structured import structured_events
 
 Steps = tuple[list[list[float]], list[str]]  # spans in seconds and as many captions
 
 _NAMES = r"(?:step|event|scene|segment|phase|part|action|clip|shot|chapter|moment)"
-_MARK = r"(?:[-*•·▪–]\s|\d{1,3}\s?[.):]\s|\(\d{1,3}\)\s|\d{1,3}\s*\n|#{1,6}\s)"
+_MARK = r"(?:[-*•·▪–]\s|\d{1,3}\s?[.):]\s|\(\d{1,3}\)\s|\d{1,3}\s*\n|#{1,6}\s|\|\s*\d{1,3}\s*\|)"
 _LABEL = r"(?:time(?:stamp)?s?\s?[:=]|start(?:ing)?(?:\s?time)?\s?[:=]?)"
 _OPENS = re.compile(
     rf"(?:^|[\n.!?;。|]|(?<=,)|\"|</[a-z_]+>)[\s*_>]*(?:{_MARK})?[\s*_]*(?:{_NAMES}\s*\d*\s*[:.)–-]?)?[\s*_]*"
-    rf"(?:{_LABEL})?[\s*_]*(?:(?:from|between|at|during|in|第)\s*(?:the\s+)?(?:(?:about|around|approximately)\s+)?)?"
+    rf"(?:{_LABEL})?[\s*_]*(?:(?:first|then|next|finally|afterwards)[,:]?\s+)?(?:(?:from|between|at|during|in|从|在|第)\s*(?:the\s+)?(?:(?:about|around|approximately)\s+)?)?"
     r"[\s\[(<{*_~`\"']*$",
     re.IGNORECASE,
 )
@@ -30,6 +31,10 @@ _BEHIND = re.compile(
 )
 _LINE_END = re.compile(rf"{_SECONDS}(?:[.,;|]*[ \t]*(?=\n|$)|(?<=[)\]])[.,;])", re.IGNORECASE)
 _BEFORE = re.compile(r"[(\[|:–—]\s*[*_]*\s*(?:from\s+|between\s+|at\s+)?$", re.IGNORECASE)
+_CLAUSE_END = re.compile(rf"{_SECONDS}[.;](?=\s|$)", re.IGNORECASE)
+_NAMED_BEFORE = re.compile(r"[,\s]\s*(?:from|between)\s+$", re.IGNORECASE)
+_BROKEN_OFF = re.compile(r"(?<=[.;\n])\s*(?:from\s+)?\d[\d.:]*\s*(?:s|seconds)?\s*(?:-|–|to)?\s*$", re.IGNORECASE)
+_PARAGRAPH = re.compile(r"(?<=\S)\s*\n\s*\n")
 _LIST_MARK = re.compile(
     rf"^[\s*_]*(?:{_MARK})?[\s*_]*(?:{_NAMES}\s*\d+\s*[:.)–-]\s*)?(?:(?:description|caption)\s?[:=]\s?)?", re.IGNORECASE
 )
@@ -47,14 +52,14 @@ def read_steps(text: str, duration_s: float | None = None) -> Steps:
 def explain_steps(text: str, duration_s: float | None = None) -> Reading[Steps]:
     """The events, and by which rule they were read."""
     part, why = answer_part(text, ("answer",))
-    events = structured_events(part, lambda inner: [t.span for t in kept(tell_spans(inner, duration_s), inner)])
+    events = structured_events(part, lambda inner: claimed_spans(inner, duration_s))
     if events:
         return Reading(([span for span, _ in events], [text.strip() for _, text in events]), f"{why}; keys of JSON")
     told = [t for t in tell_spans(part, duration_s) if not _FRAMES.search(part, max(0, t.start - 12), t.start)]
     heads = [found for i, t in enumerate(told) if (found := _header(part, t, i == 0))]
-    if heads:
-        return Reading(_captions_behind(part, heads), f"{why}; captions behind their times")
     tails = [found for t in told if (found := _tail(part, t))]
+    if heads and not (len(tails) == len(told) and _captions_lead(part, tails)):
+        return Reading(_captions_behind(part, heads), f"{why}; captions behind their times")
     if tails:
         return Reading(_captions_before(part, tails), f"{why}; captions before their times")
     return Reading(([], []), f"{why}; no event with times")
@@ -76,15 +81,28 @@ def _header(text: str, told: Told, first: bool) -> tuple[int, int, Told] | None:
 
 def _captions_behind(text: str, heads: Sequence[tuple[int, int, Told]]) -> Steps:
     edges = [head[0] for head in heads[1:]] + [len(text)]
-    pieces = [(told, _trimmed(text[end:edge])) for (_, end, told), edge in zip(heads, edges, strict=True)]
-    return _told(pieces)
+    captions = [text[end:edge] for (_, end, _), edge in zip(heads, edges, strict=True)]
+    if len(captions) > 1:
+        captions[-1] = _BROKEN_OFF.sub("", captions[-1])
+        if not any(_PARAGRAPH.search(caption.strip()) for caption in captions[:-1]):  # a closing remark
+            captions[-1] = _PARAGRAPH.split(captions[-1], maxsplit=1)[0]
+    return _told([(told, _trimmed(caption)) for (_, _, told), caption in zip(heads, captions, strict=True)])
 
 
 def _tail(text: str, told: Told) -> tuple[int, int, Told] | None:
-    """(start, end, span) of a span in brackets, or behind a colon, that ends its line or part of it."""
-    ends = _LINE_END.match(text, told.end)
-    before = _BEFORE.search(text, max(0, told.start - 30), told.start)
+    """(start, end, span) of a span in brackets, behind a colon or "from", that ends its line or part of it."""
+    floor = max(0, told.start - 30)
+    named = _NAMED_BEFORE.search(text, floor, told.start)
+    before = _BEFORE.search(text, floor, told.start) or named
+    ends = _LINE_END.match(text, told.end) or (_CLAUSE_END.match(text, told.end) if named else None)
     return (before.start(), ends.end(), told) if ends and before else None
+
+
+def _captions_lead(text: str, tails: Sequence[tuple[int, int, Told]]) -> bool:
+    """Whether captions stand before their spans: none is left for the last, or "A man enters, from .." begins."""
+    first = tails[0][2]
+    named = _NAMED_BEFORE.search(text, max(0, first.start - 30), first.start)
+    return not text[tails[-1][1] :].strip(_EDGES) or bool(named and text[: named.start()].rstrip()[-1:].isalnum())
 
 
 def _captions_before(text: str, tails: Sequence[tuple[int, int, Told]]) -> Steps:

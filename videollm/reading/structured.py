@@ -94,9 +94,9 @@ def structured_events(text: str, spans_of: SpansOf) -> list[tuple[Span, str]]:
 
 def _spans(value: Any, spans_of: SpansOf) -> Iterator[Span]:
     if isinstance(value, dict):
-        own = _of_keys(value, spans_of)
-        if own is not None:
-            yield own
+        own = _of_keys(value)
+        if own:
+            yield from own
             return
         for key, inner in value.items():
             if _SPANS.fullmatch(str(key)):
@@ -129,8 +129,11 @@ def _events(value: Any, spans_of: SpansOf) -> Iterator[tuple[Span, str]]:
         ) == len(texts):
             yield from zip(found, texts, strict=True)
         else:
-            for inner in value.values():
-                yield from _events(inner, spans_of) if isinstance(inner, list | dict) else ()
+            for key, inner in value.items():
+                if isinstance(inner, list | dict):
+                    yield from _events(inner, spans_of)
+                elif isinstance(inner, str) and len(told := spans_of(str(key))) == 1:
+                    yield told[0], inner
     elif isinstance(value, list | tuple):
         if len(value) in (3, 4) and isinstance(value[-1], str) and (told := _of_list(value[:-1])):
             yield told, value[-1]
@@ -143,16 +146,19 @@ def _are(value: Any, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, kind) for v in value)
 
 
-def _of_keys(value: dict, spans_of: SpansOf) -> Span | None:
-    """The span that start and end keys of an object tell."""
+def _of_keys(value: dict) -> list[Span]:
+    """The span that start and end keys of an object tell, or the spans of two lists under them."""
     at = {
         name: next((v for k, v in value.items() if form.fullmatch(str(k))), None)
         for name, form in (("start", _START), ("end", _END), ("length", _LENGTH))
     }
+    if isinstance(at["start"], list) and isinstance(at["end"], list) and len(at["start"]) == len(at["end"]):
+        pairs = [[_time(a), _time(b)] for a, b in zip(at["start"], at["end"], strict=True)]
+        return [sorted(pair) for pair in pairs] if all(None not in pair for pair in pairs) else []
     start, end, length = (_time(at[name]) for name in ("start", "end", "length"))
     if start is None or (end is None and length is None):
-        return None
-    return sorted([start, end if end is not None else start + length])
+        return []
+    return [sorted([start, end if end is not None else start + length])]
 
 
 def _time(value: Any) -> float | None:
@@ -172,7 +178,7 @@ def _of_texts(first: str, second: str) -> Span | None:
 
 
 def _of_list(value: Any) -> Span | None:
-    """[start, end], or that with a score between 0 and 1 behind it."""
+    """[start, end], or that with a score between 0 and 1 behind it; [120, 45] is a size or a place in the picture."""
     numbers = [v for v in value if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) != len(value) or len(value) not in (2, 3):
         return None
@@ -182,4 +188,4 @@ def _of_list(value: Any) -> Span | None:
         span = [float(value[0]), float(value[1])]
     except OverflowError:
         return None
-    return sorted(span) if all(t >= 0 and math.isfinite(t) for t in span) else None
+    return span if 0 <= span[0] <= span[1] < math.inf else None

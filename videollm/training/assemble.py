@@ -8,19 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
-from videollm.batches.prompt import VisualTokenSettings
+from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint import Bundle, load, load_tokenizer, read_config
-from videollm.common.config import ConfigError, build, to_dict
-from videollm.heads import head_class
+from videollm.checkpoint import Bundle, load, load_tokenizer, read_config, read_tokenizer
+from videollm.common.config import ConfigError, build, merge, need, read_yaml, to_dict, unusable
+from videollm.heads import build_head, head_class
 from videollm.heads.presets import lay_preset
+from videollm.inference.options import kept_generate
+from videollm.inference.plan import room_for_question
+from videollm.model.attention import FLASH, check_flash, implementation
 from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora
+from videollm.model.objective import build_objective
+from videollm.model.tying import tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.training.settings import ModelSettings, Settings
 from videollm.video.preprocess import Preprocess
@@ -28,16 +34,18 @@ from videollm.video.sampling import Sampler
 
 
 def read_settings(values: dict) -> Settings:
-    """The settings of a config, with the preset that its ``compatibility`` names laid under it.
+    """The settings of a config, over the preset that its ``compatibility`` names, over how its checkpoint is asked.
 
     Raises:
         ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
     """
-    model = values.get("model") if isinstance(values.get("model"), dict) else {}
-    head = (model.get("head") or {}).get("name")
-    if head is None and model.get("checkpoint") and "compatibility" in values:
-        head = read_config(Path(model["checkpoint"])).head.get("name")
-    return build(Settings, lay_preset(values, head))
+    plain = build(Settings, {key: value for key, value in values.items() if key != "compatibility"}).model
+    head, folder = plain.head.get("name"), plain.checkpoint
+    if head is None and folder and "compatibility" in values:
+        head = read_config(Path(folder)).head.get("name")
+    there = bool(folder) and (Path(folder) / "config.json").is_file()  # else ``assemble`` says what is missing
+    kept = kept_generate(read_config(Path(folder))) if there else {}
+    return build(Settings, merge({"generate": kept} if kept else {}, lay_preset(values, head)))
 
 
 def assemble(settings: Settings) -> Bundle:
@@ -46,10 +54,7 @@ def assemble(settings: Settings) -> Bundle:
     Raises:
         ConfigError: a part that is missing or unknown, or a file that cannot be read.
     """
-    model = settings.model
-    if model.attention == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ConfigError("model.attention: flash_attention_2 needs a GPU and pip install flash-attn; or set sdpa")
-    bundle = from_checkpoint(settings) if model.checkpoint else from_parts(settings)
+    bundle = from_checkpoint(settings) if settings.model.checkpoint else from_parts(settings)
     lora = settings.train.lora
     if lora is not None and not bundle.config.lora:
         bundle.config.lora = to_dict(lora)
@@ -62,6 +67,29 @@ def assemble(settings: Settings) -> Bundle:
             "data.pack: this connector reads the question, so questions cannot share one encoding; set it to false"
         )
     return bundle
+
+
+def check_attention(config: VideoLLMConfig, settings: Settings) -> None:
+    """ConfigError where ``model.attention`` cannot compute this run; no weights are read."""
+    asked = settings.model.attention
+    implementation(config.text_config, asked)
+    if asked != FLASH:
+        return
+    with torch.device("meta"):
+        injects = build_head(config.head, config.text_config.hidden_size).inject_layer is not None
+    needing = {
+        "data.pack": settings.data.pack,
+        "model.bidirectional_frames": config.bidirectional_frames,
+        f"the {config.head['name']} head": injects,
+        "train.objective": build_objective(settings.train.objective).rejected is not None,
+    }
+    check_flash([name for name, needs in needing.items() if needs], settings.train.precision)
+
+
+def check_installed(attention: str) -> None:
+    """ConfigError where this machine cannot compute the attention that was asked for."""
+    there = attention != FLASH or is_flash_attn_2_available()
+    need(there, f"model.attention: {FLASH} needs a GPU and pip install flash-attn; or set sdpa")
 
 
 def check_frames_fit(bundle: Bundle) -> None:
@@ -82,11 +110,20 @@ BESIDE_CHECKPOINT = ("checkpoint", "head", "template", "bidirectional_frames", "
 def from_checkpoint(settings: Settings) -> Bundle:
     """Load a checkpoint and lay over it what the config gives for data and template."""
     given = settings.model
-    checkpoint_config(given)
+    planned_config(settings)
+    check_installed(given.attention)
     torch.manual_seed(settings.train.seed)  # of what starts fresh: the head of a base, adapters
-    bundle = load(given.checkpoint, given.attention, head=given.head, fresh_head=True)
+    bundle = load(given.checkpoint, given.attention, held_precision(settings), head=given.head, fresh_head=True)
     lay_over(bundle.config, settings)
     return bundle
+
+
+def held_precision(settings: Settings) -> torch.dtype:
+    """In what the weights of a checkpoint are read: DeepSpeed would round them to bf16 anyway, but only once every rank
+    held all of them in float32. Features kept in files are computed before that, in float32."""
+    train = settings.train
+    half = train.deepspeed and train.precision == "bf16" and not settings.data.features
+    return torch.bfloat16 if half else torch.float32
 
 
 def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
@@ -105,7 +142,8 @@ def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
 
 
 def lay_over(config: VideoLLMConfig, settings: Settings) -> None:
-    """Write what ``settings`` give for template, frames, sampling and preprocessing into the model's config."""
+    """Write into the model's config what ``settings`` give for template, frames, sampling and preprocessing, and how it
+    is asked."""
     given, data = settings.model, settings.data
     if given.template and given.template not in TEMPLATES:
         raise ConfigError(f"model.template: no template {given.template!r}; there are {', '.join(TEMPLATES)}")
@@ -120,6 +158,8 @@ def lay_over(config: VideoLLMConfig, settings: Settings) -> None:
         config.context_length = data.max_length
     if data.max_tiles is not None:
         config.max_tiles = data.max_tiles
+    config.generate, config.precision = to_dict(settings.generate), settings.train.precision
+    room_for_question(config, settings.generate)
 
 
 def planned_config(settings: Settings) -> VideoLLMConfig:
@@ -131,7 +171,21 @@ def planned_config(settings: Settings) -> VideoLLMConfig:
         config = parts_config(settings)[0]
     if settings.train.lora is not None and not config.lora:
         config.lora = to_dict(settings.train.lora)
+    check_attention(config, settings)
     return config
+
+
+def planned_encoder(model: Path) -> tuple[PromptEncoder, int]:
+    """Prompts as a checkpoint folder or the model of a config reads them, and the tokens of its context; no weights are
+    read. Errors as of reading either."""
+    if model.suffix in (".yaml", ".yml"):
+        settings = read_settings(read_yaml(model))
+        folder, config = settings.model.checkpoint, planned_config(settings)
+        tokenizer = read_tokenizer(Path(folder)) if folder else parts_config(settings)[1]
+    else:
+        config, tokenizer = read_config(model), read_tokenizer(model)
+    with torch.device("meta"):
+        return Bundle(VideoLLM(config), tokenizer).encoder(), config.context_length
 
 
 def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenizerBase]:
@@ -164,6 +218,8 @@ def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenize
 def from_parts(settings: Settings) -> Bundle:
     """Put a model together from a tower, a connector, a language model and a head."""
     given, (config, tokenizer) = settings.model, parts_config(settings)
+    check_attention(config, settings)
+    check_installed(given.attention)
     torch.manual_seed(settings.train.seed)
     model = VideoLLM(config)
     model.head.reset_parameters()
@@ -182,20 +238,26 @@ def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
     if given.language_weights:
         try:
             default = AutoConfig.from_pretrained(given.language_weights)
+            check_language_keys(default, fields)
             text = AutoConfig.from_pretrained(given.language_weights, **fields)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StrictDataclassError) as error:
             where = f"model.language_weights: no language model at {given.language_weights!r}"
             raise ConfigError(f"{where} ({str(error).splitlines()[0]})") from None
     else:
         kind = fields.pop("model_type", None)
         try:
             default = AutoConfig.for_model(kind)
-            text = AutoConfig.for_model(kind, **fields)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"model.language.model_type: {kind!r}: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"model.language.model_type: {kind!r}: {str(error).splitlines()[0][:200]}") from None
+        check_language_keys(default, fields)
+        try:
+            text = AutoConfig.for_model(kind, **fields)
+        except Exception as error:  # of any kind
+            raise unusable("model.language", f"a {kind}", error) from error
         for role in ("bos", "eos", "pad"):  # the class's defaults are ids of another vocabulary
             setattr(text, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
-    check_language_keys(default, fields)
+    if text.model_type == "phi3" and given.language.get("sliding_window"):
+        raise ConfigError("model.language.sliding_window: a phi3 sees all before it, as published; leave the key out")
     vocabulary = len(tokenizer)
     if "vocab_size" not in given.language:
         text.vocab_size = max(vocabulary, text.vocab_size if given.language_weights else 0)
@@ -217,6 +279,7 @@ def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedToken
     """Copy pretrained weights into the tower, the language model and single words."""
     if given.language_weights:
         base = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype=model.dtype)
+        check_tie(base, model, given.language_weights)
         base.resize_token_embeddings(model.config.text_config.vocab_size)
         model.language_model.load_state_dict(base.state_dict())
     if given.scale_residuals:
@@ -228,6 +291,16 @@ def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedToken
     if given.word_vectors:
         words = read_start(given.word_vectors, "model.word_vectors")
         align_words(model.get_input_embeddings().weight.data, tokenizer, words)
+
+
+def check_tie(base: PreTrainedModel, model: VideoLLM, where: str) -> None:
+    """ConfigError where ``model`` has one matrix for token embedding and output layer, and ``base`` two that differ."""
+    first, second = (part.weight for part in (base.get_input_embeddings(), base.get_output_embeddings()))
+    if tied(model.config.text_config) and not torch.equal(first, second):
+        raise ConfigError(
+            f"model.language_weights: {where} has a token embedding and an output layer that differ, but its config or "
+            "model.language ties them; set model.language.tie_word_embeddings=false"
+        )
 
 
 def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:

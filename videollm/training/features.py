@@ -45,9 +45,15 @@ class FeatureStore:
 
     def __init__(self, folder: str | Path, reader: VisualReader, tower: nn.Module):
         if reader.sampler.pick == "random":
-            raise ConfigError("data.features: data.sampler.pick=random draws other frames each time; set midpoint")
+            raise ConfigError(
+                "data.features: data.sampler.pick=random draws other frames each time; leave data.features out, or set "
+                "midpoint in a new run"
+            )
         if not reader.fixed:
-            raise ConfigError("data.features: data.preprocess.random_crop changes the frames each time; set false")
+            raise ConfigError(
+                "data.features: data.preprocess.random_crop changes the frames each time; leave data.features out, or "
+                "set false in a new run"
+            )
         self.folder, self.reader = Path(folder), reader
         digest = hashlib.sha256()
         for name, tensor in sorted(tower.state_dict().items()):
@@ -107,7 +113,8 @@ class FeatureStore:
             elif found is not None:
                 path, pixels, times_s, duration_s = found
                 self.misses += 1
-                features = encode_frames(tower, pixels.to(device), CHUNK).cpu().contiguous()
+                prepare = self.reader.preprocess.on_device
+                features = encode_frames(tower, pixels.to(device), CHUNK, prepare).cpu().contiguous()
                 tensors = {"features": features, "times_s": torch.as_tensor(np.asarray(times_s, np.float64))}
                 with replacing(path, shared=True) as fresh:
                     save_file(tensors, fresh, metadata={"duration_s": repr(float(duration_s))})
@@ -131,10 +138,9 @@ class Wanted(Dataset):
             found = None if self.store(name) is not None else self.store.reader.video(name, None)
         except VideoError:
             return None
-        if found is None or found[0] is None:  # another process may have stored it just now
+        if found is None or found.pixels is None:  # another process may have stored it just now
             return path.stat().st_size
-        pixels, _, times_s, duration_s = found
-        return path, pixels, times_s, duration_s
+        return path, found.pixels, found.times_s, found.duration_s
 
 
 def fill_store(store: FeatureStore, records: Sequence[Record], bundle: Bundle, arguments: TrainingArguments) -> None:

@@ -222,7 +222,8 @@ def planned_model(settings: Settings) -> VideoLLM:
     config = planned_config(settings)
     # What flash_attention_2 keeps is the same. Passes that bring no mask are plainly causal, which transformers finds
     # out from positions; it does not know these here, and would make a mask to be sure. Unseen places do need one.
-    config._attn_implementation = "sdpa_without_mask" if settings.data.unseen_id is None else "sdpa"
+    if settings.model.attention != "eager":
+        config._attn_implementation = "sdpa_without_mask" if settings.data.unseen_id is None else "sdpa"
     with torch.device("meta"):
         model = VideoLLM(config)
     if settings.train.precision == "bf16" and settings.train.deepspeed:

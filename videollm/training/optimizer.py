@@ -8,8 +8,9 @@ import re
 from torch import nn
 
 from videollm.common.config import ConfigError
+from videollm.model.tying import tied
 from videollm.model.videollm import VideoLLM
-from videollm.training.settings import PARTS, Settings, TrainSettings
+from videollm.training.settings import PARTS, PartSettings, Settings, TrainSettings
 
 
 def part_of(name: str) -> str:
@@ -28,11 +29,13 @@ def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
     """Freeze and unfreeze by part. Default: all but the tower; with LoRA, not the language model and its ends.
 
     Raises:
-        ConfigError: a pattern of ``train.parts.PART.only`` that no parameter of the part has.
+        ConfigError: a pattern of ``train.parts.PART.only`` that no parameter of the part has; nothing to train; or see
+            ``check_parts``.
     """
     frozen = {"vision_tower"} | ({"language_model", "embeddings", "lm_head"} if train.lora else set())
     wanted = {part: part not in frozen for part in PARTS}
     wanted |= {part: s.train for part, s in train.parts.items() if s.train is not None}
+    check_parts(model, train, wanted)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(wanted[part_of(name)])
     model.frozen_tower = not wanted["vision_tower"]
@@ -43,6 +46,40 @@ def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
                 raise ConfigError(f"train.parts.{part}.only: {pattern!r} is in no name of the part's parameters")
         for name, parameter in inside.items():
             parameter.requires_grad_(wanted[part] and any(re.search(pattern, name) for pattern in only))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("train.parts: leaves nothing to train; give a part that has parameters train: true")
+
+
+def check_parts(model: VideoLLM, train: TrainSettings, wanted: dict[str, bool]) -> None:
+    """ConfigError where ``train.parts`` tells something of a part that cannot be true of this model.
+
+    That is a part without parameters, unless it is to stay frozen; and a tied ``lm_head`` with other settings than
+    ``embeddings``, of which it is a name. ``wanted``: which parts train.
+    """
+    present = {part_of(name) for name, _ in model.named_parameters()}
+    one = tied(model.config.text_config)
+    for part, given in train.parts.items():
+        if part == "lm_head" and one:
+            other = train.parts.get("embeddings") or PartSettings()
+            same = (wanted[part], given.only, rates(train, part)) == (
+                wanted["embeddings"], other.only, rates(train, "embeddings"),
+            )  # fmt: skip
+            if not same:
+                raise ConfigError(
+                    "train.parts.lm_head: this language model has one matrix for its token embedding and its lm_head; "
+                    "say the same of train.parts.embeddings and lm_head, or leave lm_head out (a new model has two "
+                    "matrices with model.language.tie_word_embeddings=false)"
+                )
+        elif part not in present and given != PartSettings(train=False):
+            hint = "; train.lora adds them" if part == "lora" else ""
+            raise ConfigError(f"train.parts.{part}: this model has no parameters there{hint}; leave it out")
+
+
+def rates(train: TrainSettings, part: str) -> tuple[float, float]:
+    """Learning rate and weight decay of a part."""
+    given = train.parts.get(part) or PartSettings()
+    lr = train.lr if given.lr is None else given.lr
+    return lr, train.weight_decay if given.weight_decay is None else given.weight_decay
 
 
 def parameter_groups(model: nn.Module, settings: Settings) -> list[dict]:
@@ -58,9 +95,7 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict]:
         part, owner = part_of(name), model.get_submodule(name.rpartition(".")[0])
         spared = isinstance(owner, nn.LayerNorm) or re.search("bias|norm", name.lower())
         decays = train.decay_all or not spared
-        given = train.parts.get(part)
-        lr = train.lr if given is None or given.lr is None else given.lr
-        decay = train.weight_decay if given is None or given.weight_decay is None else given.weight_decay
+        lr, decay = rates(train, part)
         group = groups.setdefault((part, decays), {"params": [], "lr": lr, "weight_decay": decay if decays else 0.0})
         group["params"].append(parameter)
     return list(groups.values())

@@ -1,9 +1,12 @@
 """SIGTERM as a request: finish the step, save, stop. For time limits and pre-emption on a cluster.
 
-Every rank is asked at the end of every step whether it has been told; if one has, all stop at that step. Knows the
-Trainer's callback interface and signals; nothing of models or files.
+Every rank is asked at the end of every step whether it has been told; if one has, all stop at that step. Data workers
+outlive the signal, and end with the process. Knows the Trainer's callback interface and signals; nothing of models or
+files.
 """
 
+import atexit
+import multiprocessing
 import signal
 import threading
 
@@ -57,6 +60,19 @@ class StopOnSignal(TrainerCallback):
 def outlive_signal(_worker: int) -> None:
     """In a data worker: ignore SIGTERM, which all processes of a job get; the running step needs its batch.
 
-    Workers end when their loader does.
+    Workers end when their loader does, or by ``end_workers``.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """At the end of the process: end data workers that are still there, where an error holds on to their loader.
+
+    Python's own end sends them SIGTERM and waits for ever. Registered later than that, so called before it.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for a killed worker
+    for worker in workers:
+        worker.kill()

@@ -1,4 +1,4 @@
-"""What cannot work is said before anything starts: DeepSpeed files, combinations of options, what a run resumes from.
+"""What cannot work is said before anything starts: DeepSpeed files, combinations of options, what ``resuming`` says.
 
 In: settings, the number of processes, the run's last checkpoint. Out: ConfigError that names the key and the remedy,
 and a process environment in which DeepSpeed starts on a CPU without compiling. Builds no model, opens no video.
@@ -15,10 +15,11 @@ import torch
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.utils.cpp_extension import get_default_build_root
 
-from videollm.common.config import ConfigError, read_yaml, to_dict
+from videollm.common.config import ConfigError
 from videollm.common.processes import world_size
+from videollm.training.resuming import check_resume, find_checkpoint
 from videollm.training.runfolder import check_writable
-from videollm.training.saving import Checkpoint, last_good
+from videollm.training.saving import Checkpoint
 from videollm.training.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,15 +30,6 @@ FROM_THE_RUN = {
     "gradient_accumulation_steps": "train.accumulation",
     "gradient_clipping": "train.clip",
 }
-# Resuming with another value of these continues the same training; any other difference would be another one.
-MAY_CHANGE = {
-    "model": ("checkpoint", "vision_weights", "language_weights", "tokenizer", "question_tokenizer", "word_vectors",
-              "feature_mean", "attention"),
-    "data": ("train", "validation", "videos", "backend", "workers", "max_bad_fraction", "features"),
-    "train": ("output", "steps", "epochs", "deepspeed", "log_every", "save_every", "keep", "resume", "validate_every",
-              "validation_size", "metric", "best", "report_to", "merge_lora", "gradient_checkpointing",
-              "deterministic"),
-}  # fmt: skip
 STALE_S = 600.0  # a compilation writes something more often than that
 
 
@@ -137,63 +129,6 @@ def check_lock(op: str, without: str) -> None:
                 f" and DeepSpeed would wait for it without a word; delete it, {without}"
             )
         logger.warning("%s: another process compiles %s; this one waits for it", lock, op)
-
-
-# ---- resuming ----------------------------------------------------------------------------------------------------
-
-
-def find_checkpoint(settings: Settings) -> Checkpoint | None:
-    """Where to go on; ConfigError if ``train.resume`` finds nothing, or if a new run would mix with an old one."""
-    output, resume = Path(settings.train.output), settings.train.resume
-    found = last_good(output) if resume else None
-    if resume is True and found is None:
-        raise ConfigError(
-            f"train.resume: {output} holds no whole checkpoint-N folder; set train.resume=false to start anew"
-        )
-    if not resume and (any(output.glob("checkpoint-*")) or (output / "log.jsonl").exists()):
-        raise ConfigError(
-            f"train.output: {output} holds an earlier run; set train.resume=true to go on with it, choose another "
-            "folder, or delete it"
-        )
-    return found
-
-
-def check_resume(settings: Settings, stage: int | None, checkpoint: Checkpoint) -> None:
-    """ConfigError where going on would not be the same training: DeepSpeed fails inside, or drops the optimizer."""
-    facts, name, world = checkpoint.facts, checkpoint.folder, world_size()
-    other = f"; or start a new run from it: model.checkpoint={name} and another train.output"
-    if facts.zero_stage != stage:
-        was, now = (f"ZeRO-{s}" if s is not None else "no DeepSpeed" for s in (facts.zero_stage, stage))
-        raise ConfigError(
-            f"train.deepspeed: {name} was written with {was}, this run has {now}, which cannot read its optimizer; "
-            f"use the file it was trained with{other}"
-        )
-    if facts.processes != world:
-        raise ConfigError(
-            f"train.resume: {name} was written by {facts.processes} processes, this run has {world}; start "
-            f"{facts.processes} (GPUS, NNODES){other}"
-        )
-    if settings.train.steps is not None and settings.train.steps < facts.step:
-        raise ConfigError(f"train.steps: {settings.train.steps}, but {name} is behind that already; give more")
-    written = name.parent / "config.yaml"
-    old, new = read_yaml(written) if written.is_file() else {}, to_dict(settings)
-    for section, free in MAY_CHANGE.items():
-        for key, value in new[section].items():
-            before = old.get(section, {}).get(key, value)
-            if before != value and key not in free:
-                raise ConfigError(
-                    f"{section}.{key}: {value!r}, but the run in {name.parent} began with {before!r}; resume with "
-                    f"that{other}"
-                )
-
-
-def check_items(checkpoint: Checkpoint | None, items: int) -> None:
-    """ConfigError where the data are not those of the run that is gone on with: their order would be another."""
-    if checkpoint is not None and checkpoint.facts.items != items:
-        raise ConfigError(
-            f"data.train: {items} items, but {checkpoint.folder} was trained on {checkpoint.facts.items}; give the "
-            "same data, or start a new run from it with model.checkpoint"
-        )
 
 
 # ---- the process -------------------------------------------------------------------------------------------------

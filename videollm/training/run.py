@@ -15,6 +15,7 @@ from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
 from videollm.batches.dataset import VideoDataset
+from videollm.batches.lengths import too_long
 from videollm.batches.reader import VisualReader, open_store
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError
@@ -24,11 +25,13 @@ from videollm.data import Record, filters
 from videollm.data.mixture import load_training
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
+from videollm.model.tying import tied
 from videollm.training.assemble import assemble
 from videollm.training.features import FeatureStore, fill_store
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preemption import Preempted, StopOnSignal
-from videollm.training.preflight import check_items, check_start, prepare_process
+from videollm.training.preflight import check_start, prepare_process
+from videollm.training.resuming import check_items, check_questions
 from videollm.training.runfolder import open_run
 from videollm.training.settings import Settings, TrainSettings
 from videollm.training.trainer import VideoTrainer
@@ -56,8 +59,12 @@ def train(settings: Settings) -> Path:
     objective.check(records, settings)
     bundle = assemble(settings)
     set_trainable(bundle.model, settings.train)
+    pairs, limit = objective.rejected is not None, bundle.config.context_length
+    long = too_long(records, bundle.encoder(), limit, rejected=pairs)
+    records, left_long = filters.without_long(records, long, limit, data.max_bad_fraction)
+    left_out += left_long
     if this_rank() == 0:
-        print_trainable(bundle)
+        print_start(bundle, filters.counts(records, left_out))
     arguments = training_arguments(settings)  # starts the process group
     objective.prepare(bundle, settings)
     bundle.model.objective = objective
@@ -67,24 +74,18 @@ def train(settings: Settings) -> Path:
         filters.tell(left_out, Path(settings.train.output))
     reader = make_reader(bundle, settings, arguments, records, root)
     dataset = VideoDataset(
-        records, reader, bundle.encoder(), max_length=bundle.config.context_length, pack=data.pack,
-        max_questions=data.max_questions, rejected=objective.rejected, seed=settings.train.seed,
+        records, reader, bundle.encoder(), max_length=limit, pack=data.pack, max_questions=data.max_questions,
+        rejected=objective.rejected, seed=settings.train.seed,
     )  # fmt: skip
-    pairs = objective.rejected is not None
     collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=data.unseen_id)
     if len(dataset) < world:
         raise ConfigError(f"data.train: {len(dataset)} items for {world} processes; start at most that many")
     check_items(checkpoint, len(dataset))
     validate = make_validation(bundle, settings, reader, arguments)
-    trainer = VideoTrainer(
-        bundle,
-        settings,
-        validate=validate,
-        args=arguments,
-        train_dataset=dataset,
-        eval_dataset=[] if validate else None,  # ``validate`` holds its own records; the Trainer only asks whether any
-        data_collator=collate,
-    )
+    check_questions(settings, checkpoint, validate.questions if validate else None)
+    # ``validate`` holds its own records; the Trainer only asks whether there are any.
+    own = {"validate": validate, "eval_dataset": [] if validate else None}
+    trainer = VideoTrainer(bundle, settings, args=arguments, train_dataset=dataset, data_collator=collate, **own)
     if rank:
         set_seed(settings.train.seed + rank)  # of dropout; the order of the data follows train.seed on all ranks
     with StopOnSignal() as stop:
@@ -183,14 +184,20 @@ def make_reader(
     return reader
 
 
-def print_trainable(bundle: Bundle) -> None:
-    """A table of what trains."""
+def print_start(bundle: Bundle, records: dict[str, int]) -> None:
+    """A table of what is trained on, by kinds of ``records``, and one of what trains."""
+    table = Table("records", "number", title="What is trained on")
+    for name, count in records.items():
+        table.add_row(name, f"{count:,}")
+    Console(width=80).print(table)
     totals: dict[str, list[int]] = {}
     for name, parameter in bundle.model.named_parameters():
         row = totals.setdefault(part_of(name), [0, 0])
         row[0] += parameter.numel()
         row[1] += parameter.numel() * parameter.requires_grad
     table = Table("part", "parameters", "trained", title="What trains")
+    if tied(bundle.config.text_config):
+        totals = {"embeddings = lm_head" if part == "embeddings" else part: row for part, row in totals.items()}
     for part, (count, trained) in [*totals.items(), ("all", [sum(v) for v in zip(*totals.values(), strict=True)])]:
         table.add_row(part, f"{count:,}", f"{trained:,}")
     Console(width=80).print(table)

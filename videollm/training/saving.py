@@ -15,6 +15,7 @@ import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from videollm.common.config import UserError
 from videollm.common.files import json_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ UNFINISHED = "unfinished"  # a file in a folder that is being written; of a chec
 OLD, GONE = ".old", ".gone"  # ends of names below ``.saving``: about to be replaced, about to be deleted
 
 
-class SaveError(RuntimeError):
+class SaveError(UserError, RuntimeError):
     """A model or checkpoint could not be written; what was saved before is untouched."""
 
 
@@ -37,6 +38,7 @@ class Facts:
     processes: int
     zero_stage: int | None  # None: without DeepSpeed
     items: int  # of the training data
+    questions: str | None = None  # a digest of the validation's; None without one, and in older checkpoints
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """A checkpoint folder; ValueError that says what is wrong with it."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        facts, files = Facts(*(content[field.name] for field in fields(Facts))), content["files"]
+        files = content.pop("files")
+        facts = Facts(**{field.name: content[field.name] for field in fields(Facts) if field.name in content})
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"no readable {MANIFEST}, so it was not written to the end") from None
     there = sizes(folder)

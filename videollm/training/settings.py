@@ -1,12 +1,14 @@
 """The options of a training run, as one tree of dataclasses; ``configs/*.yaml`` fill it.
 
 Every field has a one-line comment. Paths are as the user writes them (relative to the working folder). What a head,
-a tower or a connector can be told is checked by that part, not here.
+a tower or a connector can be told is checked by that part, not here. Whether a resumed run may have another value
+stands in a field's type: ``Free``, ``OfAStep`` or ``OfTheBest``; a field that is none of these may not change, for the
+reason that stands at its section in ``Settings``. ``resuming.py`` holds runs to it.
 """
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 from videollm.batches.prompt import VisualTokenSettings
 from videollm.common.config import ConfigError, at_least
@@ -15,6 +17,12 @@ from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 
+T = TypeVar("T")
+FREE, STEP, BEST = "free", "step", "best"
+Free = Annotated[T, FREE]  # a resumed run may have another value: it continues the same training
+OfAStep = Annotated[T, STEP]  # it may change as long as a step has the same items
+OfTheBest = Annotated[T, BEST]  # it may change as long as no best model has been chosen by it
+
 PARTS = ("vision_tower", "connector", "language_model", "embeddings", "lm_head", "lora", "head")
 
 
@@ -22,49 +30,49 @@ PARTS = ("vision_tower", "connector", "language_model", "embeddings", "lm_head",
 class ModelSettings:
     """What the model is made of. With ``checkpoint``, everything that is not given comes from there."""
 
-    checkpoint: str | None = None  # folder of a VideoLLM to start from
+    checkpoint: Free[str | None] = None  # folder of a VideoLLM to start from
     vision: dict = field(default_factory=dict)  # {type: internvl | instructblip | conv, ...fields of its config}
-    vision_weights: str | None = None  # folder or hub name with the tower's weights
+    vision_weights: Free[str | None] = None  # folder or hub name with the tower's weights
     connector: dict = field(default_factory=dict)  # {type: mlp | qformer | linear, ...}
     language: dict = field(default_factory=dict)  # {model_type: qwen2 | llama | phi3 | gemma2, ...fields}
-    language_weights: str | None = None  # folder or hub name; then ``language`` holds overrides only
-    scale_residuals: bool = False  # new weights: what a layer adds starts 1 / sqrt(2 layers) smaller (GPT-2)
+    language_weights: Free[str | None] = None  # folder or hub name; then ``language`` holds overrides only
+    scale_residuals: Free[bool] = False  # new weights: what a layer adds starts 1 / sqrt(2 layers) smaller (GPT-2)
     head: dict = field(default_factory=dict)  # {name: d2vlm | distime | text | yours, ...its options}
-    tokenizer: str | None = None  # folder or hub name; by default that of the checkpoint or language_weights
-    question_tokenizer: str | None = None  # for a connector that reads the question
-    word_vectors: str | None = None  # safetensors {word: [Dv]}: initial embeddings of these words (tiny models)
-    feature_mean: str | None = None  # safetensors {mean: [Dv]}: the linear connector starts by taking it out
+    tokenizer: Free[str | None] = None  # folder or hub name; by default that of the checkpoint or language_weights
+    question_tokenizer: Free[str | None] = None  # for a connector that reads the question
+    word_vectors: Free[str | None] = None  # safetensors {word: [Dv]}: initial embeddings of these words (tiny models)
+    feature_mean: Free[str | None] = None  # safetensors {mean: [Dv]}: the linear connector starts by taking it out
     template: str | None = None  # chat template, see templates.py
     visual_tokens: VisualTokenSettings | None = None
     bidirectional_frames: bool | None = None  # frames of a video see each other (E.T. Chat, D2VLM)
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Free[Literal["sdpa", "eager", "flash_attention_2"]] = "sdpa"
 
 
 @dataclass
 class DataSettings:
     """Annotations and how their videos are read."""
 
-    train: list[str] = field(default_factory=list)  # annotation files, or InternVL's lists of data sets (meta json)
-    validation: list[str] = field(default_factory=list)  # annotation files, answered by free generation
-    videos: str = "."  # root of all relative video and image paths
+    train: Free[list[str]] = field(
+        default_factory=list
+    )  # annotation files, or InternVL's lists of data sets (meta json)
+    validation: Free[list[str]] = field(default_factory=list)  # annotation files, answered by free generation
+    videos: Free[str] = "."  # root of all relative video and image paths
     duration_s: tuple[float, ...] | None = None  # [shortest, longest] of training videos; published D2VLM: [5, 350]
     max_answer_words: int | None = None  # training answers with more are left out; published D2VLM: 200
     sampler: Sampler | None = None  # frame sampling; a checkpoint keeps its own
     preprocess: Preprocess | None = None
-    backend: str = "pyav"  # a name of ``video.decode.BACKENDS``
-    raw_spans: bool = (
-        False  # published: records as annotated: spans neither ordered nor cut, evidence stages to the letter
-    )
+    backend: Free[str] = "pyav"  # a name of ``video.decode.BACKENDS``
+    raw_spans: bool = False  # published: spans neither ordered nor cut, evidence stages to the letter
     unseen_id: int | None = None  # published DisTime: 0, places with this token id are seen by no other in training
     pack: bool = False  # all questions of a video behind one prefix (not for connectors that read the question)
     max_questions: int = 16  # of one packed row
     max_length: int | None = None  # tokens of one conversation; frames are dropped uniformly to fit
     max_tiles: int | None = None  # of an image; a checkpoint keeps its own, else 1
-    workers: int = 0  # processes that read videos
-    max_bad_fraction: float = 0.0  # share of unreadable videos that is tolerated; they are skipped and named
-    decode_timeout_s: float | None = 300.0  # a video that takes a worker longer is unreadable; null: no limit
-    frames: str | None = None  # store of decoded frames to read instead of videos (videollm.frames)
-    features: str | None = None  # folder for the frozen tower's features, computed once
+    workers: Free[int] = 0  # processes that read videos
+    max_bad_fraction: Free[float] = 0.0  # share of unreadable videos that is tolerated; they are skipped and named
+    decode_timeout_s: Free[float | None] = 300.0  # a video that takes a worker longer is unreadable; null: no limit
+    frames: Free[str | None] = None  # store of decoded frames to read instead of videos (videollm.frames)
+    features: Free[str | None] = None  # folder for the frozen tower's features, computed once
 
     def __post_init__(self):
         if self.backend not in BACKENDS:
@@ -110,12 +118,12 @@ class TrainSettings:
     """The optimisation. ``batch_size`` counts dataset items (packed videos) on one process."""
 
     objective: dict = field(default_factory=lambda: {"name": "supervised"})  # or {name: d2vlm.fpo, ...its options}
-    output: str = "runs/train"  # folder of checkpoints and logs
-    steps: int | None = None  # optimisation steps; or
-    epochs: float = 1.0  # passes over the data
-    batch_size: int = 1
-    accumulation: int = 1
-    global_batch: int | None = None  # items of one step over all processes; sets ``accumulation``
+    output: Free[str] = "runs/train"  # folder of checkpoints and logs
+    steps: Free[int | None] = None  # optimisation steps; or
+    epochs: Free[float] = 1.0  # passes over the data
+    batch_size: OfAStep[int] = 1
+    accumulation: OfAStep[int] = 1
+    global_batch: OfAStep[int | None] = None  # items of one step over all processes; sets ``accumulation``
     group_by_length: bool = False  # batches of similar length: less padding, ranks wait less for each other
     max_tokens_per_batch: int | None = None  # of one process, padding included; in place of ``batch_size``
     lr: float = 2e-5
@@ -127,23 +135,25 @@ class TrainSettings:
     warmup: float = 0.03  # steps if 1 or more, else share of all steps
     clip: float = 1.0  # gradient norm
     seed: int = 42
-    deterministic: bool = False  # the same numbers on a GPU in every run, at some cost in speed
+    deterministic: Free[bool] = False  # the same numbers on a GPU in every run, at some cost in speed
     precision: Literal["fp32", "bf16"] = "fp32"
-    gradient_checkpointing: bool = False
-    deepspeed: str | None = None  # DeepSpeed JSON file
+    gradient_checkpointing: Free[bool] = False
+    deepspeed: Free[str | None] = None  # DeepSpeed JSON file
     parts: dict[str, PartSettings] = field(default_factory=dict)  # by part, see PARTS
     lora: LoraSettings | None = None
-    merge_lora: bool = True  # fold the adapters into the final model
+    merge_lora: Free[bool] = True  # fold the adapters into the final model
     loss_average: Literal["tokens", "samples"] = "tokens"  # what the language-model loss is a mean over
-    log_every: int = 10  # steps
-    save_every: int | None = None  # steps; by default once, at the end
-    keep: int = 2  # checkpoints
-    resume: bool | Literal["auto"] = False  # go on from the last good checkpoint in ``output``; auto: if there is one
-    validate_every: int | None = None  # steps; None: no validation
-    validation_size: int = 200  # at most so many records of data.validation
-    metric: str = "videollm.common.spans:grounding_scores"  # (predicted spans, true spans) -> {name: value}
-    best: str | None = None  # validation metric that chooses the best checkpoint (higher is better)
-    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
+    log_every: Free[int] = 10  # steps
+    save_every: Free[int | None] = None  # steps; by default once, at the end
+    keep: Free[int] = 2  # checkpoints
+    resume: Free[bool | Literal["auto"]] = (
+        False  # go on from the last good checkpoint in ``output``; auto: if there is one
+    )
+    validate_every: Free[int | None] = None  # steps; None: no validation
+    validation_size: OfTheBest[int] = 200  # at most so many records of data.validation
+    metric: OfTheBest[str] = "videollm.common.spans:grounding_scores"  # (predicted spans, true spans) -> {name: value}
+    best: OfTheBest[str | None] = None  # validation metric that chooses the best checkpoint (higher is better)
+    report_to: Free[list[Literal["tensorboard", "wandb"]]] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self):
         for part in self.parts:
@@ -171,7 +181,7 @@ class TrainSettings:
 class Settings:
     """A whole run."""
 
-    model: ModelSettings
-    data: DataSettings
-    train: TrainSettings = field(default_factory=TrainSettings)
-    generate: GenerateOptions = field(default_factory=GenerateOptions)
+    model: Annotated[ModelSettings, "the weights of the checkpoint are those of the model as it was"]
+    data: Annotated[DataSettings, "the model would see other data than so far"]
+    train: Annotated[TrainSettings, "it would be another training"] = field(default_factory=TrainSettings)
+    generate: OfTheBest[GenerateOptions] = field(default_factory=GenerateOptions)

@@ -21,15 +21,16 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainerCallback
 
 from videollm.batches.batch import Batch
-from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches, item_lengths, item_sizes
+from videollm.batches.lengths import item_lengths, item_sizes
+from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches
 from videollm.checkpoint import Bundle
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, UserError
 from videollm.common.processes import out_of_memory
 from videollm.training import saving
 from videollm.training.optimizer import parameter_groups
 from videollm.training.preemption import outlive_signal
 from videollm.training.saving import Facts, SaveError
-from videollm.training.settings import Settings
+from videollm.training.settings import Settings, TrainSettings
 
 TORCH_SAVE = ("inline_container", "PytorchStreamWriter")  # named in what it raises on a full disk
 # What transformers does not save: counts of the run, and the sums behind the next log entry.
@@ -37,12 +38,23 @@ PROGRESS = ("skipped", "first_bad", "padded", "term_sums", "term_steps")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class BadVideosError(RuntimeError):
+class BadVideosError(UserError, RuntimeError):
     """More videos could not be read than the config tolerates."""
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(UserError, RuntimeError):
     """A step did not fit into memory; the message names its batches and their largest sample."""
+
+
+def smaller(train: TrainSettings) -> str:
+    """What a run can do whose step does not fit into memory."""
+    same = []  # what it can go on with
+    if train.batch_size > 1 and not train.group_by_length:
+        same.append("lower train.batch_size and raise train.accumulation as much")
+    if not train.gradient_checkpointing:
+        same.append("set train.gradient_checkpointing=true")
+    new = "start a new run with a lower data.max_length, fewer frames (data.sampler) or train.max_tokens_per_batch"
+    return f"{' or '.join(same)} and resume; or {new}" if same else new
 
 
 class VideoTrainer(Trainer, TrainerCallback):
@@ -51,7 +63,8 @@ class VideoTrainer(Trainer, TrainerCallback):
     Args:
         bundle: the model and its tokenizers.
         settings: the run's settings.
-        validate: called on every rank without arguments, in evaluation mode; returns {metric: value}. Or None.
+        validate: called on every rank without arguments, in evaluation mode; returns {metric: value}. Or None. Its
+            ``questions`` are a digest of what it asks.
     """
 
     def __init__(self, bundle: Bundle, settings: Settings, validate=None, **kwargs):
@@ -144,7 +157,7 @@ class VideoTrainer(Trainer, TrainerCallback):
             raise BadVideosError(
                 f"{bad} training items could not be read, of {len(self.train_dataset)} "
                 f"(data.max_bad_fraction={allowed}){self.first_bad}; all are named in "
-                f"{Path(self.args.output_dir) / 'skipped.jsonl'}: mend or remove them, or raise the fraction"
+                f"{Path(self.args.output_dir) / 'skipped.jsonl'}: mend them or raise the fraction, and resume"
             )
 
     # ---- the run ---------------------------------------------------------------------------------------------------
@@ -166,11 +179,10 @@ class VideoTrainer(Trainer, TrainerCallback):
                 where = self._describe_step() if self.bundle.model.training else "in validation"
                 where = f"while writing {self.written.name}" if self.written else where
                 rank = f" on rank {self.args.process_index}" if self.args.world_size > 1 else ""
+                fits = "python -m videollm.memory --config FILE tells beforehand what fits"
+                remedy = f"{smaller(self.settings.train)}; {fits}"
                 raise OutOfMemory(
-                    f"out of memory in step {self.state.global_step + 1}{rank}, {where}; lower train.batch_size (and "
-                    "raise train.accumulation), data.max_length or the frames of data.sampler, or set "
-                    "train.gradient_checkpointing=true; python -m videollm.memory --config FILE tells beforehand what "
-                    f"fits ({reason})"
+                    f"out of memory in step {self.state.global_step + 1}{rank}, {where}; {remedy} ({reason})"
                 ) from None
             other = isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_SAVE)
             if other or not (self.written or getattr(error, "errno", None) in FULL):
@@ -299,7 +311,8 @@ class VideoTrainer(Trainer, TrainerCallback):
         folder, train = self.written, self.settings.train
         torch.save({name: getattr(self, name) for name in PROGRESS}, folder / f"progress_{args.process_index}.pt")
         stage = self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else None
-        facts = Facts(state.global_step, args.world_size, stage, len(self.train_dataset))
+        asked = self.validate.questions if self.validate else None
+        facts = Facts(state.global_step, args.world_size, stage, len(self.train_dataset), asked)
         self._first_alone(saving.finish, folder, facts, train.keep)
         self.written = None
 

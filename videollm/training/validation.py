@@ -4,10 +4,13 @@ In: the model as it is, records that no training saw. Out: ``{metric: value}``, 
 would show a head the true frames, so spans are scored as they are generated. Writes no file.
 """
 
+import hashlib
 import importlib.util
 import itertools
+import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +26,6 @@ from videollm.data import Record, load_records
 from videollm.data.conversation import SpanMark
 from videollm.data.mixture import below
 from videollm.inference.answer import answer_records
-from videollm.inference.plan import room_for_question
 from videollm.model.objective import Objective
 from videollm.training.features import fill_store
 from videollm.training.settings import Settings
@@ -59,11 +61,22 @@ def held_out(
     return dict(zip(objective.logged, (total[0] / total[1]).tolist(), strict=True))
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Called on every rank, it gives {metric: value}; ``questions`` is a digest of what is asked and held right."""
+
+    run: Callable[[], dict[str, float]]
+    questions: str
+
+    def __call__(self) -> dict[str, float]:
+        return self.run()
+
+
 def make_validation(
     bundle: Bundle, settings: Settings, reader: VisualReader, arguments: TrainingArguments
-) -> Callable[[], dict[str, float]] | None:
-    """A function that answers the validation questions by free generation and scores the spans, and has the objective
-    compare their rejected answers; None without any."""
+) -> Validation | None:
+    """Answers the validation questions by free generation and scores the spans, and has the objective compare their
+    rejected answers; None without any."""
     if not settings.train.validate_every:
         return None
     if not settings.data.validation:
@@ -82,7 +95,6 @@ def make_validation(
     if reader.stored is not None and plain.sampler == reader.sampler:
         fill_store(reader.stored, records, bundle, arguments)
         plain.stored = reader.stored
-    room_for_question(bundle, settings.generate)
     score, best = load_metric(settings.train.metric), settings.train.best
     names = [*flat(score(*[[spans for _, spans in truths.values()]] * 2)), *(objective.logged if pairs else ())]
     if best and best not in names:
@@ -101,7 +113,9 @@ def make_validation(
         found = score([lines[i].spans for i in good], [truths[i][1] for i in good]) | {"unreadable": bad}
         return flat(found) | (held_out(bundle, objective, pairs, plain, size=8) if pairs else {})
 
-    return validate
+    asked = [[r.id, r.question, spans] for r, spans in truths.values()]
+    compared = [[r.id, r.question, [str(answer) for answer in r.rejected]] for r in pairs]
+    return Validation(validate, hashlib.sha256(json.dumps([asked, compared]).encode()).hexdigest())
 
 
 def answer_spans(record: Record) -> list[list[float]]:
@@ -116,7 +130,7 @@ def limit_unasked(lines: dict[str, AnswerLine], allowed: float) -> int:
     if bad and (len(bad) > allowed * len(lines) or len(bad) == len(lines)):
         raise BadVideosError(
             f"{len(bad)} of {len(lines)} validation questions could not be asked (data.max_bad_fraction={allowed}), "
-            f"first {bad[0].id}: {bad[0].error}; mend or remove them, or raise the fraction"
+            f"first {bad[0].id}: {bad[0].error}; mend them or raise the fraction, and resume"
         )
     for line in bad:
         logger.warning("validation leaves out %s: %s", line.id, line.error)

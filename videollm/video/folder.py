@@ -6,7 +6,7 @@ that a folder numbered from 1 begins one frame late. No models, preprocessing nu
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from videollm.video.decode import VideoInfo, video_error
-from videollm.video.read import Frames, read_image
+from videollm.video.names import unusable
+from videollm.video.read import Frames, choose, read_image
 from videollm.video.sampling import Sampler
 from videollm.video.view import FrameFolder
 
@@ -30,25 +31,27 @@ def read_frame_folder(
     resize: Callable[[np.ndarray], np.ndarray] | None = None,
     rng: Random | None = None,
     window_s: tuple[float, float] | None = None,
+    limits: Sequence[int] = (),
 ) -> Frames:
     """The pictures that ``sampler`` chooses, each read once; arguments and errors as of ``read_video``."""
     info, files = open_folder(path, stored)
-    chosen = sampler.indices(info, rng, window_s)  # [F]
+    chosen, places, count = choose(sampler, info, rng, window_s, limits)
     wanted, place = np.unique(chosen, return_inverse=True)
     keep = resize or (lambda picture: picture)
     pictures = [keep(read_image(files[i]).pixels[0].numpy()) for i in wanted.tolist()]
     shapes = {picture.shape for picture in pictures}
     if len(shapes) > 1:
         raise video_error(path, f"holds pictures of different shapes {sorted(shapes)}", "give them one size")
-    return Frames(torch.from_numpy(np.stack(pictures)[place]), info.pts_s[chosen], info.duration_s, str(path))
+    pixels = np.stack([pictures[i] for i in place])  # [F, ...]
+    times_s = info.pts_s[chosen]
+    return Frames(torch.from_numpy(pixels), times_s, info.duration_s, str(path), places=places, chosen=count)
 
 
 def open_folder(path: str | Path, stored: FrameFolder) -> tuple[VideoInfo, list[Path]]:
     """The timeline of a folder and its pictures in order. Raises ``VideoError``: no folder, no pictures, or a gap."""
     path = Path(path)
-    if not path.is_dir():
-        kind = "is not a folder" if path.exists() else "does not exist"
-        raise video_error(path, f"{kind}, but its frames should be in it", "check the path and the video root")
+    if wrong := unusable(path, folder=True):
+        raise video_error(path, f"{wrong[0]}, but its frames should be in it", wrong[1])
     found: dict[int, Path] = {}
     for file in sorted(path.iterdir()):
         if file.suffix.lower() not in SUFFIXES:

@@ -1,4 +1,6 @@
-"""Pictures -> what a vision tower takes, in two stages: while decoding (one RGB frame at a time) and after.
+"""Pictures -> what a vision tower takes, in stages: while decoding (one RGB frame at a time), after, on the device.
+
+Whole grey levels stay bytes up to the device. What the resizing makes floats of is rounded nowhere and kept once.
 
 CLIP-style frames are resized by torch in float, InternVL-style ones by PIL to uint8; the two differ by one or two grey
 levels, so each tower gets the resizing it was trained with. Knows nothing of files, times or models.
@@ -62,11 +64,11 @@ class Preprocess:
         return 6 if self.frame_difference else 3
 
     def while_decoding(self, rng: Random | None = None, jpeg: bool = False) -> Callable[[np.ndarray], np.ndarray]:
-        """The first stage, for ``read_video(resize=...)``: RGB uint8 [H, W, 3] -> [S, S, 3].
+        """The first stage, for ``read_video(resize=...)``, of RGB uint8 [H, W, 3].
 
-        uint8 for ``internvl`` and ``plain``; float32 in 0..1 for ``clip``. With ``random_crop`` and an ``rng``, one
-        crop is drawn here and holds for all frames; without ``rng`` (evaluation) the centre is used. ``jpeg`` puts
-        every frame through JPEG of a quality drawn from ``rng`` first (DISTIME.md §4).
+        -> uint8 [S, S, 3] for ``internvl`` and ``plain``; float32 [3, S, S] in 0..1 for ``clip``. With ``random_crop``
+        and an ``rng``, one crop is drawn here and holds for all frames; without ``rng`` (evaluation) the centre is
+        used. ``jpeg`` puts every frame through JPEG of a quality drawn from ``rng`` first (DISTIME.md §4).
         """
         if jpeg:
             resize = self.while_decoding(rng)
@@ -79,23 +81,47 @@ class Preprocess:
         return lambda frame: self._resize_clip(_crop_square(frame, *crop))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """The second stage: [F, H, W, 3], uint8 or float in 0..1, -> normalised float32 [F, channels, S, S].
+        """All that is behind the first stage: its frames -> normalised float32 [F, channels, S, S].
 
-        uint8 frames that are not S x S yet go through the first stage here. Raises ``ValueError`` for other shapes.
+        uint8 frames [F, H, W, 3] that are not S x S yet go through the first stage here. Floats are normalised in
+        place. Raises ``ValueError`` for other shapes.
         """
-        square = (self.size, self.size)
-        if pixels.ndim != 4 or pixels.shape[-1] != 3 or (pixels.dtype != torch.uint8 and pixels.shape[1:3] != square):
-            wanted = f"uint8 [F, H, W, 3] or float [F, {self.size}, {self.size}, 3]"
+        return self.on_device(self.before_device(pixels))
+
+    def before_device(self, pixels: Tensor) -> Tensor:
+        """The second stage, frames of one video -> what travels to the device; arguments and errors as of a call.
+
+        uint8 [F, S, S, 3], or [F, S, S, 6] with each frame's predecessor behind it, so that frames may be left out;
+        ``clip``: float32 [F, channels, S, S], finished.
+        """
+        floats, square = pixels.is_floating_point(), (self.size, self.size)
+        if pixels.ndim != 4 or (pixels.shape[1:] != (3, *square) if floats else pixels.shape[-1] != 3):
+            wanted = f"uint8 [F, H, W, 3] or float [F, 3, {self.size}, {self.size}]"
             raise ValueError(f"frames must be {wanted}, not {pixels.dtype} {list(pixels.shape)}")
-        if pixels.shape[1:3] != square:
-            resize = self.while_decoding()
-            pixels = torch.from_numpy(np.stack([resize(frame) for frame in pixels.numpy()]))
-        x = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [F, 3, S, S]
-        if pixels.dtype == torch.uint8:
-            x = x / 255
-        x = (x - x.new_tensor(self.mean).view(3, 1, 1)) / x.new_tensor(self.std).view(3, 1, 1)
+        if not floats and pixels.shape[1:3] != square:
+            pixels = each(self.while_decoding(), pixels)
+        before = [0, *range(len(pixels) - 1)] if self.frame_difference else []
+        if self.kind != "clip":
+            return torch.cat([pixels, pixels[before]], dim=-1) if before else pixels
+        x = self._normalised(pixels)
+        return torch.cat([x, x - x[before]], dim=1) if before else x
+
+    def on_device(self, pixels: Tensor) -> Tensor:
+        """The last stage, frames of any videos: what ``before_device`` made -> float32 [F, channels, S, S]."""
+        if pixels.is_floating_point():
+            return pixels
+        x = self._normalised(pixels)
         if self.frame_difference:
-            x = torch.cat([x, F.pad(x.diff(dim=0), (0, 0, 0, 0, 0, 0, 1, 0))], dim=1)  # [F, 6, S, S]
+            torch.sub(x[:, :3], x[:, 3:], out=x[:, 3:])
+        return x
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 [F, S, S, 3 n], or float [F, 3 n, S, S] in 0..1, which is changed -> float32 [F, 3 n, S, S]."""
+        x = pixels
+        if not x.is_floating_point():
+            x = x.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+            x /= x.new_tensor(255.0)  # a tensor: a GPU would multiply by the rounded inverse of a plain number
+        x.unflatten(1, (-1, 3)).sub_(x.new_tensor(self.mean).view(3, 1, 1)).div_(x.new_tensor(self.std).view(3, 1, 1))
         return x
 
     def _resize_pil(self, frame: np.ndarray) -> np.ndarray:
@@ -111,7 +137,18 @@ class Preprocess:
         x = F.interpolate(x / 255, size=target, mode="bilinear", antialias=True, align_corners=False)
         top, left = ((edge - self.size) // 2 for edge in target)
         x = x[0, :, top : top + self.size, left : left + self.size]
-        return x.permute(1, 2, 0).numpy()  # [S, S, 3]
+        return x.numpy()  # [3, S, S]
+
+
+def each(resize: Callable[[np.ndarray], np.ndarray], frames: Tensor) -> Tensor:
+    """Frames [F, H, W, 3] through a first stage, one after the other into one piece of memory."""
+    made: Tensor | None = None
+    for i, frame in enumerate(frames.numpy()):
+        small = resize(frame)
+        if made is None:
+            made = torch.from_numpy(np.empty((len(frames), *small.shape), small.dtype))
+        made.numpy()[i] = small
+    return made
 
 
 def through_jpeg(frame: np.ndarray, rng: Random) -> np.ndarray:

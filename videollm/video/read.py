@@ -4,18 +4,21 @@ Which frames those are, sampling.py says; decode.py finds them in the file. Fram
 else sees seconds. It must not know models, preprocessing numbers or annotations.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from videollm.video.decode import VideoFile, get_backend, video_error
-from videollm.video.sampling import Sampler
+from videollm.video.decode import VideoFile, VideoInfo, get_backend, video_error
+from videollm.video.names import spellings, unusable
+from videollm.video.picture import upright_rgb
+from videollm.video.sampling import Sampler, kept_places
 
 
 @dataclass
@@ -23,8 +26,10 @@ class Frames:
     """Chosen frames of one video, in order of time.
 
     ``pixels`` is uint8 [F, H, W, 3], or what the caller's ``resize`` makes of each frame (CLIP-style resizing gives
-    float32 in 0..1, since rounding to grey levels would change the numbers). ``times_s`` float64 [F] are true times of
-    the frames shown. ``damaged`` counts frames that could not be decoded and were replaced by the nearest that could.
+    float32 [F, 3, S, S] in 0..1, since rounding to grey levels would change the numbers). ``times_s`` float64 [F] are
+    true times of the frames shown. ``damaged`` counts frames that could not be decoded and were replaced by the nearest
+    that could.
+    Where not all chosen frames were wanted, ``places`` [F] says which of the ``chosen`` ones these are.
     """
 
     pixels: Tensor
@@ -32,6 +37,8 @@ class Frames:
     duration_s: float
     path: str
     damaged: int = 0
+    places: np.ndarray | None = None
+    chosen: int = 0
 
 
 def read_video(
@@ -42,8 +49,9 @@ def read_video(
     backend: str = "pyav",
     rng: Random | None = None,
     window_s: tuple[float, float] | None = None,
+    limits: Sequence[int] = (),
 ) -> Frames:
-    """Decode the frames that ``sampler`` chooses, each at most once.
+    """Decode the frames that ``sampler`` chooses, each at most once; with ``limits`` those of ``kept_places``.
 
     ``resize`` maps one RGB frame (uint8 [H, W, 3]) to an array of fixed shape and is applied as frames are decoded, so
     that full-size frames are never held together. Damaged frames are replaced by the nearest decodable one (its own
@@ -51,7 +59,7 @@ def read_video(
     """
     decode = get_backend(backend)
     with VideoFile(path) as file:
-        chosen = sampler.indices(file.info, rng, window_s)
+        chosen, places, count = choose(sampler, file.info, rng, window_s, limits)
         wanted, place = np.unique(chosen, return_inverse=True)
         shown = np.full(len(wanted), -1)
         pixels: np.ndarray | None = None  # [U, H, W, 3]
@@ -64,7 +72,7 @@ def read_video(
                 pixels = np.empty((len(wanted), *frame.shape), frame.dtype)
             if frame.shape != pixels.shape[1:]:
                 problem = f"frame {shown[i]} has shape {frame.shape}, the frames before it {pixels.shape[1:]}"
-                raise video_error(path, problem, "pass a resize that gives one shape, or re-encode it")
+                raise video_error(path, problem, "resize the frames, or mend it: ffmpeg -i IN -vf scale=W:H OUT.mp4")
             pixels[i] = frame
     good = np.flatnonzero(shown >= 0)
     damaged = int((shown[place] != chosen).sum())
@@ -77,28 +85,57 @@ def read_video(
     if not np.array_equal(rows, np.arange(len(wanted))):
         pixels = pixels[rows]
     times_s = file.info.pts_s[shown[rows]]
-    return Frames(torch.from_numpy(pixels), times_s, file.info.duration_s, str(path), damaged)
+    return Frames(torch.from_numpy(pixels), times_s, file.info.duration_s, str(path), damaged, places, count)
+
+
+def choose(
+    sampler: Sampler,
+    info: VideoInfo,
+    rng: Random | None,
+    window_s: tuple[float, float] | None,
+    limits: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Indices of the frames that are wanted, which of the sampler's these are, and how many it chose."""
+    chosen = sampler.indices(info, rng, window_s)
+    places = kept_places(len(chosen), limits)
+    return chosen[places], places, len(chosen)
 
 
 def read_image(path: str | Path) -> Frames:
     """One picture as a single frame: uint8 [1, H, W, 3] upright RGB, time 0, duration 0. Raises ``VideoError``."""
-    if not Path(path).is_file():
-        raise video_error(path, "is not a file", "check the path and the image root")
+    if wrong := unusable(Path(path)):
+        raise video_error(path, *wrong)
     try:
         with Image.open(path) as image:
-            rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise video_error(path, f"is not a readable image ({error})", "fetch it again or convert it") from error
+    try:
+        rgb = upright_rgb(image)
+    except ValueError as error:
+        raise video_error(path, f"cannot be shown: {error}", "convert it to 8-bit grey or RGB") from error
     return Frames(torch.from_numpy(rgb)[None], np.zeros(1), 0.0, str(path))
 
 
 def safe_join(root: str | Path, relative: str | Path) -> Path:
-    """``root / relative``, resolved; a path that would leave ``root`` ('..', absolute, symlink) is a ``VideoError``."""
-    base = Path(root).resolve()
-    try:
-        joined = (base / relative).resolve()
-    except (ValueError, OSError, RuntimeError) as error:  # null byte, name too long, loop of links
-        raise video_error(repr(str(relative)), f"is not a usable path ({error})", "correct the annotation") from error
-    if Path(relative).is_absolute() or not joined.is_relative_to(base) or joined == base:
-        raise video_error(relative, f"is not inside the root {root}", "give a relative path to a file below the root")
-    return joined
+    """``root / relative``; a path that leads out of ``root`` by its name ('..', absolute) is a ``VideoError``.
+
+    Links below the root may lead anywhere: annotations cannot make them, and the Hub's cache is made of them. Where
+    nothing has that name, one is taken that differs only as systems spell names (backslashes, NFC and NFD).
+    """
+    for spelling in spellings(str(relative)):
+        inside = os.path.normpath(spelling)
+        if os.path.isabs(spelling) or inside.split(os.sep)[0] == ".." or inside == ".":
+            raise video_error(
+                relative, f"is not inside the root {root}", "give a relative path to a file below the root"
+            )
+        joined = Path(root, inside)
+        try:
+            joined.lstat()
+            return joined
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (ValueError, OSError) as error:  # null byte, name too long
+            problem = f"is not a usable path ({error})"
+            raise video_error(repr(str(relative)), problem, "correct the annotation") from error
+    return Path(root, os.path.normpath(relative))

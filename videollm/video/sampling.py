@@ -38,6 +38,18 @@ def interval_middle_indices(length: int, count: int) -> np.ndarray:
     return _repeat_last((edges[:-1] + edges[1:] - 1) // 2, count)  # [count]
 
 
+def thinned_places(count: int, most: int) -> np.ndarray:
+    """Which ``most`` of ``count`` frames stay, int64: evenly spread, first and last kept; all of fewer."""
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(np.int64)
+
+
+def kept_places(count: int, limits: Sequence[int]) -> np.ndarray:
+    """Which of ``count`` frames anybody needs who has room for so many as ``limits`` say; without limits all."""
+    if not limits:
+        return np.arange(count)
+    return np.unique(np.concatenate([thinned_places(count, most) for most in limits]))
+
+
 def interval_any_indices(length: int, count: int, choice: Callable[[Sequence[int]], int]) -> np.ndarray:
     """One frame, drawn by ``choice``, of each of ``count`` equal intervals; of a video with fewer frames each one."""
     edges = _interval_edges(length, count).tolist()
@@ -115,10 +127,11 @@ class Sampler:
         if self.rule == "fps":
             if length * self.fps > info.fps * MAX_SAMPLES:
                 problem = f"its {length} frames at {info.fps:.3g} per second would give over {MAX_SAMPLES} samples"
-                raise video_error(info.path, problem, "its time stamps are broken: re-encode it, or lower Sampler.fps")
+                remedy = "lower Sampler.fps, or mend it: ffmpeg -fflags +genpts -i IN OUT.mp4"
+                raise video_error(info.path, problem, remedy)
             indices = np.arange(0, length, info.fps / self.fps).round().astype(np.int64).clip(max=length - 1)
-            if self.max_frames is not None and len(indices) > self.max_frames:
-                indices = indices[np.linspace(0, len(indices) - 1, self.max_frames).round().astype(np.int64)]
+            if self.max_frames is not None:
+                indices = indices[thinned_places(len(indices), self.max_frames)]
             return first + indices
         if self.pick == "midpoint":
             return midpoint_indices(first, last, self.num_frames)

@@ -7,6 +7,7 @@ videos; a shard appears whole, so an interrupted build goes on. Knows the names 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from videollm.common.files import replacing, write_text
 from videollm.common.isolate import isolated_map
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import Frames, read_video, safe_join
-from videollm.video.sampling import Sampler
+from videollm.video.sampling import Sampler, kept_places
 
 VERSION = 1
 SHARD_BYTES = 256 << 20  # frames of a shard; so much is decoded anew after a kill, and held in memory
@@ -34,7 +35,10 @@ def settings_of(sampler: Sampler, preprocess: Preprocess) -> dict:
         ConfigError: frames drawn at random: there is no one set of them.
     """
     if sampler.pick == "random":
-        raise ConfigError("data.frames: frames drawn at random cannot be kept; set data.sampler.pick=midpoint")
+        raise ConfigError(
+            "data.frames: frames drawn at random cannot be kept; leave data.frames out, or, in a new run, set "
+            "data.sampler.pick=midpoint"
+        )
     # CLIP-style resizing gives floats, which bytes would round: such frames are kept as decoded and resized when read.
     size = None if preprocess.kind == "clip" else preprocess.size
     return {"version": VERSION, "sampler": to_dict(sampler), "resized_to": size}
@@ -58,22 +62,33 @@ class FrameStore:
         if differ := [f"{key} {made.get(key)}" for key in wanted if made.get(key) != wanted[key]]:
             asked = ", ".join(f"{key} {wanted[key]}" for key in wanted if made.get(key) != wanted[key])
             raise ConfigError(
-                f"data.frames: {folder} was made with {', '.join(differ)}, here it is {asked}; build another store, or "
-                "set data.sampler and data.preprocess alike"
+                f"data.frames: {folder} was made with {', '.join(differ)}, here it is {asked}; build another store, "
+                "or, in a new run, set data.sampler and data.preprocess alike"
             )
         self.resized = made["resized_to"] is not None
         self.where = index_of(self.folder)
 
-    def __call__(self, name: str) -> Frames | None:
+    def __call__(self, name: str, limits: Sequence[int] = ()) -> Frames | None:
         if name not in self.where:
             return None
         shard, number, duration_s, damaged = self.where[name]
         try:
             with safe_open(self.folder / shard, "pt") as file:
-                pixels, times_s = file.get_tensor(f"{number}.pixels"), file.get_tensor(f"{number}.times_s")
+                times_s = file.get_tensor(f"{number}.times_s").numpy()
+                places = kept_places(len(times_s), limits)
+                pixels = some_of(file, f"{number}.pixels", places)
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"data.frames: {self.folder / shard} cannot be read ({error}); build it again") from None
-        return Frames(pixels, times_s.numpy(), duration_s, f"{self.folder / shard}:{name}", damaged)
+        where = f"{self.folder / shard}:{name}"
+        return Frames(pixels, times_s[places], duration_s, where, damaged, places, len(times_s))
+
+
+def some_of(file: Any, name: str, rows: np.ndarray) -> torch.Tensor:
+    """The ``rows`` of a tensor in an open file of safetensors; what lies between them is not read."""
+    whole = file.get_slice(name)
+    if len(rows) == whole.get_shape()[0]:
+        return file.get_tensor(name)
+    return torch.cat([whole[row : row + 1] for row in rows.tolist()])
 
 
 def read_settings(folder: Path) -> dict | None:

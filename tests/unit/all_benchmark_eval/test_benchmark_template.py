@@ -103,8 +103,8 @@ def test_moving_shapes_is_scored_by_the_common_command(tmp_path, annotations):
 def test_moving_shapes_refuses_files_that_are_something_else(tmp_path, annotations, capsys):
     task = get("moving_shapes")
     truth = task.load(annotations)
-    for data in ({}, [1], [{"id": "x"}]):
-        with pytest.raises(BenchmarkError, match="not a prediction"):
+    for data in ({}, [1], [{"id": "x"}], [{"id": "x", "phrases": []}]):
+        with pytest.raises(BenchmarkError, match="none of the forms|expected an object|no key 'task'"):
             task.read(write(tmp_path / "p.json", data), truth)
     with pytest.raises(BenchmarkError, match="no such file"):
         task.load(tmp_path / "absent.jsonl")

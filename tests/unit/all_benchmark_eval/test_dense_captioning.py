@@ -224,7 +224,8 @@ def test_anet_events_end_at_the_first_odd_one_and_repeated_sentences_are_merged(
         ("he runs", "0 - 4"), ("he runs", "5 - 10"), ("he runs", "20 - 30"), ("x", "1.5 - 2"), ("y", "1 - 2")
     )
     predictions = task.read(write(tmp_path, "p.jsonl", lines), truth)
-    assert predictions.spans[0] == [[0, 4], [5, 10], [20, 30]]
+    assert predictions.published.spans[0] == [[0, 4], [5, 10], [20, 30]]
+    assert predictions.spans[0] == [[0, 4], [5, 10], [20, 30], [1.5, 2], [1, 2]]
     scores = task.score(truth, predictions, Options("published", "seconds"))
     assert scores.metrics["Precision@0.7"] == scores.metrics["Recall@0.7"] == 100
 
@@ -256,15 +257,18 @@ def test_without_java_and_meteor_the_spans_are_still_scored(name, tmp_path, monk
 
 BAD_PREDICTIONS = [
     ("youcook2", {"z.mp4": []}, "'z.mp4': no video of the annotations"),
-    ("youcook2", {"a.mp4": {"timestamp": [1, 2]}}, "'a.mp4': expected a list"),
+    ("youcook2", {"a.mp4": {"timestamp": [1, 2]}}, "none of the forms of youcook2"),
+    ("youcook2", {"b.mp4": [{"timestamp": [1, 2], "caption": ""}], "a.mp4": {}}, "'a.mp4': expected a list"),
     ("youcook2", {"a.mp4": [{"timestamp": [1, 2]}]}, "'a.mp4': no key 'caption'"),
     ("youcook2", {"a.mp4": ["text"]}, "'a.mp4': expected an object"),
     ("youcook2", '{"a.mp4": [], "a.mp4": []}', "'a.mp4' stands twice"),
     ("youcook2", [{"video": "x/a.mp4", "a": ""}, {"video": "y/a.mp4", "a": ""}], "'a.mp4' stands twice"),
-    ("youcook2", [{"qid": 3}], "no key 'video', 'a'"),
+    ("youcook2", [{"qid": 3}], "none of the forms of youcook2"),
+    ("youcook2", [{"video": "a.mp4", "a": ""}, {"qid": 3}], "no key 'video', 'a'"),
     ("youcook2", "", "empty"),
     ("anet_dvc", {"video_id": "v_z", "answer": "[]"}, "'v_z'"),
-    ("anet_dvc", {"results": {}}, "no key 'video_id', 'answer'"),
+    ("anet_dvc", {"results": 3}, "none of the forms of anet_dvc"),
+    ("anet_dvc", {"results": {"v_a": 3}}, "'v_a': expected a list"),
     ("anet_dvc", "[3]", "expected an object"),
     ("anet_dvc", '{"video_id": "v_a", "answer', ":1: not JSON"),
 ]
@@ -301,11 +305,11 @@ BAD_TRUTHS = [
     ("youcook2", {"annotations": COOK["annotations"] * 2}, "'a.mp4' stands twice"),
     ("youcook2", {"annotations": [{"image_id": "a", "segments": [[0, 1]], "pure_cap": "x. y"}]}, "2 captions"),
     ("youcook2", {"annotations": [{"image_id": "a", "segments": [[0]], "pure_cap": "x"}]}, "[0]"),
-    ("youcook2", {"v_a": ANET["v_a"]}, "no key 'annotations'"),
+    ("youcook2", {"v_a": 3}, "none of the forms of the annotations of youcook2"),
     ("anet_dvc", {"v_a": ANET["v_a"] | {"duration": -1}}, "duration -1"),
     ("anet_dvc", {"v_a": ANET["v_a"] | {"timestamps": []}}, "2 captions"),
     ("anet_dvc", {"v_a": ANET["v_a"] | {"sentences": [1, 2]}}, "not a list of texts"),
-    ("anet_dvc", COOK, "expected an object"),
+    ("anet_dvc", [3], "expected an object"),
 ]
 
 

@@ -59,7 +59,7 @@ def test_answers_become_a_file_that_is_read_back(name, tmp_path) -> None:
         answers = dict(zip(ids, pair, strict=False))
         file = write(tmp_path / "p.json", task.from_answers(truth, answers, "plain"))
         if state == State.MISSING and name == "qvhighlights":
-            with pytest.raises(BenchmarkError, match="no prediction in it"):
+            with pytest.raises(BenchmarkError, match="no item in it"):
                 task.read(file, truth)
             continue
         given = task.read(file, truth)

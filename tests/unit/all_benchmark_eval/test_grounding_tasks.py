@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,13 @@ NAMES_THE_PLACE = {
 }
 
 
+@pytest.mark.parametrize("key", ["3", "-1", "1.0", "9" * 5000, "x"])  # Python reads no number of 4,301 digits
+def test_a_number_of_no_query_is_refused_by_name(key, tmp_path) -> None:
+    path = write(tmp_path / "predictions.json", {key: {"timestamp": [0, 1], "vid": "AAA.mp4"}})
+    with pytest.raises(BenchmarkError, match=f"the annotations have queries 0 to 2, not '{re.escape(key[:40])}'"):
+        get("charades").read(path, truth_of("charades", tmp_path))
+
+
 @pytest.mark.parametrize("what", BAD_FILES)
 @pytest.mark.parametrize("name", GROUNDING)
 def test_a_bad_prediction_file_is_one_clear_error(name, what, tmp_path) -> None:
@@ -261,7 +269,6 @@ BAD_TRUTHS = {
         {"other": 1},
         {"database": {"AAA": {"duration": 0, "annotations": []}}},
         {"database": {"AAA": {"duration": 9, "annotations": [{"label": "x", "segment": [0, float("nan")]}]}}},
-        {"database": {"AAA": {"duration": 9, "annotations": [{"label": "x", "segment": [0, 1]}] * 2}}},
         {"annotations": [{"image_id": "A.mp4", "caption": "x", "timestamp": [0, 1], "id": 5}]},
         "AAA 10 twenty##a door.\n",
         "AAA 10 20 a door.\n",

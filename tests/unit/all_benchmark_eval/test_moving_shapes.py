@@ -1,11 +1,12 @@
 """The moving-shapes benchmark: what a perfect, a wrong and a missing answer score, and what guessing is worth."""
 
+import gzip
 import json
 
 import numpy as np
 import pytest
 
-from all_benchmark_eval.benchmark import BenchmarkError, read_answers
+from all_benchmark_eval.benchmark import BenchmarkError, find_annotations, read_answers
 from all_benchmark_eval.moving_shapes import task
 from quickstart import clips
 from tests.answers import answer_line
@@ -185,11 +186,16 @@ def test_broken_empty_and_repeated_lines_are_refused(tmp_path, items):
     path = tmp_path / "test.jsonl"
     line = json.dumps(items[0])
     no_id = json.dumps({key: value for key, value in items[0].items() if key != "id"})
-    cases = ((line + "\n{", ":2: not JSON"), (line + "\n" + line, ":2: id 'g0'"), ("[]", ":1: expected"))
-    for text, why in (*cases, (no_id, ":1: no key id"), ("\n", "no annotation line")):
+    cases = ((line + "\n{", ":2: not JSON"), (line + "\n" + line, ":2: the id 'g0'"), ("[]", ":1: expected"))
+    for text, why in (*cases, (no_id, ":1: no key id"), ("\n", "the file is empty")):
         path.write_text(text)
         with pytest.raises(ValueError, match=why):
             task.load(path)
+
+
+def test_a_gzipped_file_is_found_and_read(tmp_path, items):
+    (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, items)).encode()))
+    assert task.TASK.load(find_annotations(task.TASK, tmp_path)) == items
 
 
 def test_the_command_scores_a_file(tmp_path, items, capsys):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from all_benchmark_eval import benchmark, compare, score
+from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines
 from all_benchmark_eval.metrics.significance import bootstrap_interval, bootstrap_means, by_samples, sign_flip_p
 
 QUERIES = 40
@@ -114,12 +115,13 @@ def test_bad_infer_output_is_one_line(change, message, tmp_path, truth, capsys) 
 def test_what_cannot_be_scored_is_one_line_and_writes_nothing(tmp_path, truth, capsys) -> None:
     good, output = predictions(tmp_path / "p.json", 0), tmp_path / "s.json"
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["nothing", "--predictions", good, "--annotations", truth], "unknown benchmark 'nothing'; known: anet"),
         (["anet", "--predictions", good], "anet needs its ground truth"),
         (["anet", "--predictions", tmp_path / "none", "--annotations", truth], "none: no such file"),
         (["anet", "--predictions", tmp_path / "file", "--annotations", truth], "the file is empty"),
-        (["anet", "--predictions", tmp_path, "--annotations", truth], "cannot be read"),
+        (["anet", "--predictions", tmp_path / "empty", "--annotations", truth], "no .json or .jsonl file in"),
         (["anet", "--predictions", good, "--annotations", truth, "--variant", "x"], "no variant 'x'; known: default"),
         (["anet", "--predictions", truth, "--annotations", good], "no key"),
     ):
@@ -129,11 +131,30 @@ def test_what_cannot_be_scored_is_one_line_and_writes_nothing(tmp_path, truth, c
         assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"a": "\\ud83d"}', "x.json: half a character, \\ud83d"),
+        ('[{"a": "b"}, {"a": "\\ud83d"}]', "x.json: item 2: half a character, \\ud83d"),
+        ("[" * 200 + "]" * 200, "x.json: item 1: more than 100 lists"),
+        ("[" * 100_000, "x.json: more than 100 lists"),
+    ],
+)
+def test_what_nothing_could_write_again_is_named_in_benchmark_files(tmp_path, text, message) -> None:
+    with pytest.raises(BenchmarkError) as caught:
+        read_json(write(tmp_path / "x.json", text))
+    assert message in str(caught.value)
+    if text.startswith("{"):
+        write(tmp_path / "x.jsonl", "{}\n" + text)
+        with pytest.raises(BenchmarkError, match="x.jsonl:2: half a character"):
+            list(read_lines(tmp_path / "x.jsonl"))
+
+
 def test_a_result_that_cannot_be_written_is_one_line_and_keeps_the_old_one(tmp_path, truth, capsys) -> None:
     good = predictions(tmp_path / "p.json", 0)
     (tmp_path / "folder").mkdir()
     assert run("anet", "--predictions", good, "--annotations", truth, "--output", tmp_path / "folder") == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot write" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "p.json", "truth.json"]
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.models import LINES, NoiseReader, make_bundle, record, settings, turns
 from videollm.batches.dataset import VideoDataset
-from videollm.batches.order import TokenBudgetBatches, item_sizes
+from videollm.batches.lengths import item_sizes
+from videollm.batches.order import TokenBudgetBatches
 from videollm.common.config import ConfigError
 from videollm.training.run import training_arguments
 from videollm.training.trainer import VideoTrainer

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.models import NoiseReader, make_bundle, record, turns
 from videollm.batches.dataset import VideoDataset
-from videollm.batches.order import LengthGroupedSampler, item_lengths
+from videollm.batches.lengths import item_lengths
+from videollm.batches.order import LengthGroupedSampler
 from videollm.common.config import ConfigError
 from videollm.video.sampling import Sampler
 
@@ -17,7 +18,7 @@ class Unread(NoiseReader):
 
     sampler, max_tiles = Sampler(rule="segments", num_frames=4), 6
 
-    def video(self, name, rng, view=None):
+    def video(self, name, rng, view=None, limits=()):
         raise AssertionError("opened")
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from d2vlm.convert import main
 from d2vlm.names import TOWER, official
 from tests.models import SIZE, make_batch, make_bundle, settings, tokenizer_folder
-from videollm.checkpoint import CheckpointError, load
+from videollm.checkpoint import CheckpointError, load, read_config
 from videollm.checkpoint.tensors import write_tensors
 from videollm.training.assemble import assemble
 
@@ -29,13 +29,16 @@ PHI3 = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory):
+def make_own(folder, **language):
     """A tiny checkpoint of ours with the released sizes of attention heads."""
-    model = {"vision": VISION, "connector": CONNECTOR, "language": PHI3, "head": {"name": "d2vlm"}}
-    folder = tmp_path_factory.mktemp("own")
+    model = {"vision": VISION, "connector": CONNECTOR, "language": PHI3 | language, "head": {"name": "d2vlm"}}
     make_bundle("etchat", "d2vlm", data={"preprocess": {"kind": "clip", "size": SIZE}}, **model).save(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    return make_own(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +54,12 @@ def copy(published, tmp_path):
     return shutil.copytree(published, tmp_path / "copy")
 
 
+def command(source, output, *options) -> int:
+    return main([str(source), str(output), "--question-tokenizer", tokenizer_folder(), *map(str, options)])
+
+
 def convert(source, output, *options):
-    main([str(source), str(output), "--question-tokenizer", tokenizer_folder(), *map(str, options)])
+    assert command(source, output, *options) == 0
     return output
 
 
@@ -117,6 +124,39 @@ def same_state(folder, expected, prefix=""):
     assert wanted and all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
+@pytest.fixture(scope="module")
+def one_matrix(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tied")
+    main([str(make_own(folder / "own", tie_word_embeddings=True)), str(folder / "published"), "--back"])
+    return folder
+
+
+@pytest.mark.parametrize("second", [None, 0.0, 0.1], ids=["one name", "two names", "two matrices"])
+def test_one_matrix_stays_one_and_two_stay_two(one_matrix, tmp_path, second):
+    folder, embeddings = shutil.copytree(one_matrix / "published", tmp_path / "published"), "model.embed_tokens.weight"
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    if second is not None:
+        change_weights(folder, lambda state: state | {"lm_head.weight": state[embeddings] + second})
+    model = load(convert(folder, tmp_path / "again")).model
+    output, found = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    before = load(one_matrix / "own").model.get_input_embeddings().weight
+    assert found.equal(before) and output.equal(before + (second or 0.0))
+    assert (output is found) is not bool(second)
+    main([str(tmp_path / "again"), str(tmp_path / "back"), "--back"])
+    assert ("lm_head.weight" in load_file(tmp_path / "back" / "model.safetensors")) is bool(second)
+
+
+def test_an_adapters_embeddings_are_the_output_layer_of_a_tied_base_too(one_matrix, tmp_path):
+    base, embeddings = shutil.copytree(one_matrix / "published", tmp_path / "base"), "model.embed_tokens.weight"
+    change_weights(base, lambda state: state | {"lm_head.weight": state[embeddings].clone()})
+    make_adapter(base, tmp_path / "adapter")
+    trained = load_file(base / "model.safetensors")[embeddings] + 1
+    save_file({PREFIX + embeddings: trained}, tmp_path / "adapter" / "pytorch_model.safetensors")
+    model = load(convert(tmp_path / "adapter", tmp_path / "ours", "--base", base)).model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight.equal(trained)
+
+
 def test_there_and_back_gives_the_same_model(own, published, tmp_path):
     again = load(convert(published, tmp_path / "again"))
     before = load(own)
@@ -174,6 +214,12 @@ def test_an_adapter_is_merged_into_its_base(published, tmp_path):
         torch.testing.assert_close(found[name], tensor)
 
 
+@pytest.mark.parametrize("stored, precision", [("bfloat16", "bf16"), ("float32", None), (None, None)])
+def test_a_model_keeps_the_precision_that_its_config_names(copy, tmp_path, stored, precision):
+    change_config(copy, torch_dtype=stored)
+    assert read_config(convert(copy, tmp_path / "ours")).precision == precision
+
+
 def test_etchat_is_a_base_to_train_from_and_refused_for_evaluation(copy, own, tmp_path, capsys):
     """E.T. Chat has no evidence head, and its frame head reads another layer."""
     change_config(copy, arch_module=None, use_evidence=None, evidence_token_id=None, evidence_end_token_id=None)
@@ -225,17 +271,18 @@ def test_a_vocabulary_without_spare_rows_grows_by_the_mean_row(copy, tmp_path, c
     torch.testing.assert_close(grown[kept:], words[:kept].mean(0).expand(1, -1))
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------
-
-
 def refused(capsys, source, output, *options) -> str:
     """The one line on the way out; nothing usable is left behind."""
-    with pytest.raises(SystemExit) as error:
-        convert(source, output, *options)
+    message = said(capsys, command(source, output, *options))
     assert not (output / "config.json").exists()
-    message = str(error.value.code)
-    assert message.startswith("error: ") and "\n" not in message and str(source.name) in message
-    capsys.readouterr()
+    assert str(source.name) in message
+    return message
+
+
+def said(capsys, status: int) -> str:
+    """The one line with which the command has ended."""
+    message = capsys.readouterr().err.strip()
+    assert status == 2 and message.startswith("error: ") and "\n" not in message
     return message
 
 
@@ -253,10 +300,10 @@ def test_another_kind_of_checkpoint_is_refused_with_what_to_do(copy, tmp_path, c
     assert says in refused(capsys, copy, tmp_path / "ours")
 
 
-def test_a_published_checkpoint_is_not_converted_back(published, own, tmp_path, capsys):
+def test_a_whole_checkpoint_is_not_converted_back_and_takes_no_base(published, own, tmp_path, capsys):
+    assert "no adapter" in refused(capsys, published, tmp_path / "ours", "--base", published)
     assert "leave --back out" in refused(capsys, published, tmp_path / "back", "--back")
-    with pytest.raises(SystemExit, match="--base cannot be given with it"):
-        convert(own, tmp_path / "back", "--back", "--base", own)
+    assert "--base cannot be given with it" in said(capsys, command(own, tmp_path / "back", "--back", "--base", own))
 
 
 def test_an_adapter_without_its_base_is_refused(published, tmp_path, capsys):
@@ -267,21 +314,15 @@ def test_an_adapter_without_its_base_is_refused(published, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["model.qformer_query", "model.embed_tokens.weight", TOWER + "pos_embed"])
-def test_a_checkpoint_of_something_else_is_named_by_what_it_lacks(copy, tmp_path, name):
+def test_a_checkpoint_of_something_else_is_named_by_what_it_lacks(copy, tmp_path, capsys, name):
     change_weights(copy, without(name))
-    with pytest.raises(SystemExit, match=f"no {name}; is it complete"):
-        convert(copy, tmp_path / "ours")
-
-
-def test_a_base_for_a_whole_model_is_refused(published, tmp_path, capsys):
-    assert "no adapter" in refused(capsys, published, tmp_path / "ours", "--base", published)
+    assert f"no {name}; is it complete" in said(capsys, command(copy, tmp_path / "ours"))
 
 
 def test_half_an_adapter_is_refused(published, tmp_path, capsys):
     make_adapter(published, tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").unlink()
-    message = refused(capsys, tmp_path / "adapter", tmp_path / "ours")
-    assert "part of an adapter checkpoint" in message and "adapter_config.json" in message
+    assert "part of an adapter checkpoint" in refused(capsys, tmp_path / "adapter", tmp_path / "ours")
 
 
 def test_an_adapter_of_another_kind_is_refused(published, tmp_path, capsys):
@@ -325,11 +366,10 @@ def test_a_missing_or_misshapen_tensor_is_named(copy, tmp_path, capsys, change, 
         ({"vision_processor": "clip"}, "vision_processor is 'clip'"),
     ],
 )
-def test_a_variant_that_was_never_released_is_refused(copy, tmp_path, fields, says):
+def test_a_variant_that_was_never_released_is_refused(copy, tmp_path, capsys, fields, says):
     change_config(copy, **fields)
-    with pytest.raises(SystemExit, match="^error: config.json") as error:
-        convert(copy, tmp_path / "ours")
-    assert says in str(error.value.code)
+    message = said(capsys, command(copy, tmp_path / "ours"))
+    assert message.startswith("error: config.json") and says in message
 
 
 def test_a_tokenizer_with_other_ids_is_refused(copy, tmp_path, capsys):
@@ -338,27 +378,23 @@ def test_a_tokenizer_with_other_ids_is_refused(copy, tmp_path, capsys):
     assert "<evi> as token 7" in message and "--tokenizer" in message
 
 
-def test_a_head_that_the_published_code_lacks_does_not_go_back(own, tmp_path):
+def test_a_head_that_the_published_code_lacks_does_not_go_back(own, tmp_path, capsys):
     folder = shutil.copytree(own, tmp_path / "own")
     change_config(folder, head={"name": "d2vlm", "inject_layer": 4})
-    with pytest.raises(SystemExit, match=r"head.inject_layer is 4; the published code has 6 only"):
-        main([str(folder), str(tmp_path / "back"), "--back"])
+    says = "head.inject_layer is 4; the published code has 6 only"
+    assert says in said(capsys, command(folder, tmp_path / "back", "--back"))
 
 
 def test_raw_parts_come_together_and_hold_only_tensors(published, tmp_path, capsys):
     make_parts(published, tmp_path)
     language, eva, bert = tmp_path / "language", tmp_path / "eva.pth", tmp_path / "qformer.pth"
-    with pytest.raises(SystemExit, match="give --vision and --qformer"):
-        convert(language, tmp_path / "ours", "--vision", eva)
-    with pytest.raises(SystemExit, match="eva.pth: lacks model.qformer_query"):
-        convert(language, tmp_path / "ours", "--vision", eva, "--qformer", eva)
+    given = (language, tmp_path / "ours", "--vision", eva)
+    assert "give --vision and --qformer" in said(capsys, command(*given))
+    assert "eva.pth: lacks model.qformer_query" in said(capsys, command(*given, "--qformer", eva))
     torch.save({"model": main}, bert)  # a function: unpickling it would import, and may run, what the file names
-    with pytest.raises(SystemExit, match="qformer.pth: cannot be read as tensors"):
-        convert(language, tmp_path / "ours", "--vision", eva, "--qformer", bert)
+    assert "qformer.pth: cannot be read as tensors" in said(capsys, command(*given, "--qformer", bert))
 
 
-def test_a_folder_in_use_and_a_folder_that_is_none_are_refused(published, own, tmp_path):
-    with pytest.raises(SystemExit, match="not empty"):
-        convert(published, own)
-    with pytest.raises(SystemExit, match="no such folder"):
-        convert(tmp_path / "nowhere", tmp_path / "ours")
+def test_a_folder_in_use_and_a_folder_that_is_none_are_refused(published, own, tmp_path, capsys):
+    assert "not empty" in said(capsys, command(published, own))
+    assert "no such folder" in said(capsys, command(tmp_path / "nowhere", tmp_path / "ours"))

@@ -274,8 +274,6 @@ def test_records_without_rejected_answers_are_named_and_counted():
         FPO(FPOOptions()).check(lacking, settings("internvl", "text"))
     with pytest.raises(ConfigError, match=r"data\.pack"):
         FPO(FPOOptions()).check(lacking[:1], settings("internvl", "text", data={"pack": True}))
-    with pytest.raises(ConfigError, match=r"model\.attention"):
-        FPO(FPOOptions()).check(lacking[:1], settings("internvl", "text", attention="flash_attention_2"))
 
 
 @pytest.mark.parametrize(

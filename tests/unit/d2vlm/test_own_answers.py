@@ -106,6 +106,7 @@ def test_a_rewriting_command_makes_rejected_answers(tmp_path):
         ("sys.exit('no GPU')", "ended with status 1: no GPU"),
         ("time.sleep(30)", "not done after 1 s"),
         ("print('hm')", "line 1 of its output is not JSON"),
+        ("print(json.dumps({'id': 'x', 'answer': chr(0xD83D)}))", "half a character, \\ud83d"),
         ("print('[1]')", 'is not {"id": one of the input'),
         ("print(json.dumps({'id': 'x', 'answer': ''}))", 'is not {"id": one of the input'),
         ("print(json.dumps({'id': lines[0]['id'], 'answer': 'x'}))", "it must keep every <span>"),

@@ -71,6 +71,16 @@ def test_the_command_ranks_with_every_model_and_writes_a_report(tmp_path, checkp
     assert "wording" in capsys.readouterr().out
 
 
+def test_a_model_ranks_in_its_own_precision(checkpoint, tmp_path, monkeypatch):
+    seen, compare = [], rank.compare
+    monkeypatch.setattr(rank, "own_precision", lambda config, device: "bf16")
+    monkeypatch.setattr(
+        rank, "compare", lambda bundle, *rest: seen.append(bundle.model.dtype) or compare(bundle, *rest)
+    )
+    assert command(tmp_path, checkpoint, [clip_lines(1)[0] | {"rejected": WORSE[1:]}]) == 0
+    assert seen == [torch.bfloat16] * 2
+
+
 @pytest.mark.parametrize(
     ("lines", "more", "says"),
     [

@@ -165,6 +165,11 @@ def test_odd_spans_are_mended_and_named(tgt, mended, odd):
     assert (raw.spans_s, raw.odd) == ((tuple(tgt),), ())
 
 
+def test_there_is_one_zero():
+    record = parse(item("q", "<span>", tgt=[-0.0, -1]))
+    assert str(record.spans_s) == "((0.0, 0.0),)" and neutral_json(record)["tgt"] == [0.0, 0.0]
+
+
 def test_without_a_duration_spans_are_ordered_and_start_at_zero():
     assert parse(item("q", "<span><span>", tgt=[900, 4, -1, 2], duration=None)).spans_s == ((4, 900), (0, 2))
     assert "lies outside the video" in problem(item("q", "<span>", tgt=[-3, -1], duration=None))

@@ -48,27 +48,48 @@ def test_message_names_twenty_lines_and_counts_the_rest(tmp_path):
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # a data loader's worker sends it so
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz", "a.JSONL", "a.Json", "a.JSONL.GZ"])
 def test_every_file_form_gives_the_same_records(tmp_path, name):
+    is_list = name.lower().removesuffix(".gz").endswith(".json")
     items = [item("q é", "a", id="x"), item("when?", "<span>", tgt=[1, 2])]
-    text = json.dumps(items, ensure_ascii=False) if ".json." in name + "." else None
+    text = json.dumps(items, ensure_ascii=False) if is_list else None
     text = text or "\n\n".join(json.dumps(x, ensure_ascii=False) for x in items)
     data = text.encode("utf-8")
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
     assert read_annotations(tmp_path / name) == items
     records = load_records(tmp_path / name)
-    assert [r.id for r in records] == ["x", "a:2" if ".json." in name + "." else "a:3"]
+    assert [r.id for r in records] == ["x", "a:2" if is_list else "a:3"]
     assert records[1].spans_s == ((1, 2),)
+    assert records[1].where == f"{tmp_path / name}:{'item 2' if is_list else 3}"
+
+
+def test_whole_characters_and_a_hundred_lists_are_read(tmp_path):
+    deep = json.loads("[" * 99 + "]" * 99)
+    line = item("q", "\U0001f600 \u20ac", id="x", deep=deep)
+    for ascii in (True, False):
+        path = write(tmp_path / "a.jsonl", json.dumps(line, ensure_ascii=ascii))
+        (record,) = load_records(path)
+        assert record.turns[1].parts == ("\U0001f600 \u20ac",) and record.extra == {"deep": deep}
 
 
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
         ("a.json", b'[{"a": 1},\n {"a" 2}]', "a.json:2: not JSON: Expecting ':' delimiter, column 7"),
-        ("a.json", b'{"a": 1}\n{"a": 2}\n', "name it .jsonl"),
         ("a.json", b'{"a": 1}', "holds an object"),
         ("a.json", b"[]", "holds no record"),
         ("a.jsonl", b"\n \n", "holds no record"),
+        ("a.jsonl", b'[{"a": 1}, {"a": 2}]', "a.jsonl: holds one list (file) - name it .json"),
+        ("a.jsonl", b'[\n {"a": 1},\n {"a": 2}\n]\n', "a.jsonl: holds one list (file) - name it .json"),
+        ("a.jsonl", b'[\n {"a": 1},\n {"a": ', "a.jsonl: holds one list (file) - name it .json"),
+        ("a.json", b'{"a": 1}\n{"a": 2}\n', "a.json: holds several values, as JSON lines do (file) - name it .jsonl"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\\ud83d"}', "a.jsonl:2: half a character, \\ud83d (line) - write the whole"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xed\xa0\xbd"}', "a.jsonl:2: not JSON: 'utf-8' codec can't decode"),
+        ("a.json", b'[{"a": 1},\n{"\\uDC00": 2}]', "a.json:item 2: half a character, \\udc00 (line)"),
+        ("a.json", b'{"\\ud83d": {"root": "."}}', "a.json:1: half a character, \\ud83d (line)"),
+        ("a.jsonl", b'{"a": %s}' % (b"[" * 100 + b"]" * 100), "a.jsonl:1: more than 100 lists and objects within"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: more than 100 lists and objects within"),
+        ("a.json", b"[" * 100_000, "a.json:1: more than 100 lists and objects within"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}', "a.jsonl:2: not JSON: 'utf-8' codec can't decode"),
         ("a.csv", b"q,a", "not an annotation file"),
         ("a.jsonl.gz", b"{}", "cannot be read: Not a gzipped file"),
@@ -188,17 +209,18 @@ def test_check_opens_every_video_and_writes_what_is_good(tmp_path, capsys, monke
     said_all = capsys.readouterr().out
     for words in (
         "5 videos and images looked at",
-        "source s: 2 files, 0 missing, 1 unreadable, 0 damaged, 1 mismatched, 0 outside",
-        "source (none): 4 files, 1 missing, 2 unreadable, 0 damaged, 0 mismatched, 1 outside",
+        "source s: 2 files, 0 missing, 1 unreadable, 0 damaged, 0 truncated, 0 jumping, 1 mismatched, 0 outside",
+        "source (none): 4 files, 1 missing, 2 unreadable, 0 damaged, 0 truncated, 0 jumping, 0 mismatched, 1 outside",
         "a.jsonl:4: ", "zero bytes", "its decoder took more than 4 s", "a.jsonl:7: no file gone.mp4",
         "a.jsonl:2: duration is 9 s, good.mp4 has 4.00 s", "a.jsonl:3: span [5, 6] begins behind the end of good.mp4",
-        "clean.jsonl: 3 of 10 good lines",
+        "clean.jsonl: 4 of 10 good lines", "1 of them have a new id", "1 records are text only",
     ):  # fmt: skip
         assert words in said_all, words
     kept = load_records(tmp_path / "clean.jsonl")
-    assert [record.id for record in kept] == ["g", "long", "t"]
+    assert [record.id for record in kept] == ["g", "long", "g#2", "t"]
     report = json.loads((tmp_path / "clean.jsonl.report.json").read_text())
-    assert report["kept"] == 3 and report["records"] == 9 and len(report["left_out"]) == 6
+    assert report["kept"] == 4 and report["records"] == 10 and len(report["left_out"]) == 6
+    assert report["renamed"] == [f"{tmp_path}/a.jsonl:9: g#2"]
     assert report["unreadable"].keys() == {"empty.mp4", "cut.mp4", "hang.mp4"}
     assert list(report["missing"]) == ["gone.mp4"]
     assert [line.split(": ")[0].rpartition("/")[2] for line in report["bad_lines"]] == ["a.jsonl:11", "a.jsonl:9"]
@@ -212,6 +234,43 @@ def test_a_clean_file_of_good_lines_holds_equal_records(tmp_path, capsys):
     assert main(["check", *given]) == 0
     ours, theirs = load_records(tmp_path / "clean.jsonl"), load_records(path)
     assert [(r.id, r.video, r.turns, r.spans_s) for r in ours] == [(r.id, r.video, r.turns, r.spans_s) for r in theirs]
-    with pytest.raises(SystemExit):
-        main(["check", "--annotations", path, "--videos", str(tmp_path / "none")])
+    assert main(["check", "--annotations", path, "--videos", str(tmp_path / "none")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_records_with_one_id_are_all_kept_under_ids_of_their_own(tmp_path, capsys):
+    lines = [item("q", "a", id="x"), item("q", "b", id="x#2"), *[item("q", str(k), id="x") for k in range(3)]]
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    assert main(["check", "--annotations", path, "--output", str(tmp_path / "clean.jsonl")]) == 1
+    assert "a.jsonl:3: has the id 'x' of" in capsys.readouterr().out
+    kept = load_records(tmp_path / "clean.jsonl")
+    assert [r.id for r in kept] == ["x", "x#2", "x#3", "x#4", "x#5"]
+    assert [r.turns[1].parts for r in kept] == [("a",), ("b",), ("0",), ("1",), ("2",)]
+
+
+@pytest.mark.parametrize("wrong", [None, "line", "frames", "root"])
+def test_check_reads_lists_of_data_sets(tmp_path, capsys, wrong):
+    (tmp_path / "film").mkdir()
+    (tmp_path / "film/clip0.mp4").write_bytes((clips() / "clip0.mp4").read_bytes())
+    lines = [clip_lines(1)[0], {"id": "t", "conversations": turns("hi", "" if wrong == "line" else "hello")}]
+    write_lines(tmp_path / "a.jsonl", lines)
+    entry = {"root": "gone" if wrong == "root" else "film", "annotation": "a.jsonl", "repeat_time": 3}
+    again = entry | {"root": "."} if wrong == "frames" else entry  # its video is not there
+    (tmp_path / "meta.json").write_text(json.dumps({"one": entry, "two": again}))
+    given = ["--annotations", str(tmp_path / "meta.json"), "--videos", str(tmp_path)]
+    status = main(["check", *given, "--output", str(tmp_path / "clean.jsonl")])
+    said = capsys.readouterr().out
+    assert status == bool(wrong), said
+    if wrong == "root":
+        assert "meta.json: data set 'one': no folder 'gone' (root)" in said
+        return
+    kept = ["one/q0", "two/q0"] if wrong == "line" else ["one/q0", "one/t", "two/t"] if wrong == "frames" else None
+    records = load_records(tmp_path / "clean.jsonl")
+    assert [r.id for r in records] == (kept or ["one/q0", "one/t", "two/q0", "two/t"])
+    assert records[0].video == "film/clip0.mp4" or wrong is None
+    if wrong:
+        assert {"line": "a.jsonl:2: empty answer", "frames": "1 missing"}[wrong] in said
+
+
+def test_damaged_frames_end_the_check_with_status_1():
+    assert not check.Visuals(damaged={("a.mp4", False, None): "a.mp4: 2 of 16 frames"}).ok and check.Visuals().ok

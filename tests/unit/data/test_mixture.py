@@ -116,7 +116,8 @@ def test_augmented_sets_go_through_jpeg_drawn_by_epoch(folder):
     later, again = item_of(folder, epoch=1, data_augment=True), item_of(folder, data_augment=True)
     for k in range(2):
         assert not torch.equal(plain[k].pixels, augmented[k].pixels)
-        assert (plain[k].pixels - augmented[k].pixels).abs().mean() < 0.1  # compressed, not another picture
+        off = (plain[k].pixels.float() - augmented[k].pixels).abs().mean()
+        assert off < 12  # grey levels: compressed, not another picture
         assert torch.equal(augmented[k].pixels, again[k].pixels)
     assert not torch.equal(augmented[1].pixels, later[1].pixels)
 

@@ -14,7 +14,7 @@ from distime.convert import convert, main
 from distime.names import BINS, WRAPPER
 from distime.tokenizer import IMAGE_TOKENS, TIME_TOKENS, read_tokenizer
 from tests.models import SIZE, SPECIAL, byte_tokenizer, make_batch, make_bundle
-from videollm.checkpoint import CheckpointError, load
+from videollm.checkpoint import CheckpointError, load, read_config
 from videollm.common.config import build
 from videollm.training.assemble import assemble
 from videollm.training.settings import Settings
@@ -114,7 +114,9 @@ def test_every_way_of_storing_weights_is_read(official, tmp_path, shards, binary
 
 def test_bf16_weights_stay_bf16(official, tmp_path):
     store({name: tensor.bfloat16() for name, tensor in weights(official).items()}, official)
+    change(official, torch_dtype="bfloat16")
     convert(str(official), str(tmp_path / "ours"))
+    assert read_config(tmp_path / "ours").precision == "bf16"  # and so it answers on a GPU
     assert {tensor.dtype for tensor in weights(tmp_path / "ours").values()} == {torch.bfloat16}
     convert(str(tmp_path / "ours"), str(tmp_path / "back"), back=True)
     same(weights(tmp_path / "back"), weights(official))
@@ -185,6 +187,27 @@ def test_a_base_goes_back_without_a_head(base, tmp_path):
     convert(str(base), str(tmp_path / "ours"))
     convert(str(tmp_path / "ours"), str(tmp_path / "back"), back=True)
     assert set(weights(tmp_path / "back")) == set(weights(base)) and BINS not in weights(tmp_path / "back")
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one name", "two names"])
+def test_a_base_is_tied_where_its_config_says_so_and_its_file_holds_one_name(base, tmp_path, both):
+    """With two names the official code has two matrices, whatever its config says."""
+    state = weights(base)
+    first, second = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+    rows = len(state[first])
+    if not both:
+        del state[second]
+        store(state, base)
+        refused(base, f"missing: {second}")
+    change(base, llm_config={"tie_word_embeddings": True})
+    convert(str(base), str(tmp_path / "ours"))
+    new = weights(tmp_path / "ours")
+    assert (second in new) is both and new[first][:rows].equal(state[first])
+    mean = state[second if both else first].mean(0, keepdim=True).expand(2, -1)
+    torch.testing.assert_close(new[second if both else first][rows:], mean)
+    data = {"preprocess": {"kind": "plain", "size": SIZE}}
+    model = assemble(build(Settings, {"model": {"checkpoint": str(tmp_path / "ours")}, "data": data})).model
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is not both
 
 
 # ---- tokenizers ------------------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.models import HEADS, clip_lines, clips, make_batch, make_bundle, turns, write_config, write_lines
-from videollm.checkpoint import load
+from videollm.checkpoint import load, read_config
 from videollm.common.config import ConfigError
 from videollm.heads import FrameBatch, build_head
 from videollm.infer import main as infer
-from videollm.inference.run import asked_settings
+from videollm.inference.options import read_options
 from videollm.model.generate import GenerateOptions
 from videollm.train import main as run_train
 from videollm.training.assemble import read_settings
@@ -184,13 +184,11 @@ def test_training_and_inference_take_the_preset_from_the_command_line(tmp_path, 
     final = tmp_path / "run/final"
     assert "raw_spans: true" in (tmp_path / "run/config.yaml").read_text()
     assert load(final).config.head["compatibility"] == "published"
-    options, head, sampling, raw = asked_settings(["compatibility=published", "sampler.num_frames=3"], str(final))
-    assert (
-        raw
-        and options.encode_spans is False
-        and head == {"compatibility": "published"}
-        and sampling == {"num_frames": 3}
-    )
+    told = ["compatibility=published", "sampler.num_frames=3"]
+    options = read_options(told, read_config(final), torch.device("cpu"))
+    assert options.generate.encode_spans is False and options.head == {"compatibility": "published"}
+    assert options.raw_spans and options.sampler.num_frames == 3
+    assert options.sources["generate.encode_spans"] == "compatibility"
     asked = write_lines(tmp_path / "q.jsonl", clip_lines(1))
     arguments = ["--model", str(final), "--annotations", asked, "--videos", str(clips()), "--output"]
     published = ["compatibility=published", "generate.max_new_tokens=3", "--precision", "bf16"]

@@ -79,6 +79,15 @@ def test_an_answer_without_spans_or_cut_off_says_so(capsys, model, video, answer
     assert "spans: none" in out and "raise generate.max_new_tokens" in out
 
 
+def test_frames_that_the_context_has_no_room_for_are_told(capsys, model, video, answers):
+    """How many of how many: the answer was given without the others."""
+    answers(Answer("yes", ""))
+    assert "frames" not in run(capsys, model, video)[1]
+    told = run(capsys, model, video, "sampler.rule=segments", "sampler.num_frames=5000")[1]
+    said = re.search(r"room for (\d+) of the 5000 frames that the sampler chose; they were thinned uniformly", told)
+    assert 0 < int(said[1]) < 5000
+
+
 def test_generate_overrides_reach_the_model(capsys, model, video, answers):
     asked = answers(Answer("yes", ""))
     assert run(capsys, model, video, "generate.max_new_tokens=3", "generate.do_sample=true")[0] == 0
@@ -175,6 +184,11 @@ def test_every_bad_input_is_one_clear_line_and_status_two(capsys, model, video, 
         ((model, video, "--output", "timeline.pdf"), {}, "--output: timeline.pdf is not named .png"),
         ((model, video, "--device", "toaster"), {}, "--device: 'toaster' cannot be used here"),
         ((model, video, "generate.max_new_tokens=4"), {"question": " "}, "--question: it is empty"),
+        (
+            (model, video, "generate.max_new_tokens=4"),
+            {"question": "when \udcff?"},
+            "--question: holds half a character",
+        ),
         ((model, video, "generate.max_new_tokens=4"), {"question": "when " * 1100}, "tokens with the fewest frames"),
     ]
     for given, named, message in cases:

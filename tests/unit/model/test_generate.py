@@ -152,15 +152,30 @@ def test_an_answer_ends_at_its_stop_token():
     assert answers[0][1] == "stop" and bundle.tokenizer.decode([first[0]]) not in answers[0][0].raw_text
 
 
-def test_sampled_answers_are_reproducible_by_seed_and_differ_without():
+def test_sampled_answers_follow_from_seed_and_question_alone():
+    """Not from torch's generator, the other rows, or their order; and another seed gives others."""
     bundle = make_bundle("etchat", "distime")
+    options = GenerateOptions(max_new_tokens=8, do_sample=True, temperature=1.5, top_p=0.95, seed=3)
+    together = dict(zip(ALL, ask(bundle, make_batch(bundle, ALL, left=True), options), strict=True))
+    texts = {name: answer.raw_text for name, (answer, _) in together.items()}
+    assert len(set(texts.values())) == len(ALL)
+    for k, some in enumerate((ALL[::-1], ALL[:2], *([name] for name in ALL))):
+        torch.manual_seed(k)
+        answers = ask(bundle, make_batch(bundle, some, left=True), options)
+        assert [answer.raw_text for answer, _ in answers] == [texts[name] for name in some]
+    other = ask(bundle, make_batch(bundle, ALL, left=True), replace(options, seed=4))
+    assert all(answer.raw_text != texts[name] for name, (answer, _) in zip(ALL, other, strict=True))
+
+
+def test_sampling_takes_temperature_and_top_p():
+    bundle = make_bundle("internvl", "text")
     batch = make_batch(bundle, ALL, left=True)
-    options = GenerateOptions(max_new_tokens=8, do_sample=True, temperature=1.5, top_p=0.95)
-    texts = []
-    for seed in (3, 3, 4):
-        torch.manual_seed(seed)
-        texts.append([a.raw_text for a, _ in ask(bundle, batch, options)])
-    assert texts[0] == texts[1] != texts[2]
+    greedy = bundle.model.generate_ids(batch, 0, bundle.stop_id, OPTIONS)[0]
+    for narrow in ({"temperature": 1e-4}, {"top_p": 1e-6}):
+        options = replace(OPTIONS, do_sample=True, **narrow)
+        assert torch.equal(bundle.model.generate_ids(batch, 0, bundle.stop_id, options)[0], greedy)
+    wide = bundle.model.generate_ids(batch, 0, bundle.stop_id, replace(OPTIONS, do_sample=True))[0]
+    assert not torch.equal(wide[:, :2], greedy[:, :2])
 
 
 def test_a_repetition_penalty_leaves_span_tokens_alone():

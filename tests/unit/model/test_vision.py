@@ -125,7 +125,7 @@ def test_misspelt_field_of_a_tower_suggests_the_right_one(kind):
 
 
 def test_field_of_the_wrong_kind_is_named():
-    with pytest.raises(ConfigError, match=r"model\.vision: .*hidden_size"):
+    with pytest.raises(ConfigError, match=r"model\.vision\.hidden_size: .*expected int"):
         build_tower({"type": "internvl", "hidden_size": "wide"})
 
 

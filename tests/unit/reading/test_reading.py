@@ -206,3 +206,22 @@ def test_a_caption_stays_with_its_own_time(text, captions):
 )
 def test_a_choice_is_read_as_meant(text, choice):
     assert read_choice(text, 4, ["a cat", "the dog sleeps", "the dog runs", "no animal"]) == choice
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ('{"resolution": [640, 480]}', []),
+        ("The box is at [120, 45].", []),
+        ("from 12.0 seconds to 1", []),
+        ("from the 2nd to the 3rd floor", []),
+        ("He waits for 5 to 10 minutes.", []),
+    ],
+)
+def test_numbers_that_are_no_times_are_not_read(text, spans):
+    assert read_spans(text) == spans
+
+
+def test_a_moment_in_percent_needs_the_length_of_the_video():
+    assert read_moment("at 50% of the video") is None
+    assert read_moment("at 50% of the video", 60.0) == 30.0

@@ -35,11 +35,12 @@ def test_stored_features_are_the_towers_own(bundle, tmp_path):
     assert store("clip0.mp4") is None
     store.fill(NAMES, bundle.model.vision_tower)
     assert (store.misses, store.hits) == (2, 0) and len(list(tmp_path.iterdir())) == 2
-    pixels, _, times, duration = store.reader.video("clip0.mp4", None)
+    seen = store.reader.video("clip0.mp4", None)
     features, stored_times, stored_duration = store("clip0.mp4")
+    pixels = store.reader.preprocess.on_device(seen.pixels)
     with torch.no_grad():
         torch.testing.assert_close(features, bundle.model.vision_tower(pixels), rtol=1e-5, atol=1e-6)
-    assert (stored_times == times).all() and stored_duration == duration
+    assert (stored_times == seen.times_s).all() and stored_duration == seen.duration_s
 
 
 def test_a_reader_with_a_store_opens_no_video_again(bundle, tmp_path):
@@ -47,8 +48,8 @@ def test_a_reader_with_a_store_opens_no_video_again(bundle, tmp_path):
     store.fill(NAMES, bundle.model.vision_tower)
     store.reader.stored = store
     for name in ("clip1.mp4", "clip0.mp4"):
-        pixels, features, times, _ = store.reader.video(name, None)
-        assert pixels is None and features.shape[0] == 4 == len(times)
+        seen = store.reader.video(name, None)
+        assert seen.pixels is None and seen.features.shape[0] == 4 == len(seen.times_s)
 
 
 def test_what_is_stored_is_not_computed_again(bundle, tmp_path):

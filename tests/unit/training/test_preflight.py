@@ -9,7 +9,7 @@ import yaml
 
 from tests.models import settings
 from videollm.common.config import ConfigError, to_dict
-from videollm.training import preflight, saving
+from videollm.training import preflight, resuming, saving
 from videollm.training.saving import Facts
 
 
@@ -144,10 +144,10 @@ def test_what_changes_the_numbers_is_refused_by_name(tmp_path, key, value):
 
 def test_other_data_are_refused():
     found = saving.Checkpoint("checkpoint-4", Facts(4, 1, None, 9))
-    preflight.check_items(found, 9)
-    preflight.check_items(None, 3)
+    resuming.check_items(found, 9)
+    resuming.check_items(None, 3)
     with pytest.raises(ConfigError, match=r"data\.train: 3 items, but checkpoint-4 was trained on 9"):
-        preflight.check_items(found, 3)
+        resuming.check_items(found, 3)
 
 
 def test_resume_needs_a_whole_checkpoint_and_a_new_run_an_empty_folder(tmp_path):

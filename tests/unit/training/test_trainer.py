@@ -11,7 +11,7 @@ from videollm.common.config import ConfigError
 from videollm.training.optimizer import parameter_groups, part_of
 from videollm.training.run import training_arguments
 from videollm.training.trainer import BadVideosError, VideoTrainer
-from videollm.training.validation import flat, load_metric
+from videollm.training.validation import Validation, flat, load_metric
 
 GOOD = {"video": "a.mp4", "tgt": [0, 2], "conversations": turns("<video>\nwhen?", "in <span>")}
 BAD = {"video": "broken.mp4", "conversations": turns("<video>\nwhen?", "now")}
@@ -106,7 +106,7 @@ def test_frames_are_drawn_for_each_epoch(tmp_path):
     trainer = make_trainer(tmp_path, [GOOD, GOOD], epochs=3.0)
     seen, read = [], trainer.train_dataset.reader.video
     dataset = trainer.train_dataset
-    dataset.reader.video = lambda name, rng, view: seen.append(dataset.epoch) or read(name, rng)
+    dataset.reader.video = lambda *what: seen.append(dataset.epoch) or read(*what)
     trainer.train()
     assert seen == [0, 0, 1, 1, 2, 2]
 
@@ -114,7 +114,9 @@ def test_frames_are_drawn_for_each_epoch(tmp_path):
 def test_the_best_model_is_kept_also_over_a_resumed_run(tmp_path):
     scores = iter([3.0, 5.0, 4.0])
     options = {"validate_every": 1, "save_every": 1, "best": "score", "keep": 5}
-    trainer = make_trainer(tmp_path, [GOOD], validate=lambda: {"score": next(scores)}, steps=3, **options)
+    trainer = make_trainer(
+        tmp_path, [GOOD], validate=Validation(lambda: {"score": next(scores)}, ""), steps=3, **options
+    )
     kept = []
     save = trainer.save_model
 
@@ -127,7 +129,7 @@ def test_the_best_model_is_kept_also_over_a_resumed_run(tmp_path):
     best = str(tmp_path / "best")
     assert [step for step, folder in kept if folder == best] == [1, 2]
     options |= {"steps": 4, "save_every": None}
-    worse = make_trainer(tmp_path, [GOOD], validate=lambda: {"score": 4.5}, **options)
+    worse = make_trainer(tmp_path, [GOOD], validate=Validation(lambda: {"score": 4.5}, ""), **options)
     again = []
     worse.save_model = lambda folder=None, **k: again.append(str(folder))
     worse.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -149,7 +151,9 @@ def test_a_log_entry_that_older_code_began_is_finished(tmp_path):
 
 
 def test_a_best_metric_that_validation_does_not_give_is_named(tmp_path):
-    trainer = make_trainer(tmp_path, [GOOD], validate=lambda: {"score": 1.0}, steps=1, validate_every=1, best="mIoU")
+    trainer = make_trainer(
+        tmp_path, [GOOD], validate=Validation(lambda: {"score": 1.0}, ""), steps=1, validate_every=1, best="mIoU"
+    )
     with pytest.raises(ValueError, match="train.best.*'mIoU'.*eval_score"):
         trainer.train()
 

@@ -45,12 +45,13 @@ def test_stored_frames_are_those_of_the_video_bit_for_bit(tmp_path, monkeypatch,
     assert build(tmp_path / "s", sampler, preprocess, workers=2) == (4, {})
     no_videos(monkeypatch)
     reader = VisualReader(clips(), sampler, preprocess, frames=FrameStore(tmp_path / "s", sampler, preprocess))
-    for name, (pixels, _, times_s, duration_s) in videos.items():
-        stored, _, stored_times, stored_duration = reader.video(name, draw())
-        assert torch.equal(stored, pixels) and np.array_equal(stored_times, times_s) and stored_duration == duration_s
+    for name, seen in videos.items():
+        stored = reader.video(name, draw())
+        assert torch.equal(stored.pixels, seen.pixels) and np.array_equal(stored.times_s, seen.times_s)
+        assert stored.duration_s == seen.duration_s
     files = list((tmp_path / "s").glob("*.safetensors"))
     bytes_a_frame = 28 * 28 * 3 if preprocess is PLAIN else 32 * 32 * 3
-    assert sum(f.stat().st_size for f in files) < sum(len(v[2]) for v in videos.values()) * bytes_a_frame + 4096
+    assert sum(f.stat().st_size for f in files) < sum(len(v.times_s) for v in videos.values()) * bytes_a_frame + 4096
 
 
 def test_a_build_goes_on_where_it_was_broken(tmp_path, monkeypatch):
@@ -131,7 +132,20 @@ def test_a_part_of_a_video_is_never_taken_from_the_store(tmp_path):
     line = {"id": "b", "video": "clip3.mp4", "duration": 7, "bound": [4, 6], "conversations": turns("<video>\nq")}
     view = parse_record(line, 1, "a.jsonl").asking.view
     reader = VisualReader(clips(), FOUR, PLAIN, frames=FrameStore(tmp_path / "s", FOUR, PLAIN))
-    assert reader.video("clip3.mp4", None, view)[2].min() >= 3.9 > reader.video("clip3.mp4", None)[2].min()
+    assert reader.video("clip3.mp4", None, view).times_s.min() >= 3.9 > reader.video("clip3.mp4", None).times_s.min()
+
+
+@pytest.mark.end_to_end
+def test_a_config_with_compatibility_builds_the_frames_that_its_training_reads(tmp_path, capsys):
+    """Published DisTime changes the sampler; the store says so, and training takes it."""
+    from videollm import train
+
+    config = write_config(tmp_path, "distime", lines=clip_lines(2), steps=1)
+    given = ["--config", str(config), "compatibility=published"]
+    paths = ["--annotations", str(tmp_path / "train.jsonl"), "--videos", str(clips()), "--output", str(tmp_path / "s")]
+    assert frames.main(["build", *paths, "--workers", "1", *given]) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "s/store.json").read_text())["sampler"]["spare_last"]
+    assert train.main([*given, f"data.frames={tmp_path / 's'}"]) == 0
 
 
 @pytest.mark.end_to_end

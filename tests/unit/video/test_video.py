@@ -243,7 +243,7 @@ def test_truncated_file_is_used_with_a_warning_or_refused(folder, plain, caplog)
     frames = read_all(path)
     assert 55 < len(frames.pixels) < 70
     assert numbers(frames.pixels)[:50] == list(range(50))
-    assert "cut_off.mp4 is truncated" in caplog.text
+    assert "cut_off.mp4: is truncated" in caplog.text
     path.write_bytes(data[: order[30]])
     with pytest.raises(VideoError, match=r"cut_off\.mp4: is truncated: 1\.\d+ s of 3\.00 s"):
         probe(path)

@@ -1,0 +1,175 @@
+"""Files of moment retrieval that several benchmarks share: one span a query, whoever found it.
+
+In: a ``Content`` and the ``Moments`` that it is held against. Out: ``Located``, or the rows of ``Moments.of``. A query
+is found by its id, or by video and text; several windows are ranked by their scores, equal ones as they stand. How a text tells its times is ``videollm.reading``'s.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from all_benchmark_eval.forms import Content, Form, entries, need, rows_with
+from all_benchmark_eval.items import Questions, are_texts, as_object, duration_of, first_span, read_span, seconds, stem
+from all_benchmark_eval.metrics.moments import Located, Moments
+from videollm.reading import read_spans
+
+MARK = ">>>"  # between video, query and true span
+Found = Iterator[tuple[str, list[int], Any]]  # place in the file, places of the query, span
+NO_TIME = [-1, -1]
+
+
+def located(truth: Moments, found: Iterable[tuple[str, list[int], Any]], questions: Questions) -> Located:
+    """``found`` as arrays over the truth; what is no span is unparsed."""
+    result = Located.nowhere(len(truth))
+    for row, span in questions.spread(found):
+        result.put(row, span)
+    return result
+
+
+def reader(each: Callable[[str, Any, Questions], tuple[list[int], Any]]) -> Callable[[Content, Moments], Located]:
+    """A form's ``read`` from what one row is: its place and its ``Questions`` -> places of the query, span."""
+
+    def read(content: Content, truth: Moments) -> Located:
+        questions = Questions(zip(truth.ids, truth.videos, truth.queries, strict=True))
+        found = ((where, *each(where, row, questions)) for where, row in content.rows)
+        return located(truth, found, questions)
+
+    return read
+
+
+def _of_windows(where: str, row: Any, questions: Questions) -> tuple[list[int], Any]:
+    row = as_object(row, where, ("pred_relevant_windows",))
+    windows = row["pred_relevant_windows"]
+    need(isinstance(windows, list), f"{where}: pred_relevant_windows is not a list of [start, end, score]")
+    return _query(where, row, questions), _best_first(windows, [w[2] if _has_score(w) else 1.0 for w in windows])
+
+
+def _of_confidences(where: str, row: Any, questions: Questions) -> tuple[list[int], Any]:
+    row = as_object(row, where, ("pred", "conf"))
+    spans, scores = row["pred"], row["conf"]
+    each = isinstance(spans, list) and isinstance(scores, list) and len(spans) == len(scores)
+    need(each, f"{where}: 'pred' and 'conf' are not lists of as many spans and numbers")
+    return _query(where, row, questions), _best_first(spans, scores)
+
+
+def _query(where: str, row: Any, questions: Questions) -> list[int]:
+    """By the id where it is one of the truth's own, else by video and text."""
+    rows = questions.by_id(row.get("qid"))
+    if not rows:
+        row = as_object(row, where, ("vid", "query"))
+        rows = questions.find(row["vid"], row["query"], where)
+    return rows
+
+
+def _best_first(windows: list, scores: list) -> list:
+    """The usable windows by falling score, equal ones in order."""
+    ranked = [(seconds(score), window) for score, window in zip(scores, windows, strict=True)]
+    usable = [pair for pair in ranked if pair[0] is not None and isinstance(pair[1], list) and read_span(pair[1][:2])]
+    return [window[:2] for _, window in sorted(usable, key=lambda pair: -pair[0])] or NO_TIME
+
+
+def _has_score(window: Any) -> bool:
+    return isinstance(window, list) and len(window) == 3
+
+
+def _read_keyed(content: Content, truth: Moments) -> Located:
+    """``{"video>>>query>>>[s, e]": answer}``; the true span in the key tells apart a query that is asked twice."""
+    questions = Questions(zip(truth.ids, truth.videos, truth.queries, strict=True))
+
+    def found() -> Found:
+        for key, answer in content.object.items():
+            where = f"{content.path}: {key!r:.200}"
+            parts = key.split(MARK)
+            need(len(parts) >= 3, f"{where}: not 'video{MARK}query{MARK}[start, end]'")
+            rows = questions.find(parts[0], MARK.join(parts[1:-1]), where)
+            true = next(iter(read_spans(parts[-1])), None)
+            same = [row for row in rows if true is not None and truth.spans[row].tolist() == true]
+            length = truth.durations[rows[0]]
+            span = _told(answer, where, float(length) if length > 0 else None)
+            yield where, same[:1] if len(rows) > 1 and same else rows, span
+
+    return located(truth, found(), questions)
+
+
+def _told(answer: Any, where: str, duration_s: float | None) -> Any:
+    """The first span of an answer: a text, {"timestamps": [[s, e]], "answers": text}, [[s, e]] or [s, e]."""
+    if isinstance(answer, dict):
+        answer = as_object(answer, where, ("timestamps",))["timestamps"]
+    if are_texts(answer) and answer:
+        answer = answer[0]
+    return next(iter(read_spans(answer, duration_s)), NO_TIME) if isinstance(answer, str) else first_span(answer)
+
+
+PREDICTIONS = (
+    Form(
+        "moment_detr lines", '{"qid", "vid", "query", "pred_relevant_windows": [[s, e, score]]}',
+        rows_with("pred_relevant_windows"), reader(_of_windows),
+    ),
+    Form(
+        "VideoMind lines", '{"vid", "query", "pred": [[s, e]], "conf": [score]}',
+        rows_with("pred", "conf"), reader(_of_confidences),
+    ),
+    Form(
+        "video>>>query>>>[s, e]", '{"video>>>query>>>[s, e]": text or {"timestamps", "answers"}}',
+        entries(lambda key, value: key.count(MARK) >= 2), _read_keyed,
+    ),
+)  # fmt: skip
+
+
+# ---- annotations -----------------------------------------------------------------------------------------------------
+
+Query = tuple[str, str, str, Any, float]  # id, video, text, true span, seconds of the video: a row of ``Moments.of``
+
+
+def _lines(spans: str) -> Callable[[Content], list[Query]]:
+    """Rows {"vid", "query", "duration", ``spans``: [[s, e]]}; the id is ``qid``, or else video and query."""
+
+    def read(content: Content) -> list[Query]:
+        queries = []
+        for where, row in content.rows:
+            row = as_object(row, where, ("vid", "query", "duration", spans))
+            video, text = stem(row["vid"]), str(row["query"])
+            name = str(row.get("qid", f"{video}/{text.strip()}"))
+            queries.append((name, video, text, _only(row[spans], where), duration_of(row, where)))
+        return queries
+
+    return read
+
+
+def _by_video(content: Content) -> list[Query]:
+    """{video: {"duration", "spans": [[s, e]], "queries": [text]}}."""
+    queries = []
+    for video, entry in content.object.items():
+        where = f"{content.path}: {video!r:.200}"
+        entry = as_object(entry, where, ("duration", "spans", "queries"))
+        spans, texts = entry["spans"], entry["queries"]
+        each = isinstance(spans, list) and are_texts(texts) and len(spans) == len(texts)
+        need(each, f"{where}: 'spans' and 'queries' are not lists of as many spans and texts")
+        length = duration_of(entry, where)
+        for i, (span, text) in enumerate(zip(spans, texts, strict=True)):
+            queries.append((f"{video}-{i}", stem(video), text, first_span(span), length))
+    return queries
+
+
+def _only(windows: Any, where: str) -> Any:
+    """The one true window of a query."""
+    listed = isinstance(windows, list) and windows
+    need(listed, f"{where}: no true window; is it a test set without ground truth?")
+    several = f"{where}: {len(windows)} true windows; score queries with several as qvhighlights, --variant moment_detr"
+    need(len(windows) == 1 or not isinstance(windows[0], list), several)
+    return first_span(windows)
+
+
+TRUTHS = (
+    Form(
+        "moment_detr lines", '{"qid", "vid", "query", "duration", "relevant_windows": [[s, e]]}',
+        rows_with("relevant_windows", "query"), _lines("relevant_windows"),
+    ),
+    Form(
+        "VideoMind lines", '{"vid", "query", "duration", "span": [[s, e]]}',
+        rows_with("vid", "query", "span"), _lines("span"),
+    ),
+    Form(
+        "TimeLens", '{video: {"duration", "spans", "queries"}}',
+        entries(lambda key, value: isinstance(value, dict) and "spans" in value and "queries" in value), _by_video,
+    ),
+)  # fmt: skip

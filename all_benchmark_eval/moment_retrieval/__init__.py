@@ -1,0 +1,1 @@
+"""Moment retrieval: any data set in a common form."""

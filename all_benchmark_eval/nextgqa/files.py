@@ -1,0 +1,202 @@
+"""Files of NExT-GQA: the data set's own annotations, and predictions of moment and choice in one file or two.
+
+In: a ``Content``. Out: ``Grounded``, ``Answers``. Metrics are not known here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from all_benchmark_eval import items
+from all_benchmark_eval.forms import BenchmarkError, Content, Form, need, rows_with
+from all_benchmark_eval.items import as_object
+from all_benchmark_eval.metrics.choices import Question
+from all_benchmark_eval.metrics.moments import Located, State
+
+LETTERS = "01234"
+VIDEO_PATHS = "map_vid_vidorID.json"  # of the data set: {video: "1164/3238737531"}
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """Ground truth of N grounded questions, keys ``<video>_<number>``; row ``owner[k]`` has the true span k of K."""
+
+    keys: list[str]
+    durations: NDArray[np.float64]  # [N]
+    spans: NDArray[np.float64]  # [K, 2], ordered
+    owner: NDArray[np.int64]  # [K]
+    questions: list[Question]  # ids <type>_<video>_<number>; empty without test.csv
+    video_paths: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Answers(Located):
+    """Predictions: of the N grounded questions as arrays, and the choices of every question in the file."""
+
+    right: NDArray[np.bool_]  # [N]
+    kinds: list[str]  # [N], type of question; "" where missing
+    every: list[tuple[str, bool]]  # (type, right) of all questions in the file
+
+
+# ---- predictions -----------------------------------------------------------------------------------------------------
+
+Answer = tuple[str, str, str, Any, Any, Any]  # place, type or "", <video>_<number>, choice, right choice, span
+
+
+def _answers(given: Iterator[Answer], truth: Grounded, path: Path) -> Answers:
+    """Questions that are not grounded count for ``details`` only."""
+    rows = {key: row for row, key in enumerate(truth.keys)}
+    nowhere = Located.nowhere(len(rows))
+    found = Answers(nowhere.spans, nowhere.state, np.zeros(len(rows), bool), [""] * len(rows), [])
+    answers = {f"{q.video}_{q.id.rpartition('_')[2]}": q.answer for q in truth.questions}
+    seen: set[str] = set()
+    first = ""
+    for where, kind, key, prediction, true, span in given:
+        name = f"{kind}_{key}" if kind else key
+        first = first or name
+        need(key not in seen, f"{where}: there are two answers to {name!r}")
+        seen.add(key)
+        target = _choice(true)
+        need(target is not None, f"{where}: the target of {name!r} is not the number of an option")
+        if answers.get(key, target) != target:
+            raise BenchmarkError(f"{where}: {name!r} has target {true!r:.40}, test.csv {answers[key]}")
+        right = _choice(prediction) == target
+        found.every.append((kind or "unknown", right))
+        if key in rows:
+            row, point = rows[key], items.seconds(span)  # one number t is [t, t]
+            found.put(row, items.first_span(span) if point is None else [point, point])
+            found.right[row], found.kinds[row] = right, kind or "unknown"
+    known = bool((found.state != State.MISSING).any())
+    need(known, f"{path}: the annotations have none of its questions ({first!r:.80}, ...): another split?")
+    return found
+
+
+def _one_file(content: Content, truth: Grounded) -> Answers:
+    def given() -> Iterator[Answer]:
+        rows = items.read_rows(content, ("qid", "prediction", "timestamp", "target"), "a list of answers")
+        for where, item in rows:
+            kind, _, key = str(item["qid"]).partition("_")
+            need(kind and "_" in key, f"{where}: qid {str(item['qid'])[:80]!r} is not <type>_<video>_<number>")
+            yield where, kind, key, item["prediction"], item["target"], item["timestamp"]
+
+    return _answers(given(), truth, content.path)
+
+
+def _two_files(content: Content, truth: Grounded) -> Answers:
+    """A folder with the choices, {"<video>_<number>": {"prediction", "answer"}}, and the spans, {..: [start, end]}."""
+    choices, spans = [part for part in content.parts if _has_choices(part)], [*filter(_has_spans, content.parts)]
+    for what, parts in (("choices", choices), ("spans", spans)):
+        names = " and ".join(part.path.name for part in parts) or "none"
+        need(len(parts) == 1, f"{content.path}: one file with {what} is needed, there are {names}")
+    kinds = {f"{q.video}_{q.id.rpartition('_')[2]}": q.id.partition("_")[0] for q in truth.questions}
+
+    def given() -> Iterator[Answer]:
+        for key, span in spans[0].object.items():
+            where = f"{spans[0].path}: {key!r:.80}"
+            choice = choices[0].object.get(key)
+            need(choice is not None, f"{where}: {choices[0].path.name} has no choice for it")
+            choice = as_object(choice, f"{choices[0].path}: {key!r:.80}", ("prediction", "answer"))
+            yield where, kinds.get(key, ""), key, choice["prediction"], choice["answer"], span
+
+    found = _answers(given(), truth, content.path)
+    ends = found.spans[found.parsed, 1]
+    shares = "its spans are shares of the video, as of Gaussian masks: multiply them by the durations"
+    need(not len(ends) or ends.max() > 1, f"{spans[0].path}: no span ends behind second 1; {shares}")
+    return found
+
+
+def _has_choices(content: Content) -> bool:
+    value = (content.entry or ("", None))[1]
+    return isinstance(value, dict) and "prediction" in value
+
+
+def _has_spans(content: Content) -> bool:
+    return isinstance((content.entry or ("", None))[1], list)
+
+
+def _choice(value: Any) -> int | None:
+    """The number of an option, from a number or a text; None if it is neither, and wrong then."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+# ---- annotations -----------------------------------------------------------------------------------------------------
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """A file in the same folder, plain or gzipped."""
+    places = (path.with_name(name), path.with_name(f"{name}.gz"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def _grounded(content: Content, questions: list[Question], video_paths: Mapping[str, str]) -> Grounded:
+    keys, durations, spans, owner = [], [], [], []
+    path = content.path
+    for video, entry in as_object(content.object, f"{path}").items():
+        where = f"{path}: {video!r:.80}"
+        entry = as_object(entry, where, ("duration", "location"))
+        duration = items.duration_of(entry, where)
+        for number, windows in as_object(entry["location"], f"{where}: location").items():
+            problem = f"{where}: question {number!r:.40}: not [[start, end], ...]: {str(windows)[:60]}"
+            found = items.read_spans(windows, problem)
+            owner += [len(keys)] * len(found)
+            spans += found
+            keys.append(f"{video}_{number}")
+            durations.append(duration)
+    need(keys, f"{path}: no question in it")
+    true = np.sort(np.array(spans, np.float64), axis=-1)
+    return Grounded(keys, np.array(durations), true, np.array(owner), questions, video_paths)
+
+
+def _questions(path: Path) -> list[Question]:
+    """test.csv: video_id, question, answer (the text of an option), qid, type, a0 .. a4."""
+    questions = []
+    for number, row in enumerate(items.read_table(path), start=2):
+        try:
+            options = tuple(row[f"a{k}"] for k in LETTERS)
+            kind, video, text = row["type"], row["video_id"], row["question"]
+            answer = options.index(row["answer"])
+        except (KeyError, ValueError):
+            columns = "video_id, question, qid, type, a0 to a4, and answer, one of a0 to a4"
+            raise BenchmarkError(f"{path}:{number}: needs {columns}") from None
+        questions.append(Question(f"{kind}_{video}_{row['qid']}", video, text, options, answer))
+    return questions
+
+
+def _load(content: Content) -> Grounded:
+    """From gsub_*.json or *.csv; the other one is looked for beside it (gsub_test.json and test.csv)."""
+    path = content.path
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".csv"):
+        wanted = f"gsub_{name.removesuffix('.csv')}.json"
+        beside, table_path = _beside(path, wanted), path
+        need(beside, f"{path}: the moments are in {wanted}, which is not beside it: put it there")
+        moments = Content.of(beside)
+    else:
+        moments, table_path = content, _beside(path, name.removeprefix("gsub_").removesuffix(".json") + ".csv")
+    questions = _questions(table_path) if table_path else []
+    paths = _beside(path, VIDEO_PATHS)
+    return _grounded(moments, questions, items.read_object(paths) if paths else {})
+
+
+TRUTHS = (
+    Form(
+        "NExT-GQA",
+        'gsub_test.json: {video: {"duration", "location"}}, or test.csv',
+        lambda content: content.object is not None or not content.rows,
+        _load,
+    ),
+)
+FORMS = (
+    Form("DisTime", '[{"qid", "prediction", "timestamp", "target"}]', rows_with("qid", "prediction"), _one_file),
+    Form(
+        "NExT-GQA", 'folder with {"<video>_<number>": {"prediction", "answer"}} and {"<video>_<number>": [s, e]}',
+        lambda content: any(map(_has_choices, content.parts)), _two_files,
+    ),
+)  # fmt: skip

@@ -1,0 +1,157 @@
+"""Every form of file that people have, each by hand with the scores it must give, and what damaged ones lead to."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from all_benchmark_eval.answer_forms import ANSWERS
+from all_benchmark_eval.benchmark import BenchmarkError, get, names
+from all_benchmark_eval.score import score_file
+from tests.form_files import (
+    ASKED,
+    DENSE_CASES,
+    DENSE_TRUTHS,
+    ET,
+    FILES,
+    LONG,
+    MME,
+    MOMENT_CASES,
+    MV,
+    OTHER,
+    SHAPES,
+    TRUTHS,
+    VIDEO,
+    lines,
+    scored,
+    write,
+)
+
+
+@pytest.mark.parametrize(("name", "truth", "form"), MOMENT_CASES)
+def test_moments_in_every_form_score_the_same(name, truth, form, tmp_path):
+    found = scored(name, TRUTHS[name][truth], FILES[name][form], tmp_path, protocols=["corrected"])["corrected"]
+    assert found["metrics"]["mIoU"] == pytest.approx(50)
+    assert {k: found["counts"][k] for k in ("scored", "unparsed", "missing")} == {
+        "scored": 2,
+        "unparsed": 0,
+        "missing": 1,
+    }
+
+
+def test_no_form_of_the_moment_benchmarks_is_left_out():
+    for name, truths in TRUTHS.items():
+        own = {form.name for form in get(name).forms}
+        assert {f.name for f in get(name).truths} == set(truths)
+        assert own | {form.name for form in ANSWERS[1:]} == set(FILES[name])
+
+
+# ---- dense captions --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "truth", "form", "data"), DENSE_CASES, ids=lambda v: v if isinstance(v, str) else "")
+def test_dense_captions_in_every_form_keep_fractions_of_seconds(name, truth, form, data, tmp_path):
+    found = scored(name, DENSE_TRUTHS[truth], data, tmp_path, protocols=["corrected"])["corrected"]
+    assert found["counts"]["scored"] == 2
+    assert [found["metrics"][m] for m in ("F1", "Precision@0.9", "Recall@0.9")] == pytest.approx([100] * 3)
+
+
+def test_no_form_of_the_dense_benchmarks_is_left_out():
+    for name in ("anet_dvc", "youcook2"):
+        assert {f.name for f in get(name).truths} == set(DENSE_TRUTHS)
+        tested = {form for benchmark, _, form, _ in DENSE_CASES if benchmark == name}
+        assert {f.name for f in (*get(name).forms, *ANSWERS[1:])} == tested
+
+
+def test_published_anet_takes_whole_seconds_as_its_script_does(tmp_path):
+    truth = {"v_a": {"duration": 50.0, "timestamps": [[0, 10]], "sentences": ["x."]}}
+    file = {"results": {"v_a": [{"sentence": "x.", "timestamp": [0.4, 9.6]}]}}
+    both = scored("anet_dvc", truth, file, tmp_path)
+    assert both["published"]["metrics"]["Recall@0.9"] == 100
+    near = {"results": {"v_a": [{"sentence": "x.", "timestamp": [0.49, 9.49]}]}}  # 0 to 9 when rounded: IoU 0.9, no hit
+    both = scored("anet_dvc", truth, near, tmp_path)
+    assert both["published"]["metrics"]["Recall@0.9"] == 0 and both["corrected"]["metrics"]["Recall@0.9"] == 100
+
+
+# ---- multiple choice and NExT-GQA ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("truth", [[VIDEO | ASKED, VIDEO | OTHER], [VIDEO | {"questions": [ASKED, OTHER]}]])
+@pytest.mark.parametrize("form", MME)
+def test_video_mme_in_every_form(form, truth, tmp_path):
+    for entry in scored("videomme", truth, MME[form], tmp_path).values():
+        assert (entry["metrics"]["accuracy"], entry["counts"]["scored"]) == (50, 2)
+
+
+def nextgqa(folder: Path) -> Path:
+    head = "video_id,question,answer,qid,type,a0,a1,a2,a3,a4\n"
+    write(folder / "test.csv", head + "111,why,d,0,TN,a,b,c,d,e\n111,how,a,2,CW,a,b,c,d,e\n")
+    location = {"0": [[5, 10]], "2": [[0, 30]]}
+    return write(folder / "gsub_test.json", {"111": {"duration": 30, "location": location}})
+
+
+QA = {"111_0": {"prediction": 3, "answer": 3}, "111_2": {"prediction": 1, "answer": 0}}
+GROUND = {"111_0": [5, 10], "111_2": [0.0, 15.0]}
+
+
+def test_nextgqas_own_two_files_are_a_folder(tmp_path):
+    truth, folder = nextgqa(tmp_path), tmp_path / "out"
+    folder.mkdir()
+    write(folder / "test-res.json", QA), write(folder / "test_ground.json", GROUND)
+    result = score_file("nextgqa", folder, [truth], tmp_path / "s.json")
+    for entry in result["protocols"].values():
+        assert [entry["metrics"][m] for m in ("Acc@GQA", "mIoP", "mIoU", "Acc@QA")] == pytest.approx([50, 100, 75, 50])
+    assert entry["details"]["Acc@QA by type, grounded"]["TN"]["pct"] == 100
+    for name, data, message in (
+        ("test_ground_cb.json", GROUND, "there are test_ground.json and test_ground_cb.json"),
+        ("test_ground.json", {k: [s / 30, e / 30] for k, (s, e) in GROUND.items()}, "shares of the video"),
+        ("test_ground.json", {"111_9": [0, 5]}, "test-res.json has no choice for it"),
+        ("test-res.json", GROUND, "none of the forms of nextgqa"),
+    ):
+        write(folder / name, data)
+        with pytest.raises(BenchmarkError, match=message):
+            score_file("nextgqa", folder, [truth], tmp_path / "s.json")
+        (folder / "test_ground_cb.json").unlink(missing_ok=True)
+
+
+def test_one_text_answers_both_stages_of_nextgqa(tmp_path):
+    rows = [
+        {"id": "TN_111_0", "text": "Answer: (D), from 5.0 to 10.0 seconds."},
+        {"video": "111", "question": "how", "answer": "From 0 to 15 seconds. The answer is B."},
+    ]
+    result = score_file("nextgqa", write(tmp_path / "p.jsonl", lines(*rows)), [nextgqa(tmp_path)], tmp_path / "s.json")
+    assert result["protocols"]["corrected"]["metrics"]["Acc@QA"] == 50
+    assert result["protocols"]["corrected"]["metrics"]["mIoU"] == pytest.approx(75)
+
+
+ANSWERED = {  # benchmark -> annotations' name, annotations, texts by (video, question), first metric
+    "mvbench": ("object_shuffle.json", MV, [("v.mp4", "who 0?", "(B) she"), ("v.mkv", "who 1?", "A")], "Avg", 50),
+    "longvideobench": ("lvb_val.json", LONG, [("x", "who 0?", "B"), ("x", "who 1?", "A")], "accuracy", 0.5),
+    "etbench": ("t.json", ET, [("a/0.mp4", "when?", "10 - 20"), ("1", "when?", "50 - 55")], "TVG_F1", 0.5),
+    "moving_shapes": ("test.jsonl", lines(SHAPES), [("g.mp4", "when?", "[5.0 s - 10.0 s]")], "mIoU", 1.0),
+}
+
+
+@pytest.mark.parametrize("shape", ["lines", "list", "by video"])
+@pytest.mark.parametrize("name", ANSWERED)
+def test_texts_of_any_model_are_scored_for_every_other_benchmark(name, shape, tmp_path):
+    file, truth, texts, metric, value = ANSWERED[name]
+    rows = [{"video": v, "question": q, "response": text} for v, q, text in texts]
+    by_video: dict = {}
+    for v, q, text in texts:
+        by_video.setdefault(v, {})[q] = text
+    data = {"lines": lines(*rows), "list": rows, "by video": by_video}[shape]
+    paths = write(tmp_path / "p.jsonl", data), write(tmp_path / file, truth)
+    found = score_file(name, paths[0], paths[1:], tmp_path / "s.json", protocols=["corrected"], skip_meteor=True)
+    assert found["protocols"]["corrected"]["metrics"][metric] == value
+
+
+def test_every_benchmark_has_forms_that_the_page_lists(repository):
+    text = (repository / "docs/evaluation.md").read_text(encoding="utf-8")
+    table = text.partition("| benchmark | predictions | annotations |")[2].partition("\n\n")[0]
+    rows = {re.findall(r"`(\w+)`", row)[0]: row for row in table.splitlines()[2:] if row}
+    assert rows.keys() == set(names())
+    for name in names():
+        for form in (*get(name).forms, *get(name).truths):
+            assert form.name in rows[name], f"{name}: {form.name}"
+    assert all(form.name in text for form in ANSWERS)

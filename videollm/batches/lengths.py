@@ -1,0 +1,102 @@
+"""How long conversations will be before any video is opened: of items, to sort them, and of records, to refuse some.
+
+In: records, a ``PromptEncoder``, and what decides on the number of frames. Out: numbers of tokens. Nothing is decoded.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from videollm.batches.dataset import VideoDataset, share_prompt
+from videollm.batches.prompt import Prompt, PromptEncoder
+from videollm.common.config import ConfigError
+from videollm.data import Record
+from videollm.data.load import LONG_FILE
+from videollm.video.sampling import Sampler
+
+
+def item_lengths(dataset: VideoDataset) -> np.ndarray:
+    """Tokens of each item's row, [N] int64; errors as of ``item_sizes``."""
+    return item_sizes(dataset, "train.group_by_length").sum(1)
+
+
+def item_sizes(dataset: VideoDataset, setting: str) -> np.ndarray:
+    """Tokens of each item's prefix and of what stands behind it, [N, 2] int64: those of the collator's row.
+
+    Frames follow from duration and sampler, so that a count is off by a frame where a file is longer or shorter than
+    its annotation says. Of an image it is the most tiles that it can have.
+
+    Raises:
+        ConfigError: a video without ``duration``, where that decides on the number of its frames.
+    """
+    step = dataset.encoder.tokens_per_frame
+    return np.asarray([item_size(dataset, group, step, setting) for group in dataset.groups], np.int64).reshape(-1, 2)
+
+
+def item_size(dataset: VideoDataset, group: Sequence[int], step: int, setting: str) -> tuple[int, int]:
+    """(prefix, rest) of the item that holds the records ``group``: encoded with one frame, ``step`` for each other."""
+    records = [dataset.records[i] for i in group]
+    first, reader = records[0], dataset.reader
+    count = frames_of(first, reader.sampler, reader.max_tiles, setting)
+    prompts = [encoded(dataset.encoder, record) for record in records]
+    rest = sum(len(p) - p.prefix_length for p in prompts)
+    prefix = prompts[0].prefix_length
+    if dataset.rejected:
+        worse = [encoded(dataset.encoder, first.answered_by(answer)) for answer in first.rejected]
+        share_prompt([prompts[0], *worse], text_only=False)
+        prefix, (chosen, *others) = prompts[0].prefix_length, [len(p) - p.prefix_length for p in (prompts[0], *worse)]
+        rest = chosen + (sum(others) if dataset.rejected == "all" else max(others))
+        prompts += worse
+    if first.video is None:
+        return prefix + (count - len(first.images)) * dataset.encoder.visual.per_frame, rest
+    room = dataset.max_length - max(map(len, prompts))  # for more than one frame
+    return prefix + step * (min(count, max(1, room // step + 1)) - 1), rest
+
+
+def conversation(record: Record) -> tuple:
+    """What ``PromptEncoder.encode`` takes of a record, with one frame of its video, or one tile of each image."""
+    visuals = [("image", 1)] * len(record.images) or [("video", 1)]
+    known = [record.duration_s or 1.0, *(end for _, end in record.spans_s)]
+    return record.turns, record.spans_s, visuals, max(known), record.asking.after_video
+
+
+def encoded(encoder: PromptEncoder, record: Record) -> Prompt:
+    """A record's conversation, as short as it can be made: see ``conversation``."""
+    return encoder.encode(*conversation(record))
+
+
+def too_long(
+    records: Sequence[Record], encoder: PromptEncoder, max_length: int, *, rejected: bool = False
+) -> dict[int, int]:
+    """Tokens of the records that cannot be made to fit ``max_length``, by their place among ``records``.
+
+    With ``rejected`` a record counts with each of its rejected answers as well. An image counts with one tile.
+    """
+    found = {}
+    for place, record in enumerate(tqdm(records, desc="lengths", disable=None if len(records) >= LONG_FILE else True)):
+        forms = [record, *(map(record.answered_by, record.rejected) if rejected else ())]
+        # Most are so short that their bytes say it; tokenising all would take minutes.
+        doubtful = [one for one in forms if encoder.at_most(*conversation(one)) > max_length]
+        tokens = max((len(encoded(encoder, one)) for one in doubtful), default=0)
+        if tokens > max_length:
+            found[place] = tokens
+    return found
+
+
+def frames_of(record: Record, sampler: Sampler, max_tiles: int, setting: str) -> int:
+    """Frames of a record's video, or tiles of its images at most; ``setting`` is what asks."""
+    if record.video is None:
+        tiles = max(1, (record.max_tiles or max_tiles) // max(1, len(record.images)))
+        return len(record.images) * (tiles + (tiles > 1))
+    if sampler.rule == "segments":
+        return sampler.num_frames
+    if record.duration_s is None:
+        raise ConfigError(
+            f"{setting}: {record.where} has no duration, so the number of its frames is not known; add `duration`, or "
+            f"leave {setting} out"
+        )
+    start, end = record.asking.view.bound_s or (0.0, record.duration_s)
+    seconds = min(end, record.duration_s) - max(start, 0.0)
+    return min(max(1, math.ceil(seconds * sampler.fps)), sampler.max_frames or math.inf)

@@ -1,0 +1,56 @@
+"""A language model's attention: which implementation computes it, which layers see a window only, what cannot be.
+
+In: the language model's config and the implementation that was asked for. Out: the implementation's name, the windows
+of its kinds of layers, or a ConfigError that names the remedy. Knows no batch and no weights; masks are made in
+``videollm.py``. Everything that decides between implementations stands here.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from videollm.common.config import ConfigError, need
+
+FLASH = "flash_attention_2"
+KEY = "model.attention"
+FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers' ``layer_types`` calls them
+
+
+def implementation(text: PretrainedConfig, asked: str) -> str:
+    """The implementation by which transformers computes the language model ``text`` where ``asked`` was named.
+
+    Raises:
+        ConfigError: the language model has no such implementation.
+    """
+    if getattr(text, "attn_logit_softcapping", None):  # Gemma2's; sdpa would leave it out without a word
+        need(asked != FLASH, f"{KEY}: {text.model_type} caps its attention, which {FLASH} is not asked to; set sdpa")
+        return "eager"
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
+    lacks = {"sdpa": "_supports_sdpa", FLASH: "_supports_flash_attn"}.get(asked)
+    if cls is not None and lacks and not getattr(cls, lacks):
+        raise ConfigError(f"{KEY}: {text.model_type} has no {asked}; set eager")
+    return asked
+
+
+def windows(text: PretrainedConfig) -> dict[str, int | None]:
+    """For every kind of layer, how many tokens a token sees, itself among them; None: all before it.
+
+    Raises:
+        ConfigError: a kind of layer that looks at other tokens than attention over all or over a window does.
+    """
+    window = getattr(text, "sliding_window", None)
+    kinds = set(getattr(text, "layer_types", None) or [SLIDING if window else FULL])
+    odd = sorted(kinds - {FULL, SLIDING})
+    known = f"only {FULL} and {SLIDING} are known here; choose another language model"
+    need(not odd, f"model.language: layers of {text.model_type} are {', '.join(odd)}; {known}")
+    return {kind: window if kind == SLIDING else None for kind in sorted(kinds)}
+
+
+def check_flash(needing: Sequence[str], precision: str) -> None:
+    """ConfigError where flash attention cannot compute a run: one in float32, or one with masks of its own.
+
+    ``needing`` names the settings under which a token does not just see all before it.
+    """
+    need(not needing, f"{KEY}: {FLASH} is causal and takes no other mask, as {', '.join(needing)} need; set sdpa")
+    need(precision != "fp32", f"{KEY}: {FLASH} needs train.precision=bf16, this run has {precision}; or set sdpa")

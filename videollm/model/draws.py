@@ -1,0 +1,50 @@
+"""What a sampled answer draws: noise that follows from seed, question, place and token alone.
+
+In: the questions' ids and the scores of a step. Out: scores whose highest token is a sample of their softmax (the
+Gumbel-max trick). Nothing is taken from torch's generators, so it does not matter what else stands in a batch, how
+large it is, which rank answers it, or what was drawn before. Knows no model and no prompt.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+WEYL = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number: the step of SplitMix64 (Steele et al. 2014)
+MIXERS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))  # its shifts and factors
+BITS = 52  # of a uniform number: that and a half is exact in float64
+
+
+def row_keys(ids: Sequence[str], seed: int, device: torch.device) -> Tensor:
+    """A number [B] int64 of each question's own, under ``seed``."""
+    digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in ids)
+    return torch.tensor([int.from_bytes(d[:8], "big", signed=True) for d in digests], device=device)
+
+
+def shifted(bits: Tensor, by: int) -> Tensor:
+    """int64 shifted right as if it had no sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def gumbel(keys: Tensor, steps: Tensor, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise [B, V] float64 for rows of ``keys`` [B] at their ``steps`` [B], counted from 0."""
+    counter = steps[:, None] * vocabulary + torch.arange(vocabulary, device=keys.device)  # [B, V]
+    bits = keys[:, None] + WEYL * (counter + 1)
+    for by, factor in MIXERS:
+        bits = (bits ^ shifted(bits, by)) * factor
+    bits = bits ^ shifted(bits, 31)
+    uniform = (shifted(bits, 64 - BITS).double() + 0.5) * 2.0**-BITS
+    return -(-uniform.log()).log()
+
+
+class Draw(LogitsProcessor):
+    """Adds the noise of each row [B] to its scores, so that taking the highest draws from their softmax."""
+
+    def __init__(self, keys: Tensor):
+        self.keys = keys
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        steps = torch.full_like(self.keys, input_ids.shape[1])  # the prompt is embeddings: only what is answered counts
+        return scores + gumbel(self.keys, steps, scores.shape[1])
