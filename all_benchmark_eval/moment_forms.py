@@ -1,7 +1,8 @@
 """Files of moment retrieval that several benchmarks share: one span a query, whoever found it.
 
 In: a ``Content`` and the ``Moments`` that it is held against. Out: ``Located``, or the rows of ``Moments.of``. A query
-is found by its id, or by video and text; several windows are ranked by their scores, equal ones as they stand. How a text tells its times is ``videollm.reading``'s.
+is found by its id, or by video and text; several windows are ranked by their scores, equal ones as they stand. How a
+text tells its times is ``videollm.reading``'s.
 """
 
 from collections.abc import Callable, Iterable, Iterator

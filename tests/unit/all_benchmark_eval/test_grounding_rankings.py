@@ -150,3 +150,15 @@ def test_activitynets_entries_are_ranked_spans(protocol, half, tmp_path) -> None
     given = task.read(write(tmp_path / "p.json", {"results": {"v-0": {"timestamp": [[30, 40], [0, 5]]}}}), truth)
     metrics = task.score(truth, given, Options(protocol, "default")).metrics
     assert (metrics["R1@0.3"], metrics["R5@0.3"], metrics["R5@0.5"]) == (0, 100, half)
+
+
+@pytest.mark.parametrize("name", ["charades", "moment_retrieval"])
+def test_windows_of_moment_detrs_lines_are_ranked_by_their_scores(name, tmp_path) -> None:
+    true = {"qid": 1, "vid": "V", "query": "q", "duration": 50, "relevant_windows": [[0, 10]]}
+    said = {"qid": 1, "vid": "V", "query": "q", "pred_relevant_windows": [[0, 10, 0.2], [30, 40, 0.9]]}
+    task = get(name)
+    truth = task.load(write(tmp_path / "t.jsonl", true))
+    given = task.read(write(tmp_path / "p.jsonl", said), truth)
+    for protocol in ("published", "corrected"):
+        metrics = task.score(truth, given, Options(protocol, task.variants[0])).metrics
+        assert (metrics["R1@0.5"], metrics["R5@0.7"]) == (0, pytest.approx(100, rel=1e-4))

@@ -133,3 +133,16 @@ def test_every_benchmark_of_spans_explains_a_right_a_missing_and_an_unknown_id(n
     assert found.read != "nothing" and "as the file has" in found.rule and found.true
     with pytest.raises(ValueError, match="--explain: "):
         task.explain(truth, given, "nobody")
+
+
+def test_of_answers_in_d2vlms_form_and_of_any_models_texts_the_text_is_told(tmp_path, capsys):
+    truth = write(tmp_path / "t.txt", "AAA 10.0 20.0##a door.\nBBB 0.0 5.0##a cat.")
+    d2vlm = [{"idx": 0, "video": "AAA.mp4", "a": "I do not know."}, {"idx": 1, "video": "BBB.mp4", "a": "0 - 5 s"}]
+    texts = [{"video": "AAA", "question": "a door.", "text": "I do not know."}]
+    texts.append({"video": "BBB", "question": "a cat.", "text": "0 - 5 s"})
+    for rows in (d2vlm, texts):
+        files = ["charades", "--predictions", write(tmp_path / "p.json", rows), "--annotations", truth]
+        assert run(*files, "--output", tmp_path / "s.json", "--protocol", "corrected", "--explain", "BBB/a cat.") == 0
+        out = capsys.readouterr().out
+        assert "AAA/a door.: 'I do not know.'" in out
+        assert "text: 0 - 5 s\nread: [0.0, 5.0]" in out and "rule: as the file" not in out
