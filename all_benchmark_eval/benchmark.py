@@ -40,6 +40,7 @@ class Scores:
             is a mean over samples the two have one name, and the ids are those of its denominator.
         details: break-downs (by task, type, video), any depth.
         notes: what a reader of the table must know (metrics skipped, quirks that changed a number here).
+        unread: {sample id: text} of the unparsed answers; "" where the file keeps no text of them.
     """
 
     metrics: dict[str, float | None]
@@ -49,6 +50,24 @@ class Scores:
     denominator: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was read of one answer under the corrected protocol.
+
+    Attributes:
+        text: the answer, or what the file has in its place; None where the file keeps no text of it.
+        read: what counts, in words.
+        rule: how it was read, or why nothing was.
+        true: the ground truth, in words.
+    """
+
+    text: str | None
+    read: str
+    rule: str
+    true: str
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,19 @@ class Benchmark(ABC):
     @abstractmethod
     def score(self, truth: Any, predictions: Any, options: Options) -> Scores:
         """The metrics. ``truth`` is None where ``own_truth`` and no annotation file was given."""
+
+    def explain(self, truth: Any, predictions: Any, name: str) -> Explanation:
+        """What was read of the answer of sample ``name``, under the corrected protocol."""
+        raise BenchmarkError(f"--explain: {self.name} does not say how it reads an answer")
+
+    def joined(self, truths: Sequence[Any]) -> Any:
+        """One ground truth from those of several annotation files, where a benchmark has several references."""
+        need(len(truths) == 1, f"--annotations: {self.name} takes one file, not {len(truths)}")
+        return truths[0]
+
+    def keep_texts(self, truth: Any, predictions: Any, texts: Mapping[str, str]) -> None:
+        """Note in ``predictions`` the texts of answers by the question's id, where the official form has none."""
+        return None
 
 
 def get(name: str) -> Benchmark:

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         scale = 100.0 if unit == "percent" else 1.0
         pair = a["per_sample"].get(protocol, {}), b["per_sample"].get(protocol, {})
         console.print(table(protocol, unit, differences(*pair, scale, args.resamples, args.seed)))
-    truths = [x["files"].get("annotations", {}).get("sha256") for x in (a, b)]
+    truths = [{k: f["sha256"] for k, f in x["files"].items() if k.startswith("annotations")} for x in (a, b)]
     if truths[0] != truths[1]:
         console.print("A and B were scored against different annotation files: check that the ids mean the same")
 

@@ -64,7 +64,8 @@ def evaluate(task: Benchmark, run: Run, annotations: Path, videos: Path) -> dict
     score.write_predictions(task, truth, answers, run.wording, predictions)
     variant = run.wording if run.wording in task.variants else None
     options = {"variant": variant, "wording": run.wording} | run.score_options
-    result = score.score_file(task.name, predictions, annotations, scores, **options)
+    texts = {name: answer.text for name, answer in answers.items()}
+    result = score.score_file(task.name, predictions, [annotations], scores, texts=texts, **options)
     score.show(result, scores)
     return result
 

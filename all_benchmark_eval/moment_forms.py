@@ -1,8 +1,8 @@
 """Files of moment retrieval that several benchmarks share: one span a query, whoever found it.
 
 In: a ``Content`` and the ``Moments`` that it is held against. Out: ``Located``, or the rows of ``Moments.of``. A query
-is found by its id, or by video and text; of several windows the one with the highest score counts, the first of equal
-ones. How a text tells its times is ``videollm.reading``'s.
+is found by its id, or by video and text; several windows are ranked by their scores, equal ones as they stand. How a
+text tells its times is ``videollm.reading``'s.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +41,7 @@ def _of_windows(where: str, row: Any, questions: Questions) -> tuple[list[int], 
     row = as_object(row, where, ("pred_relevant_windows",))
     windows = row["pred_relevant_windows"]
     need(isinstance(windows, list), f"{where}: pred_relevant_windows is not a list of [start, end, score]")
-    return _query(where, row, questions), _best(windows, [w[2] if _has_score(w) else 1.0 for w in windows])
+    return _query(where, row, questions), _best_first(windows, [w[2] if _has_score(w) else 1.0 for w in windows])
 
 
 def _of_confidences(where: str, row: Any, questions: Questions) -> tuple[list[int], Any]:
@@ -49,7 +49,7 @@ def _of_confidences(where: str, row: Any, questions: Questions) -> tuple[list[in
     spans, scores = row["pred"], row["conf"]
     each = isinstance(spans, list) and isinstance(scores, list) and len(spans) == len(scores)
     need(each, f"{where}: 'pred' and 'conf' are not lists of as many spans and numbers")
-    return _query(where, row, questions), _best(spans, scores)
+    return _query(where, row, questions), _best_first(spans, scores)
 
 
 def _query(where: str, row: Any, questions: Questions) -> list[int]:
@@ -61,10 +61,11 @@ def _query(where: str, row: Any, questions: Questions) -> list[int]:
     return rows
 
 
-def _best(windows: list, scores: list) -> Any:
+def _best_first(windows: list, scores: list) -> list:
+    """The usable windows by falling score, equal ones in order."""
     ranked = [(seconds(score), window) for score, window in zip(scores, windows, strict=True)]
     usable = [pair for pair in ranked if pair[0] is not None and isinstance(pair[1], list) and read_span(pair[1][:2])]
-    return max(usable, key=lambda pair: pair[0])[1][:2] if usable else NO_TIME
+    return [window[:2] for _, window in sorted(usable, key=lambda pair: -pair[0])] or NO_TIME
 
 
 def _has_score(window: Any) -> bool:

@@ -8,10 +8,11 @@ special to a benchmark is in its ``task.py``.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -28,18 +29,22 @@ from videollm.common.command import ended, whole
 from videollm.common.files import check_writable
 
 WIDTH = 110  # characters that the widest table needs
+MANY_UNREAD = 0.02  # share of unparsed answers from which on the table says so
+SHOWN = 200  # characters of an unparsed answer
 
 
 def score_file(
-    name: str, predictions: Path, annotations: Path | None, output: Path, *,
+    name: str, predictions: Path, annotations: Sequence[Path], output: Path, *,
     protocols: Sequence[str] = PROTOCOLS, variant: str | None = None, wording: str | None = None, bootstrap: int = 0,
-    skip_meteor: bool = False, sentence_model: str | None = None, seed: int = 0,
+    skip_meteor: bool = False, sentence_model: str | None = None, seed: int = 0, explain: str | None = None,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:  # fmt: skip
     """Score ``predictions`` and write the result to ``output``; returns what is written, see :func:`_result`.
 
     Answers in a model's own words (``answer_forms.ANSWERS``) are turned into the benchmark's own form first, which
     stays beside the output as ``<output>.predictions.json``; of ``infer`` output ``wording`` says how the questions
-    were worded.
+    were worded. ``annotations``: none, one, or several references. ``explain``: the id of a sample of which is told
+    what was read. ``texts``: of answers by the question's id, where ``predictions`` are made from them.
 
     Raises BenchmarkError for whatever the user can mend; then nothing is written.
     """
@@ -47,29 +52,37 @@ def score_file(
     variant = variant or task.variants[0]
     known = ", ".join(task.variants)
     need(variant in task.variants, f"--variant: {name} has no variant {variant!r}; known: {known}")
-    enough = annotations is not None or task.own_truth
+    enough = annotations or task.own_truth
     need(enough, f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)")
-    truth = None if annotations is None else task.load(annotations)
-    given = _read(task, predictions, truth, wording, output.with_name(f"{output.stem}.predictions.json"))
-    files = {"predictions": predictions, "annotations": annotations}
+    truth = task.joined([task.load(path) for path in annotations]) if annotations else None
+    given = _read(task, predictions, truth, wording, output.with_name(f"{output.stem}.predictions.json"), texts)
+    told = None if explain is None else {"id": explain} | asdict(task.explain(truth, given, explain))
+    names = ("annotations", *(f"annotations {number}" for number in range(2, len(annotations) + 1)))
+    files = {"predictions": predictions} | dict(zip(names, annotations, strict=False))
     options = {"skip_meteor": skip_meteor, "sentence_model": sentence_model, "seed": seed}
     scores = {p: task.score(truth, given, Options(protocol=p, variant=variant, **options)) for p in protocols}
     result = _result(task, variant, scores, files, options | {"bootstrap": bootstrap, "wording": wording})
+    result |= {} if told is None else {"explained": told}
     benchmark.write_text(output, _dump(result))
     return result
 
 
-def _read(task: Benchmark, predictions: Path, truth: Any, wording: str | None, official: Path) -> Any:
+def _read(
+    task: Benchmark, predictions: Path, truth: Any, wording: str | None, official: Path, texts: Mapping[str, str]
+) -> Any:
     """Predictions of whatever form as the task scores them; ``official``: where answers in words are written to."""
     content = Content.of(predictions)
     form = answer_form(content, task)
-    if form is None:
-        return task.read(content, truth)
-    answers = official_answers(content, form, task, truth)
-    own = f"{predictions} is output of {form.name}"
-    need(form is not INFER or wording is not None, f"--wording: {own}; say how its questions were worded")
-    write_predictions(task, truth, answers, wording or "plain", official)
-    return task.read(official, truth)
+    if form is not None:
+        answers = official_answers(content, form, task, truth)
+        own = f"{predictions} is output of {form.name}"
+        need(form is not INFER or wording is not None, f"--wording: {own}; say how its questions were worded")
+        write_predictions(task, truth, answers, wording or "plain", official)
+        content, texts = official, {name: answer.text for name, answer in answers.items()}
+    given = task.read(content, truth)
+    if texts:
+        task.keep_texts(truth, given, texts)
+    return given
 
 
 def write_predictions(task: Benchmark, truth: Any, answers: Answers, wording: str, official: Path) -> None:
@@ -86,6 +99,7 @@ def _result(
     for protocol, outcome in scores.items():
         entry = asdict(outcome)
         del entry["per_sample"]
+        entry["unread"] = {name: text[:SHOWN] for name, text in outcome.unread.items()}
         entry["denominator"] = outcome.denominator or "all samples"
         if options["bootstrap"]:
             entry["intervals"] = _intervals(outcome, options["bootstrap"], options["seed"])
@@ -154,15 +168,32 @@ def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def show(result: dict[str, Any], output: Path) -> None:
-    """Print the table, what the means are over, the notes, and where it all was written."""
+def show(result: dict[str, Any], output: Path, unparsed: int | None = None) -> None:
+    """Print the table, what the means are over, the notes, what was not read, and where it all was written.
+
+    ``unparsed``: how many unparsed answers are printed; None: one, where they are many.
+    """
     console = wide_console()
     console.print(tables(result))
     for protocol, entry in result["protocols"].items():
         console.print(f"{protocol}: means over {entry['denominator']}", markup=False)
         for note in entry["notes"]:
             console.print(f"{protocol}: {note}", markup=False)
+        for line in _unread(protocol, entry, unparsed):
+            console.print(line, markup=False)
+    for key, value in result.get("explained", {}).items():
+        console.print(f"{key}: {'(the file keeps no text)' if value is None else value}", markup=False)
     console.print(f"headline: {result['headline']}. Written to {output}", markup=False)
+
+
+def _unread(protocol: str, entry: dict[str, Any], wanted: int | None) -> Iterator[str]:
+    """That answers were not read, where they are many or ``wanted``, and some of them."""
+    count, samples = entry["counts"]["unparsed"], max(entry["counts"]["samples"], 1)
+    if not count or (wanted is None and count <= MANY_UNREAD * samples):
+        return
+    yield f"{protocol}: {count} answers ({100 * count / samples:.1f} %) could not be read; --show-unparsed N shows N"
+    for name, text in islice(entry["unread"].items(), 1 if wanted is None else wanted):
+        yield f"  {name}: {text!r}" if text else f"  {name}: empty, or the file keeps no text of it"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -178,19 +209,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("benchmark", metavar="BENCHMARK", help=", ".join(benchmark.names()))
     parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="plain or .gz")
     which = "ground truth; the benchmark's README says which"
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help=which)
+    parser.add_argument("--annotations", type=Path, nargs="+", default=[], metavar="FILE", help=which)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: both; published is the headline")
     parser.add_argument("--variant", help="whose script; the benchmark's README lists them")
     parser.add_argument("--wording", choices=WORDINGS, help="of the questions that videollm.infer answered")
+    parser.add_argument("--show-unparsed", type=whole(0), metavar="N", help="print N answers that could not be read")
+    parser.add_argument("--explain", metavar="ID", help="what was read of the answer of this sample, and by which rule")
     add_options(parser)
     parser.add_argument("--seed", type=whole(0), default=0, help="of random strings and resamples")
     chosen = vars(parser.parse_args(argv))
-    name, protocol = chosen.pop("benchmark"), chosen.pop("protocol")
+    name, protocol, unparsed = (chosen.pop(key) for key in ("benchmark", "protocol", "show_unparsed"))
 
     def run() -> None:
         check_writable(chosen["output"], "--output")
-        show(score_file(name, protocols=[protocol] if protocol else PROTOCOLS, **chosen), chosen["output"])
+        result = score_file(name, protocols=[protocol] if protocol else PROTOCOLS, **chosen)
+        show(result, chosen["output"], unparsed)
 
     return ended(run)
 

@@ -10,7 +10,7 @@ usage: bash scripts/test.sh [--all | --oldest] [pytest arguments]
   --oldest   on the lowest versions that setup.py allows, always in .venv-oldest
 
 environment:
-  GOLDEN_DIR, PAPER_DIR, VIDEO_DIR   reference data (default: ../shared/{golden,paper,videos}); tests skip without it
+  GOLDEN_DIR, PAPER_DIR, PEERS_DIR, VIDEO_DIR   reference data (default: ../shared/{golden,paper,peers,videos}); tests skip without it
   VIDEOLLM_PYTHON                    an interpreter to use as it is, instead of making .venv
 TEXT
 }

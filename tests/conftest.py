@@ -17,7 +17,7 @@ hypothesis.settings.register_profile("any_machine", deadline=None)  # a busy mac
 hypothesis.settings.load_profile("any_machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-REFERENCE = {"GOLDEN_DIR": "golden", "PAPER_DIR": "paper", "VIDEO_DIR": "videos"}
+REFERENCE = {"GOLDEN_DIR": "golden", "PAPER_DIR": "paper", "PEERS_DIR": "peers", "VIDEO_DIR": "videos"}
 
 
 def place(variable: str) -> Path:

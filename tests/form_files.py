@@ -106,8 +106,8 @@ def write(path: Path, data) -> Path:
 
 
 def scored(name: str, truth, predictions, folder: Path, **options) -> dict:
-    files = write(folder / "given.json", predictions), write(folder / "truth.json", truth)
-    return score_file(name, *files, folder / "scores.json", skip_meteor=True, **options)["protocols"]
+    given, true = write(folder / "given.json", predictions), write(folder / "truth.json", truth)
+    return score_file(name, given, [true], folder / "scores.json", skip_meteor=True, **options)["protocols"]
 
 
 MOMENT_CASES = [(name, next(iter(TRUTHS[name])), form) for name, forms in FILES.items() for form in forms]

@@ -64,9 +64,7 @@ class Template(MomentBenchmark):
         """
         if options.protocol == "corrected":
             return corrected_grounding(truth, predictions)
-        kept = truth.select(predictions.parsed)
-        ious = iou_union(predictions.spans[predictions.parsed], kept.spans)
-        scores = grounding(kept.ids, ious, predictions.counts())
+        scores = grounding(truth, predictions, iou_union(predictions.spans, truth.spans), keep=predictions.parsed)
         scores.denominator = "the parsed answers"
         return scores
 

@@ -12,9 +12,17 @@ from all_benchmark_eval import moment_forms
 from all_benchmark_eval.benchmark import Layout, Options, Scores
 from all_benchmark_eval.dense_forms import read_videos
 from all_benchmark_eval.forms import Content, Form, has_key, need
-from all_benchmark_eval.items import Answers, Videos, answered, as_object, first_span
+from all_benchmark_eval.items import Answers, Videos, answered, as_object
 from all_benchmark_eval.metrics.intervals import iou_epsilon
-from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, State, corrected_grounding, grounding
+from all_benchmark_eval.metrics.moments import (
+    Located,
+    MomentBenchmark,
+    Moments,
+    State,
+    corrected_grounding,
+    grounding,
+    top_recalls,
+)
 
 
 def _sentences(content: Content) -> Moments:
@@ -29,7 +37,7 @@ def _sentences(content: Content) -> Moments:
 
 
 def _results(content: Content, truth: Moments) -> Located:
-    """The first span of each entry; an empty list is unparsed."""
+    """The spans of each entry, the best first; an empty list is unparsed."""
     results = as_object(content.object["results"], f"{content.path}: results")
     located, names = Located.nowhere(len(truth)), list(dict.fromkeys(truth.videos))
     videos = Videos(names)
@@ -42,7 +50,7 @@ def _results(content: Content, truth: Moments) -> Located:
         need(located.state[row] == State.MISSING, f"{where}: {truth.ids[row]!r} stands twice")
         spans = as_object(entry, where, ("timestamp",))["timestamp"]
         need(isinstance(spans, list), f"{where}: timestamp is not a list of [start, end]")
-        located.put(row, first_span(spans))
+        located.put(row, spans)
     return located
 
 
@@ -75,13 +83,14 @@ class ActivityNet(MomentBenchmark):
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
         """Metrics in percent.
 
-        ``published``: IoU with 1e-8 added to the denominator; a reversed span is not ordered and scores 0; recalls are
-        means in float32; a missing sentence counts as 0. ``corrected``: see ``moments.corrected_grounding``.
+        ``R5@t`` is there where an entry has several spans. ``published``: IoU with 1e-8 added to the denominator; a
+        reversed span is not ordered and scores 0; recalls are means in float32; a missing sentence counts as 0.
+        ``corrected``: see ``moments.corrected_grounding``.
         """
         if options.protocol == "corrected":
             return corrected_grounding(truth, predictions)
         ious = np.where(predictions.parsed, iou_epsilon(predictions.spans, truth.spans), 0.0)
-        scores = grounding(truth.ids, ious, predictions.counts())
+        scores = grounding(truth, predictions, ious, top=top_recalls(truth.spans, predictions, iou_epsilon))
         for name in scores.metrics.keys() - {"mIoU"}:
             hits = np.fromiter(scores.per_sample[name].values(), np.float32)
             scores.metrics[name] = 100.0 * float(np.mean(hits))

@@ -10,19 +10,23 @@ form, or TimeChat's (``dense_forms.py``)::
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from all_benchmark_eval import dense_forms
+from all_benchmark_eval.anet_dvc import densevid
 from all_benchmark_eval.anet_dvc.files import LOGS
 from all_benchmark_eval.benchmark import Layout, Options, Scores
+from all_benchmark_eval.forms import need
 from all_benchmark_eval.items import Answers, answered
-from all_benchmark_eval.metrics import dense_scores
+from all_benchmark_eval.metrics import dense_measures, dense_scores
 from all_benchmark_eval.metrics.dense import THRESHOLDS, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
+from all_benchmark_eval.metrics.paragraphs import METRICS as PARAGRAPH_METRICS
 
 WORDINGS = {
     "distime": "Localize a series of activity events in the video, output the start and end timestamp for each event, "
@@ -37,6 +41,7 @@ SAME_SENTENCE = 0.98  # difflib's ratio above which neighbouring events are one,
 METRICS = (
     *("SODA_c", "METEOR", "CIDEr", "ROUGE_L", "BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "F1", "Precision", "Recall"),
     *(f"{name}@{t:g}" for name in ("F1", "Precision", "Recall") for t in THRESHOLDS),
+    *("SODA_c_Precision", "SODA_c_Recall", *PARAGRAPH_METRICS),
 )
 
 
@@ -45,7 +50,9 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
 
     ``seconds`` takes the times in the file as seconds, which they are in DisTime's published files and in what we
     write. ``percent`` takes them as hundredths of the video, 0 to 99: what the published script does with the same
-    files, and so where the published numbers come from, which are too low.
+    files, and so where the published numbers come from, which are too low. ``densevid_eval`` is the data set's own
+    script (``densevid.py``), in seconds, over all videos of all references; ``densevid_eval_present`` the same over the
+    videos in the predictions.
     """
 
     name = "anet_dvc"
@@ -53,7 +60,7 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
     layout = Layout(("val_2.json",), folder="anet")
     wordings = WORDINGS
     metrics = METRICS
-    variants = ("seconds", "percent")
+    variants = ("seconds", "percent", *densevid.VARIANTS)
     truths, forms = dense_forms.TRUTHS, (*dense_forms.BY_VIDEO, LOGS)
 
     def from_answers(self, truth: DenseTruth, answers: Answers, wording: str) -> dict:
@@ -64,6 +71,10 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
         }
         return {"version": "VERSION 1.3", "results": results}
 
+    def joined(self, truths: Sequence[DenseTruth]) -> DenseTruth:
+        """Several references, as ``densevid_eval`` takes them (val_1 and val_2)."""
+        return DenseTruth.joined(truths)
+
     def score(self, truth: DenseTruth, predictions: DenseAnswers, options: Options) -> Scores:
         """Metrics in percent. F1@t is the harmonic mean of the mean precision and recall, F1 the mean of the four.
 
@@ -72,38 +83,52 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
         touch within one unit are one event; what is not ASCII becomes a blank; reversed spans are not ordered; IoU has
         1e-8 added to its denominator, precision and recall want more than the threshold, caption pairs as much.
         ``corrected``: all videos count, one without a prediction 0; events stay as they are, spans are ordered and cut
-        to the video; the rest is in ``dense_scores.corrected_measures``. BLEU, meant for a corpus, is left out.
+        to the video; the rest is in ``dense_measures.corrected_measures``. BLEU, meant for a corpus, is left out, but
+        for paragraphs.
+
+        The ``densevid_eval`` variants pair a prediction with the events of every reference that it overlaps enough, or
+        with random letters; precision, recall and SODA_c are those of a video's best reference; paragraphs are of all
+        videos as one corpus. ``corrected``: the same with what is said above.
         """
-        words = Words(options)
-        counts = state_counts(predictions.state)
-        denominator, notes = "", list(predictions.notes)
-        if options.protocol == "published":
+        own = options.variant in densevid.VARIANTS
+        alone = f"{options.variant} takes one reference; score several with --variant densevid_eval"
+        need(own or not truth.others, f"--annotations: {alone}")
+        words, published = Words(options), options.protocol == "published"
+        if published and not own:
             predictions = predictions.published or predictions
-            counts = state_counts(predictions.state)
+        counts, unread = state_counts(predictions.state), predictions.unread(truth.names)
+        denominator, notes = "all videos of the references" if own else "", [*predictions.notes, *truth.no_length()]
+        if not densevid.VARIANTS.get(options.variant, not published):
             there = predictions.state != State.MISSING
             truth, predictions = truth.select(there), predictions.select(there)
             denominator = "videos in the predictions"
-            measures = _published(words, truth, predictions, options) if len(truth) else {}
-        else:
+        if not len(truth):
+            notes.append("no video to score")
+            return Scores(dict.fromkeys(METRICS), "percent", counts, notes=notes, unread=unread)
+        if not published:
             predictions = _in_seconds(truth, predictions, options.variant)
             predictions, counts["clipped"] = dense_scores.clip_events(truth, predictions)
-            measures = dense_scores.corrected_measures(words, *words.both(predictions, truth))
-            notes.append("BLEU is a corpus score: not part of the corrected protocol")
-        if not measures:
-            return Scores(dict.fromkeys(METRICS), "percent", counts, notes=[*notes, "no video to score"])
-        flat = dense_scores.mean_over_thresholds(measures)
+            predicted, *references = words.both(predictions, truth)
+            measures = dense_measures.corrected_measures(words, predicted, references)
+            notes.append("BLEU is a corpus score: not part of the corrected protocol, but of paragraphs")
+        elif own:
+            measures = densevid.published(words, truth, predictions, options.seed)
+        else:
+            measures = _published(words, truth, predictions, options)
+        flat = dense_measures.mean_over_thresholds(measures)
         means = {name: 100.0 * float(values.mean()) for name, values in flat.items()}
+        means |= densevid.paragraphs(words, truth, predictions) if own else {}
         for t in THRESHOLDS:
             means[f"F1@{t:g}"] = float(harmonic(means[f"Precision@{t:g}"], means[f"Recall@{t:g}"]))
         means["F1"] = float(np.mean([means[f"F1@{t:g}"] for t in THRESHOLDS]))
         scores = self.scores(truth.names, means, flat, counts, words.notes + notes)
-        scores.denominator = denominator
+        scores.denominator, scores.unread = denominator, unread
         return scores
 
 
 def _in_seconds(truth: DenseTruth, answers: DenseAnswers, variant: str) -> DenseAnswers:
     """Times as the variant reads them."""
-    if variant == "seconds":
+    if variant != "percent":
         return answers
     spans = [
         [[start * duration / 100, (end + 1) * duration / 100] for start, end in video]
@@ -118,12 +143,9 @@ def _published(words: Words, truth: DenseTruth, answers: DenseAnswers, options: 
     merged = [_merge(*video) for video in zip(answers.spans, answers.captions, strict=True)]
     answers = replace(answers, spans=[spans for spans, _ in merged], captions=[texts for _, texts in merged])
     answers = _in_seconds(truth, answers, options.variant)
-    said, true = (
-        replace(side, captions=[[dense_scores.plain(text) for text in video] for video in side.captions])
-        for side in (answers, truth)
-    )
-    predicted, true = words.both(said, true)
-    return dense_scores.published_measures(words, predicted.by_start(), true.by_start(), iou_epsilon, options.seed)
+    sides = dense_scores.plain_captions(answers), dense_scores.plain_captions(truth)
+    predicted, *references = (events.by_start() for events in words.both(*sides))
+    return dense_measures.published_measures(words, predicted, references, iou_epsilon, options.seed)
 
 
 def _merge(spans: list[list[float]], texts: list[str]) -> tuple[list[list[float]], list[str]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from all_benchmark_eval import moment_forms
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, entries, has_key, need, rows_with
-from all_benchmark_eval.items import Questions, as_object, first_span, read_table, seconds, stem
+from all_benchmark_eval.items import Questions, as_object, read_table, seconds, stem
 from all_benchmark_eval.metrics.moments import Located, Moments
 from all_benchmark_eval.metrics.parsing import evidence_and_answer_spans, split_evidence
 from videollm.reading import read_spans
@@ -107,7 +107,7 @@ def _d2vlm(content: Content, truth: Moments) -> Located:
         sample = as_object(sample, where, ("idx", "video", "a"))
         need(isinstance(sample["a"], str), f"{where}: the answer 'a' is not a text")
         evidence, answer = evidence_and_answer_spans(sample["a"])
-        about = {"vid": sample["video"]}
+        about = {"vid": sample["video"], "text": sample["a"]}
         published.append((where, sample["idx"], {"timestamp": (answer or evidence)[:1]} | about))
         evidence, answer = map(read_spans, split_evidence(sample["a"]))
         meant.append((where, sample["idx"], {"timestamp": (answer or evidence)[:1]} | about))
@@ -115,7 +115,7 @@ def _d2vlm(content: Content, truth: Moments) -> Located:
 
 
 def _by_number(entries: Iterable[tuple[str, Any, Any]], truth: Moments) -> Located:
-    """From (place, number of the query, [start, end] or {"timestamp", "vid"}) of each."""
+    """From (place, number of the query, [start, end] or {"timestamp", "vid", "text"}) of each."""
     located, seen = Located.nowhere(len(truth)), set[int]()
     rows = {str(row): row for row in range(len(truth))}
     for where, key, entry in entries:
@@ -126,7 +126,8 @@ def _by_number(entries: Iterable[tuple[str, Any, Any]], truth: Moments) -> Locat
         seen.add(row)
         if isinstance(entry, dict):
             _check_video(where, row, entry, truth)
-        located.put(row, first_span(entry["timestamp"] if isinstance(entry, dict) else entry))
+        text = entry.get("text") if isinstance(entry, dict) else None
+        located.put(row, entry["timestamp"] if isinstance(entry, dict) else entry, text)
     return located
 
 

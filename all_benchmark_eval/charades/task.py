@@ -97,7 +97,8 @@ def _distime(truth: Moments, located: Located) -> Scores:
     raw = iou_union(truth.spans, located.spans, np.float32)
     stops = located.parsed & np.isnan(raw)
     ious = np.where(located.parsed & ~stops, raw, np.float32(0))  # [N] float32
-    scores = grounding(truth.ids, ious, located.counts())
+    several = lambda spans, true: iou_union(true, spans, np.float32)  # noqa: E731
+    scores = grounding(truth, located, ious, top=moments.top_recalls(truth.spans, located, several))
     hits = {f"{t:g}": int((ious >= np.float32(t)).sum()) for t in THRESHOLDS}
     floored = np.floor(ious.astype(np.float64) * 100) / 100
     scores.details = {"hits": hits, "unfloored mIoU": scores.metrics["mIoU"], "N": len(truth)}
@@ -116,17 +117,15 @@ def _distime(truth: Moments, located: Located) -> Scores:
 
 
 def _d2vlm(truth: Moments, located: Located) -> Scores:
-    parsed = located.parsed
-    kept = truth.select(parsed)
-    scores = grounding(kept.ids, iou_hull(kept.spans, located.spans[parsed]), located.counts())
-    scores.denominator = f"the {len(kept)} parsed predictions only"
+    scores = grounding(truth, located, iou_hull(truth.spans, located.spans), keep=located.parsed)
+    scores.denominator = f"the {int(located.parsed.sum())} parsed predictions only"
     return scores
 
 
 def _timechat(truth: Moments, located: Located) -> Scores:
     ious = np.where(located.parsed, iou_hull(truth.spans, located.spans), 0.0)
-    scores = grounding(truth.ids, ious, located.counts())
-    scores.notes = ["mIoU is not printed by TimeChat's script"]
+    scores = grounding(truth, located, ious)
+    scores.notes += ["mIoU is not printed by TimeChat's script"]
     return scores
 
 

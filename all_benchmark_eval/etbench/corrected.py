@@ -14,14 +14,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from all_benchmark_eval.benchmark import Explanation
 from all_benchmark_eval.etbench.outcomes import THRESHOLDS, Outcome, at_each, by_id, states_of
-from all_benchmark_eval.etbench.samples import CAPTION, MOMENT, REFERRING, Sample, Spans, cut
+from all_benchmark_eval.etbench.samples import CAPTION, LETTERS, MOMENT, REFERRING, Sample, Spans, cut
 from all_benchmark_eval.metrics.choices import chosen
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.moments import SLACK
 from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.common.spans import set_f1
-from videollm.reading import read_moment, read_spans
+from videollm.reading import Reading, read_moment, read_spans
+from videollm.reading.spans import explain_spans
+from videollm.reading.steps import explain_steps
 
 Floats = NDArray[np.float64]
 
@@ -113,8 +116,40 @@ def _highlights(samples: Sequence[Sample]) -> Outcome:
 _MEASURES = {"tal": _actions, "evs": _summary}
 
 
-def _choice(sample: Sample) -> int | None:
+def explain(sample: Sample) -> Explanation:
+    """What is read of a sample's answer, and how."""
+    answer = split_evidence(sample.answer or "")[1]
+    if sample.task in REFERRING:
+        true, found = f"({LETTERS[sample.choice]})", _explained(sample)
+        return Explanation(sample.answer, _letter(found.value), found.rule, true)
+    true = str(sample.spans)
+    if sample.task in CAPTION:
+        steps = explain_steps(answer, sample.duration)
+        pairs = zip(*steps.value, strict=True)
+        return Explanation(sample.answer, "; ".join(f"{s} {text}" for s, text in pairs) or "nothing", steps.rule, true)
+    spans = explain_spans(answer, sample.duration)
+    if sample.task == "vhd":
+        time = read_moment(answer)
+        rule = spans.rule if spans.value or time is None else "one time"
+        return Explanation(sample.answer, "nothing" if time is None else str(time), rule, true)
+    read, rule = str(spans.value or "nothing"), spans.rule
+    if sample.task == "gvq":
+        found = _explained(sample)
+        true = f"({LETTERS[sample.choice]}), {true}"
+        read, rule = f"{_letter(found.value)}, {read}", f"choice: {found.rule}; spans: {rule}"
+    return Explanation(sample.answer, read, rule, true)
+
+
+def _explained(sample: Sample) -> Reading[int | None]:
     return chosen(sample.answer or "", len(sample.options), sample.options)
+
+
+def _choice(sample: Sample) -> int | None:
+    return _explained(sample).value
+
+
+def _letter(choice: int | None) -> str:
+    return "nothing" if choice is None else f"({LETTERS[choice]})"
 
 
 def _only(spans: Sequence[Spans], keep: NDArray[np.bool_]) -> list[Spans]:

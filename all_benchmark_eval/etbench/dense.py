@@ -36,17 +36,19 @@ class Rules:
 
     ``exact``: an IoU that is t on paper counts for F1 as it does for the captions (published: only a higher one).
     ``scaled``: captions are averaged over all samples, not over the parsed ones, and one that is paired with a random
-    string has similarity 0.
+    string has similarity 0. ``shared``: CIDEr's document frequencies come from all true captions of the run, not from
+    those of a video's own pairs.
     """
 
     iou: Callable[[Floats, Floats], Floats]
     exact: bool
     scaled: bool
+    shared: bool
     slack: float = 0.0
 
 
-PUBLISHED = Rules(iou_epsilon, exact=False, scaled=False)
-CORRECTED = Rules(lambda a, b: np.nan_to_num(iou_union(a, b)), exact=True, scaled=True, slack=SLACK)
+PUBLISHED = Rules(iou_epsilon, exact=False, scaled=False, shared=False)
+CORRECTED = Rules(lambda a, b: np.nan_to_num(iou_union(a, b)), exact=True, scaled=True, shared=True, slack=SLACK)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,11 @@ class Source:
 
     def texts(self) -> list[str]:
         """All captions, as the scripts clean them."""
-        return [plain(text) for steps in self.kept for text in (*steps.captions, *steps.sample.captions)]
+        return [plain(text) for steps in self.kept for text in steps.captions] + self.true_texts()
+
+    def true_texts(self) -> list[str]:
+        """The true captions of all samples, whether their answers are read or not."""
+        return [plain(text) for sample in self.samples for text in sample.captions]
 
 
 def read_source(samples: Sequence[Sample], variant: str) -> Source:
@@ -111,10 +117,11 @@ def corrected_source(samples: Sequence[Sample]) -> Source:
 
 
 class Dense:
-    """Scores of several sources. ``words`` has tokenized the texts of all of them."""
+    """Scores of several sources. ``words`` has tokenized the texts of all of them; ``true`` are their true captions."""
 
-    def __init__(self, words: Words, model: SentenceModel, rules: Rules, seed: int):
+    def __init__(self, words: Words, model: SentenceModel, rules: Rules, seed: int, true: Sequence[str]):
         self.words, self.model, self.rules = words, model, rules
+        self._documents = [words[text] for text in true] if rules.shared else None
         self._random = captions.random_letters(RANDOM_STRINGS, seed)
         self._next = cycle(self._random)
 
@@ -168,7 +175,7 @@ class Dense:
         groups = caption_groups(over, predicted, true, least, self._next)  # 4 * V
         measures = {"SentSim": self._similarities(groups)}  # first: the model loads while METEOR starts
         measures |= {f"Bleu_{n}": column for n, column in enumerate(captions.bleu(groups).T, start=1)}
-        measures |= {"ROUGE_L": captions.rouge_l(groups), "CIDEr": captions.cider(groups)}
+        measures |= {"ROUGE_L": captions.rouge_l(groups), "CIDEr": captions.cider(groups, self._documents)}
         if self.words.meteor:
             measures["METEOR"] = captions.meteor(groups)
         return {name: values.reshape(len(THRESHOLDS), -1).mean(0) for name, values in measures.items()}

@@ -9,11 +9,14 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from all_benchmark_eval.benchmark import Options, Scores
 from all_benchmark_eval.etbench import corrected, dense, grounding, referring
 from all_benchmark_eval.etbench.outcomes import Outcome
 from all_benchmark_eval.etbench.samples import CAPTION, PRIMARY, REFERRING, Sample
 from all_benchmark_eval.metrics.dense_scores import Words
+from all_benchmark_eval.metrics.moments import no_length
 from all_benchmark_eval.metrics.sentences import SentenceModel, sentence_model
 
 Outcomes = dict[str, dict[str, Outcome]]  # task -> source
@@ -46,7 +49,9 @@ def score(samples: Sequence[Sample], missing: Sequence[Sample], options: Options
     notes += _without_nan(outcomes)
     scores = _tables(outcomes, published)
     scores.counts = _counts(outcomes, samples, missing)
-    scores.notes = notes + _notes(outcomes, missing, published)
+    scores.notes = notes + _notes(outcomes, samples, missing, published)
+    states = ChainMap(*(outcome.states for group in outcomes.values() for outcome in group.values()))
+    scores.unread = {s.id: s.answer or "" for s in samples if states[s.id] != "scored"}
     if published:
         scores.denominator = "the samples in the prediction file; of evs the parsed ones; captions: parsed videos"
     return scores
@@ -96,7 +101,8 @@ def _dense(
         options = replace(options, skip_meteor=True)  # nothing to score: no Java
     words = Words(options)
     words.add(texts)
-    scorer = dense.Dense(words, model, rules, options.seed)
+    true = [text for group in sources.values() for source in group.values() for text in source.true_texts()]
+    scorer = dense.Dense(words, model, rules, options.seed, true)
     outcomes = {task: {s: scorer.score(source) for s, source in group.items()} for task, group in sources.items()}
     return outcomes, words.notes if texts else []
 
@@ -168,8 +174,8 @@ def _counts(outcomes: Outcomes, samples: Sequence[Sample], missing: Sequence[Sam
     return counts | {"missing": len(missing), "clipped": sum(outcome.clipped for outcome in every)}
 
 
-def _notes(outcomes: Outcomes, missing: Sequence[Sample], published: bool) -> list[str]:
-    notes = []
+def _notes(outcomes: Outcomes, samples: Sequence[Sample], missing: Sequence[Sample], published: bool) -> list[str]:
+    notes = no_length(np.array([span for s in samples if s.task != "vhd" for span in s.spans]).reshape(-1, 2))
     if absent := [task for task in PRIMARY if task not in outcomes]:
         notes.append(f"no sample of {', '.join(absent)}: the means over them are left out")
     if stops := [name for group in outcomes.values() for outcome in group.values() for name in outcome.stops]:

@@ -11,8 +11,8 @@ A line of the annotations; a prediction is the same line with the answer as ``a`
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from all_benchmark_eval.benchmark import Benchmark, Layout, Options, Scores, worded
-from all_benchmark_eval.etbench import scoring
+from all_benchmark_eval.benchmark import Benchmark, Explanation, Layout, Options, Scores, worded
+from all_benchmark_eval.etbench import corrected, scoring
 from all_benchmark_eval.etbench.samples import REFERRING, Sample, read_samples
 from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import Answers, answered, question_line
@@ -93,10 +93,18 @@ class ETBench(Benchmark):
 
         ``corrected``, the same for every variant: the differences in ten tasks stand in ``corrected``. In dvc and slc a
         step keeps its own caption (``videollm.reading``), spans are cut to the video, an IoU that is the threshold on
-        paper counts, a video that comes twice counts twice, an unparsed or missing sample scores 0 in every number,
-        and a step that matches nothing has similarity 0 instead of its likeness to random letters.
+        paper counts; CIDEr takes document frequencies from all true captions of the run, as in YouCook2 (published:
+        from a video's own pairs, so that one perfect caption scores 0); a video that comes twice counts twice, an
+        unparsed or missing sample scores 0 in every number, and a step that matches nothing has similarity 0 instead
+        of its likeness to random letters.
         """
         return scoring.score(predictions.samples, predictions.missing, options)
+
+    def explain(self, truth: Sequence[Sample] | None, predictions: Predictions, name: str) -> Explanation:
+        """What is read of the answer of sample ``task/source/idx``."""
+        sample = next((s for s in (*predictions.samples, *predictions.missing) if s.id == name), None)
+        need(sample, f"--explain: there is no sample {name!r}; an id is task/source/idx")
+        return corrected.explain(sample)
 
 
 def official_text(answer: AnswerLine, evidence: bool) -> str:

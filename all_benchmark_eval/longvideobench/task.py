@@ -16,6 +16,7 @@ from all_benchmark_eval.items import are_texts, asked_questions, read_rows, seco
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of, tally
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
+from videollm.reading import Reading
 
 GROUPS = ("duration_group", "question_category")
 NUM_OPTIONS = 5
@@ -87,7 +88,7 @@ class LongVideoBench(choices.ChoiceBenchmark):
         answer is wrong. The break-downs are not of the published script.
         """
         published = options.protocol == "published"
-        marks = predictions.marks(published, lambda row: _mark(row, truth, published))
+        marks = predictions.marks(published, lambda row: self._mark(row, truth, published))
         found = {"overall": tally(marks, lambda mark: "overall")["overall"]}
         for kind in GROUPS if truth else ():
             of_kind = tally(marks, lambda mark, kind=kind: mark.groups[kind])
@@ -97,19 +98,22 @@ class LongVideoBench(choices.ChoiceBenchmark):
         notes = [] if truth else ["no annotations given: no break-down by length and category"]
         notes += predictions.notes(published)
         denominator = "the questions in the prediction file" if published else ""
-        return Scores(metrics, "fraction", choices.state_counts(marks), tables, denominator, {"accuracy": found}, notes)
+        details, counts = {"accuracy": found}, choices.state_counts(marks)
+        return Scores(metrics, "fraction", counts, tables, denominator, details, notes, predictions.unread(marks))
 
+    def choice(self, row: Row, truth: Mapping[str, Question] | None) -> Reading[int | None]:
+        """Without the annotations there may be as many options as any question has."""
+        options = truth[row.id].options if truth else ()
+        return choices.chosen(row.text, len(options) or NUM_OPTIONS, options)
 
-def _mark(row: Row, truth: Mapping[str, Question] | None, published: bool) -> Mark:
-    question = truth[row.id] if truth else None
-    groups = question.groups if question else {}
-    if row.text is None:
-        return Mark(row.id, False, "unparsed", groups=groups)
-    if published:
-        return Mark(row.id, choices.longvideobench_right(row.text, row.true), groups=groups)
-    options = question.options if question else ()
-    chosen = choices.chosen(row.text, len(options) or NUM_OPTIONS, options)
-    return Mark(row.id, chosen == letter_of(row.true), "unparsed" if chosen is None else "scored", groups=groups)
+    def _mark(self, row: Row, truth: Mapping[str, Question] | None, published: bool) -> Mark:
+        groups = truth[row.id].groups if truth else {}
+        if row.text is None:
+            return Mark(row.id, False, "unparsed", groups=groups)
+        if published:
+            return Mark(row.id, choices.longvideobench_right(row.text, row.true), groups=groups)
+        chosen = self.choice(row, truth).value
+        return Mark(row.id, chosen == letter_of(row.true), "unparsed" if chosen is None else "scored", groups=groups)
 
 
 TASK = LongVideoBench()

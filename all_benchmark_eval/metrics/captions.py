@@ -63,9 +63,19 @@ def meteor_pairs(pairs: Group) -> Floats:
     return meteor_scores(start_meteor().stats(pairs))
 
 
-def cider(groups: Sequence[Group]) -> Floats:
-    """CIDEr(-D) of each group -> [G], with document frequencies from the group's own references."""
-    return np.array([scores.mean() if len(scores) else 0.0 for scores in cider_pairs(groups)])
+def meteor_of_best(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """METEOR 1.5 of hypotheses as one corpus, each with that of its references which is best for it (the first of
+    equal ones), as METEOR does with several."""
+    pairs = [(text, true) for text, several in zip(hypotheses, references, strict=True) for true in several]
+    stats = start_meteor().stats(pairs)
+    ends = np.cumsum([len(several) for several in references])[:-1]
+    best = [rows[meteor_scores(rows).argmax()] for rows in np.split(stats, ends)]
+    return float(meteor_scores(np.sum(best, axis=0, keepdims=True))[0])
+
+
+def cider(groups: Sequence[Group], documents: Sequence[str] | None = None) -> Floats:
+    """CIDEr(-D) of each group -> [G], with document frequencies from the group's own references, or ``documents``."""
+    return np.array([scores.mean() if len(scores) else 0.0 for scores in cider_pairs(groups, documents)])
 
 
 def cider_pairs(groups: Sequence[Group], documents: Sequence[str] | None = None) -> list[Floats]:

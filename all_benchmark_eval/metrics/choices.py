@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from all_benchmark_eval.benchmark import Benchmark, worded
+from all_benchmark_eval.benchmark import Benchmark, Explanation, worded
 from all_benchmark_eval.items import Answers, answered, need, once, question_line
 from all_benchmark_eval.metrics.parsing import split_evidence
-from videollm.reading import read_choice
+from videollm.reading import Reading
+from videollm.reading.choice import explain_choice
 
 # ---- published -------------------------------------------------------------------------------------------------------
 
@@ -54,12 +55,25 @@ _VIDEOMME_PHRASES = (
 )
 
 
-def videomme_letter(text: str) -> str:
-    """The letter that Video-MME's script as D2VLM ships it reads, "" for none: "Because it is D" gives B."""
+# Of Video-MME's own script; two phrases that lack a comma are one, which no answer holds.
+_OFFICIAL_PHRASES = (
+    *("The best answer is", "The correct answer is", "The answer is", "The answer"),
+    *("The best option isThe correct option is", "Best answer:Best option:"),
+)
+
+
+def videomme_letter(text: str, variant: Literal["d2vlm", "official"]) -> str:
+    """The letter that Video-MME's script reads, "" for none: "Because it is D" gives B.
+
+    ``official``: the leaderboard's, which looks through the whole text. ``d2vlm``: as D2VLM ships it, with more phrases
+    that are cut out, and nothing behind the first period.
+    """
     text = text.strip()
-    for phrase in _VIDEOMME_PHRASES:
+    for phrase in _OFFICIAL_PHRASES if variant == "official" else _VIDEOMME_PHRASES:
         text = text.replace(phrase, "")
-    found = re.search("[A-D]", text.replace("</evi>", "").split(".")[0])
+    if variant == "d2vlm":
+        text = text.replace("</evi>", "").split(".")[0]
+    found = re.search("[A-D]", text)
     return found.group() if found else ""
 
 
@@ -108,9 +122,11 @@ def check_true(true: Any, problem: str) -> None:
 # ---- what the text says ----------------------------------------------------------------------------------------------
 
 
-def chosen(text: str, count: int, options: Sequence[str] = (), labels: str = "letter") -> int | None:
-    """The index of the option that an answer chooses (``videollm.reading``); evidence before it is no part of it."""
-    return read_choice(split_evidence(text)[1], count, options, labels)
+def chosen(
+    text: str, count: int, options: Sequence[str] = (), labels: Literal["letter", "digit"] = "letter"
+) -> Reading[int | None]:
+    """The option that an answer chooses, and by which rule; evidence before it is no part of it."""
+    return explain_choice(split_evidence(text)[1], count, options, labels)
 
 
 # ---- accuracies ------------------------------------------------------------------------------------------------------
@@ -213,6 +229,11 @@ class Predictions:
         missing = [Mark(q.id, False, "missing", counted=not published, groups=q.groups) for q in self.missing]
         return [*map(mark, self.rows), *missing]
 
+    def unread(self, marks: Iterable[Mark]) -> dict[str, str]:
+        """Of ``Scores.unread``."""
+        texts = {row.id: row.text or "" for row in self.rows}
+        return {mark.id: texts[mark.id] for mark in marks if mark.state == "unparsed"}
+
     def notes(self, published: bool) -> list[str]:
         """What the published script does not say."""
         unseen = f"{len(self.missing)} questions have no answer; the published script does not see them"
@@ -237,6 +258,10 @@ class ChoiceBenchmark(Benchmark):
     @abstractmethod
     def prediction(self, question: Question, text: str) -> dict[str, Any]:
         """The item of an official prediction file for an answer's text."""
+
+    @abstractmethod
+    def choice(self, row: Row, truth: Mapping[str, Question] | None) -> Reading[int | None]:
+        """The option that the text of a row chooses, and by which rule (corrected protocol)."""
 
     @abstractmethod
     def difference(self, row: Row, question: Question) -> str:
@@ -269,3 +294,16 @@ class ChoiceBenchmark(Benchmark):
             other = self.difference(row, truth[name])
             need(not other, f"{path}: {name!r} has {other}")
         return Predictions(list(rows.values()), [question for name, question in truth.items() if name not in rows])
+
+    def explain(self, truth: Mapping[str, Question] | None, predictions: Predictions, name: str) -> Explanation:
+        """The option that counts, and how it was read."""
+        row = next((row for row in predictions.rows if row.id == name), None)
+        missing = next((question for question in predictions.missing if question.id == name), None)
+        need(row or missing, f"--explain: there is no question {name!r}")
+        question = missing or row.question or (truth or {}).get(name)
+        true = f"({question.right})" if question else row.true
+        if row is None or row.text is None:
+            return Explanation(None, "nothing", "no answer in the file" if row is None else "not a text", true)
+        found = self.choice(row, truth)
+        read = "nothing" if found.value is None else f"({chr(ord('A') + found.value)})"
+        return Explanation(row.text, read, found.rule, true)

@@ -52,6 +52,17 @@ class Events:
         return Events(self.sizes, self.spans[order], [self.captions[i] for i in order])
 
 
+def pool(references: Sequence[Events]) -> Events:
+    """The events of several references of the same videos as one list a video, first reference first."""
+    if len(references) == 1:
+        return references[0]
+    owner = np.concatenate([events.owner for events in references])
+    order = np.argsort(owner, kind="stable")
+    texts = list(chain.from_iterable(events.captions for events in references))
+    spans = np.concatenate([events.spans for events in references])[order]
+    return Events(sum(events.sizes for events in references), spans, [texts[i] for i in order])
+
+
 @dataclass(frozen=True)
 class Overlaps:
     """Every predicted event with every true event of its video: K combinations, by video, prediction, truth."""
@@ -116,7 +127,7 @@ def unmatched(over: Overlaps, predicted: Events, least: Sequence[float]) -> Ints
 
 
 def soda(over: Overlaps, predicted: Events, true: Events, similarity: Floats) -> Floats:
-    """SODA of each video, [V]: F-measure of the best alignment that keeps the order of both lists.
+    """SODA of each video, [V, 3]: F-measure, precision and recall of the best alignment that keeps both lists' order.
 
     ``similarity`` [K] is of the captions; an aligned pair earns its IoU times that. 0 for a video without events on
     either side (Fujita et al., "SODA: Story Oriented Dense Video Captioning Evaluation", ECCV 2020).
@@ -124,7 +135,8 @@ def soda(over: Overlaps, predicted: Events, true: Events, similarity: Floats) ->
     ends = np.cumsum(predicted.sizes * true.sizes)  # [V], of each video's combinations; no video: one empty part
     videos = zip(np.split(over.iou * similarity, ends[:-1]), predicted.sizes, true.sizes, strict=False)
     total = np.array([_best_alignment(earned.reshape(p, t)) for earned, p, t in videos])
-    return harmonic(total / np.maximum(predicted.sizes, 1), total / np.maximum(true.sizes, 1))
+    precision, recall = total / np.maximum(predicted.sizes, 1), total / np.maximum(true.sizes, 1)
+    return np.stack([harmonic(precision, recall), precision, recall], axis=-1)
 
 
 def harmonic(a: Floats, b: Floats) -> Floats:

@@ -1,38 +1,53 @@
-"""What the dense-captioning benchmarks share: ground truth, predictions and per-video measures under both protocols.
+"""What the dense-captioning benchmarks share: ground truth with one or several references, predictions, tokens.
 
 Texts go in as they were written and are tokenized here, all of a run in one call. Files, official formats, and how a
-benchmark averages the measures are the tasks'. Spans in one unit, measures as fractions (CIDEr up to 10).
+benchmark averages its measures (``dense_measures``) are the tasks'.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import compress, cycle
-from typing import Any, ClassVar
+from itertools import compress
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Options, Scores, worded
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Options, Scores, worded
 from all_benchmark_eval.items import need, read_span
-from all_benchmark_eval.metrics import captions, dense
-from all_benchmark_eval.metrics.dense import THRESHOLDS, Events, Floats, overlaps, precision_recall, soda
-from all_benchmark_eval.metrics.intervals import iou_union
+from all_benchmark_eval.metrics import captions
+from all_benchmark_eval.metrics.dense import (
+    Events,
+    Floats,
+)
 from all_benchmark_eval.metrics.java import JavaError, find_java
-from all_benchmark_eval.metrics.moments import SLACK, State, moment_questions, order_and_clip, table
+from all_benchmark_eval.metrics.moments import (
+    State,
+    moment_questions,
+    no_length,
+    order_and_clip,
+    table,
+    unread_of,
+)
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.reading import read_steps
+from videollm.reading.steps import explain_steps
 
 
 @dataclass(frozen=True)
 class DenseTruth:
-    """V videos with their true events. ``durations`` [V] is NaN where unknown."""
+    """V videos with their true events. ``durations`` [V] is NaN where unknown.
+
+    ``others``: further references of the same videos, each [V]; a video that a reference lacks has no event in it.
+    """
 
     names: list[str]
     durations: Floats
     spans: list[list[list[float]]]  # [V], seconds, ordered
     captions: list[list[str]]  # [V]
+    others: tuple["DenseTruth", ...] = ()
 
     @staticmethod
     def of(videos: Iterable[tuple[str, float | None, Any, list[str]]], path: object) -> "DenseTruth":
@@ -53,8 +68,35 @@ class DenseTruth:
         durations, spans, texts = map(list, zip(*found.values(), strict=True))
         return DenseTruth(list(found), np.array(durations), spans, texts)
 
+    @staticmethod
+    def joined(truths: Sequence["DenseTruth"]) -> "DenseTruth":
+        """Several references as one truth about all videos that any of them has."""
+        names = list(dict.fromkeys(name for truth in truths for name in truth.names))
+        parts = [[truth.rows.get(name) for name in names] for truth in truths]
+        whole = [truth._at(names, rows) for truth, rows in zip(truths, parts, strict=True)]
+        lengths = np.array([truth.durations for truth in whole])  # [R, V]
+        known = np.argmax(~np.isnan(lengths), axis=0)
+        return replace(whole[0], durations=lengths[known, np.arange(len(names))], others=tuple(whole[1:]))
+
+    def _at(self, names: list[str], rows: Sequence[int | None]) -> "DenseTruth":
+        """The videos ``rows``, of which None is one without events."""
+        spans, texts = ([[] if row is None else values[row] for row in rows] for values in (self.spans, self.captions))
+        return DenseTruth(
+            names, np.array([np.nan if row is None else self.durations[row] for row in rows]), spans, texts
+        )
+
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def references(self) -> list["DenseTruth"]:
+        """Every reference, this one first."""
+        return [self, *self.others]
+
+    @cached_property
+    def ends(self) -> Floats:
+        """The last true end of each video, [V]."""
+        return np.array([max(span[1] for ref in self.references for span in ref.spans[v]) for v in range(len(self))])
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -64,14 +106,20 @@ class DenseTruth:
     def select(self, keep: NDArray[np.bool_]) -> "DenseTruth":
         """The videos where ``keep`` [V] holds."""
         names, spans, texts = (list(compress(values, keep)) for values in (self.names, self.spans, self.captions))
-        return DenseTruth(names, self.durations[keep], spans, texts)
+        return DenseTruth(names, self.durations[keep], spans, texts, tuple(ref.select(keep) for ref in self.others))
+
+    def no_length(self) -> list[str]:
+        """A note on true spans without length, if there are any."""
+        spans = [span for ref in self.references for video in ref.spans for span in video]
+        return no_length(np.array(spans).reshape(-1, 2))
 
 
 @dataclass(frozen=True)
 class DenseAnswers:
     """Predicted events of V videos in the order of the truth, as the file has them.
 
-    ``published``: what a published script reads in the same file, where that is something else.
+    ``published``: what a published script reads in the same file, where that is something else. ``told``: the text of
+    an answer, by the place of the video, where the reader of the file knows it.
     """
 
     spans: list[list[list[float]]]  # [V]
@@ -79,6 +127,7 @@ class DenseAnswers:
     state: NDArray[np.int8]  # [V], a State
     notes: list[str] = field(default_factory=list)
     published: "DenseAnswers | None" = None
+    told: dict[int, str] = field(default_factory=dict)
 
     @staticmethod
     def none(count: int) -> "DenseAnswers":
@@ -86,14 +135,25 @@ class DenseAnswers:
         spans, texts = ([[] for _ in range(count)] for _ in range(2))
         return DenseAnswers(spans, texts, np.full(count, State.MISSING, np.int8))
 
-    def put(self, row: int, spans: list[list[float]], texts: list[str]) -> None:
-        """The events of video ``row``; unparsed without any."""
+    def put(self, row: int, spans: list[list[float]], texts: list[str], text: str | None = None) -> None:
+        """The events of video ``row``; unparsed without any. ``text``: what the answer says, where the file has it."""
         self.spans[row], self.captions[row] = spans, texts
         self.state[row] = State.PARSED if spans else State.UNPARSED
+        if text is not None:
+            self.told[row] = text
 
     def select(self, keep: NDArray[np.bool_]) -> "DenseAnswers":
         spans, texts = (list(compress(values, keep)) for values in (self.spans, self.captions))
-        return DenseAnswers(spans, texts, self.state[keep], self.notes)
+        place = np.cumsum(keep) - 1
+        told = {int(place[row]): text for row, text in self.told.items() if keep[row]}
+        return replace(self, spans=spans, captions=texts, state=self.state[keep], told=told)
+
+    def unread(self, names: Sequence[str]) -> dict[str, str]:
+        """Of ``Scores.unread``."""
+        return unread_of(names, self.state, self.told)
+
+
+Side = TypeVar("Side", DenseTruth, DenseAnswers)
 
 
 def answer_events(answer: AnswerLine) -> list[tuple[list[float], str]]:
@@ -144,10 +204,11 @@ class Words:
         """Events with tokenized captions."""
         return Events.of(spans, [[self[text] for text in video] for video in texts])
 
-    def both(self, answers: DenseAnswers, truth: DenseTruth) -> tuple[Events, Events]:
-        """(predicted, true) events of all videos of a run, with tokenized captions."""
-        self.add([text for side in (answers.captions, truth.captions) for video in side for text in video])
-        return self.events(answers.spans, answers.captions), self.events(truth.spans, truth.captions)
+    def both(self, answers: DenseAnswers, truth: DenseTruth) -> list[Events]:
+        """(predicted, true of each reference) events of all videos of a run, with tokenized captions."""
+        sides = [answers, *truth.references]
+        self.add([text for side in sides for video in side.captions for text in video])
+        return [self.events(side.spans, side.captions) for side in sides]
 
 
 class DenseBenchmark(Benchmark):
@@ -167,6 +228,24 @@ class DenseBenchmark(Benchmark):
         videos, text = [name.removesuffix(".mp4") for name in truth.names], worded(self.wordings, wording)
         return moment_questions(truth.names, videos, [""] * len(videos), truth.durations, text)
 
+    def explain(self, truth: DenseTruth, predictions: DenseAnswers, name: str) -> Explanation:
+        """The events that count, and how they were read."""
+        need(name in truth.rows, f"--explain: the annotations have no video {name!r}")
+        row = truth.rows[name]
+        true = _listed(truth.spans[row], truth.captions[row])
+        if predictions.state[row] == State.MISSING:
+            return Explanation(None, "nothing", "no answer in the file", true)
+        text, read = predictions.told.get(row), _listed(predictions.spans[row], predictions.captions[row])
+        duration = float(truth.durations[row])
+        told = None if text is None else explain_steps(text, None if math.isnan(duration) else duration)
+        rule = "as the file has them" if predictions.spans[row] else "no list of events"
+        if told is not None and told.value[0] == predictions.spans[row]:
+            rule = told.rule
+        return Explanation(text, read, rule, true)
+
+    def keep_texts(self, truth: DenseTruth, predictions: DenseAnswers, texts: Mapping[str, str]) -> None:
+        predictions.told.update({row: texts[name] for name, row in truth.rows.items() if name in texts})
+
     def scores(
         self, names: Sequence[str], means: Mapping[str, float], flat: Mapping[str, Floats], counts: dict, notes: list
     ) -> Scores:
@@ -176,79 +255,20 @@ class DenseBenchmark(Benchmark):
         return Scores(metrics, "percent", counts, per_sample, notes=notes)
 
 
+def _listed(spans: Sequence[Sequence[float]], texts: Sequence[str]) -> str:
+    """Events in words."""
+    return "; ".join(f"{list(span)} {text.strip()}" for span, text in zip(spans, texts, strict=True)) or "nothing"
+
+
 def plain(text: str) -> str:
     """A caption as some scripts hand it to the tokenizer: a blank for every character that is not ASCII."""
     return "".join(char if ord(char) < 128 else " " for char in text)
 
 
-def published_measures(
-    words: Words, predicted: Events, true: Events, iou: dense.Measure, seed: int, heard: Sequence[str] | None = None
-) -> dict[str, Floats]:
-    """Per-video measures as the published scripts have them, each [V, 4] (IoU thresholds) but SODA_c [V].
-
-    Precision, Recall; CIDEr, METEOR, ROUGE_L, BLEU_1..4 of each video's pairs as one corpus (a prediction that matches
-    nothing is paired with random letters). SODA_c takes the prediction for the reference and the truth for the
-    hypothesis of METEOR; ``heard`` [P] are the predicted captions as SODA_c gets them, if not in their order.
-    """
-    over = overlaps(predicted, true, iou)
-    precision, recall = precision_recall(over, predicted, true, lambda values, threshold: values > threshold)
-    measures = {"Precision": precision, "Recall": recall}
-    if not words.tokens:
-        return measures
-    groups = dense.caption_groups(over, predicted, true, THRESHOLDS, cycle(captions.random_letters(1, seed)))
-    scores = {"CIDEr": captions.cider(groups), "ROUGE_L": captions.rouge_l(groups)}
-    scores |= {f"BLEU_{n}": column for n, column in enumerate(captions.bleu(groups).T, start=1)}
-    if words.meteor:
-        scores["METEOR"] = captions.meteor(groups)
-        heard = predicted.captions if heard is None else heard
-        pairs = [(true.captions[t], heard[p]) for p, t in zip(over.predicted, over.true, strict=True)]
-        measures["SODA_c"] = soda(over, predicted, true, _where(over.iou > 0, pairs, captions.meteor_pairs))
-    return measures | {name: values.reshape(len(THRESHOLDS), -1).T for name, values in scores.items()}
-
-
-def corrected_measures(words: Words, predicted: Events, true: Events) -> dict[str, Floats]:
-    """Per-video measures as they are meant, each [V, 4] (IoU thresholds) but SODA_c [V].
-
-    Precision, Recall, METEOR, CIDEr, ROUGE_L, SODA_c. Differences from the published scripts: IoU without an epsilon,
-    and one that equals the threshold counts everywhere; a caption score is the mean over pairs, where a prediction that
-    matches nothing counts 0, not a corpus score that random letters stand in; document frequencies of CIDEr come from
-    all true captions, so that a video with one pair can score; SODA_c has prediction and truth in METEOR's order and
-    takes the events of both sides in order of time.
-    """
-    predicted, true = predicted.by_start(), true.by_start()
-    over = overlaps(predicted, true, lambda a, b: np.nan_to_num(iou_union(a, b)))
-    passes = lambda values, threshold: values >= threshold - SLACK  # noqa: E731
-    precision, recall = precision_recall(over, predicted, true, passes)
-    measures = {"Precision": precision, "Recall": recall}
-    if not words.tokens:
-        return measures
-    pairs = [(predicted.captions[p], true.captions[t]) for p, t in zip(over.predicted, over.true, strict=True)]
-    near = passes(over.iou, THRESHOLDS[0])
-    scores = {
-        "CIDEr": _where(near, pairs, lambda some: captions.cider_pairs([some], true.captions)[0]),
-        "ROUGE_L": _where(near, pairs, captions.rouge_l_pairs),
-    }
-    if words.meteor:
-        scores["METEOR"] = _where(over.iou > 0, pairs, captions.meteor_pairs)
-        measures["SODA_c"] = soda(over, predicted, true, scores["METEOR"])
-    alone = dense.unmatched(over, predicted, [t - SLACK for t in THRESHOLDS])  # [4, V]
-    video = predicted.owner[over.predicted]
-    for name, values in scores.items():
-        columns = []
-        for threshold, lonely in zip(THRESHOLDS, alone, strict=True):
-            hit = passes(over.iou, threshold)
-            count = np.bincount(video[hit], minlength=len(lonely)) + lonely
-            columns.append(np.bincount(video[hit], weights=values[hit], minlength=len(lonely)) / np.maximum(count, 1))
-        measures[name] = np.stack(columns, axis=1)
-    return measures
-
-
-def _where(keep: NDArray[np.bool_], pairs: Sequence[captions.Pair], score: Callable) -> Floats:
-    """Scores [K] of the pairs where ``keep`` holds, 0 elsewhere."""
-    values = np.zeros(len(pairs))
-    if keep.any():
-        values[keep] = score([pairs[k] for k in np.flatnonzero(keep)])
-    return values
+def plain_captions(side: Side) -> Side:
+    """Answers, or a truth with all its references, with ``plain`` captions."""
+    more = {"others": tuple(map(plain_captions, side.others))} if isinstance(side, DenseTruth) else {}
+    return replace(side, captions=[[plain(text) for text in video] for video in side.captions], **more)
 
 
 def clip_events(truth: DenseTruth, answers: DenseAnswers) -> tuple[DenseAnswers, int]:
@@ -256,18 +276,10 @@ def clip_events(truth: DenseTruth, answers: DenseAnswers) -> tuple[DenseAnswers,
 
     A video ends with its last true event where that lies behind the noted duration; nothing is cut where none is noted.
     """
-    last = np.array([max(end for _, end in spans) for spans in truth.spans])
+    last = truth.ends
     sizes = [len(video) for video in answers.spans]
     limits = np.repeat(np.where(np.isnan(truth.durations), np.nan, np.maximum(truth.durations, last)), sizes)
     flat = np.array([span for video in answers.spans for span in video], np.float64).reshape(-1, 2)
     inside, cut = order_and_clip(flat, limits)
     parts = np.split(inside, np.cumsum(sizes)[:-1])
     return replace(answers, spans=[part.tolist() for part in parts]), int(cut.sum())
-
-
-def mean_over_thresholds(measures: dict[str, Floats]) -> dict[str, Floats]:
-    """Per-video values [V] under flat names: Precision@t, Recall@t, and each measure's mean over the thresholds."""
-    flat = {name: values if values.ndim == 1 else values.mean(1) for name, values in measures.items()}
-    for name in ("Precision", "Recall"):
-        flat |= {f"{name}@{t:g}": measures[name][:, k] for k, t in enumerate(THRESHOLDS)}
-    return flat

@@ -7,20 +7,23 @@ stays in them. Files and official formats are the tasks'. Seconds everywhere; sh
 import enum
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Scores, worded
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Scores, worded
 from all_benchmark_eval.items import need, question_line, read_span, seconds, video_file
 from all_benchmark_eval.metrics.intervals import iou_union
+from videollm.reading.spans import explain_spans
 
 THRESHOLDS = (0.3, 0.5, 0.7)
+RANKS = 5  # spans of a query that R5 looks at
 SLACK = 1e-9  # of the corrected protocol: an IoU that is 0.5 on paper is a hit, whatever float64 makes of it
 
 Floats = NDArray[np.float64]
@@ -76,27 +79,39 @@ class Moments:
 class Located:
     """Predicted span and state of N queries; a span that is not PARSED is NaN.
 
-    ``published``: what a published script reads in the same file, where that is something else.
+    ``published``: what a published script reads in the same file, where that is something else. ``ranked``: of a query
+    with several spans all of them, the best first; ``told``: the text of an answer, or of what the file has in place of
+    a span. Both by the place of the query, where the reader of the file knows them.
     """
 
     spans: Floats  # [N, 2], raw: as the file has them
     state: NDArray[np.int8]  # [N], a State
     published: "Located | None" = field(default=None, kw_only=True)
+    ranked: dict[int, list[tuple[float, float]]] = field(default_factory=dict, kw_only=True)
+    told: dict[int, str] = field(default_factory=dict, kw_only=True)
 
     @staticmethod
     def nowhere(count: int) -> "Located":
         """``count`` queries, all missing."""
         return Located(np.full((count, 2), np.nan), np.full(count, State.MISSING, np.int8))
 
-    def put(self, row: int, value: Any) -> None:
-        """The answer to query ``row``; unparsed unless it is a span (see ``read_span``)."""
-        span = read_span(value)
-        self.state[row] = State.UNPARSED if span is None else State.PARSED
-        if span is not None:
-            self.spans[row] = span
+    def put(self, row: int, value: Any, text: str | None = None) -> None:
+        """The answer to query ``row``: a span or a list of them, the best first; unparsed unless the first is a span
+        (see ``read_span``). ``text``: what the answer says, where the file has it."""
+        several = isinstance(value, list) and value and isinstance(value[0], list)
+        spans = [read_span(each) for each in value] if several else [read_span(value)]
+        self.state[row] = State.UNPARSED if spans[0] is None else State.PARSED
+        if spans[0] is not None:
+            self.spans[row] = spans[0]
+        if spans[0] is not None and len(spans) > 1:
+            self.ranked[row] = [span for span in spans if span is not None]
+        if text is not None or spans[0] is None:
+            self.told[row] = str(value) if text is None else text
 
     def select(self, keep: NDArray[np.bool_]) -> "Located":
-        return Located(self.spans[keep], self.state[keep])
+        place = np.cumsum(keep) - 1
+        kept = [{int(place[row]): v for row, v in d.items() if keep[row]} for d in (self.ranked, self.told)]
+        return Located(self.spans[keep], self.state[keep], ranked=kept[0], told=kept[1])
 
     @property
     def parsed(self) -> NDArray[np.bool_]:
@@ -106,12 +121,21 @@ class Located:
         """Of ``Scores.counts``."""
         return state_counts(self.state, clipped)
 
+    def unread(self, ids: Texts) -> dict[str, str]:
+        """Of ``Scores.unread``."""
+        return unread_of(ids, self.state, self.told)
+
 
 def state_counts(state: NDArray[np.int8], clipped: int = 0) -> dict[str, int]:
     """How many of the samples are in which state, in the words of ``Scores.counts``."""
     of = np.bincount(state, minlength=len(State)).tolist()
     scored, unparsed, missing = of[State.PARSED], of[State.UNPARSED], of[State.MISSING]
     return {"samples": sum(of), "scored": scored, "unparsed": unparsed, "missing": missing, "clipped": clipped}
+
+
+def unread_of(ids: Texts, state: NDArray[np.int8], told: Mapping[int, str]) -> dict[str, str]:
+    """{id: text} of the unparsed answers; ``told`` has texts by the place of the sample."""
+    return {ids[row]: told.get(row, "") for row in np.flatnonzero(state == State.UNPARSED).tolist()}
 
 
 def true_spans(spans: Sequence[Any], ids: Sequence[str], path: object) -> Floats:
@@ -123,15 +147,53 @@ def true_spans(spans: Sequence[Any], ids: Sequence[str], path: object) -> Floats
 
 
 def order_and_clip(spans: Floats, limits: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Spans [N, 2] ordered and cut to [0, limit] (limits [N]; NaN: no limit) -> spans, which of them were cut [N]."""
+    """Spans [N, 2] ordered and cut to [0, limit] (limits [N]; NaN: no limit) -> spans, which of them were cut [N].
+
+    [N, K, 2] of K spans each as well, which gives [N, K].
+    """
     ordered = np.sort(spans, axis=-1)
-    inside = np.clip(ordered, 0.0, np.where(np.isnan(limits), np.inf, limits)[:, None])
+    ends = np.where(np.isnan(limits), np.inf, limits).reshape(-1, *[1] * (spans.ndim - 1))
+    inside = np.clip(ordered, 0.0, ends)
     return inside, np.any((inside != ordered) & ~np.isnan(ordered), axis=-1)
 
 
-def grounding(ids: Sequence[str], ious: NDArray[np.floating], counts: dict[str, int], slack: float = 0.0) -> Scores:
-    """``R1@t`` and ``mIoU`` in percent, as plain means over N queries with IoU [N] (0 without a usable answer)."""
-    return means_of(ids, {f"R1@{t:g}": ious >= t - slack for t in THRESHOLDS} | {"mIoU": ious}, counts)
+def no_length(spans: Floats) -> list[str]:
+    """A note on true spans [N, 2] without length, if there are any."""
+    count = int((spans[:, 0] == spans[:, 1]).sum())
+    return [f"{count} true spans have no length: nothing overlaps them, whatever is predicted"] * (count > 0)
+
+
+def top_recalls(
+    true: Floats, located: Located, iou: Callable[[Floats, Floats], NDArray[np.floating]], slack: float = 0.0
+) -> dict[str, NDArray[np.bool_]]:
+    """``R5@t``: whether one of the first five spans of each query has an IoU of t with the true one -> [N] each.
+
+    Empty unless a query has several spans. A query with one span has that one.
+    """
+    if not located.ranked:
+        return {}
+    spans = np.full((len(true), RANKS, 2), np.nan)
+    spans[:, 0] = located.spans
+    for row, ranked in located.ranked.items():
+        spans[row, : len(ranked)] = ranked[:RANKS]
+    best = np.nan_to_num(iou(spans, true[:, None])).max(-1)
+    return {f"R{RANKS}@{t:g}": best >= t - slack for t in THRESHOLDS}
+
+
+def grounding(
+    truth: Moments, located: Located, ious: NDArray[np.floating], slack: float = 0.0, clipped: int = 0,
+    top: Mapping[str, NDArray] = MappingProxyType({}), keep: NDArray[np.bool_] | None = None,
+) -> Scores:  # fmt: skip
+    """``R1@t`` and ``mIoU`` in percent, as plain means over N queries with IoU [N] (0 without a usable answer), and the
+    means of ``top`` (see ``top_recalls``). ``keep`` [N]: the means are over these queries only."""
+    samples = {f"R1@{t:g}": ious >= t - slack for t in THRESHOLDS} | dict(top) | {"mIoU": ious}
+    ids = truth.ids
+    if keep is not None:
+        ids, samples = list(compress(ids, keep)), {name: values[keep] for name, values in samples.items()}
+    scores = means_of(ids, samples, located.counts(clipped))
+    scores.unread = located.unread(truth.ids)
+    scores.notes += no_length(truth.spans)
+    return scores
 
 
 def means_of(ids: Sequence[str], samples: Mapping[str, NDArray], counts: dict[str, int]) -> Scores:
@@ -156,13 +218,32 @@ def corrected_grounding(truth: Moments, located: Located) -> Scores:
     one of no length, scores 0; a reversed span is ordered; a span is cut to the video, or to the true span's end
     where that lies behind the noted duration (as for 562 queries of Charades-STA).
     """
-    spans, cut = order_and_clip(located.spans, np.maximum(truth.durations, truth.spans[:, 1]))  # NaN stays
+    limits = np.maximum(truth.durations, truth.spans[:, 1])  # NaN stays
+    spans, cut = order_and_clip(located.spans, limits)
     ious = np.nan_to_num(iou_union(spans, truth.spans))  # NaN: no span, or a point held against a point
-    scores = grounding(truth.ids, ious, located.counts(int(cut.sum())), slack=SLACK)
+    inside = lambda several, true: iou_union(order_and_clip(several, limits)[0], true)  # noqa: E731
+    top = top_recalls(truth.spans, located, inside, SLACK)
+    scores = grounding(truth, located, ious, SLACK, int(cut.sum()), top)
     unknown = int(np.isnan(truth.durations).sum())
     if unknown:
         scores.notes.append(f"{unknown} of {len(truth)} queries have no duration: their spans are not cut at the end")
     return scores
+
+
+def explain_span(located: Located, row: int, true: list, duration: float) -> Explanation:
+    """What was read of query ``row``. The rule is the reader's of free text where the text is known and says the same
+    as what was scored; else the file has the span in a form of its own."""
+    state = State(int(located.state[row]))
+    if state == State.MISSING:
+        return Explanation(None, "nothing", "no answer in the file", str(true))
+    span = located.spans[row].tolist() if state == State.PARSED else None
+    text = located.told.get(row)
+    told = None if text is None else explain_spans(text, None if math.isnan(duration) else duration)
+    if told is not None and (told.value[:1] or [None])[0] == span:
+        rule = told.rule
+    else:
+        rule = "as the file has it" if span else "not [start, end] in seconds"
+    return Explanation(text, "nothing" if span is None else str(span), rule, str(true))
 
 
 def published_wordings(videos: str = "") -> dict[str, str]:
@@ -202,3 +283,12 @@ class MomentBenchmark(Benchmark):
         """One question a query; videos are ``<video>.mp4``."""
         text = worded(self.wordings, wording)
         return moment_questions(truth.ids, truth.videos, truth.queries, truth.durations, text)
+
+    def explain(self, truth: Moments, predictions: Located, name: str) -> Explanation:
+        """The span that counts, and how it was read."""
+        need(name in truth.rows, f"--explain: the annotations have no query {name!r}")
+        row = truth.rows[name]
+        return explain_span(predictions, row, truth.spans[[row]].tolist(), float(truth.durations[row]))
+
+    def keep_texts(self, truth: Moments, predictions: Located, texts: Mapping[str, str]) -> None:
+        predictions.told.update({row: texts[name] for name, row in truth.rows.items() if name in texts})

@@ -18,7 +18,7 @@ from all_benchmark_eval.forms import Content, Form
 from all_benchmark_eval.items import Answers, answered
 from all_benchmark_eval.metrics import moments
 from all_benchmark_eval.metrics.intervals import iou_union
-from all_benchmark_eval.metrics.moments import Located, Moments, corrected_grounding, grounding
+from all_benchmark_eval.metrics.moments import Located, Moments, corrected_grounding, grounding, top_recalls
 
 
 def _moments(form: Form) -> Callable[[Content], Moments]:
@@ -49,7 +49,7 @@ class AnyMoments(moments.MomentBenchmark):
         if options.protocol == "corrected":
             return corrected_grounding(truth, predictions)
         ious = np.nan_to_num(iou_union(predictions.spans, truth.spans))
-        return grounding(truth.ids, ious, predictions.counts())
+        return grounding(truth, predictions, ious, top=top_recalls(truth.spans, predictions, iou_union))
 
 
 TASK = AnyMoments()

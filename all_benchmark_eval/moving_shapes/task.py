@@ -96,7 +96,7 @@ def score(items: list[dict], predictions: list[dict]) -> dict:
         "dense_caption_F1": _mean(captions),
         "mc_accuracy": _mean(right),
         "evidence_mIoU": _evidence_miou(grounding + choices),
-        "counts": {task: _counts(task, group) for task, group in by_task.items() if group},
+        "counts": {task: _counts(group) for task, group in by_task.items() if group},
         "per_sample": dict(zip(_ids(grounding), np.nan_to_num(ious).tolist(), strict=True)),
     }
 
@@ -215,11 +215,14 @@ def _evidence_miou(pairs: list[tuple[dict, dict]]) -> float | None:
     return summarise(_ious(pairs, evidence))["mIoU"] if any(evidence) else None
 
 
-def _counts(task: str, pairs: list[tuple[dict, dict]]) -> dict[str, int]:
+def _counts(pairs: list[tuple[dict, dict]]) -> dict[str, int]:
     answered = [prediction for _, prediction in pairs if not prediction["missing"]]
-    parsed = [p for p in answered if (p["choice"] if task == "grounded_mc" else _scored(p))]
-    unparsed, missing = len(answered) - len(parsed), len(pairs) - len(answered)
-    return {"scored": len(parsed), "unparsed": unparsed, "missing": missing}
+    parsed = sum(map(_is_parsed, answered))
+    return {"scored": parsed, "unparsed": len(answered) - parsed, "missing": len(pairs) - len(answered)}
+
+
+def _is_parsed(prediction: dict) -> bool:
+    return bool(prediction["choice"] if prediction["task"] == "grounded_mc" else _scored(prediction))
 
 
 def _mean(values: list) -> float | None:
@@ -274,7 +277,8 @@ class MovingShapes(Benchmark):
         counts = {kind: sum(c[kind] for c in by_task.values()) for kind in ("scored", "unparsed", "missing")}
         counts = {"samples": len(truth)} | counts | {"clipped": 0}
         metrics, denominator = {"mIoU": found.pop("mIoU")} | recalls | found, "all samples of a metric's task"
-        return Scores(metrics, "fraction", counts, {"mIoU": ious}, denominator, {"counts": by_task})
+        unread = {p["id"]: "" for p in predictions if not p["missing"] and not _is_parsed(p)}
+        return Scores(metrics, "fraction", counts, {"mIoU": ious}, denominator, {"counts": by_task}, unread=unread)
 
 
 @contextlib.contextmanager

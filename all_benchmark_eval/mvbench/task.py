@@ -8,7 +8,7 @@ Predictions in DisTime's form, a list, or in D2VLM's, a folder with a file a tas
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from all_benchmark_eval.forms import Content, Form, need, pick, rows_with
 from all_benchmark_eval.items import are_texts, asked_questions, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import CAREFULLY, Mark, Predictions, Question, Row, letter_of
+from videollm.reading import Reading
 
 WORDINGS = {
     "d2vlm": (
@@ -144,7 +145,7 @@ class MVBench(choices.ChoiceBenchmark):
         answer is wrong.
         """
         published = options.protocol == "published"
-        marks = predictions.marks(published, lambda row: _mark(row, truth, options))
+        marks = predictions.marks(published, lambda row: self._mark(row, truth, options))
         tasks = choices.tally(marks, lambda mark: mark.groups["task"])
         total = choices.tally(marks, lambda mark: "Total")["Total"]
         metrics = {task: choices.share(entry, 100) for task, entry in (tasks | {"Avg": total}).items()}
@@ -155,27 +156,25 @@ class MVBench(choices.ChoiceBenchmark):
         per_sample = by_task | {"Avg": choices.per_sample(marks)}
         details = {"tasks": tasks, "Total": total} | ({"as_printed": printed} if published else {})
         denominator = "the questions in the prediction file" if published else ""
-        return Scores(metrics, "percent", choices.state_counts(marks), per_sample, denominator, details, notes)
+        counts, unread = choices.state_counts(marks), predictions.unread(marks)
+        return Scores(metrics, "percent", counts, per_sample, denominator, details, notes, unread)
 
+    def choice(self, row: Row, truth: Mapping[str, Question] | None) -> Reading[int | None]:
+        """Without the annotations only the right option's words are known, not how many there are."""
+        if truth:
+            options = truth[row.id].options
+            return choices.chosen(row.text, len(options), options)
+        told, same = choices.chosen(row.text, 26), choices.chosen(row.text, 1, (row.true.partition(" ")[2],))
+        return Reading(letter_of(row.true), same.rule) if told.value is None and same.value == 0 else told
 
-def _mark(row: Row, truth: Mapping[str, Question] | None, options: Options) -> Mark:
-    groups = truth[row.id].groups if truth else {"task": row.task}
-    if row.text is None:
-        return Mark(row.id, False, "unparsed", groups=groups)
-    if options.protocol == "published":
-        return Mark(row.id, choices.mvbench_right(row.text, row.true, options.variant), groups=groups)
-    shown = truth[row.id].options if truth else (row.true.partition(" ")[2],)
-    right = letter_of(row.true)
-    chosen = _chosen(row.text, shown, right, several=truth is not None)
-    return Mark(row.id, chosen == right, "unparsed" if chosen is None else "scored", groups=groups)
-
-
-def _chosen(text: str, options: Sequence[str], right: int, several: bool) -> int | None:
-    """The option chosen. Without the annotations only the right option's words are known, not how many there are."""
-    if several:
-        return choices.chosen(text, len(options), options)
-    told = choices.chosen(text, 26)
-    return right if told is None and choices.chosen(text, 1, options) == 0 else told
+    def _mark(self, row: Row, truth: Mapping[str, Question] | None, options: Options) -> Mark:
+        groups = truth[row.id].groups if truth else {"task": row.task}
+        if row.text is None:
+            return Mark(row.id, False, "unparsed", groups=groups)
+        if options.protocol == "published":
+            return Mark(row.id, choices.mvbench_right(row.text, row.true, options.variant), groups=groups)
+        chosen = self.choice(row, truth).value
+        return Mark(row.id, chosen == letter_of(row.true), "unparsed" if chosen is None else "scored", groups=groups)
 
 
 def _shown(question: Question) -> str:

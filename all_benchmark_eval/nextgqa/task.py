@@ -10,21 +10,30 @@ Predictions, of the grounded questions or of all of NExT-QA's::
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval import items
-from all_benchmark_eval.benchmark import Benchmark, Layout, Options, Scores, worded
+from all_benchmark_eval.benchmark import Benchmark, Explanation, Layout, Options, Scores, worded
 from all_benchmark_eval.forms import need
 from all_benchmark_eval.metrics.choices import CAREFULLY, Question, chosen
 from all_benchmark_eval.metrics.intervals import iou_union, nextgqa_overlap
-from all_benchmark_eval.metrics.moments import SLACK, State, means_of, order_and_clip, published_wordings
+from all_benchmark_eval.metrics.moments import (
+    SLACK,
+    State,
+    explain_span,
+    means_of,
+    no_length,
+    order_and_clip,
+    published_wordings,
+)
 from all_benchmark_eval.nextgqa.files import FORMS, TRUTHS, Answers, Grounded
 from videollm.common.answers import AnswerLine
 
-THRESHOLDS = (0.3, 0.5)
+THRESHOLDS = (0.3, 0.5, 0.7)
 WHERE, CHOICE = "where", "choice"  # the two stages, as the beginning of a question's id
 
 # by stage; D2VLM published none: its wordings for Charades-STA and for multiple choice
@@ -118,10 +127,27 @@ class NextGQA(Benchmark):
         scores = _scores(truth, predictions, rows, iou, iop, SLACK if corrected else 0.0)
         scores.counts = predictions.counts(clipped)
         scores.denominator = "" if corrected else "the grounded questions in the prediction file"
+        scores.unread = predictions.unread(truth.keys)
+        scores.notes += no_length(truth.spans)
         other = len(predictions.every) - int((predictions.state != State.MISSING).sum())
         if other:
             scores.notes.append(f"{other} answers are to questions that are not grounded: in the details only")
         return scores
+
+    def explain(self, truth: Grounded, predictions: Answers, name: str) -> Explanation:
+        """The span of a question ``<video>_<number>``, and whether its choice is right."""
+        need(name in truth.keys, f"--explain: there is no grounded question {name!r}; an id is <video>_<number>")
+        row = truth.keys.index(name)
+        true = truth.spans[truth.owner == row].tolist()
+        found = explain_span(predictions, row, true, float(truth.durations[row]))
+        choice = "right" if predictions.right[row] else "wrong"
+        return replace(found, read=f"{found.read}, {choice} choice")
+
+    def keep_texts(self, truth: Grounded, predictions: Answers, texts: Mapping[str, str]) -> None:
+        """Of the first stage, which tells the span."""
+        rows = {key: row for row, key in enumerate(truth.keys)}
+        by_key = ((name.partition("_")[2], text) for name, text in texts.items() if name.startswith(f"{WHERE}-"))
+        predictions.told.update({rows[key]: text for key, text in by_key if key in rows})
 
 
 def _overlaps(spans: NDArray, truth: Grounded, corrected: bool) -> tuple[NDArray, NDArray]:
@@ -167,7 +193,7 @@ def _by_type(answers: list[tuple[str, bool]]) -> dict[str, dict]:
 
 def _chosen(text: str, question: Question) -> int:
     """The number of the option that a text with a moment in it chooses; -1 for none."""
-    found = chosen(text, len(question.options), question.options, "digit")
+    found = chosen(text, len(question.options), question.options, "digit").value
     return -1 if found is None else found
 
 

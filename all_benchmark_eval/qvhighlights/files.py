@@ -7,7 +7,7 @@ What is no window (text that cannot be read, a time that is not finite) becomes 
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Submission:
     saliency: list[Floats | None] | None  # None: not in the file, or for this query
     state: NDArray[np.int8]  # [Q], of the windows, or of the saliency where there are none
     published: "Submission | None" = None  # what a published script reads in the same file, where that is another
+    told: dict[int, str] = field(default_factory=dict)  # the text of an answer by the place of its query, where known
 
 
 def qid_of(row: Any, where: str) -> str:

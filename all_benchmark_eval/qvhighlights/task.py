@@ -9,13 +9,17 @@ The first (DisTime) carries its ground truth; the second (moment_detr: json line
 needs a file. Either is scored under either variant.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Layout, Options, Scores, worded
+import numpy as np
+
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Layout, Options, Scores, worded
+from all_benchmark_eval.forms import need
 from all_benchmark_eval.items import Answers, answered
-from all_benchmark_eval.metrics.moments import moment_questions, published_wordings
+from all_benchmark_eval.metrics.moments import State, moment_questions, no_length, published_wordings, unread_of
 from all_benchmark_eval.qvhighlights.files import FORMS, NO_WINDOW, PREFIX, TRUTHS, Queries, Submission
 from all_benchmark_eval.qvhighlights.metrics import VARIANTS
+from videollm.reading.spans import explain_spans
 
 # D2VLM published none: its wording for Charades-STA, with this data set's kind of video
 WORDINGS = published_wordings(" about daily activities")
@@ -66,7 +70,30 @@ class QVHighlights(Benchmark):
         """
         if options.protocol == "published":
             predictions = predictions.published or predictions
-        return VARIANTS[options.variant](predictions, corrected=options.protocol == "corrected")
+        scores = VARIANTS[options.variant](predictions, corrected=options.protocol == "corrected")
+        scores.unread = unread_of(predictions.truth.qids, predictions.state, predictions.told)
+        scores.notes += no_length(np.concatenate(predictions.truth.windows))
+        return scores
+
+    def explain(self, truth: Queries | None, predictions: Submission, name: str) -> Explanation:
+        """The windows of query ``qid`` (its number), and how they were read."""
+        qids, told = predictions.truth.qids, predictions.told
+        qid = name.removeprefix(PREFIX)
+        need(qid in qids, f"--explain: there is no query {name!r}")
+        need(predictions.windows is not None, "--explain: the predictions hold saliency but no windows")
+        row = qids.index(qid)
+        windows, true = predictions.windows[row].tolist(), str(predictions.truth.windows[row].tolist())
+        if predictions.state[row] == State.MISSING:
+            return Explanation(None, "nothing", "no answer in the file", true)
+        spans = [window[:2] for window in windows if window[:2] != NO_WINDOW]
+        reading = explain_spans(told.get(row, ""), float(predictions.truth.durations[row]))
+        as_it_is = "as the file has them" if spans else "no window in the file"
+        rule = reading.rule if row in told and reading.value == spans else as_it_is
+        return Explanation(told.get(row), str(spans or "nothing"), rule, true)
+
+    def keep_texts(self, truth: Queries, predictions: Submission, texts: Mapping[str, str]) -> None:
+        rows = {PREFIX + qid: row for row, qid in enumerate(truth.qids)}
+        predictions.told.update({rows[name]: text for name, text in texts.items() if name in rows})
 
 
 TASK = QVHighlights()

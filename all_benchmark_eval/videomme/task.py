@@ -11,13 +11,14 @@ or the official file, where a video has its ``"questions": [{"question_id", ...,
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from all_benchmark_eval.benchmark import Layout, Options, Scores
 from all_benchmark_eval.forms import Content, Form, Rows, need, pick, rows_with
 from all_benchmark_eval.items import are_texts, as_object, asked_questions, read_rows, video_file
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, tally
+from videollm.reading import Reading
 
 DURATIONS = ("short", "medium", "long")
 GROUPS = ("domain", "sub_category", "task_type")
@@ -87,7 +88,7 @@ class VideoMME(choices.ChoiceBenchmark):
     title = "Video-MME"
     layout = Layout(("videomme.json",))
     headline = ("accuracy", "short", "medium", "long")
-    variants = ("d2vlm",)
+    variants = ("d2vlm", "official")
     wordings = WORDINGS
     truths = (
         Form("Video-MME", '[{"video_id", "question_id", "answer", ...}]', rows_with("question_id"), _asked(_flat)),
@@ -124,13 +125,14 @@ class VideoMME(choices.ChoiceBenchmark):
         return "" if row.question.answer == question.answer else "another right answer than in the annotations"
 
     def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
-        """``published``: the script's letter; an answer in which it finds none leaves the denominator.
+        """``published``: the letter of the variant's script (``choices.videomme_letter``); an answer in which it finds
+        none leaves the denominator.
 
         ``corrected``: the option that the answer's text chooses (``choices.chosen``); an unclear, empty or missing
         answer is wrong and stays in.
         """
         published = options.protocol == "published"
-        marks = predictions.marks(published, lambda row: _mark(row, published))
+        marks = predictions.marks(published, lambda row: self._mark(row, options.variant if published else None))
         found = _breakdown(marks)
         metrics = {"accuracy": found["overall"]["pct"]} | {d: found[d]["pct"] for d in DURATIONS if d in found}
         metrics |= {f"{kind}/{value}": e["pct"] for kind in GROUPS for value, e in found[kind].items()}
@@ -140,20 +142,24 @@ class VideoMME(choices.ChoiceBenchmark):
         details = {"accuracy": found} | ({"as_printed": _as_printed(found)} if published else {})
         denominator = "the questions in which a letter was found" if published else ""
         notes = _notes(predictions) if published else []
-        return Scores(metrics, "percent", choices.state_counts(marks), tables, denominator, details, notes)
+        counts, unread = choices.state_counts(marks), predictions.unread(marks)
+        return Scores(metrics, "percent", counts, tables, denominator, details, notes, unread)
 
+    def choice(self, row: Row, truth: Mapping[str, Question] | None) -> Reading[int | None]:
+        """Options are shown with their letter."""
+        shown = row.question.options
+        bare = [option[2:].strip() if option[1:2] in (".", ")") else option for option in shown]  # "A. text" -> "text"
+        return choices.chosen(row.text or "", max(len(bare), 4), bare)
 
-def _mark(row: Row, published: bool) -> Mark:
-    question, text = row.question, row.text or ""
-    if published:
-        letter = choices.videomme_letter(text)
-        chosen = "ABCD".find(letter) if letter else None
-    else:
-        bare = [option[2:].strip() if option[1:2] in (".", ")") else option for option in question.options]
-        chosen = choices.chosen(text, max(len(bare), 4), bare)  # "A. text" -> "text"
-    state = "unparsed" if chosen is None else "scored"
-    counted = chosen is not None or not published
-    return Mark(row.id, chosen == question.answer, state, counted, question.groups)
+    def _mark(self, row: Row, script: Literal["d2vlm", "official"] | None) -> Mark:
+        """By the letter rule of a published script, or None: what the text says."""
+        if script:
+            letter = choices.videomme_letter(row.text or "", script)
+            chosen = "ABCD".find(letter) if letter else None
+        else:
+            chosen = self.choice(row, None).value
+        state, counted = "unparsed" if chosen is None else "scored", chosen is not None or not script
+        return Mark(row.id, chosen == row.question.answer, state, counted, row.question.groups)
 
 
 def _breakdown(marks: Sequence[Mark]) -> dict:

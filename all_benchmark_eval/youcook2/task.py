@@ -8,9 +8,8 @@ D2VLM writes, ``[{"video", "a": "<evi> .. </evi>1.0 - 2.0 seconds, .."}]``::
     {"xHr8X2Wpmno.mp4": [{"timestamp": [20.80, 70.28], "caption": "cut the stems of the basil leaves."}]}
 """
 
-import re
-from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 
@@ -18,11 +17,12 @@ from all_benchmark_eval import dense_forms
 from all_benchmark_eval.benchmark import Layout, Options, Scores
 from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import Answers, answered, as_object
-from all_benchmark_eval.metrics import captions, dense_scores
+from all_benchmark_eval.metrics import dense_measures, dense_scores, paragraphs
 from all_benchmark_eval.metrics.dense import THRESHOLDS, Floats, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
+from all_benchmark_eval.metrics.paragraphs import paragraph_scores
 from all_benchmark_eval.metrics.parsing import published_steps_with_evidence, split_evidence
 from videollm.reading import read_steps
 
@@ -38,7 +38,7 @@ WORDINGS = {
 METRICS = (
     *("SODA_c", "CIDEr", "METEOR", "F1", "Precision", "Recall"),
     *(f"{name}@{t:g}" for name in ("Precision", "Recall") for t in THRESHOLDS),
-    *("Para_CIDEr", "Para_METEOR"),
+    *("SODA_c_Precision", "SODA_c_Recall", "ROUGE_L", "BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", *paragraphs.METRICS),
 )
 
 
@@ -87,25 +87,27 @@ class YouCook2(dense_scores.DenseBenchmark):
         the harmonic mean of a video's mean precision and recall. SODA_c takes the predicted captions in the order of
         their numbers as *text* (0, 1, 10, 11, 2, ...), against spans in order: with more than ten events the two do not
         belong together. Para_* pair the n-th predicted with the n-th true paragraph, so that they shift behind a
-        missing video. ``corrected``: ``dense_scores.corrected_measures``; spans are cut to the video; a paragraph is
-        paired with its own video's, a missing one scores 0.
+        missing video. The script prints no BLEU and no ROUGE_L; they are computed as its CIDEr is. ``corrected``:
+        ``dense_measures.corrected_measures``; spans are cut to the video; a paragraph is paired with its own video's, a
+        missing one scores 0; BLEU, meant for a corpus, is of paragraphs only.
         """
         words = Words(options)
         if options.protocol == "published":
             predictions = predictions.published or predictions
         score = _corrected if options.protocol == "corrected" else _published
         measures, clipped = score(words, truth, predictions, options.seed)
-        flat = dense_scores.mean_over_thresholds(measures)
+        flat = dense_measures.mean_over_thresholds(measures)
         flat["F1"] = harmonic(flat["Precision"], flat["Recall"])
         means = {name: 100.0 * float(values.mean()) for name, values in flat.items()}
         means |= _paragraphs(words, truth, predictions, options.protocol)
-        notes = words.notes + predictions.notes
+        notes = words.notes + predictions.notes + truth.no_length()
         missing = int((predictions.state == State.MISSING).sum())
         if missing and options.protocol == "published":
             notes.append(f"{missing} videos are missing, so that Para_* pair paragraphs of different videos")
         events = float(np.mean([len(video) for video in predictions.spans]))
         scores = self.scores(truth.names, means, flat, state_counts(predictions.state, clipped), notes)
         scores.details = {"predicted events per video": events}
+        scores.unread = predictions.unread(truth.names)
         return scores
 
 
@@ -114,33 +116,22 @@ def _published(words: Words, truth: DenseTruth, answers: DenseAnswers, seed: int
     listed = [sorted(range(size), key=str) for size in predicted.sizes]  # 0, 1, 10, 11, 2, ...
     heard = [predicted.captions[first + i] for first, row in zip(predicted.first, listed, strict=True) for i in row]
     iou = lambda a, b: iou_epsilon(np.sort(a, -1), np.sort(b, -1))  # noqa: E731
-    return dense_scores.published_measures(words, predicted, true, iou, seed, heard), 0
+    return dense_measures.published_measures(words, predicted, [true], iou, seed, heard), 0
 
 
 def _corrected(words: Words, truth: DenseTruth, answers: DenseAnswers, seed: int) -> tuple[dict[str, Floats], int]:
     answers, clipped = dense_scores.clip_events(truth, answers)
-    return dense_scores.corrected_measures(words, *words.both(answers, truth)), clipped
+    predicted, *references = words.both(answers, truth)
+    return dense_measures.corrected_measures(words, predicted, references), clipped
 
 
 def _paragraphs(words: Words, truth: DenseTruth, answers: DenseAnswers, protocol: str) -> dict[str, float]:
-    """CIDEr and METEOR of all captions of a video as one text, over all videos as one corpus. Letters only."""
-    if not words.tokens:
-        return {}
-    predicted, true = map(_letters, answers.captions), map(_letters, truth.captions)
-    if protocol == "corrected":
-        pairs = list(zip(predicted, true, strict=True))
-    else:
-        there = [text for text, state in zip(predicted, answers.state, strict=True) if state != State.MISSING]
-        pairs = list(zip(there, true, strict=False))
-    scores = {"Para_CIDEr": 100.0 * float(captions.cider([pairs])[0])}
-    if words.meteor:
-        scores["Para_METEOR"] = 100.0 * float(captions.meteor([pairs])[0])
-    return scores
-
-
-def _letters(texts: Sequence[str]) -> str:
-    """The words of texts, lower case, without anything that is not a letter a-z."""
-    return " ".join(re.findall("[a-z]+", " ".join(texts).lower()))
+    """Of all captions of a video as one text; published, the n-th answered video with the n-th true one."""
+    said, true = answers.captions, [[video] for video in truth.captions]
+    if protocol == "published":
+        said = list(compress(said, answers.state != State.MISSING))
+        true = true[: len(said)]
+    return paragraph_scores(said, true, words.meteor)
 
 
 TASK = YouCook2()

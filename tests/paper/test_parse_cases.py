@@ -3,6 +3,7 @@
 Cases come from corner/parse_cases.json of PAPER_DIR; without it there are none.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -31,7 +32,7 @@ PARSE = {
     "span_evidence": published_spans_with_evidence,
     "steps_plain": lambda text: published_steps(text) or (None, None),
     "steps_evidence": lambda text: published_steps_with_evidence(text) or (None, None, None),
-    "videomme_letter": videomme_letter,
+    "videomme_letter": functools.partial(videomme_letter, variant="d2vlm"),
 }
 ALL = read_json(FILE)
 CASES = [pytest.param(kind, case, id=f"{kind}-{n}") for kind in PARSE for n, case in enumerate(ALL.get(kind, []))]

@@ -9,7 +9,8 @@ import pytest
 
 from all_benchmark_eval.benchmark import BenchmarkError, Options, get
 from all_benchmark_eval.etbench.task import official_text
-from all_benchmark_eval.metrics import sentences
+from all_benchmark_eval.metrics import captions, dense_scores, sentences
+from all_benchmark_eval.metrics.choices import videomme_letter
 from tests.answers import answer_line
 
 TVG = {"task": "tvg", "source": "a", "idx": 0, "video": "a/0.mp4", "duration": 60.0, "tgt": [10.0, 20.0], "q": "when?"}
@@ -357,3 +358,43 @@ def test_captions_are_left_out_and_told_without_java(tmp_path):
     scores = score("etbench", [DVC | {"a": "0 - 9, cut it up"}], tmp_path, truth=False)
     assert (scores.metrics["DVC_F1"], scores.metrics["DVC_Sim"]) == (1.0, None)
     assert "no Java" in "".join(scores.notes)
+
+
+# ---- rules of other scripts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "official", "d2vlm"),
+    [
+        ("C", "C", "C"),
+        ("The best answer is C.", "C", "C"),
+        ("Because it is D", "B", "B"),
+        ("Answer: C", "A", "C"),  # the leaderboard's script does not cut "Answer:" out
+        ("Best option: C", "B", "C"),  # two phrases without a comma between them are one
+        ("The correct option is C", "C", "C"),
+        ("It is seen late. (C)", "C", ""),  # it looks behind the period
+        ("none of these", "", ""),
+    ],
+)
+def test_the_leaderboards_letter_is_not_d2vlms(text, official, d2vlm):
+    assert (videomme_letter(text, "official"), videomme_letter(text, "d2vlm")) == (official, d2vlm)
+
+
+def test_videomme_is_scored_by_the_leaderboards_rule_too(tmp_path):
+    rows = [MOVIE | {"a": "It is late. (B)"}, MOVIE | {"question_id": "1-2", "a": "no idea"}]
+    by_variant = {v: score("videomme", rows, tmp_path, "published", True, v) for v in ("official", "d2vlm")}
+    assert by_variant["official"].metrics["accuracy"] == 100  # the other one has no letter and leaves the denominator
+    assert by_variant["d2vlm"].metrics["accuracy"] is None
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [("published", 0), ("corrected", 10)])
+def test_a_perfect_caption_of_etbench_has_full_cider_if_corrected(protocol, expected, tmp_path, monkeypatch):
+    """As published, a video's own captions are all the documents: the words of one caption are in every one of them."""
+    monkeypatch.setattr(dense_scores, "find_java", lambda: "java")
+    monkeypatch.setattr(captions, "tokenize", lambda texts: [text.lower().strip(" .") for text in texts])
+    kept = "whisk the eggs with sugar"
+    rows = [DVC | {"g": [kept], "q": "?", "a": f"0.0 - 9.0 seconds, {kept}."}]
+    rows += [DVC | {"g": ["fold the dough slowly now"], "q": "?", "idx": 1, "video": "a/3.mp4", "a": "I see nothing."}]
+    scores = score("etbench", rows, tmp_path, protocol, truth=False)
+    name = "dvc/a/CIDEr"
+    assert scores.per_sample[name]["dvc/a/0"] == pytest.approx(expected)

@@ -161,7 +161,7 @@ def test_no_damage_to_any_form_is_an_exception(tmp_path_factory, case, path, val
     rows = list(map(json.loads, data.splitlines())) if isinstance(data, str) else data
     paths = write(folder / "given.json", changed(rows, path, value)), write(folder / file, TRUTH_OF[name])
     try:
-        score_file(name, *paths, folder / "scores.json", skip_meteor=True)
+        score_file(name, paths[0], paths[1:], folder / "scores.json", skip_meteor=True)
     except BenchmarkError as error:
         assert "\n" not in str(error)
 

@@ -98,7 +98,7 @@ def test_nextgqas_own_two_files_are_a_folder(tmp_path):
     truth, folder = nextgqa(tmp_path), tmp_path / "out"
     folder.mkdir()
     write(folder / "test-res.json", QA), write(folder / "test_ground.json", GROUND)
-    result = score_file("nextgqa", folder, truth, tmp_path / "s.json")
+    result = score_file("nextgqa", folder, [truth], tmp_path / "s.json")
     for entry in result["protocols"].values():
         assert [entry["metrics"][m] for m in ("Acc@GQA", "mIoP", "mIoU", "Acc@QA")] == pytest.approx([50, 100, 75, 50])
     assert entry["details"]["Acc@QA by type, grounded"]["TN"]["pct"] == 100
@@ -110,7 +110,7 @@ def test_nextgqas_own_two_files_are_a_folder(tmp_path):
     ):
         write(folder / name, data)
         with pytest.raises(BenchmarkError, match=message):
-            score_file("nextgqa", folder, truth, tmp_path / "s.json")
+            score_file("nextgqa", folder, [truth], tmp_path / "s.json")
         (folder / "test_ground_cb.json").unlink(missing_ok=True)
 
 
@@ -119,7 +119,7 @@ def test_one_text_answers_both_stages_of_nextgqa(tmp_path):
         {"id": "TN_111_0", "text": "Answer: (D), from 5.0 to 10.0 seconds."},
         {"video": "111", "question": "how", "answer": "From 0 to 15 seconds. The answer is B."},
     ]
-    result = score_file("nextgqa", write(tmp_path / "p.jsonl", lines(*rows)), nextgqa(tmp_path), tmp_path / "s.json")
+    result = score_file("nextgqa", write(tmp_path / "p.jsonl", lines(*rows)), [nextgqa(tmp_path)], tmp_path / "s.json")
     assert result["protocols"]["corrected"]["metrics"]["Acc@QA"] == 50
     assert result["protocols"]["corrected"]["metrics"]["mIoU"] == pytest.approx(75)
 
@@ -142,7 +142,7 @@ def test_texts_of_any_model_are_scored_for_every_other_benchmark(name, shape, tm
         by_video.setdefault(v, {})[q] = text
     data = {"lines": lines(*rows), "list": rows, "by video": by_video}[shape]
     paths = write(tmp_path / "p.jsonl", data), write(tmp_path / file, truth)
-    found = score_file(name, *paths, tmp_path / "s.json", protocols=["corrected"], skip_meteor=True)
+    found = score_file(name, paths[0], paths[1:], tmp_path / "s.json", protocols=["corrected"], skip_meteor=True)
     assert found["protocols"]["corrected"]["metrics"][metric] == value
 
 

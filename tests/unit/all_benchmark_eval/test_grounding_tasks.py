@@ -334,3 +334,32 @@ def test_a_choice_that_is_no_number_is_wrong_and_a_single_time_is_a_point(tmp_pa
     assert published.per_sample["mIoU"]["111_0"] == 0
     assert scored("nextgqa", tmp_path, file, "corrected").per_sample["mIoP"]["111_0"] == 0
     assert published.details["Acc@QA by type, grounded"].keys() == {"TN", "T", "all"}
+
+
+POINT = {  # a ground truth whose first span has no length
+    "charades": {"database": {"AAA": {"duration": 30.0, "annotations": [{"label": "a door.", "segment": [10, 10]}]}}},
+    "anet": {"v_A": {"duration": 50, "timestamps": [[7, 7], [20, 40]], "sentences": ["One.", " Two."]}},
+    "qvhighlights": [{"qid": 7, "query": "q", "duration": 150, "relevant_windows": [[10, 10]]}],
+    "nextgqa": {"111": {"duration": 30, "location": {"0": [[5, 5], [20, 25]]}}},
+}
+
+
+@pytest.mark.parametrize("protocol", ["published", "corrected"])
+@pytest.mark.parametrize("name", GROUNDING)
+def test_true_spans_of_no_length_are_counted_in_a_note(name, protocol, tmp_path) -> None:
+    task = get(name)
+    known = {"charades": {"AAA": PERFECT["charades"]["AAA"]}, "anet": PERFECT["anet"]}
+    known |= {key: PERFECT[key][:1] for key in ("qvhighlights", "nextgqa")}
+    path = write(tmp_path / "p.json", known[name])
+    for truth, notes in ((POINT[name], 1), (TRUTH[name], 0)):
+        true = task.load(write(tmp_path / "t.json", truth))
+        scores = task.score(true, task.read(path, true), Options(protocol, task.variants[0]))
+        assert sum(note.startswith("1 true spans have no length") for note in scores.notes) == notes
+
+
+@pytest.mark.parametrize("protocol", ["published", "corrected"])
+def test_nextgqa_has_recalls_of_iop_and_iou_up_to_seven_tenths(protocol, tmp_path) -> None:
+    given = [{**PERFECT["nextgqa"][0], "timestamp": [5, 13]}, {**PERFECT["nextgqa"][1], "timestamp": [0, 24]}]
+    metrics = scored("nextgqa", tmp_path, given, protocol).metrics  # IoP 0.625 and 1, IoU 0.625 and 0.8
+    assert [metrics[f"IoP@{t}"] for t in (0.3, 0.5, 0.7)] == [100, 100, 50]
+    assert [metrics[f"IoU@{t}"] for t in (0.3, 0.5, 0.7)] == [100, 100, 50]

@@ -41,7 +41,8 @@ def test_published_parsers_raise_nothing_but_value_error(text):
 
 @given(TEXTS, st.integers(2, 6))
 def test_published_rules_for_a_choice_take_any_text(text, count):
-    assert choices.videomme_letter(text) in ("", "A", "B", "C", "D")
+    for variant in ("d2vlm", "official"):
+        assert choices.videomme_letter(text, variant) in ("", "A", "B", "C", "D")
     for variant in ("distime", "d2vlm"):
         choices.mvbench_right(text, "(A) yes", variant)
     choices.longvideobench_right(text, "A. yes")
@@ -64,7 +65,7 @@ def test_time_grows_about_linearly_with_the_text(fragment):
     for parse in (*PUBLISHED, parsing.published_number):
         with contextlib.suppress(ValueError):
             parse(text)
-    choices.videomme_letter(text)
+    choices.videomme_letter(text, "official")
     assert time.process_time() - started < SECONDS
 
 
@@ -84,4 +85,4 @@ def test_evidence_ends_at_the_first_delimiter_and_the_answer_starts_behind_the_l
 
 
 def test_evidence_is_no_part_of_a_choice():
-    assert choices.chosen("<evi> (A) 1 - 2 </evi>Best Option: (D)", 4) == 3
+    assert choices.chosen("<evi> (A) 1 - 2 </evi>Best Option: (D)", 4).value == 3
