@@ -186,7 +186,14 @@ RANDOM_ACCESS = {
     "fragments.mp4": of("libx264", movflags="frag_keyframe+empty_moov"),
 }
 KINDS_OF_CUT = {"x.mkv": "libx264", "x.webm": "libvpx", "x.avi": "mpeg4", "x.flv": "flv", "x.wmv": "wmv2"}
-JOINED = {"x.ts": "libx264", "x.vob": "mpeg2video", "x.mkv": "libx264", "x.mp4": "libx264", "x.flv": "flv"}
+JOINED = {
+    "x.ts": "libx264",
+    "x.vob": "mpeg2video",
+    "x.mkv": "libx264",
+    "x.mp4": "libx264",
+    "x.flv": "flv",
+    "x.wmv": "wmv2",
+}
 MIRRORS = {
     "hflip": (-1, 0, 0, 1),
     "vflip": (1, 0, 0, -1),

@@ -17,7 +17,7 @@ from videollm.common.config import UserError
 from videollm.common.files import Bad
 from videollm.data import letter
 from videollm.data.conversation import SpanMark, Turn, VisualMark, span_marks
-from videollm.data.foreign import VISUAL_MARKS, check_keys, own_marks
+from videollm.data.foreign import VISUAL_MARKS, check_keys, own_span_marks, own_visual_marks
 from videollm.data.options import KEYS, parse_asking
 from videollm.data.published import EVIDENCE_END, SPAN_MARKS, from_classes, read_as_published
 from videollm.data.record import Record, RejectedAnswer, Span, place, plain_name
@@ -163,8 +163,9 @@ def _conversation(item: dict, raw: bool, literal: bool) -> tuple[list[tuple[str,
         again = raw and role == "user" and texts  # published DisTime joins whatever turns come
         if role != expected and not (role == "system" and k == 0) and not again:
             raise Bad(f"a turn of the {role} where the {expected} should speak", name, "make the two take turns")
+        text = text if raw else own_span_marks(text)
         if role == "user" and not literal:
-            text = own_marks(text, name)
+            text = own_visual_marks(text, name)
         if role == "assistant":
             text, stage = (letter.neutral_answer(text), True) if literal else _without_evidence(text, name)
             staged |= stage
@@ -302,7 +303,7 @@ def _rejected(
     chosen = _wording(turns[-1], before), spans_s[before:]
     found = []
     for k, entry in enumerate(entries):
-        answer = _rejected_answer(entry, f"{name}[{k}]", before, spans, turns[-1].written is not None)
+        answer = _rejected_answer(entry, f"{name}[{k}]", before, spans, raw, turns[-1].written is not None)
         if (_wording(answer.turn, before), answer.spans_s) == chosen and not raw:
             raise Bad("the same as the chosen answer", f"{name}[{k}]", "make it worse, or leave it out")
         if answer.text_only and (answer.spans_s or chosen[1]):
@@ -312,7 +313,7 @@ def _rejected(
 
 
 def _rejected_answer(
-    entry: Any, name: str, before: int, spans: Callable[[str, dict], list[Span]], literal: bool
+    entry: Any, name: str, before: int, spans: Callable[[str, dict], list[Span]], raw: bool, literal: bool
 ) -> RejectedAnswer:
     """One rejected answer; ``before`` spans stand in the turns before it."""
     if not isinstance(entry, dict):
@@ -326,6 +327,7 @@ def _rejected_answer(
             raise Bad(what, f"{name}.{key}", "write a string")
     if not isinstance(text_only, bool):
         raise Bad(f"{kind_of(text_only)} instead of true or false", f"{name}.text_only", "leave the key out for false")
+    text = text if raw else own_span_marks(text)
     said, literal = text, literal and letter.marked_twice(text, entry.get("tgt"))
     text = letter.neutral_answer(text) if literal else _without_evidence(text, f"{name}.value")[0]
     if not text.strip() and not literal:

@@ -63,7 +63,7 @@ def without_long(
     Raises:
         AnnotationError: they are more than the share ``allowed`` of the records, or all; names every one.
     """
-    if len(tokens) > allowed * len(records) or (records and len(tokens) == len(records)):
+    if exceeds(len(tokens), len(records), allowed):
         share = f"raise data.max_bad_fraction={allowed:g} to leave out {len(tokens)} of {len(records)}"
         raise AnnotationError([f"{long_line(records[i], n, max_length)}, or {share}" for i, n in tokens.items()])
     left_out = [
@@ -71,6 +71,11 @@ def without_long(
         for i, n in tokens.items()
     ]
     return [record for i, record in enumerate(records) if i not in tokens], left_out
+
+
+def exceeds(bad: int, records: int, allowed: float) -> bool:
+    """Whether more records are bad than the share ``allowed``, or all of them."""
+    return bad > 0 and (bad > allowed * records or bad == records)
 
 
 def long_line(record: Record, tokens: int, max_length: int) -> str:

@@ -1,7 +1,7 @@
 """What other projects write in place of our keys and marks of visuals: told apart from keys that are nobody's business.
 
-In: a line's object, or the text of a user's turn. Out: the text with our own marks; or one complaint that names the
-right key or mark, where a record would train without its video. Knows no file and no tokenizer.
+In: a line's object, or the text of a turn. Out: the text with our own marks; or one complaint that names the right key
+or mark, where a record would train without its video. Knows no file and no tokenizer.
 """
 
 import difflib
@@ -10,21 +10,22 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from videollm.common.files import Bad
+from videollm.data.published import EVIDENCE_END, SPAN_MARKS
 
 VISUAL_MARKS = ("<video>", "<image>")
 # As other projects call what a record cannot do without; compared as ``_plain`` gives it.
 NAMES = {
-    "video": "vid vidio video_path video_paths video_file video_files video_name video_url clip_path",
-    "image": "img imgs img_path image_path image_paths image_file image_files image_name image_url picture pictures",
+    "video": "vid vidio vidpath videopath videopaths videofile videofiles videoname videourl clippath",
+    "image": "img imgs imgpath imagepath imagepaths imagefile imagefiles imagename imageurl picture pictures",
     "conversations": "conv convs dialog dialogs dialogue dialogues message messages chat",
-    "duration": "video_duration duration_s duration_sec",
-    "tgt": "timestamp timestamps time_stamp time_stamps gt_timestamp gt_timestamps",
-    "rejected": "reject rejects rejected_answer rejected_answers",
+    "duration": "videoduration durationsec",
+    "tgt": "timestamp timestamps gttimestamp gttimestamps",
+    "rejected": "reject rejects rejectedanswer rejectedanswers",
 }
 MEANT = {name: key for key, names in NAMES.items() for name in names.split()}
-ALONE = {"video_id": "video", "image_id": "image"}  # names of a visual where it has no other; else anyone's
+ALONE = {"videoid": "video", "imageid": "image"}  # names of a visual where it has no other; else anyone's
 NOTHING = (None, "", [], {})  # says no more than a key that is left out
-NEAR = 0.83  # difflib's likeness from which a longer word is taken for a slip of the pen
+NEAR = 0.85  # difflib's likeness from which a longer word is taken for a slip of the pen
 
 _FOREIGN = (
     r"<video>(?:\s*<videohere>)?\s*</video>|<\|vision_start\|>\s*<\|video_pad\|>\s*<\|vision_end\|>|<\|video(?:_pad)?\|>"
@@ -33,6 +34,8 @@ _FOREIGN = (
     r"|<\|image(?:_pad)?\|>|<imagehere>|<image_placeholder>|<image>|<img>",
 )
 _OURS = [(re.compile(pattern, re.IGNORECASE), mark) for pattern, mark in zip(_FOREIGN, VISUAL_MARKS, strict=True)]
+_SPANS = re.compile("|".join((*SPAN_MARKS, EVIDENCE_END)), re.IGNORECASE)
+_AS_OURS = {mark.lower(): mark for mark in (*SPAN_MARKS, EVIDENCE_END)}
 _LIKE_A_MARK = re.compile(
     r"</?\|?(?:[^<>\s]{0,40}[^<>\sa-z])?(?:videos?|images?|vid|img|vision)(?![a-z])[^<>\s]{0,40}>", re.IGNORECASE
 )
@@ -59,18 +62,26 @@ def _meant(key: str, known: Collection[str]) -> str | None:
     """The known key that ``key`` stands for: written otherwise, by another name, or misspelt."""
     plain = _plain(key)
     for own in known:
-        if plain in (own, f"{own}s") or (len(own) >= len("task") and sorted(plain) == sorted(own)):
+        letters = _plain(own)
+        if plain in (letters, f"{letters}s") or (len(own) >= len("task") and sorted(plain) == sorted(letters)):
             return own
     near = [name for name in difflib.get_close_matches(plain, NAMES, cutoff=NEAR) if name[0] == plain[0]]
     return MEANT.get(plain) or next(iter(near), None)
 
 
 def _plain(key: str) -> str:
-    return re.sub(r"[\s_-]+", "_", key.strip().casefold())
+    """The letters of a key: ``Video-Path``, ``video_path`` and ``videoPath`` are one."""
+    return re.sub(r"[\s_-]+", "", key.casefold())
 
 
-def own_marks(text: str, name: str) -> str:
-    """The text of a user's turn with our own marks in place of others whose meaning is clear; ``name`` is the turn's.
+def own_span_marks(text: str) -> str:
+    """The text of any turn with span marks in the letters that we write them in: ``<SPAN>`` is ``<span>``."""
+    return _SPANS.sub(lambda mark: _AS_OURS[mark[0].lower()], text)
+
+
+def own_visual_marks(text: str, name: str) -> str:
+    """The text of a user's turn, whose name is ``name``, with our own marks of visuals in place of others whose meaning
+    is clear.
 
     Raises:
         Bad: something that looks like a mark of a video or an image, and is none that is known.

@@ -185,8 +185,8 @@ def parse_rows(
         except AnnotationError as error:
             problems += error.problems
             continue
-        if raw_spans and record.id in first_use:
-            record = replace(record, id=f"{record.id}:{line}")  # published code looks at no id
+        while raw_spans and record.id in first_use:  # published code looks at no id
+            record = replace(record, id=f"{record.id}:{line}")
         first = first_use.setdefault(record.id, record)
         if first is not record:
             problems.append(f"{record.where}: has the id {record.id!r} of {first.where} (id) - give each its own")

@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,14 +18,17 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 
 from videollm.batches.dataset import VideoDataset
+from videollm.batches.lengths import too_long
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
-from videollm.data import Record, load_records
+from videollm.data import AnnotationError, Record, load_records
 from videollm.data.conversation import SpanMark
+from videollm.data.filters import exceeds
 from videollm.data.mixture import below
 from videollm.inference.answer import answer_records
+from videollm.inference.plan import room_for_question
 from videollm.model.objective import Objective
 from videollm.training.features import fill_store
 from videollm.training.settings import Settings
@@ -89,6 +92,7 @@ def make_validation(
     if not truths:
         raise ConfigError("data.validation: no record has an answer with a span; give some, or no train.validate_every")
     records, world = [record for record, _ in truths.values()], arguments.world_size
+    check_questions_fit(bundle, settings, records)
     mine = records[arguments.process_index :: world]
     plain = bundle.reader(reader.root, backend=settings.data.backend)
     plain.frames = reader.frames if plain.sampler == reader.sampler else None
@@ -118,6 +122,23 @@ def make_validation(
     return Validation(validate, hashlib.sha256(json.dumps([asked, compared]).encode()).hexdigest())
 
 
+def check_questions_fit(bundle: Bundle, settings: Settings, records: Sequence[Record]) -> None:
+    """AnnotationError before the first step where the first validation would fail, as more questions than are tolerated
+    are too long to be asked; names every one. ``records`` end with an answer."""
+    room, allowed = room_for_question(bundle.config, settings.generate), settings.data.max_bad_fraction
+    found = too_long([replace(record, turns=record.turns[:-1]) for record in records], bundle.encoder(), room)
+    if not exceeds(len(found), len(records), allowed):
+        return
+    share = f"raise data.max_bad_fraction={allowed:g} to leave out {len(found)} of {len(records)}"
+    raise AnnotationError(
+        [
+            f"{records[i].where}: {tokens} tokens with the fewest frames, and the model has room for {room} beside its "
+            f"answer (conversations) - shorten the question, lower generate.max_new_tokens, or {share}"
+            for i, tokens in found.items()
+        ]
+    )
+
+
 def answer_spans(record: Record) -> list[list[float]]:
     """The spans of the answer that is to be given, [start, end] in seconds; not those of the turns before it."""
     parts = record.turns[-1].parts if record.has_answer else ()
@@ -127,7 +148,7 @@ def answer_spans(record: Record) -> list[list[float]]:
 def limit_unasked(lines: dict[str, AnswerLine], allowed: float) -> int:
     """How many questions could not be asked; BadVideosError past the tolerated share, or if it is all of them."""
     bad = [line for line in lines.values() if line.error]
-    if bad and (len(bad) > allowed * len(lines) or len(bad) == len(lines)):
+    if exceeds(len(bad), len(lines), allowed):
         raise BadVideosError(
             f"{len(bad)} of {len(lines)} validation questions could not be asked (data.max_bad_fraction={allowed}), "
             f"first {bad[0].id}: {bad[0].error}; mend them or raise the fraction, and resume"

@@ -5,8 +5,8 @@ Times come from the packets alone, so variable frame rates, edit lists and start
 file promises (a length in its header) is compared with what is there. Three faults of times are told apart:
 
 - *Times that start again* (``cat a.ts b.ts``): the decoding time falls back by more than reordering explains, or
-  pictures share a time, or (MP4, FLV) another file begins behind the last packet. Pictures would get lost or change
-  places, so the file is refused.
+  pictures share a time, or (MP4, FLV, WMV) another file begins behind the last packet. Pictures would get lost or
+  change places, so the file is refused.
 - *A jump of the clock*: only MPEG-TS and MPEG-PS have a clock that a sender may set anew. A gap of over 10 s there is a
   jump if a keyframe follows it and no other stream has packets inside it. Only a person can be sure, so it is a problem
   that ``VideoInfo`` carries, not a refusal.
@@ -35,10 +35,12 @@ CLOCKED = ("mpegts", "mpeg")  # formats with a clock that may jump; their length
 JUMP_S = 10.0  # ffmpeg's own limit (-dts_delta_threshold)
 REORDERED = 16  # pictures that a decoder may hold back; the most of all codecs
 LOST_SHARE = 0.01  # of the pictures: more that share a time are a refusal
+ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the header object that says how long it plays
 HEADERS = {  # how a file begins, of formats of which FFmpeg reads the first alone if several are joined
     "mov,mp4,m4a,3gp,3g2,mj2": re.compile(rb"\x00\x00\x00.ftyp[ -~]{4}\x00", re.DOTALL),
     "flv": re.compile(rb"FLV\x01.\x00\x00\x00\t", re.DOTALL),
+    "asf": re.compile(re.escape(ASF_HEADER)),
 }
 MOST_INDEX = 1 << 26  # bytes: the longest index behind the pictures that is searched
 SECONDS_OF_TAG = (3600.0, 60.0, 1.0)  # hh:mm:ss.fraction
@@ -117,6 +119,8 @@ class Timeline:
         self.counted = container.format.name == "avi"  # which labels B-frames in the order of decoding
         self.packets = packets = _read(container, stream)
         shown = (packets.pts != NONE) & (packets.size > 0) & ~packets.hidden
+        if not packets.size.any():
+            raise video_error(path, "is truncated: none of its pictures are there", "fetch it again")
         if not shown.any():
             raise video_error(path, "has no picture with a time", mend(path))
         self.ticks, first = np.unique(packets.pts[shown], return_index=True)

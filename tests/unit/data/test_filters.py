@@ -129,6 +129,21 @@ def test_every_record_too_long_is_named_before_the_first_step(tmp_path, capsys, 
     assert "2 records left out (data.max_length: 2)" in caplog.text
 
 
+def test_questions_that_are_too_long_for_a_validation_are_named_before_the_first_step(tmp_path, capsys):
+    lines = [too_long_lines(4, (1, 2))[i] | {"id": f"v{i}"} for i in range(4)]
+    config = ["--config", str(write_config(tmp_path, "text", steps=2))]
+    asked = write_lines(tmp_path / "asked.jsonl", lines)
+    config += [f"data.validation=[{asked}]", "train.validate_every=2"]
+    assert train.main(config) == 2
+    said = capsys.readouterr().err
+    assert all(f"asked.jsonl:{number}: 1" in said for number in (2, 3)) and "asked.jsonl:1: " not in said
+    assert re.search(r"the model has room for \d+ beside its answer .* to leave out 2 of 4", said)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert train.main([*config, "data.max_bad_fraction=0.5", "train.output=" + str(tmp_path / "other")]) == 0
+    logged = map(json.loads, (tmp_path / "other" / "log.jsonl").read_text().splitlines())
+    assert [entry["eval_unreadable"] for entry in logged if "eval_unreadable" in entry] == [2]
+
+
 def test_what_is_trained_on_is_counted_at_the_start(tmp_path, capsys):
     lines = [*clip_lines(2), {"conversations": turns("hi", "hello")}, too_long_lines(1, (0,))[0] | {"id": "long"}]
     config = write_config(tmp_path, "text", lines=lines, steps=1)

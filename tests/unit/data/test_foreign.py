@@ -6,7 +6,7 @@ import pytest
 
 from tests.models import turns
 from videollm.data import AnnotationError, neutral_json, parse_record
-from videollm.data.conversation import VisualMark
+from videollm.data.conversation import SpanMark, VisualMark
 
 VIDEO = VisualMark(0)
 
@@ -41,6 +41,10 @@ def problem(annotation):
         (" video-file", "v.mp4", "video"),
         ("vedio", "v.mp4", "video"),
         ("video_id", "v", "video"),
+        ("videoPath", "v.mp4", "video"),
+        ("vid_path", "v.mp4", "video"),
+        ("videoId", "v", "video"),
+        ("imagePath", "a.png", "image"),
         ("images", ["a.png"], "image"),
         ("image_path", "a.png", "image"),
         ("imgae", "a.png", "image"),
@@ -95,6 +99,20 @@ def test_a_mark_whose_meaning_is_not_clear_is_refused(mark):
     for line in (item(f"{mark} q", "a"), item(f"{mark} q", "a", video=None)):
         assert f"unknown mark {mark} (conversations[0]) - write <video>" in problem(line)
     assert parts(item("q", f"{mark} a"))[1] == (f"{mark} a",)  # an answer's text is its own
+
+
+@pytest.mark.parametrize("mark", ["<Span>", "<SPAN>", "<EVI>", "<time_stamp>"])
+def test_span_marks_in_other_letters_are_ours(mark):
+    line = item(f"What after {mark}?", f"At {mark}.", src=[1, 2], tgt=[3, 4])
+    assert parts(line) == [(VIDEO, "What after ", SpanMark(0), "?"), ("At ", SpanMark(1), ".")]
+    worse = {"factor": "shift", "value": f"At {mark}.", "tgt": [5, 6]}
+    (answer,) = parse(line | {"rejected": [worse]}).rejected
+    assert answer.turn.parts == ("At ", SpanMark(1), ".")
+    assert parts(item("q", "<EVI></EVI> <evi>, a.", tgt=[3, 4]))[1] == (SpanMark(0), ", a.")
+    literal = parse_record(
+        item("q", f"At {mark}."), 3, "set.jsonl", raw_spans=True
+    )  # published code reads no such mark
+    assert literal.turns[1].parts == (f"At {mark}.",)
 
 
 def test_other_tags_of_a_question_are_text():

@@ -149,6 +149,8 @@ def test_ids_that_occur_twice_are_told_apart_where_published_code_does_not_look(
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(item(id="x")) + "\n" for _ in range(2)))
     assert [record.id for record in load_records(path, raw_spans=True)] == ["x", "x:2"]
+    thrice = [record.id for record in load_records([path] * 3, raw_spans=True)]
+    assert len(set(thrice)) == 6 and thrice[:2] == ["x", "x:2"]
     with pytest.raises(AnnotationError, match="has the id 'x'"):
         load_records(path)
 

@@ -37,6 +37,7 @@ def refusal(path) -> str:
         ("x.mkv", "libx264", "its times start again, from 5.96 s to 0.00 s"),
         ("x.mp4", "libx264", "another file is joined to it, of which nothing can be read (behind 6.00 s)"),
         ("x.flv", "flv", "another file is joined to it, of which nothing can be read (behind 6.00 s)"),
+        ("x.wmv", "wmv2", "another file is joined to it, of which nothing can be read (behind 6.00 s)"),
     ],
 )
 def test_joined_files_are_refused_with_both_places_and_a_remedy(tmp_path, name, codec, places):
@@ -191,6 +192,13 @@ def test_a_file_that_ends_in_a_picture_is_cut_also_where_no_length_is_promised(t
     data = path.read_bytes()
     path.write_bytes(data[: data.rindex(b"moof") - 300])  # the last whole fragment loses its end
     assert probe(path).problems["truncated"].startswith("is truncated: ")
+
+
+def test_a_file_whose_pictures_are_all_missing_is_to_be_fetched_again(tmp_path):
+    """Its index, which comes last, is cut: it has a length, but no place of any picture. No command mends that."""
+    data = encode(tmp_path / "x.mp4", "libx264").read_bytes()
+    (tmp_path / "x.mp4").write_bytes(data[: data.rindex(b"stts") - 4])
+    assert refusal(tmp_path / "x.mp4").endswith(": is truncated: none of its pictures are there; fetch it again")
 
 
 def test_a_table_that_promises_less_than_there_is_promises_nothing(tmp_path):
