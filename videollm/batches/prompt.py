@@ -13,7 +13,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from videollm.batches.templates import Template
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, need
 from videollm.data.conversation import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
 from videollm.heads import TemporalHead
 
@@ -26,6 +26,9 @@ class VisualTokenSettings:
     start: str = ""  # special token before a run of adjacent frames (InternVL's <img>)
     end: str = ""  # special token behind it
     after: str = "\n"  # text behind a whole video or image
+
+    def __post_init__(self):
+        need(self.token, "model.visual_tokens.token: is empty; frames need a token to stand at, such as <frame>")
 
 
 @dataclass

@@ -52,5 +52,5 @@ def check_flash(needing: Sequence[str], precision: str) -> None:
 
     ``needing`` names the settings under which a token does not just see all before it.
     """
-    need(not needing, f"{KEY}: {FLASH} is causal and takes no other mask, as {', '.join(needing)} need; set sdpa")
+    need(not needing, f"{KEY}: {FLASH} is causal and takes no other mask (needed by {', '.join(needing)}); set sdpa")
     need(precision != "fp32", f"{KEY}: {FLASH} needs train.precision=bf16, this run has {precision}; or set sdpa")

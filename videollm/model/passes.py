@@ -62,7 +62,11 @@ def layer_index(decoder: nn.Module, layer: int) -> int:
 
     The states of the last one are those after the final norm, -1.
     """
-    count = len(decoder.layers)
+    layers = getattr(decoder, "layers", None)
+    if layers is None:
+        what = f"{type(decoder).__name__} does not list its layers, whose states this head needs"
+        raise ConfigError(f"model.language.model_type: {what}; choose another, such as qwen2, llama or phi3")
+    count = len(layers)
     index = layer if layer > 0 else count + 1 + layer
     if not 0 < index < count:
         raise ConfigError(f"model.head: layer {layer} is not below the last of the language model's {count} layers")

@@ -112,6 +112,11 @@ class LoraSettings:
     dropout: float = 0.05
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
 
+    def __post_init__(self):
+        at_least("train.lora", self, 1, "r")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"train.lora.dropout: {self.dropout} is not in [0, 1)")
+
 
 @dataclass
 class TrainSettings:

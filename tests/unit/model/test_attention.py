@@ -105,10 +105,10 @@ BF16 = {"precision": "bf16"}
 @pytest.mark.parametrize(
     ("backbone", "head", "changes", "says"),
     [
-        ("internvl", "text", {"train": BF16, "data": {"pack": True}}, "as data.pack need; set sdpa"),
-        ("internvl", "text", {"train": BF16, "bidirectional_frames": True}, "as model.bidirectional_frames need"),
-        ("internvl", "d2vlm", {"train": BF16}, "as the d2vlm head need"),
-        ("internvl", "text", {"train": BF16 | {"objective": {"name": "d2vlm.fpo"}}}, "as train.objective need"),
+        ("internvl", "text", {"train": BF16, "data": {"pack": True}}, "(needed by data.pack); set sdpa"),
+        ("internvl", "text", {"train": BF16, "bidirectional_frames": True}, "(needed by model.bidirectional_frames)"),
+        ("internvl", "d2vlm", {"train": BF16}, "(needed by the d2vlm head)"),
+        ("internvl", "text", {"train": BF16 | {"objective": {"name": "d2vlm.fpo"}}}, "(needed by train.objective)"),
         ("gemma2", "text", {"train": BF16, "bidirectional_frames": False}, "gemma2 caps its attention"),
         ("internvl", "text", {}, "needs train.precision=bf16, this run has fp32"),
         ("internvl", "text", {"train": BF16}, "needs a GPU and pip install flash-attn"),

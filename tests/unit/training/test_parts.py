@@ -39,7 +39,11 @@ CASES = {  # what is laid over a config that works: how the message begins, and 
     "model.language.model_type=[1]": ("model.language.model_type: [1]", ""),
     "train.objective={name: [1]}": ("train.objective.name: no objective [1]", ""),
     "train.objective={name: d2vlm.fpo, bta: 1}": ("train.objective.bta: ", "did you mean train.objective.beta"),
+    "model.language={model_type: gpt2}": ("model.language.model_type: GPT2Model ", "choose another"),
+    "model.visual_tokens.token=''": ("model.visual_tokens.token: ", "is empty"),
     "train.lora={r: x}": ("train.lora.r: ", "expected int"),
+    "train.lora={r: 0}": ("train.lora.r: 0", "at least 1"),
+    "train.lora={dropout: 1}": ("train.lora.dropout: 1.0", "[0, 1)"),
 }  # fmt: skip
 
 
