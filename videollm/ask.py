@@ -14,7 +14,8 @@ import torch
 
 from videollm.checkpoint import load, read_config
 from videollm.common.command import ended, usable_device
-from videollm.common.config import ConfigError, to_dict
+from videollm.common.config import need, to_dict
+from videollm.common.files import check_writable
 from videollm.inference.options import PRECISIONS, read_options
 from videollm.inference.question import AskOptions, ask, check_video, describe, draw
 
@@ -35,8 +36,12 @@ def run(args: argparse.Namespace) -> None:
     """Check what was given, load, ask, print, draw."""
     device, config = usable_device(args.device), read_config(Path(args.model))
     options = read_options(args.overrides, config, device)
-    if args.output is not None and args.output.suffix.lower() != ".png":
-        raise ConfigError(f"--output: {args.output} is not named .png; the picture is a PNG file")
+    if args.output is not None:
+        need(
+            args.output.suffix.lower() == ".png",
+            f"--output: {args.output} is not named .png; the picture is a PNG file",
+        )
+        check_writable(args.output, "--output")
     check_video(args.video)
     bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
     bundle.model.to(device)

@@ -182,6 +182,7 @@ def test_every_bad_input_is_one_clear_line_and_status_two(capsys, model, video, 
         ((model, video, "sampler.fps=-1", "generate.max_new_tokens=4"), {}, "fps must be a positive number"),
         ((model, video, "generate.max_new_tokens=1024"), {}, "leave no room for a question in the model's 1024"),
         ((model, video, "--output", "timeline.pdf"), {}, "--output: timeline.pdf is not named .png"),
+        ((model, video, "--output", f"{model}/config.json/x.png"), {}, "--output: cannot write "),
         ((model, video, "--device", "toaster"), {}, "--device: 'toaster' cannot be used here"),
         ((model, video, "generate.max_new_tokens=4"), {"question": " "}, "--question: it is empty"),
         (
