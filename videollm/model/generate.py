@@ -75,8 +75,7 @@ class SpanPenalty(LogitsProcessor):
         self.penalty, self.span_ids, self.prompt = penalty, span_ids, prompt
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        seen = self.prompt.scatter(1, input_ids, True)
-        seen[:, self.span_ids] = False
+        seen = self.prompt.scatter(1, input_ids, True).index_fill_(1, self.span_ids, False)
         penalised = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
         return torch.where(seen, penalised, scores)
 
