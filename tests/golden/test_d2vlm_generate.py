@@ -52,6 +52,18 @@ def adapted(folder, tmp_path_factory):
     return dict(read_published(folder / "adapter_ckpt", base).state)
 
 
+class Recorded(LogitsProcessor):
+    """Keeps every step's logits and the state that they come from."""
+
+    def __init__(self, state):
+        self.state, self.logits, self.queries = state, [], []
+
+    def __call__(self, input_ids, scores):
+        self.logits.append(scores[0].clone())
+        self.queries.append(self.state.query[0])
+        return scores
+
+
 class Forced(LogitsProcessor):
     """Keeps the scores of every step, then lets only the forced token of that step through."""
 
@@ -75,27 +87,26 @@ class Generation:
         line = {"video": "clip", "conversations": [{"from": "human", "value": "<image>\n" + info["query"]}]}
         line |= {"src": info["src"]} if info["src"] else {}
         self.batch = golden_batch(bundle, [line], {"frames_u8.clip": arrays["frames_u8"]}, left=True)
-        forced, self.inputs, self.logits, self.queries = Forced(info["forced"]), [], [], []
-        processors = VideoLLM._processors
+        forced, self.inputs, processors = Forced(info["forced"]), [], VideoLLM._processors
 
-        def step(ids, embeds, *rest):
-            out = VideoLLM.decode_step(model, ids, embeds, *rest)
-            self.inputs.append(embeds[0])
-            self.logits.append(out.logits[0, -1])
-            self.queries.append(rest[-1].query[0])
-            return out
+        def recording(options, state, *rest):
+            self.recorded = Recorded(state)
+            return LogitsProcessorList([self.recorded, *processors(model, options, state, *rest), forced])
 
-        model.decode_step = step
-        model._processors = lambda options, state: LogitsProcessorList([*processors(model, options, state), forced])
+        model._processors = recording
+        fed = model.decoder.register_forward_pre_hook(
+            lambda _module, _args, given: self.inputs.append(given["inputs_embeds"][0]), with_kwargs=True
+        )
         options = GenerateOptions(
             max_new_tokens=info["max_new_tokens"], repetition_penalty=info["repetition_penalty"] or 1.0
         )
         try:
-            with torch.no_grad():
-                ids, self.state = model.generate_ids(self.batch, bundle.tokenizer.pad_token_id, end_id, options)
+            ids, self.state = model.generate_ids(self.batch, bundle.tokenizer.pad_token_id, end_id, options)
         finally:
-            del model.decode_step, model._processors
+            fed.remove()
+            del model._processors
         self.ids, self.scores = ids[0].tolist(), torch.cat(forced.scores)
+        self.logits, self.queries = self.recorded.logits, self.recorded.queries
 
     def predictions(self) -> Prediction:
         """What the head says at every step, whatever token came."""
@@ -133,7 +144,7 @@ def check(run: Generation) -> None:
     span_id = run.bundle.tokenizer.convert_tokens_to_ids(EVIDENCE)
     assert [step for step, token in enumerate(run.ids) if token == span_id] == info["match_inds"]
     for step in info["match_inds"]:
-        assert run.state.steps[step].raw[0].tolist() == info["intervals_per_step"][step][0]
+        assert run.state.found.raw[0, step].tolist() == info["intervals_per_step"][step][0]
     check_text(run, found)
 
 

@@ -5,6 +5,7 @@ All cases go through ``generate_ids``, the loop that ``infer`` and ``ask`` use; 
 
 import json
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -47,6 +48,17 @@ def bundles(folder, llm, tmp_path_factory):
     }
 
 
+class Recorded(LogitsProcessor):
+    """Keeps every step's logits and the state that they come from."""
+
+    def __init__(self, state):
+        self.state, self.steps = state, []
+
+    def __call__(self, input_ids, scores):
+        self.steps.append((scores[0].clone(), self.state.query[0]))
+        return scores
+
+
 class Forced(LogitsProcessor):
     """Takes the scheduled token at its step, whatever the logits say."""
 
@@ -64,23 +76,21 @@ class Forced(LogitsProcessor):
 def generated(monkeypatch):
     """Runs a case; gives ids [S], the state, and what went through every step."""
 
-    @torch.no_grad()
     def run(bundle, batch, schedule, stop_id, most):
-        steps, model = [], bundle.model
-        decode, prepare = model.decode_step, model.prepare_inputs_for_generation
+        model, recorded, inputs = bundle.model, [], []
 
-        def recorded(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, state):
-            out = decode(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, state)
-            steps.append((inputs_embeds[0], out.logits[0, -1].clone(), state.query[0].clone()))
-            return out
+        def recording(_options, state, *_rest):
+            recorded.append(Recorded(state))
+            return LogitsProcessorList([recorded[0], Forced(schedule or {})])
 
-        forced = LogitsProcessorList([Forced(schedule or {})])
-        monkeypatch.setattr(model, "decode_step", recorded)
-        monkeypatch.setattr(model, "_processors", lambda options, state: forced)
+        monkeypatch.setattr(model, "_processors", recording)
+        fed = model.decoder.register_forward_pre_hook(
+            lambda _module, _args, given: inputs.append(given["inputs_embeds"][0]), with_kwargs=True
+        )
         ids, state = model.generate_ids(batch, None, stop_id, GenerateOptions(max_new_tokens=most))
+        fed.remove()
         monkeypatch.undo()
-        assert model.prepare_inputs_for_generation == prepare
-        return ids[0], state, steps
+        return ids[0], state, [(embeds, *step) for embeds, step in zip(inputs, recorded[0].steps, strict=True)]
 
     return run
 
@@ -97,15 +107,15 @@ def test_every_step_is_the_published_one(folder, llm, bundles, generated, case):
     torch.testing.assert_close(embeds[0][None], expected["prompt_embeds"], atol=3e-5, rtol=0)
     torch.testing.assert_close(torch.stack(logits), expected["step_logits"], **LATE)
     torch.testing.assert_close(torch.stack(hidden), expected["step_hidden"], **LATE)
-    stamps = [step for step, found in enumerate(state.steps) if found is not None]
-    assert [info["generated_ids"][s] for s in stamps] == [bundle.model.span_ids[0]] * len(info["pred_time_bins"])
+    stamps = [step for step, token in enumerate(ids.tolist()) if token == bundle.model.span_ids[0]]
+    assert len(stamps) == len(info["pred_time_bins"])
     if not stamps:
         return
     queries = torch.stack([hidden[s] for s in stamps])
     torch.testing.assert_close(bundle.model.head._logits(queries).flatten(1), expected["stamp_logits"], **LATE)
-    bins = torch.cat([state.steps[s].raw for s in stamps])
+    bins = state.found.raw[0, stamps]
     torch.testing.assert_close(bins, expected["stamp_pred_bins"], atol=2e-3, rtol=0)
-    seconds = torch.cat([state.steps[s].seconds for s in stamps])
+    seconds = state.found.seconds[0, stamps]
     published = torch.tensor(info["seconds_demo"], dtype=torch.float32).sort(-1).values  # ours are in order
     torch.testing.assert_close(seconds, published, atol=2e-3, rtol=0)
     fed = [(k, embeds[s + 1][0]) for k, s in enumerate(stamps) if s + 1 < len(embeds)]
@@ -130,7 +140,7 @@ def test_a_batch_of_cases_gives_each_the_answer_it_has_alone(folder, llm, bundle
         own = info["generated_ids"]
         assert ids[row, : len(own)].tolist() == own
         stamps = [step for step, token in enumerate(own) if token == bundle.model.span_ids[0]]
-        bins = [state.steps[s].raw[row].tolist() for s in stamps]
+        bins = state.found.raw[row, stamps].tolist()
         assert bins == [pytest.approx(pair, abs=2e-3) for pair in info["pred_time_bins"]]
 
 
@@ -144,17 +154,19 @@ def common_steps(one: list[int], other: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def feed_times(monkeypatch, head, published: list[list[float]]) -> list:
-    """Feeds the published bins after each stamp; gives the list of (time logits [2, K], bins [2]) that were found.
+def feed_times(monkeypatch, head, published: dict[int, list[float]]) -> list:
+    """Feeds the published bins {step: [start, end]}; gives the list of (time logits [2, K], bins [2]) found there.
 
     A stamp's bins are encoded for the next step, where half a bin is far more than bf16's error elsewhere.
     """
-    predict, found = head.predict, []
+    predict, found, steps = head.predict, [], count()
 
     def fed(queries, owner, frames):
-        prediction = predict(queries, owner, frames)
+        prediction, bins = predict(queries, owner, frames), published.get(next(steps))
+        if bins is None:
+            return prediction
         found.append((head._logits(queries)[0], prediction.raw[0]))
-        return replace(prediction, raw=torch.tensor([published[len(found) - 1]]))
+        return replace(prediction, raw=torch.tensor([bins]))
 
     monkeypatch.setattr(head, "predict", fed)
     return found
@@ -173,11 +185,12 @@ def test_the_whole_model_in_bf16_generates_near_the_published_one(folder, llm, g
     common = common_steps(answer, info["generated_ids"])
     shared = answer[:common].count(stamp)
     times = info["pred_time_bins"][:shared] + case["pred_time_bins"][shared:]
-    found = feed_times(monkeypatch, bundle.model.head, times)
+    stamps = [step for step, token in enumerate(answer) if token == stamp]
+    found = feed_times(monkeypatch, bundle.model.head, dict(zip(stamps, times, strict=True)))
     ids, _, steps = generated(
         bundle, golden_question(bundle, folder, info), dict(enumerate(answer)), info["eos_token_id"], len(answer)
     )
-    assert ids.tolist() == answer and len(found) == answer.count(stamp) == len(case["pred_time_bins"])
+    assert ids.tolist() == answer and len(found) == len(stamps) == len(case["pred_time_bins"])
     assert steps[0][2].dtype == torch.bfloat16
     logits = torch.stack([step[1] for step in steps]).float()
     theirs = expected["step_logits"][: common + 1]  # a step's logits hang on the tokens before it

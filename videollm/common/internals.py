@@ -15,9 +15,6 @@ INTERNALS = {
     "transformers.PretrainedConfig()._attn_implementation": "which attention was asked for",
     "transformers.modeling_layers.GradientCheckpointingLayer.gradient_checkpointing": "whether it is on; the public "
     "property changes its name within the versions that setup.py allows",
-    "transformers.GenerationMixin.prepare_inputs_for_generation:is_first_iteration": "the hook that puts a predicted "
-    "span in the place of its token; a loop of our own will replace it",
-    "transformers.GenerationMixin.prepare_inputs_for_generation:next_sequence_length": "as above",
     "transformers.convert_slow_tokenizer.generate_merges": "a SentencePiece model as a fast tokenizer; transformers "
     "converts only the classes it knows",
     "transformers.convert_slow_tokenizer.import_protobuf": "as above",

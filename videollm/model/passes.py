@@ -14,8 +14,6 @@ class VideoLLMOutput(ModelOutput):
 
     loss: Tensor | None = None
     terms: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    past_key_values: object | None = None
 
 
 class LayerTap:

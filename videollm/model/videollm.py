@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -20,7 +20,7 @@ from videollm.common.config import build, unusable
 from videollm.heads import FrameBatch, SpanRefs, build_head
 from videollm.model.attention import implementation, windows
 from videollm.model.connectors import build_connector
-from videollm.model.generate import SpanGeneration, SpanState
+from videollm.model.generate import SpanGeneration
 from videollm.model.lora import add_lora
 from videollm.model.objective import Objective, ObjectiveOptions, Reading, Supervised
 from videollm.model.passes import LayerTap, VideoLLMOutput, layer_index, scatter
@@ -60,7 +60,7 @@ class VideoLLMConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
+class VideoLLM(SpanGeneration, PreTrainedModel):
     """See the module's docstring. Weights: ``vision_tower.*``, ``connector.*``, ``language_model.*``, ``head.*``."""
 
     config_class = VideoLLMConfig
@@ -284,25 +284,11 @@ class VideoLLM(SpanGeneration, PreTrainedModel, GenerationMixin):
             prefix[-1] = prefix[-1].detach()
         return {layer: torch.cat([prefix[layer], text[layer]], 1) for layer in layers}
 
-    def forward(
-        self,
-        batch: Batch | None = None,
-        counts: dict[str, Tensor] | None = None,
-        *,
-        input_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        span_state: SpanState | None = None,
-        **_generate,
-    ) -> VideoLLMOutput:
-        """Training on ``batch``, or (with ``span_state``) one step of transformers' generation.
+    def forward(self, batch: Batch, counts: dict[str, Tensor] | None = None) -> VideoLLMOutput:
+        """Loss and terms of a batch of the training.
 
         ``counts`` are the divisors of the loss terms over the whole optimisation step; by default this batch's own.
         """
-        if span_state is not None:
-            return self.decode_step(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, span_state)
         losses, logged = self.objective.sums(self, batch, self.read(batch))
         counts = counts or self.counts(batch)
         terms = {n: value / counts[n].to(value.device).clamp(min=1e-6) for n, value in (losses | logged).items()}

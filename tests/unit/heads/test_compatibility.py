@@ -132,7 +132,7 @@ def test_given_times_of_question_and_history_are_seen_and_as_published_not(head)
         line = {**ASKED, **given}
         batch = make_batch(bundle, [line], left=True)
         seen = []
-        hook = model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: seen.append(out[0, -1]))
+        hook = model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: seen.append(out[0]))
         model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=1, **options))
         hook.remove()
         return seen[0]

@@ -100,8 +100,8 @@ def test_generation_equals_a_loop_without_a_cache(pair):
     sequences, state = bundle.model.generate_ids(batch, 0, bundle.stop_id, GenerateOptions(max_new_tokens=10))
     hook.remove()
     assert sequences[0].tolist() == ids
-    steps = [p for p in state.steps if p is not None]
-    torch.testing.assert_close(torch.cat([p.seconds for p in steps]), prediction.seconds, rtol=1e-4, atol=1e-4)
+    found = state.found.seconds[0, : len(ids)][torch.isin(sequences[0], torch.tensor(bundle.model.span_ids))]
+    torch.testing.assert_close(found, prediction.seconds, rtol=1e-4, atol=1e-4)
     after = torch.cat([e[:, 0] for e in seen[1:]])
     torch.testing.assert_close(after, fed[: len(after)], rtol=1e-4, atol=1e-5)
     words = bundle.model.get_input_embeddings()(sequences[0])[: len(after)]
@@ -117,7 +117,7 @@ def test_earlier_answers_are_seen_with_their_spans():
     item = dataset[0]
     collate = bundle.collator(left=True)
     logits = []
-    bundle.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: logits.append(out[:, -1]))
+    bundle.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: logits.append(out))
     for seconds in (1.0, 0.0):
         item.spans_s[0][0] = [seconds, 3.0]
         ask(bundle, collate([item]), GenerateOptions(max_new_tokens=1))

@@ -1,0 +1,107 @@
+"""A step of generation costs few operations and no wait for the device, at the depth of the published models."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.models import _language, make_batch, make_bundle
+from videollm.common.config import ConfigError
+from videollm.model.generate import GenerateOptions
+
+LOOK = 8
+NAMES = ["two_spans", "turns", "text"]  # of unequal length: padded in front
+WAITS = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "_unique2"}
+VIEWS = {"_unsafe_view"}  # that torch does not call so
+CASES = {  # the most operations a token that was reached, greedily; 900 and 700 are the goals
+    "d2vlm": ("etchat", _language("phi3", num_hidden_layers=32), 1390),
+    "distime": ("internvl", _language("qwen2", num_hidden_layers=24), 1040),
+}
+SAMPLED = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1, "min_new_tokens": 3 * LOOK}
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is dispatched, and what of it makes the host wait or copies from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.all, self.waits = Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        moved = name == "_to_copy" and (kwargs or {}).get("device", args[0].device) != args[0].device
+        self.waits[name] += name in WAITS or moved
+        if not func.is_view and name not in VIEWS:
+            self.all[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def steps(head, **options):
+    """The operations of ``LOOK`` steps and a look, of a deep and narrow model in bf16."""
+    backbone, language, _ = CASES[head]
+    bundle = make_bundle(backbone, head, language=language)
+    bundle.model.to(torch.bfloat16)
+    batch = make_batch(bundle, NAMES, left=True)
+    found = bundle.model.stream(batch, 0, -1, GenerateOptions(max_new_tokens=3 * LOOK, **options), look=LOOK)
+    next(found)
+    with Operations() as counted:
+        next(found)
+    return counted
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("head", CASES)
+def test_a_step_waits_for_nothing(head, options):
+    assert +steps(head, **options).waits == {"_local_scalar_dense": 1}, "the look; between looks nothing waits"
+
+
+@pytest.mark.parametrize("head", CASES)
+def test_a_step_has_few_operations(head):
+    counted, most = steps(head), CASES[head][-1]
+    each = counted.all.total() / LOOK
+    assert each <= most, f"{each:.0f} operations a token: {counted.all.most_common()}"
+
+
+@pytest.mark.parametrize("head", ["d2vlm", "distime"])
+def test_tokens_do_not_depend_on_how_often_the_host_looks(head):
+    bundle = make_bundle("internvl", head)
+    batch = make_batch(bundle, NAMES, left=True)
+    first = bundle.model.generate_ids(batch, 0, -1, GenerateOptions(max_new_tokens=11))[0]
+    stop = first[0, 4].item()  # ends a row early, within a look
+    wanted, one = bundle.model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=11))
+    for look in (3, LOOK, 50):
+        *_, state = bundle.model.stream(batch, 0, stop, GenerateOptions(max_new_tokens=11), look=look)
+        found = state.sequences()
+        assert found.equal(wanted)
+        shown = slice(wanted.shape[1])
+        torch.testing.assert_close(state.found.seconds[:, shown], one.found.seconds[:, shown], rtol=0, atol=0)
+
+
+def test_several_answers_share_one_pass_over_their_prompt():
+    """The first is that of the question alone; greedy ones are all alike, sampled ones are not."""
+    bundle = make_bundle("etchat", "d2vlm")
+    batch, lengths = make_batch(bundle, ["two_spans", "text"], left=True), []  # with no earlier answer
+    bundle.model.decoder.register_forward_pre_hook(
+        lambda _m, _a, given: lengths.append(tuple(given["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    for sampled in (False, True):
+        options = GenerateOptions(max_new_tokens=6, do_sample=sampled)
+        alone = bundle.model.generate_ids(batch, 0, -1, options)[0]
+        lengths.clear()
+        found = bundle.model.generate_ids(batch, 0, -1, options, answers=3)[0].unflatten(0, (-1, 3))
+        assert lengths == [tuple(batch.input_ids.shape)] + [(6, 1)] * 5
+        assert found[:, 0].equal(alone)
+        assert found[:, 1].equal(alone) != sampled
+
+
+def test_an_answer_does_not_stop_before_its_least_length():
+    bundle = make_bundle("internvl", "text")
+    batch = make_batch(bundle, NAMES, left=True)
+    stop = bundle.model.generate_ids(batch, 0, -1, GenerateOptions(max_new_tokens=1))[0][0].item()
+    for least in (0, 4):
+        ids = bundle.model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=6, min_new_tokens=least))[0]
+        assert (ids[0, 0] == stop) == (least == 0) and stop not in ids[0, :least]
+    for wrong in (-1, 7):
+        with pytest.raises(ConfigError, match=r"^generate\.min_new_tokens: "):
+            GenerateOptions(max_new_tokens=6, min_new_tokens=wrong)
