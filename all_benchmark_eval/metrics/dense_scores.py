@@ -73,12 +73,12 @@ class DenseTruth:
         """Several references as one truth about all videos that any of them has."""
         names = list(dict.fromkeys(name for truth in truths for name in truth.names))
         parts = [[truth.rows.get(name) for name in names] for truth in truths]
-        whole = [truth._at(names, rows) for truth, rows in zip(truths, parts, strict=True)]
+        whole = [truth.placed(names, rows) for truth, rows in zip(truths, parts, strict=True)]
         lengths = np.array([truth.durations for truth in whole])  # [R, V]
         known = np.argmax(~np.isnan(lengths), axis=0)
         return replace(whole[0], durations=lengths[known, np.arange(len(names))], others=tuple(whole[1:]))
 
-    def _at(self, names: list[str], rows: Sequence[int | None]) -> "DenseTruth":
+    def placed(self, names: list[str], rows: Sequence[int | None]) -> "DenseTruth":
         """The videos ``rows``, of which None is one without events."""
         spans, texts = ([[] if row is None else values[row] for row in rows] for values in (self.spans, self.captions))
         return DenseTruth(
