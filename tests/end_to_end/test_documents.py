@@ -59,6 +59,7 @@ RULES = (
     Rule(r"(SEED=\d )?bash scripts/quickstart\.sh( --output \S+)?$", "slow", TINY),
     Rule(r"bash scripts/test\.sh --oldest$", "told", why="makes an environment and runs these tests"),
     Rule(r"bash scripts/test\.sh( --all)?$", "parse"),
+    Rule(r"bash scripts/gpu_check\.sh ", "told", why="needs a GPU; end_to_end/test_gpu_check runs it at its smallest"),
     Rule(r"bash scripts/_venv\.sh$", "run"),
     Rule(r"python -m benchmarks\.", "parse"),
     # training

@@ -17,11 +17,6 @@ from videollm.data.load import LONG_FILE
 from videollm.video.sampling import Sampler
 
 
-def item_lengths(dataset: VideoDataset) -> np.ndarray:
-    """Tokens of each item's row, [N] int64; errors as of ``item_sizes``."""
-    return item_sizes(dataset, "train.group_by_length").sum(1)
-
-
 def item_sizes(dataset: VideoDataset, setting: str) -> np.ndarray:
     """Tokens of each item's prefix and of what stands behind it, [N, 2] int64: those of the collator's row.
 

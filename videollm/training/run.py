@@ -15,7 +15,6 @@ from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
 from videollm.batches.dataset import VideoDataset
-from videollm.batches.lengths import too_long
 from videollm.batches.reader import VisualReader, open_store
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError
@@ -32,7 +31,7 @@ from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preemption import Preempted, StopOnSignal
 from videollm.training.preflight import check_start, prepare_process
 from videollm.training.resuming import check_items, check_questions
-from videollm.training.runfolder import open_run
+from videollm.training.runfolder import kept_lengths, open_run
 from videollm.training.settings import Settings, TrainSettings
 from videollm.training.trainer import VideoTrainer
 from videollm.training.validation import make_validation
@@ -60,7 +59,7 @@ def train(settings: Settings) -> Path:
     bundle = assemble(settings)
     set_trainable(bundle.model, settings.train)
     pairs, limit = objective.rejected is not None, bundle.config.context_length
-    long = too_long(records, bundle.encoder(), limit, rejected=pairs)
+    long = kept_lengths(settings).too_long(records, bundle.encoder(), limit, rejected=pairs)
     records, left_long = filters.without_long(records, long, limit, data.max_bad_fraction)
     left_out += left_long
     if this_rank() == 0:

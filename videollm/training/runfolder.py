@@ -13,8 +13,10 @@ from pathlib import Path
 import torch.distributed as dist
 import yaml
 
+from videollm.batches.kept_lengths import KeptLengths
 from videollm.common.code import this_start
 from videollm.common.config import ConfigError, to_dict
+from videollm.common.processes import this_rank
 from videollm.training.saving import rewind, tidy
 from videollm.training.settings import Settings
 
@@ -44,6 +46,11 @@ def open_run(settings: Settings, step: int, processes: int, rank: int) -> None:
         token = [start.get("id")]
         dist.broadcast_object_list(token)
         check_shared(output, token[0])
+
+
+def kept_lengths(settings: Settings) -> KeptLengths:
+    """Lengths of the training data, kept in the run's folder ``lengths``; rank 0 writes them."""
+    return KeptLengths(Path(settings.train.output) / "lengths", writes=this_rank() == 0)
 
 
 def check_writable(output: Path) -> None:

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainerCallback
 
 from videollm.batches.batch import Batch
-from videollm.batches.lengths import item_lengths, item_sizes
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, UserError
@@ -29,6 +28,7 @@ from videollm.common.processes import out_of_memory
 from videollm.training import saving
 from videollm.training.optimizer import parameter_groups
 from videollm.training.preemption import outlive_signal
+from videollm.training.runfolder import kept_lengths
 from videollm.training.saving import Facts, SaveError
 from videollm.training.settings import Settings, TrainSettings
 
@@ -216,12 +216,13 @@ class VideoTrainer(Trainer, TrainerCallback):
     def get_train_dataloader(self) -> DataLoader:
         """Items in random order, in one that puts similar lengths together, or in batches that fill a budget."""
         dataset, train, ranks = self.train_dataset, self.settings.train, self.args.world_size
+        kept = kept_lengths(self.settings)
         if train.max_tokens_per_batch is not None:
-            sizes, aligned = item_sizes(dataset, "train.max_tokens_per_batch"), self.data_collator.split_prefix
+            sizes, aligned = kept.item_sizes(dataset, "train.max_tokens_per_batch"), self.data_collator.split_prefix
             batches = TokenBudgetBatches(dataset, sizes, train.max_tokens_per_batch, ranks, train.seed, aligned)
             order = {"batch_sampler": batches}
         elif train.group_by_length:
-            lengths, size = item_lengths(dataset), train.batch_size
+            lengths, size = kept.item_sizes(dataset, "train.group_by_length").sum(1), train.batch_size
             order = {"sampler": LengthGroupedSampler(dataset, lengths, size, ranks, train.seed), "batch_size": size}
         else:
             order = {"sampler": RandomSampler(dataset), "batch_size": train.batch_size}

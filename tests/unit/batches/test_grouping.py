@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.models import NoiseReader, make_bundle, record, turns
 from videollm.batches.dataset import VideoDataset
-from videollm.batches.lengths import item_lengths
+from videollm.batches.lengths import item_sizes
 from videollm.batches.order import LengthGroupedSampler
 from videollm.common.config import ConfigError
 from videollm.video.sampling import Sampler
@@ -24,6 +24,11 @@ class Unread(NoiseReader):
 
 class Epoch:
     epoch = 0
+
+
+def item_lengths(dataset):
+    """Tokens of each item's row."""
+    return item_sizes(dataset, "train.group_by_length").sum(1)
 
 
 def order_of(lengths, size=2, ranks=2, seed=0, epoch=0):
