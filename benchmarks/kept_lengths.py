@@ -1,7 +1,7 @@
 """What a start costs to know the lengths of its training data: counted, counted and kept, and read again.
 
-Records are questions about moving-shapes clips (benchmarks/tiny_checkpoint.py makes some), repeated under names of their
-own; the budget of tokens (train.max_tokens_per_batch) needs the length of every item, any run needs to know which
+Records are questions about moving-shapes clips (benchmarks/tiny_checkpoint.py makes some), repeated under their own
+names; the budget of tokens (train.max_tokens_per_batch) needs the length of every item, any run needs to know which
 records are too long. Both files are then read by a second start.
 
     python -m benchmarks.kept_lengths FOLDER --records 164000

@@ -79,6 +79,8 @@ BAD = {
     "benchmarks.distime_step": ["--frames 0"],
     "benchmarks.faults": ["--kills 0"],
     "benchmarks.fpo_ablation": ["--quickstart {none} --output {nowhere}"],
+    "benchmarks.gpu_check": ["--output {nowhere}"],
+    "benchmarks.kept_lengths": ["{none}"],
     "benchmarks.fuzz_annotations": ["--lines 0"],
     "benchmarks.fuzz_files": ["--files 0"],
     "benchmarks.odd_files": ["--nothing"],
