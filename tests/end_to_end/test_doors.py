@@ -80,7 +80,7 @@ BAD = {
     "benchmarks.faults": ["--kills 0"],
     "benchmarks.fpo_ablation": ["--quickstart {none} --output {nowhere}"],
     "benchmarks.gpu_check": ["--output {nowhere}"],
-    "benchmarks.kept_lengths": ["{none}"],
+    "benchmarks.kept_lengths": ["{nowhere}"],
     "benchmarks.fuzz_annotations": ["--lines 0"],
     "benchmarks.fuzz_files": ["--files 0"],
     "benchmarks.odd_files": ["--nothing"],
