@@ -10,7 +10,7 @@ from typing import Any
 
 from all_benchmark_eval.benchmark import Benchmark
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, entries, need, pick, rows_with
-from all_benchmark_eval.items import Answers, Questions, as_object
+from all_benchmark_eval.items import Answers, Asked, Questions, as_object
 from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.common.answers import NEEDED, AnswerLine
 from videollm.reading import read_spans
@@ -29,7 +29,7 @@ def answer_form(content: Content, task: Benchmark) -> Form | None:
     return pick(content, fitting or (*task.forms, *ANSWERS), task.name)
 
 
-def read_infer(content: Content, asked: Iterable[tuple[str, str, str]]) -> dict[str, AnswerLine]:
+def read_infer(content: Content, asked: Iterable[Asked]) -> dict[str, AnswerLine]:
     """Lines of ``videollm.infer`` by id. Raises BenchmarkError for a line that is none, or stands twice."""
     answers: dict[str, AnswerLine] = {}
     for where, row in content.rows:
@@ -42,7 +42,7 @@ def read_infer(content: Content, asked: Iterable[tuple[str, str, str]]) -> dict[
     return answers
 
 
-def read_texts(content: Content, asked: Iterable[tuple[str, str, str]]) -> dict[str, AnswerLine]:
+def read_texts(content: Content, asked: Iterable[Asked]) -> dict[str, AnswerLine]:
     """Texts by question: {id: text}, {video: {question: text}}, or rows with id (or video and question) and text."""
     questions = Questions(asked)
     if content.object is not None and not _is_row(content.row):
@@ -52,7 +52,7 @@ def read_texts(content: Content, asked: Iterable[tuple[str, str, str]]) -> dict[
     return _answers(questions, found)
 
 
-def read_samples(content: Content, asked: Iterable[tuple[str, str, str]]) -> dict[str, AnswerLine]:
+def read_samples(content: Content, asked: Iterable[Asked]) -> dict[str, AnswerLine]:
     """lmms-eval's logged samples: the question is told by its ``doc``, the text by ``filtered_resps``."""
     questions = Questions(asked)
 
@@ -69,17 +69,16 @@ def read_samples(content: Content, asked: Iterable[tuple[str, str, str]]) -> dic
     return _answers(questions, found())
 
 
-def free_answer(name: str, text: str) -> AnswerLine:
-    """An answer of which only the text is known: its spans are those that the text tells."""
+def free_answer(name: str, text: str, duration_s: float | None) -> AnswerLine:
+    """An answer of which only the text is known: its spans are those that the text tells of a video so long."""
     evidence, answer = split_evidence(text)
-    return AnswerLine(
-        id=name, text=answer, raw_text=text, spans=read_spans(answer), evidence_spans=read_spans(evidence)
-    )
+    spans, before = (read_spans(part, duration_s) for part in (answer, evidence))
+    return AnswerLine(id=name, text=answer, raw_text=text, spans=spans, evidence_spans=before, duration=duration_s)
 
 
 def _answers(questions: Questions, found: Iterable[tuple[str, list[int], Any]]) -> dict[str, AnswerLine]:
-    ids = questions.ids
-    return {ids[row]: free_answer(ids[row], text or "") for row, text in questions.spread(found)}
+    ids, durations = questions.ids, questions.durations
+    return {ids[row]: free_answer(ids[row], text or "", durations[row]) for row, text in questions.spread(found)}
 
 
 def _by_key(content: Content, questions: Questions) -> Iterator[tuple[str, list[int], str]]:
@@ -127,9 +126,11 @@ def _is_row(row: Mapping[str, Any]) -> bool:
 
 def _is_texts(content: Content) -> bool:
     """Rows or an object of texts, and none of the other forms here."""
+    if _INFER(content) or _SAMPLES(content):  # of one line, too, which is an object
+        return False
     if content.object is not None and not _is_row(content.row):
         return entries(_is_text_entry)(content)
-    return _is_row(content.row) and not _INFER(content) and not _SAMPLES(content)
+    return _is_row(content.row)
 
 
 def _is_text_entry(key: str, value: Any) -> bool:

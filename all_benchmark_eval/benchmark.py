@@ -17,6 +17,7 @@ from all_benchmark_eval.forms import BenchmarkError as BenchmarkError
 from all_benchmark_eval.forms import Content, Form, need, pick, read_lines
 from all_benchmark_eval.forms import read_json as read_json
 from all_benchmark_eval.forms import read_text as read_text
+from all_benchmark_eval.items import Asked, known_length
 from videollm.common import files
 from videollm.common.answers import NEEDED, AnswerLine
 
@@ -154,10 +155,11 @@ class Benchmark(ABC):
         """The lines of a second stage, which stand on the answers to ``questions``; most benchmarks have none."""
         return []
 
-    def asked(self, truth: Any) -> Iterable[tuple[str, str, str]]:
-        """(id, video, text) of every question as the annotations have it, by which other people's answers are found."""
+    def asked(self, truth: Any) -> Iterable[Asked]:
+        """Every question as the annotations have it, by which other people's answers are found and read."""
         for line in self.questions(truth, "plain"):
-            yield line["id"], line["video"], line["conversations"][-1]["value"].removeprefix("<video>\n")
+            text = line["conversations"][-1]["value"].removeprefix("<video>\n")
+            yield Asked(line["id"], line["video"], text, known_length(line.get("duration")))
 
     @abstractmethod
     def from_answers(self, truth: Any, answers: Mapping[str, AnswerLine], wording: str) -> Any:

@@ -13,24 +13,25 @@ from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth
 from all_benchmark_eval.metrics.moments import State
 
 Event = tuple[list[float], str]  # [start, end], caption
+Found = tuple[str, str, list[Event], str | None]  # place in the file, video, events, text of the answer if it has one
 Video = tuple[str, float | None, Any, list[str]]  # a row of ``DenseTruth.of``: name, seconds, spans, captions
 
 
 # ---- predictions -----------------------------------------------------------------------------------------------------
 
 
-def answers_of(truth: DenseTruth, found: Iterable[tuple[str, str, list[Event]]], again: str = "") -> DenseAnswers:
-    """From (place in the file, video, events) of each. Raises BenchmarkError for a video that is not there or twice.
+def answers_of(truth: DenseTruth, found: Iterable[Found], again: str = "") -> DenseAnswers:
+    """Events by video. Raises BenchmarkError for a video that is not there or twice.
 
     ``again``: what a note says where the last of several counts; then a video may stand twice.
     """
     answers, videos, twice = DenseAnswers.none(len(truth)), Videos(truth.names), 0
-    for where, name, events in found:
+    for where, name, events, told in found:
         row = videos.find(name, where)
         known = answers.state[row] != State.MISSING
         need(again or not known, f"{where}: the video {truth.names[row]!r} stands twice")
         twice += int(known)
-        answers.put(row, [span for span, _ in events], [text for _, text in events])
+        answers.put(row, [span for span, _ in events], [text for _, text in events], told)
     answers.notes.extend([f"{twice} {again}"] * (twice > 0))
     return answers
 
@@ -49,7 +50,7 @@ def _reader(key: str, inside: str | None = None) -> Callable[[Content, DenseTrut
             need(isinstance(listed, list), f"{where}: expected a list of events, got {type(listed).__name__}")
             events = list(_usable((as_object(event, where, ("timestamp", key)) for event in listed), key))
             odd += len(listed) - len(events)
-            found.append((where, name, events))
+            found.append((where, name, events, None))
         answers = answers_of(truth, found)
         answers.notes.extend([f"{odd} events without [start, end] and a text are left out"] * (odd > 0))
         return answers

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from all_benchmark_eval.forms import BenchmarkError, Content, Rows, need, read_json, read_text
 from videollm.common.answers import AnswerLine
@@ -51,10 +51,16 @@ def seconds(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def known_length(value: Any) -> float | None:
+    """Seconds of a video, above 0; None where they are not known, of which arrays have NaN."""
+    length = seconds(value)
+    return length if length and length > 0 else None
+
+
 def duration_of(entry: Mapping[str, Any], where: str) -> float:
     """Seconds of ``entry["duration"]``. Raises BenchmarkError unless they are above 0."""
-    length = seconds(entry["duration"])
-    need(length and length > 0, f"{where}: duration {entry['duration']!r} is not a number of seconds above 0")
+    length = known_length(entry["duration"])
+    need(length, f"{where}: duration {entry['duration']!r} is not a number of seconds above 0")
     return length
 
 
@@ -155,23 +161,32 @@ def _loosely(name: str) -> tuple[str, str]:
     return stem(name), stem(name).removeprefix("v_")
 
 
+class Asked(NamedTuple):
+    """A question of a ground truth. The reader of an answer needs the length of its video (None: not known)."""
+
+    id: str
+    video: str
+    text: str
+    duration_s: float | None
+
+
 class Questions:
     """Finds the questions of a ground truth by video and text: case, blanks and a final period do not count unless
     they tell two questions apart. The same text may be asked of a video more than once."""
 
-    def __init__(self, asked: Iterable[tuple[str, str, str]]):
-        """``asked``: (id, video, text) of each."""
+    def __init__(self, asked: Iterable[Asked]):
         asked = list(asked)
-        self.ids = [name for name, _, _ in asked]
-        self._texts = [text.strip() for _, _, text in asked]
+        self.ids = [question.id for question in asked]
+        self.durations = [question.duration_s for question in asked]
+        self._texts = [question.text.strip() for question in asked]
         start = commonprefix(self.ids).rpartition("_")  # ids that all begin alike are known without that as well
         self._places = {name.removeprefix("".join(start[:2])): row for row, name in enumerate(self.ids)}
         self._places |= {name: row for row, name in enumerate(self.ids)}
-        self._videos = Videos(dict.fromkeys(video for _, video, _ in asked))
-        number = {video: k for k, video in enumerate(dict.fromkeys(video for _, video, _ in asked))}
+        number = {video: k for k, video in enumerate(dict.fromkeys(question.video for question in asked))}
+        self._videos = Videos(number)
         self._rows: dict[tuple[int, str], list[int]] = defaultdict(list)
-        for row, (_, video, text) in enumerate(asked):
-            self._rows[number[video], _plain(text)].append(row)
+        for row, question in enumerate(asked):
+            self._rows[number[question.video], _plain(question.text)].append(row)
 
     def by_id(self, name: Any) -> list[int]:
         """The place of an id, in a list; empty for an unknown one."""
@@ -199,9 +214,9 @@ class Questions:
             yield from zip(rows, (value for _, value in given * (1 if len(given) > 1 else len(rows))), strict=True)
 
 
-def asked_questions(truth: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(id, video, text) of each question of multiple choice."""
-    return ((question.id, question.video, question.text) for question in truth.values())
+def asked_questions(truth: Mapping[str, Any]) -> Iterator[Asked]:
+    """The questions of multiple choice, without their options."""
+    return (Asked(q.id, q.video, q.text, known_length(q.record.get("duration"))) for q in truth.values())
 
 
 def _plain(text: str) -> str:

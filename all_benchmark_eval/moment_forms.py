@@ -5,7 +5,7 @@ is found by its id, or by video and text; several windows are ranked by their sc
 text tells its times is ``videollm.reading``'s.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from all_benchmark_eval.forms import Content, Form, entries, need, rows_with
@@ -14,15 +14,16 @@ from all_benchmark_eval.metrics.moments import Located, Moments
 from videollm.reading import read_spans
 
 MARK = ">>>"  # between video, query and true span
-Found = Iterator[tuple[str, list[int], Any]]  # place in the file, places of the query, span
+# place in the file, places of the query, (span, text of the answer where the file has one)
+Found = Iterator[tuple[str, list[int], tuple[Any, str | None]]]
 NO_TIME = [-1, -1]
 
 
-def located(truth: Moments, found: Iterable[tuple[str, list[int], Any]], questions: Questions) -> Located:
+def located(truth: Moments, found: Found, questions: Questions) -> Located:
     """``found`` as arrays over the truth; what is no span is unparsed."""
     result = Located.nowhere(len(truth))
-    for row, span in questions.spread(found):
-        result.put(row, span)
+    for row, (span, text) in questions.spread(found):
+        result.put(row, span, text)
     return result
 
 
@@ -30,9 +31,9 @@ def reader(each: Callable[[str, Any, Questions], tuple[list[int], Any]]) -> Call
     """A form's ``read`` from what one row is: its place and its ``Questions`` -> places of the query, span."""
 
     def read(content: Content, truth: Moments) -> Located:
-        questions = Questions(zip(truth.ids, truth.videos, truth.queries, strict=True))
+        questions = Questions(truth.asked())
         found = ((where, *each(where, row, questions)) for where, row in content.rows)
-        return located(truth, found, questions)
+        return located(truth, ((where, rows, (span, None)) for where, rows, span in found), questions)
 
     return read
 
@@ -74,7 +75,7 @@ def _has_score(window: Any) -> bool:
 
 def _read_keyed(content: Content, truth: Moments) -> Located:
     """``{"video>>>query>>>[s, e]": answer}``; the true span in the key tells apart a query that is asked twice."""
-    questions = Questions(zip(truth.ids, truth.videos, truth.queries, strict=True))
+    questions = Questions(truth.asked())
 
     def found() -> Found:
         for key, answer in content.object.items():
@@ -82,22 +83,23 @@ def _read_keyed(content: Content, truth: Moments) -> Located:
             parts = key.split(MARK)
             need(len(parts) >= 3, f"{where}: not 'video{MARK}query{MARK}[start, end]'")
             rows = questions.find(parts[0], MARK.join(parts[1:-1]), where)
-            true = next(iter(read_spans(parts[-1])), None)
+            length = questions.durations[rows[0]]  # of one video
+            true = next(iter(read_spans(parts[-1], length)), None)
             same = [row for row in rows if true is not None and truth.spans[row].tolist() == true]
-            length = truth.durations[rows[0]]
-            span = _told(answer, where, float(length) if length > 0 else None)
-            yield where, same[:1] if len(rows) > 1 and same else rows, span
+            yield where, same[:1] if len(rows) > 1 and same else rows, _told(answer, where, length)
 
     return located(truth, found(), questions)
 
 
-def _told(answer: Any, where: str, duration_s: float | None) -> Any:
-    """The first span of an answer: a text, {"timestamps": [[s, e]], "answers": text}, [[s, e]] or [s, e]."""
+def _told(answer: Any, where: str, duration_s: float | None) -> tuple[Any, str | None]:
+    """(first span, text if there is one) of a text, {"timestamps": [[s, e]], "answers": text}, [[s, e]] or [s, e]."""
     if isinstance(answer, dict):
         answer = as_object(answer, where, ("timestamps",))["timestamps"]
     if are_texts(answer) and answer:
         answer = answer[0]
-    return next(iter(read_spans(answer, duration_s)), NO_TIME) if isinstance(answer, str) else first_span(answer)
+    if isinstance(answer, str):
+        return next(iter(read_spans(answer, duration_s)), NO_TIME), answer
+    return first_span(answer), None
 
 
 PREDICTIONS = (

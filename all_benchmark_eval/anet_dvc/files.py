@@ -11,7 +11,7 @@ from typing import Any
 from all_benchmark_eval import dense_forms
 from all_benchmark_eval.dense_forms import Event
 from all_benchmark_eval.forms import Content, Form, need, rows_with
-from all_benchmark_eval.items import as_object, seconds
+from all_benchmark_eval.items import Videos, as_object, seconds
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth
 from videollm.common.files import read_json
 from videollm.reading import read_spans, read_steps
@@ -45,16 +45,16 @@ def _whole(times: str) -> tuple[int, int]:
     return start, end
 
 
-def _meant(answer: str) -> list[Event]:
-    """What an answer says: the events of its list that have a time and a text, or else the steps of its text."""
+def _meant(answer: str, duration_s: float | None) -> list[Event]:
+    """What an answer about a video so long says: the events of its list with a time and a text, else its steps."""
     try:
         listed = _listed(answer)
     except (ValueError, TypeError):
-        return [(span, text) for span, text in zip(*read_steps(answer), strict=True) if text]
+        return [(span, text) for span, text in zip(*read_steps(answer, duration_s), strict=True) if text]
     found = []
     for event in listed if isinstance(listed, list) else []:
         if isinstance(event, dict) and isinstance(event.get("event"), str):
-            spans = read_spans(str(event.get("timestamps")))
+            spans = read_spans(str(event.get("timestamps")), duration_s)
             found += [(span, event["event"]) for span in spans[:1]]
     return found
 
@@ -72,15 +72,16 @@ def _listed(answer: str) -> Any:
 
 def _read_lines(content: Content, truth: DenseTruth) -> DenseAnswers:
     """Lines of captioning; the last of a video counts, as in the published scripts. Other tasks' lines are passed."""
-    published, meant, parts = [], [], False
+    published, meant, parts, videos = [], [], False, Videos(truth.names)
     for where, line in content.rows:
         line = as_object(line, where, ("video_id", "answer"))
         if line.get("task", TASK) != TASK:
             continue
         text = line["answer"] if isinstance(line["answer"], str) else ""
         parts |= bool(_PARTS.search(text))
-        published.append((where, line["video_id"], _of_script(text)))
-        meant.append((where, line["video_id"], _meant(text)))
+        published.append((where, line["video_id"], _of_script(text), text))
+        length = truth.lengths[videos.find(line["video_id"], where)]
+        meant.append((where, line["video_id"], _meant(text, length), text))
     need(meant, f"{content.path}: no line of the task {TASK!r}")
     again = "lines are for a video that has one already; the last one counts"
     answers = dense_forms.answers_of(truth, meant, again)

@@ -66,8 +66,8 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
     def from_answers(self, truth: DenseTruth, answers: Answers, wording: str) -> dict:
         """The challenge's form, which keeps fractions of seconds; no entry for a video that was not answered."""
         results = {
-            name: [{"sentence": text, "timestamp": span} for span, text in answer_events(answer)]
-            for answer, name in answered(answers, truth.names)
+            name: [{"sentence": text, "timestamp": span} for span, text in answer_events(answer, length)]
+            for answer, name, length in answered(answers, truth.names, truth.lengths)
         }
         return {"version": "VERSION 1.3", "results": results}
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from all_benchmark_eval import moment_forms
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, entries, has_key, need, rows_with
-from all_benchmark_eval.items import Questions, as_object, read_table, seconds, stem
+from all_benchmark_eval.items import Questions, as_object, known_length, read_table, seconds, stem
 from all_benchmark_eval.metrics.moments import Located, Moments
 from all_benchmark_eval.metrics.parsing import evidence_and_answer_spans, split_evidence
 from videollm.reading import read_spans
@@ -82,14 +82,14 @@ def lengths_beside(path: Path) -> dict[str, float]:
 
 def _by_sentence(content: Content, truth: Moments) -> Located:
     """``{video: {sentence: {"start", "end"}}}``."""
-    questions = Questions(zip(truth.ids, truth.videos, truth.queries, strict=True))
+    questions = Questions(truth.asked())
 
     def found() -> moment_forms.Found:
         for video, sentences in content.object.items():
             for sentence, span in as_object(sentences, f"{content.path}: {video!r:.200}").items():
                 where = f"{content.path}: {video!r:.200}: {sentence[:200]!r}"
                 span = as_object(span, where, ("start", "end"))
-                yield where, questions.find(video, sentence, where), [span["start"], span["end"]]
+                yield where, questions.find(video, sentence, where), ([span["start"], span["end"]], None)
 
     return moment_forms.located(truth, found(), questions)
 
@@ -103,13 +103,15 @@ def _numbered(content: Content, truth: Moments) -> Located:
 def _d2vlm(content: Content, truth: Moments) -> Located:
     """D2VLM's answers; the published parser (spec METRICS 9) finds less in them than they say."""
     published, meant = [], []
+    lengths = {str(row): known_length(length) for row, length in enumerate(truth.durations)}
     for where, sample in content.rows:
         sample = as_object(sample, where, ("idx", "video", "a"))
         need(isinstance(sample["a"], str), f"{where}: the answer 'a' is not a text")
         evidence, answer = evidence_and_answer_spans(sample["a"])
         about = {"vid": sample["video"], "text": sample["a"]}
         published.append((where, sample["idx"], {"timestamp": (answer or evidence)[:1]} | about))
-        evidence, answer = map(read_spans, split_evidence(sample["a"]))
+        length = lengths.get(str(sample["idx"]))
+        evidence, answer = (read_spans(part, length) for part in split_evidence(sample["a"]))
         meant.append((where, sample["idx"], {"timestamp": (answer or evidence)[:1]} | about))
     return replace(_by_number(meant, truth), published=_by_number(published, truth))
 

@@ -106,7 +106,7 @@ def _highlights(samples: Sequence[Sample]) -> Outcome:
     times = [read_moment(answer, sample.duration) for sample, (_, answer) in zip(samples, told, strict=True)]
     hits = [_inside(time, sample.spans) for sample, time in zip(samples, times, strict=True)]
     numbers = {"F1": float(np.mean(hits))}
-    evidence = [read_moment(before) for before, _ in told]
+    evidence = [read_moment(before, sample.duration) for sample, (before, _) in zip(samples, told, strict=True)]
     if any(time is not None for time in evidence):
         numbers["F1_evi"] = float(np.mean([_inside(time, s.spans) for s, time in zip(samples, evidence, strict=True)]))
     tables = {"F1": by_id(samples, hits)}
@@ -129,7 +129,7 @@ def explain(sample: Sample) -> Explanation:
         return Explanation(sample.answer, "; ".join(f"{s} {text}" for s, text in pairs) or "nothing", steps.rule, true)
     spans = explain_spans(answer, sample.duration)
     if sample.task == "vhd":
-        time = read_moment(answer)
+        time = read_moment(answer, sample.duration)
         rule = spans.rule if spans.value or time is None else "one time"
         return Explanation(sample.answer, "nothing" if time is None else str(time), rule, true)
     read, rule = str(spans.value or "nothing"), spans.rule

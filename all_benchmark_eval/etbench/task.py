@@ -15,7 +15,7 @@ from all_benchmark_eval.benchmark import Benchmark, Explanation, Layout, Options
 from all_benchmark_eval.etbench import corrected, scoring
 from all_benchmark_eval.etbench.samples import REFERRING, Sample, read_samples
 from all_benchmark_eval.forms import Content, Form, need, rows_with
-from all_benchmark_eval.items import Answers, answered, question_line
+from all_benchmark_eval.items import Answers, Asked, answered, question_line
 from videollm.common.answers import AnswerLine, split_spans
 
 # How a record of a task is asked, by wording: the question is the annotation's ``q``.
@@ -77,9 +77,9 @@ class ETBench(Benchmark):
             lines.append(question_line(sample.id, sample.video, text, **more))
         return lines
 
-    def asked(self, truth: Sequence[Sample]) -> Iterable[tuple[str, str, str]]:
+    def asked(self, truth: Sequence[Sample]) -> Iterable[Asked]:
         """The annotations' ``q``."""
-        return ((sample.id, sample.video, str(sample.row.get("q", ""))) for sample in truth)
+        return (Asked(s.id, s.video, str(s.row.get("q", "")), s.duration) for s in truth)
 
     def from_answers(self, truth: Sequence[Sample], answers: Answers, wording: str) -> list[dict]:
         """The lines with answers as ``a``: times as "a - b", evidence before ``</evi>`` with the d2vlm wording."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from all_benchmark_eval.benchmark import SETTINGS, Layout, Options, Scores, Setting
 from all_benchmark_eval.forms import Content, Form, need, pick, rows_with
-from all_benchmark_eval.items import are_texts, asked_questions, read_rows, seconds
+from all_benchmark_eval.items import Asked, are_texts, asked_questions, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of, tally
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
@@ -67,7 +67,7 @@ class LongVideoBench(choices.ChoiceBenchmark):
         """As published, ``gt`` on one line."""
         return {"id": question.id, "pred": text, "gt": f"{question.right}. {question.options[question.answer]}"}
 
-    def asked(self, truth: Mapping[str, Question]) -> Iterable[tuple[str, str, str]]:
+    def asked(self, truth: Mapping[str, Question]) -> Iterable[Asked]:
         """The questions without their options."""
         return asked_questions(truth)
 

@@ -4,7 +4,6 @@ Texts go in as they were written and are tokenized here, all of a run in one cal
 benchmark averages its measures (``dense_measures``) are the tasks'.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Options, Scores, worded
-from all_benchmark_eval.items import need, read_span
+from all_benchmark_eval.items import Asked, known_length, need, read_span
 from all_benchmark_eval.metrics import captions
 from all_benchmark_eval.metrics.dense import (
     Events,
@@ -31,6 +30,7 @@ from all_benchmark_eval.metrics.moments import (
     table,
     unread_of,
 )
+from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.reading import read_steps
 from videollm.reading.steps import explain_steps
@@ -99,6 +99,11 @@ class DenseTruth:
         return np.array([max(span[1] for ref in self.references for span in ref.spans[v]) for v in range(len(self))])
 
     @cached_property
+    def lengths(self) -> list[float | None]:
+        """What is known of the durations, [V]."""
+        return list(map(known_length, self.durations))
+
+    @cached_property
     def rows(self) -> dict[str, int]:
         """{name: place of the video}."""
         return {name: row for row, name in enumerate(self.names)}
@@ -156,15 +161,15 @@ class DenseAnswers:
 Side = TypeVar("Side", DenseTruth, DenseAnswers)
 
 
-def answer_events(answer: AnswerLine) -> list[tuple[list[float], str]]:
+def answer_events(answer: AnswerLine, duration_s: float | None) -> list[tuple[list[float], str]]:
     """(span, caption) of every event of an answer: the text behind each span, up to the next one.
 
     An event without a caption is left out. Text without spans in our own notation is read as any answer
-    (``videollm.reading``).
+    (``videollm.reading``), of a video of ``duration_s`` seconds.
     """
     (_, *texts), spans = split_spans(answer.text)
     if not spans:
-        spans, texts = read_steps(answer.text)
+        spans, texts = read_steps(answer.text, duration_s)
     elif len(answer.spans) == len(spans):
         spans = answer.spans  # the same, not rounded
     events = zip(spans, (re.sub(r"^[\s,.:;]+", "", text).rstrip(" \t\r\n,") for text in texts), strict=True)
@@ -219,9 +224,9 @@ class DenseBenchmark(Benchmark):
     wordings: ClassVar[Mapping[str, str]]
     metrics: ClassVar[tuple[str, ...]]  # in printing order
 
-    def asked(self, truth: DenseTruth) -> Iterable[tuple[str, str, str]]:
+    def asked(self, truth: DenseTruth) -> Iterable[Asked]:
         """The videos, of each of which the same is asked."""
-        return ((name, name, "") for name in truth.names)
+        return (Asked(name, name, "", length) for name, length in zip(truth.names, truth.lengths, strict=True))
 
     def questions(self, truth: DenseTruth, wording: str) -> list[dict]:
         """One question a video; videos are ``<video>.mp4`` where they name no container."""
@@ -236,8 +241,7 @@ class DenseBenchmark(Benchmark):
         if predictions.state[row] == State.MISSING:
             return Explanation(None, "nothing", "no answer in the file", true)
         text, read = predictions.told.get(row), _listed(predictions.spans[row], predictions.captions[row])
-        duration = float(truth.durations[row])
-        told = None if text is None else explain_steps(text, None if math.isnan(duration) else duration)
+        told = None if text is None else explain_steps(split_evidence(text)[1], truth.lengths[row])
         rule = "as the file has them" if predictions.spans[row] else "no list of events"
         if told is not None and told.value[0] == predictions.spans[row]:
             rule = told.rule

@@ -5,7 +5,6 @@ stays in them. Files and official formats are the tasks'. Seconds everywhere; sh
 """
 
 import enum
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Scores, worded
-from all_benchmark_eval.items import need, question_line, read_span, seconds, video_file
+from all_benchmark_eval.items import Asked, known_length, need, question_line, read_span, seconds, video_file
 from all_benchmark_eval.metrics.intervals import iou_union
+from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.reading.spans import explain_spans
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -68,6 +68,10 @@ class Moments:
     def rows(self) -> dict[str, int]:
         """{id: place of the query}."""
         return {name: row for row, name in enumerate(self.ids)}
+
+    def asked(self) -> Iterable[Asked]:
+        """The queries, with the lengths of their videos."""
+        return map(Asked, self.ids, self.videos, self.queries, map(known_length, self.durations))
 
     def select(self, keep: NDArray[np.bool_]) -> "Moments":
         """The queries where ``keep`` [N] holds."""
@@ -238,7 +242,7 @@ def explain_span(located: Located, row: int, true: list, duration: float) -> Exp
         return Explanation(None, "nothing", "no answer in the file", str(true))
     span = located.spans[row].tolist() if state == State.PARSED else None
     text = located.told.get(row)
-    told = None if text is None else explain_spans(text, None if math.isnan(duration) else duration)
+    told = None if text is None else explain_spans(split_evidence(text)[1], known_length(duration))
     if told is not None and (told.value[:1] or [None])[0] == span:
         rule = told.rule
     else:
@@ -264,8 +268,7 @@ def moment_questions(ids: Texts, videos: Texts, queries: Texts, durations: Float
     lines = []
     for name, video, query, duration in zip(ids, videos, queries, durations.tolist(), strict=True):
         text = wording.format(query=query.lstrip(), sentence=query.strip().removesuffix("."))
-        known = None if math.isnan(duration) else duration
-        lines.append(question_line(name, video_file(video), text, duration=known))
+        lines.append(question_line(name, video_file(video), text, duration=known_length(duration)))
     return lines
 
 
@@ -275,9 +278,8 @@ class MomentBenchmark(Benchmark):
     settings = WITHOUT_BREAK
     wordings: ClassVar[Mapping[str, str]] = published_wordings()  # see ``moment_questions``
 
-    def asked(self, truth: Moments) -> Iterable[tuple[str, str, str]]:
-        """The queries."""
-        return zip(truth.ids, truth.videos, truth.queries, strict=True)
+    def asked(self, truth: Moments) -> Iterable[Asked]:
+        return truth.asked()
 
     def questions(self, truth: Moments, wording: str) -> list[dict]:
         """One question a query; videos are ``<video>.mp4``."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Options, Scores
 from all_benchmark_eval.forms import Content, Form, need, pick, rows_with
-from all_benchmark_eval.items import are_texts, asked_questions, read_rows, seconds
+from all_benchmark_eval.items import Asked, are_texts, asked_questions, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import CAREFULLY, Mark, Predictions, Question, Row, letter_of
 from videollm.reading import Reading
@@ -122,7 +122,7 @@ class MVBench(choices.ChoiceBenchmark):
         """DisTime's form, with the question's id."""
         return {"id": question.id, "task_type": question.groups["task"], "pred": text, "gt": _shown(question)}
 
-    def asked(self, truth: Mapping[str, Question]) -> Iterable[tuple[str, str, str]]:
+    def asked(self, truth: Mapping[str, Question]) -> Iterable[Asked]:
         """The questions without their options."""
         return asked_questions(truth)
 

@@ -67,9 +67,11 @@ class NextGQA(Benchmark):
     layout = Layout(("gsub_test.json",))
     truths, forms = TRUTHS, FORMS
 
-    def asked(self, truth: Grounded) -> Iterable[tuple[str, str, str]]:
+    def asked(self, truth: Grounded) -> Iterable[items.Asked]:
         """The questions without their options; one text answers both stages."""
-        return ((q.id, q.video, q.text) for q in _asked(truth))
+        videos = (key.rpartition("_")[0] for key in truth.keys)
+        lengths = dict(zip(videos, map(items.known_length, truth.durations), strict=True))
+        return (items.Asked(q.id, q.video, q.text, lengths.get(q.video)) for q in _asked(truth))
 
     def questions(self, truth: Grounded, wording: str) -> list[dict]:
         """Stage 1, where: ids ``where-<qid>``. Stage 2: :meth:`choice_questions`."""
@@ -144,9 +146,9 @@ class NextGQA(Benchmark):
         return replace(found, read=f"{found.read}, {choice} choice")
 
     def keep_texts(self, truth: Grounded, predictions: Answers, texts: Mapping[str, str]) -> None:
-        """Of the first stage, which tells the span."""
+        """Of the first stage, which tells the span, or of a text that answers both."""
         rows = {key: row for row, key in enumerate(truth.keys)}
-        by_key = ((name.partition("_")[2], text) for name, text in texts.items() if name.startswith(f"{WHERE}-"))
+        by_key = ((name.partition("_")[2], text) for name, text in texts.items() if not name.startswith(f"{CHOICE}-"))
         predictions.told.update({rows[key]: text for key, text in by_key if key in rows})
 
 

@@ -6,7 +6,7 @@ What is no window (text that cannot be read, a time that is not finite) becomes 
 
 import ast
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, Rows, entries, need, rows_with
-from all_benchmark_eval.items import Questions, as_object, duration_of, read_span, read_spans, seconds
+from all_benchmark_eval.items import (
+    Asked,
+    Questions,
+    as_object,
+    duration_of,
+    known_length,
+    read_span,
+    read_spans,
+    seconds,
+)
 from all_benchmark_eval.metrics.moments import State
 from all_benchmark_eval.metrics.parsing import split_evidence
 from all_benchmark_eval.moment_forms import MARK
@@ -40,6 +49,11 @@ class Queries:
     durations: Floats  # [Q]
     windows: list[Floats]  # [K, 2] each, at least one
     saliency: list[Floats] | None = None
+
+    def asked(self) -> Iterable[Asked]:
+        """The queries by ``PREFIX`` and qid."""
+        ids = (PREFIX + qid for qid in self.qids)
+        return map(Asked, ids, self.videos, self.queries, map(known_length, self.durations))
 
 
 @dataclass(frozen=True)
@@ -131,29 +145,35 @@ def _submission(path: Path, given: Rows, truth: Queries | None) -> Submission:
 def _as_arrays(truth: Queries, rows: Sequence[Mapping[str, Any]], meant: bool) -> Submission:
     """``meant``: a text that is no list is read for what it says."""
     keys = set().union(*rows)
-    windows = [_windows(row, meant) for row in rows] if keys & {"prediction", "pred_relevant_windows"} else None
+    windows, lengths = None, map(known_length, truth.durations)
+    if keys & {"prediction", "pred_relevant_windows"}:
+        windows = [_windows(row, meant, length) for row, length in zip(rows, lengths, strict=True)]
     saliency = [_saliency(row) for row in rows] if "pred_saliency_scores" in keys else None
     if windows is None:
         usable = np.array([scores is not None for scores in saliency])
     else:
         usable = np.array([bool((spans[:, :2] != NO_WINDOW).any()) for spans in windows])
     state = np.where(usable, State.PARSED, State.UNPARSED)
-    return Submission(truth, windows, saliency, np.where([bool(row) for row in rows], state, State.MISSING))
+    state = np.where([bool(row) for row in rows], state, State.MISSING)
+    texts = {place: row["prediction"] for place, row in enumerate(rows) if isinstance(row.get("prediction"), str)}
+    return Submission(truth, windows, saliency, state, told=texts)
 
 
 def _keyed(content: Content, truth: Queries | None) -> Submission:
     """``{"video>>>query>>>[[s, e], ...]": text or {"timestamps", "answers"}}``, all spans of each."""
     need(truth, f"{content.path}: it does not carry its ground truth: give the data set's file by --annotations")
-    questions, found = Questions(zip(truth.qids, truth.videos, truth.queries, strict=True)), []
+    questions, found = Questions(truth.asked()), []
     for key, answer in content.object.items():
         where = f"{content.path}: {key!r:.200}"
         video, *query, _ = key.split(MARK)
         told = answer.get("timestamps") if isinstance(answer, dict) else answer
-        windows = read_spans_told(told) if isinstance(told, str) else told
-        found.append((where, questions.find(video, MARK.join(query), where), windows))
-    qids = questions.ids
-    rows = [("", {"qid": qids[row], "pred_relevant_windows": windows}) for row, windows in questions.spread(found)]
-    return _submission(content.path, rows, truth)
+        rows = questions.find(video, MARK.join(query), where)
+        windows = read_spans_told(told, questions.durations[rows[0]]) if isinstance(told, str) else told
+        found.append((where, rows, (windows, told if isinstance(told, str) else None)))
+    qids, given = questions.ids, dict(questions.spread(found))
+    rows = [("", {"qid": qids[row], "pred_relevant_windows": windows}) for row, (windows, _) in given.items()]
+    texts = {row: text for row, (_, text) in given.items() if text is not None}
+    return replace(_submission(content.path, rows, truth), told=texts)
 
 
 def parse_windows(text: Any) -> list:
@@ -172,12 +192,12 @@ def parse_windows(text: Any) -> list:
     return [window if len(window) == 2 else NO_WINDOW for window in text]
 
 
-def _windows(row: Mapping[str, Any], meant: bool) -> Floats:
+def _windows(row: Mapping[str, Any], meant: bool, duration_s: float | None) -> Floats:
     """[K, 3] of one query; [0, 3] if it has no entry."""
     if "prediction" in row:
         told = parse_windows(row["prediction"])
         if meant and told == [NO_WINDOW] and isinstance(row["prediction"], str):
-            told = read_spans_told(split_evidence(row["prediction"])[1]) or told
+            told = read_spans_told(split_evidence(row["prediction"])[1], duration_s) or told
         scored = [[*(read_span(window) or NO_WINDOW), 1.0] for window in told]
     else:
         given = row.get("pred_relevant_windows") or []

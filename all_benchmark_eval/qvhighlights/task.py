@@ -15,8 +15,9 @@ import numpy as np
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Layout, Options, Scores, worded
 from all_benchmark_eval.forms import need
-from all_benchmark_eval.items import Answers, answered
+from all_benchmark_eval.items import Answers, Asked, answered, known_length
 from all_benchmark_eval.metrics.moments import State, moment_questions, no_length, published_wordings, unread_of
+from all_benchmark_eval.metrics.parsing import split_evidence
 from all_benchmark_eval.qvhighlights.files import FORMS, NO_WINDOW, PREFIX, TRUTHS, Queries, Submission
 from all_benchmark_eval.qvhighlights.metrics import VARIANTS
 from videollm.reading.spans import explain_spans
@@ -36,9 +37,8 @@ class QVHighlights(Benchmark):
     own_truth = True
     truths, forms = TRUTHS, FORMS
 
-    def asked(self, truth: Queries) -> Iterable[tuple[str, str, str]]:
-        """The queries."""
-        return zip((PREFIX + qid for qid in truth.qids), truth.videos, truth.queries, strict=True)
+    def asked(self, truth: Queries) -> Iterable[Asked]:
+        return truth.asked()
 
     def questions(self, truth: Queries, wording: str) -> list[dict]:
         """One question a query, ids ``QVHighlight_<qid>``; videos are ``<vid>.mp4``."""
@@ -86,7 +86,7 @@ class QVHighlights(Benchmark):
         if predictions.state[row] == State.MISSING:
             return Explanation(None, "nothing", "no answer in the file", true)
         spans = [window[:2] for window in windows if window[:2] != NO_WINDOW]
-        reading = explain_spans(told.get(row, ""), float(predictions.truth.durations[row]))
+        reading = explain_spans(split_evidence(told.get(row, ""))[1], known_length(predictions.truth.durations[row]))
         as_it_is = "as the file has them" if spans else "no window in the file"
         rule = reading.rule if row in told and reading.value == spans else as_it_is
         return Explanation(told.get(row), str(spans or "nothing"), rule, true)

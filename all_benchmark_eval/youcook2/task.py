@@ -16,7 +16,7 @@ import numpy as np
 from all_benchmark_eval import dense_forms
 from all_benchmark_eval.benchmark import Layout, Options, Scores
 from all_benchmark_eval.forms import Content, Form, need, rows_with
-from all_benchmark_eval.items import Answers, answered, as_object
+from all_benchmark_eval.items import Answers, Videos, answered, as_object
 from all_benchmark_eval.metrics import dense_measures, dense_scores, paragraphs
 from all_benchmark_eval.metrics.dense import THRESHOLDS, Floats, harmonic
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Words, answer_events
@@ -45,7 +45,7 @@ METRICS = (
 def _d2vlm(content: Content, truth: DenseTruth) -> DenseAnswers:
     """D2VLM's answers. As published there is nothing in one without ``</evi>``, and the conversion stops at one without
     a time, which is unparsed here."""
-    published, meant = [], []
+    published, meant, videos = [], [], Videos(truth.names)
     for where, sample in content.rows:
         sample = as_object(sample, where, ("video", "a"))
         video, answer = sample["video"], sample["a"]
@@ -54,9 +54,10 @@ def _d2vlm(content: Content, truth: DenseTruth) -> DenseAnswers:
             spans, texts, _ = published_steps_with_evidence(answer) or ([], [], [])
         except ValueError:
             spans, texts = [], []
-        published.append((where, video, list(zip(spans, texts, strict=True))))
-        steps = zip(*read_steps(split_evidence(answer)[1]), strict=True)
-        meant.append((where, video, [(span, text) for span, text in steps if text]))
+        published.append((where, video, list(zip(spans, texts, strict=True)), answer))
+        length = truth.lengths[videos.find(video, where)]
+        steps = zip(*read_steps(split_evidence(answer)[1], length), strict=True)
+        meant.append((where, video, [(span, text) for span, text in steps if text], answer))
     answers, as_published = (dense_forms.answers_of(truth, found) for found in (meant, published))
     return replace(answers, published=as_published)
 
@@ -75,8 +76,8 @@ class YouCook2(dense_scores.DenseBenchmark):
     def from_answers(self, truth: DenseTruth, answers: Answers, wording: str) -> dict:
         """The events of each answer; no entry for a video that was not answered."""
         return {
-            name: [{"timestamp": span, "caption": text} for span, text in answer_events(answer)]
-            for answer, name in answered(answers, truth.names)
+            name: [{"timestamp": span, "caption": text} for span, text in answer_events(answer, length)]
+            for answer, name, length in answered(answers, truth.names, truth.lengths)
         }
 
     def score(self, truth: DenseTruth, predictions: DenseAnswers, options: Options) -> Scores:

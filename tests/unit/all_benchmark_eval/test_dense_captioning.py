@@ -89,7 +89,7 @@ def answer(text, spans=(), error=None):
     ],
 )
 def test_events_of_an_answer(text, spans, expected):
-    assert answer_events(answer(text, spans)) == expected
+    assert answer_events(answer(text, spans), None) == expected
 
 
 # ---- the benchmarks --------------------------------------------------------------------------------------------------

@@ -126,8 +126,7 @@ def test_every_benchmark_of_spans_explains_a_right_a_missing_and_an_unknown_id(n
         truth = task.load(
             write(tmp_path / "t.json", {"v": {"duration": 9, "timestamps": [[0, 5]], "sentences": ["x"]}})
         )
-        answer = json.dumps([{"event": "cut", "timestamps": "1 - 2"}])
-        predictions, known = [{"video_id": "v", "task": "captioning", "answer": answer}], "v"
+        predictions, known = {"results": {"v": [{"sentence": "cut", "timestamp": [1, 2]}]}}, "v"
     given = task.read(write(tmp_path / "p.json", predictions), truth)
     found = task.explain(truth, given, known)
     assert found.read != "nothing" and "as the file has" in found.rule and found.true
