@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from all_benchmark_eval.benchmark import SETTINGS, Layout, Options, Scores, Setting
-from all_benchmark_eval.forms import Content, Form, need, pick, rows_with
+from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import Asked, are_texts, asked_questions, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of, tally
@@ -70,11 +70,6 @@ class LongVideoBench(choices.ChoiceBenchmark):
     def asked(self, truth: Mapping[str, Question]) -> Iterable[Asked]:
         """The questions without their options."""
         return asked_questions(truth)
-
-    def read_answers(self, path: Path) -> Iterable[Row]:
-        """The answers with the letters of the right ones."""
-        content = Content.of(path)
-        return pick(content, self.forms, self.name).read(content)
 
     def difference(self, row: Row, question: Question) -> str:
         """The letter decides."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from all_benchmark_eval.benchmark import Benchmark, Explanation, worded
+from all_benchmark_eval.forms import Content, pick
 from all_benchmark_eval.items import Answers, answered, need, once, question_line
 from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.reading import Reading
@@ -252,10 +253,6 @@ class ChoiceBenchmark(Benchmark):
         """The questions of an annotation file."""
 
     @abstractmethod
-    def read_answers(self, path: Path) -> Iterable[Row]:
-        """The rows of a prediction file (or folder)."""
-
-    @abstractmethod
     def prediction(self, question: Question, text: str) -> dict[str, Any]:
         """The item of an official prediction file for an answer's text."""
 
@@ -283,9 +280,11 @@ class ChoiceBenchmark(Benchmark):
         worded(self.wordings, wording)
         return [self.prediction(q, answer.text) for answer, _, q in answered(answers, truth, truth.values())]
 
-    def read(self, path: Path, truth: Mapping[str, Question] | None) -> Predictions:
+    def read(self, path: Path | Content, truth: Mapping[str, Question] | None) -> Predictions:
         """The right answers in the file are held against the annotations, where they are given."""
-        rows = once(((row.id, row) for row in self.read_answers(Path(path))), path)
+        content = Content.of(path)
+        given: Iterable[Row] = pick(content, self.forms, self.name).read(content)
+        rows = once(((row.id, row) for row in given), path)
         if truth is None:
             return Predictions(list(rows.values()))
         for name, row in rows.items():

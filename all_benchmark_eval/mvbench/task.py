@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Options, Scores
-from all_benchmark_eval.forms import Content, Form, need, pick, rows_with
+from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import Asked, are_texts, asked_questions, read_rows, seconds
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import CAREFULLY, Mark, Predictions, Question, Row, letter_of
@@ -79,6 +79,7 @@ def _stem(path: Path) -> str:
 
 
 def _answers(content: Content) -> Iterable[Row]:
+    """Of one file or a folder of them. Rows without ``id`` count as the first ones of their task."""
     return (row for part in content.parts or (content,) for row in _rows(part, by_file=bool(content.parts)))
 
 
@@ -125,11 +126,6 @@ class MVBench(choices.ChoiceBenchmark):
     def asked(self, truth: Mapping[str, Question]) -> Iterable[Asked]:
         """The questions without their options."""
         return asked_questions(truth)
-
-    def read_answers(self, path: Path) -> Iterable[Row]:
-        """Either form, in one file or a folder of them. Rows without ``id`` count as the first ones of their task."""
-        content = Content.of(path)
-        return pick(content, self.forms, self.name).read(content)
 
     def difference(self, row: Row, question: Question) -> str:
         """The letter decides."""

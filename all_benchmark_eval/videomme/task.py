@@ -115,11 +115,6 @@ class VideoMME(choices.ChoiceBenchmark):
         """The annotations' line with the answer."""
         return question.row | {"a": text}
 
-    def read_answers(self, path: Path) -> Iterable[Row]:
-        """The answers with their questions."""
-        content = Content.of(path)
-        return pick(content, self.forms, self.name).read(content)
-
     def difference(self, row: Row, question: Question) -> str:
         """The letter decides."""
         return "" if row.question.answer == question.answer else "another right answer than in the annotations"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from all_benchmark_eval import forms
 from all_benchmark_eval.answer_forms import ANSWERS
 from all_benchmark_eval.benchmark import BenchmarkError, get, names
 from all_benchmark_eval.score import score_file
@@ -144,6 +145,21 @@ def test_texts_of_any_model_are_scored_for_every_other_benchmark(name, shape, tm
     paths = write(tmp_path / "p.jsonl", data), write(tmp_path / file, truth)
     found = score_file(name, paths[0], paths[1:], tmp_path / "s.json", protocols=["corrected"], skip_meteor=True)
     assert found["protocols"]["corrected"]["metrics"][metric] == value
+
+
+CHOICES = {
+    "mvbench": [{"task_type": "Object Shuffle", "pred": "(B)", "gt": "(B) she"}],
+    "longvideobench": [{"id": "x_0", "pred": "B", "gt": "B. she"}],
+    "videomme": MME["D2VLM"],
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_file_of_choices_is_parsed_once(name, tmp_path, monkeypatch):
+    given, read, parsed = write(tmp_path / "p.json", CHOICES[name]), forms.read_text, []
+    monkeypatch.setattr(forms, "read_text", lambda path: parsed.append(path) or read(path))
+    score_file(name, given, [], tmp_path / "s.json")
+    assert parsed == [given]
 
 
 def test_every_benchmark_has_forms_that_the_page_lists(repository):
