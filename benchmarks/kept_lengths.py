@@ -56,9 +56,7 @@ def main() -> None:
     }
     for name, (count, keep) in ways.items():
         spent = [seconds(work) for work in (count, keep, keep)]
-        print(
-            f"{name}: {args.records} records counted {spent[0]:.2f} s, and kept {spent[1]:.2f} s, read {spent[2]:.2f} s"
-        )
+        print(f"{name}: {len(records)} counted {spent[0]:.2f} s, and kept {spent[1]:.2f} s, read {spent[2]:.2f} s")
 
 
 if __name__ == "__main__":

@@ -79,3 +79,22 @@ def test_the_ablation_table_has_means_and_spreads(capsys):
     ablation.tell({"before": runs[:1], "both": runs})
     out = capsys.readouterr().out
     assert "| before | 0.500 ± 0.000" in out and "| both | 0.600 ± 0.141" in out
+
+
+def test_the_floor_of_a_step_has_all_its_products():
+    """Of a layer and of attention, forward and backward."""
+    floor = importlib.import_module("floor")
+    layer = torch.nn.Linear(16, 16)
+
+    def step() -> None:
+        x = layer(torch.randn(2, 4, 6, 16, requires_grad=True))
+        torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True).sum().backward()
+
+    with FlopCounterMode(display=False) as counted:
+        step()
+    found = floor.products_of(step)
+    linear = 3 * 2 * 48 * 16 * 16
+    attention = 7 * 2 * 8 * 6 * 16 * 6
+    assert linear == counted.get_total_flops()  # which knows the layer, and no attention on a CPU
+    assert floor.operations(found) == linear + attention
+    floor.bare(found, "cpu")()  # the operands fit each other
