@@ -44,6 +44,7 @@ class Spread:
 
         deepspeed.init_distributed(auto_mpi_discovery=False)
         self.zero, self.dtype, self.whole = zero, dtype, whole
+        self.room = torch.empty(0, dtype=dtype)  # for the parameter that is read
         self.first: nn.Parameter | None = None  # of those that are spread: it can spread others
 
     def keeps(self, name: str) -> bool:
@@ -54,10 +55,12 @@ class Spread:
         """The parameter ``name`` in place of ``empty``; rank 0 reads it for all."""
         if self.keeps(name):
             return nn.Parameter(values[name].to(torch.float32, copy=True), empty.requires_grad)
+        # One place for all in turn: tensors of many sizes, made and freed between the shares, would leave holes.
+        if empty.numel() > self.room.numel():
+            self.room = torch.empty(empty.numel(), dtype=self.dtype)
+        value = self.room[: empty.numel()].view(empty.shape)
         if dist.get_rank() == 0:
-            value = values[name].to(self.dtype, copy=True)
-        else:
-            value = torch.empty(empty.shape, dtype=self.dtype)
+            value.copy_(values[name])
         made = nn.Parameter(value, empty.requires_grad)
         self._spread(made)
         return made
@@ -67,7 +70,7 @@ class Spread:
 
         All of it, if ``finished``; else without what is to stay ``whole``.
         """
-        self.whole = None if finished else self.whole
+        self.whole, self.room = None if finished else self.whole, self.room.new_empty(0)
         for name, parameter in model.named_parameters():
             if not self.keeps(name) and not hasattr(parameter, "ds_id"):
                 parameter.data = parameter.data.to(self.dtype)

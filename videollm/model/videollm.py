@@ -78,6 +78,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         super().__init__(config)
         self.vision_tower = build_tower(config.vision)
         text = copy.deepcopy(config.text_config)
+        text.dtype = None  # in which it was released; all parts are built in one precision
         if text.model_type == "phi3":  # published: full attention, whatever the config says (spec D2VLM 1.3)
             text.sliding_window = None
         self.windows = windows(text)

@@ -300,7 +300,8 @@ def load_parts(
     if given.language_weights:
         language = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype="auto")
         check_tie(language, model, given.language_weights)
-        language.to(torch.float32) if spread is None else language.get_input_embeddings().to(torch.float32)
+        for part in (language.get_input_embeddings(), language.get_output_embeddings()):
+            part.to(torch.float32)  # in which new rows are made, whatever the weights were released in
         language.resize_token_embeddings(model.config.text_config.vocab_size)
     if given.scale_residuals:
         scale_residuals(model, given)
