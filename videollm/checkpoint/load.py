@@ -18,8 +18,8 @@ from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
 from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource
 from videollm.common.config import ConfigError
+from videollm.common.spread import Spread, fill, misfits, without_weights
 from videollm.heads import build_head
-from videollm.model.spread import Spread, fill, misfits, without_weights
 from videollm.model.tying import settle, stored, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 

@@ -18,6 +18,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
 from videollm.common.config import build, unusable
+from videollm.common.spread import without_weights
 from videollm.heads import FrameBatch, SpanRefs, build_head
 from videollm.model.attention import implementation, windows
 from videollm.model.connectors import build_connector
@@ -25,7 +26,6 @@ from videollm.model.generate import SpanGeneration
 from videollm.model.lora import add_lora
 from videollm.model.objective import Objective, ObjectiveOptions, Reading, Supervised
 from videollm.model.passes import LayerTap, VideoLLMOutput, layer_index, scatter
-from videollm.model.spread import without_weights
 from videollm.model.towers import CHUNK, build_tower, encode_frames
 from videollm.model.tying import filled
 from videollm.video.preprocess import Preprocess
@@ -74,7 +74,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
     _no_split_modules: list[str] = []  # noqa: RUF012 - the base class declares it so
 
     def __init__(self, config: VideoLLMConfig, empty_language: bool = False):
-        """With ``empty_language`` the language model waits for its weights on the meta device (see ``spread``)."""
+        """With ``empty_language`` the language model waits on the meta device for its weights (``common.spread``)."""
         super().__init__(config)
         self.vision_tower = build_tower(config.vision)
         text = copy.deepcopy(config.text_config)

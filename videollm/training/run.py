@@ -20,11 +20,11 @@ from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError
 from videollm.common.files import check_folder
 from videollm.common.processes import this_rank, world_size
+from videollm.common.spread import elements
 from videollm.data import Record, filters
 from videollm.data.mixture import load_training
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
-from videollm.model.spread import elements
 from videollm.model.tying import tied
 from videollm.training.assemble import assemble, spreading
 from videollm.training.features import FeatureStore, fill_store

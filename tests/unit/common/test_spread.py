@@ -10,7 +10,7 @@ import torch
 from tests.models import make_bundle, model_settings, settings
 from tests.ranks import free_port
 from videollm.common.config import ConfigError, build, to_dict
-from videollm.model.spread import elements, fill, misfits, without_weights
+from videollm.common.spread import elements, fill, misfits, without_weights
 from videollm.training.assemble import assemble, spreading
 from videollm.training.preflight import prepare_process
 from videollm.training.settings import Settings
