@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,17 +76,39 @@ def language_of(folder: Path, tie: bool) -> dict:
     return model_settings("internvl", "d2vlm", **changes)
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "tied language", "language", "parts"])
+def checkpoint_of(folder: Path, headless: bool = False) -> dict:
+    """A checkpoint; or a base, whose head training has to start."""
+    bundle = make_bundle("internvl", "distime")
+    bundle.config.headless = headless
+    kept = {n: t for n, t in bundle.model.state_dict().items() if not (headless and n.startswith("head."))}
+    bundle.model.save_pretrained(folder / "model", state_dict=kept)
+    bundle.save_tokenizers(folder / "model")
+    return {"checkpoint": str(folder / "model")}
+
+
+def adapters_of(folder: Path) -> dict:
+    """Adapters beside the base that they belong to."""
+    base = checkpoint_of(folder)
+    bundle = assemble(described(base, {"seed": 4, "lora": {"r": 2}}))
+    bundle.save_adapters(folder / "adapters", folder / "model")
+    return {"checkpoint": str(folder / "adapters")}
+
+
+MODELS = {
+    "checkpoint": checkpoint_of,
+    "base": partial(checkpoint_of, headless=True),
+    "adapters": adapters_of,
+    "tied language": partial(language_of, tie=True),
+    "language": partial(language_of, tie=False),
+    "parts": lambda _: model_settings("internvl", "distime"),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_ranks_hold_the_weights_of_a_plain_start(tmp_path, kind, precision):
     train = {"precision": precision, "seed": 3, "lora": {"r": 2}}
-    if kind == "checkpoint":
-        make_bundle("internvl", "distime").save(tmp_path / "model")
-        model = {"checkpoint": str(tmp_path / "model")}
-    elif kind == "parts":
-        model = model_settings("internvl", "distime")
-    else:
-        model = language_of(tmp_path, tie=kind == "tied language")
+    model = MODELS[kind](tmp_path)
     expected = plain(model, train)
     assert {p.dtype for p in expected.parameters()} == {torch.float32}  # also of a language model released in bf16
     spread_ranks(tmp_path, model, train)
