@@ -102,7 +102,7 @@ def read_spread(
     config: VideoLLMConfig, attention: str, state: Mapping[str, Tensor], spread: Spread
 ) -> tuple[VideoLLM, dict[str, set]] | None:
     """As ``read_model``, from the tensors ``state`` of the model, spread one by one; None where they do not fit."""
-    config._attn_implementation = attention
+    config._attn_implementation, config.text_config.dtype = attention, spread.dtype  # as transformers notes them
     with without_weights():
         model = VideoLLM(config)
     model.language_model.tie_weights()
