@@ -1,7 +1,8 @@
 """What a rank's start costs the machine: the most memory of every process until the model is there to be trained.
 
 A model of about 300 million random parameters is written in bf16, as released ones are, and read as training reads it:
-by one process in float32, by one under DeepSpeed in bf16, by two under ZeRO-3. Beside it, what the imports need alone.
+by one process in float32, by one under DeepSpeed in bf16, by two under ZeRO-3 in either. Beside it, what the imports
+need alone.
 
     python -m benchmarks.load_memory
 """
@@ -21,7 +22,7 @@ from benchmarks.rounds import command_line
 from quickstart.tower import build_word_tokenizer
 from videollm.common.command import ended
 from videollm.common.config import UserError, build, need
-from videollm.training.assemble import assemble
+from videollm.training.assemble import assemble, spreading
 from videollm.training.preflight import prepare_process
 from videollm.training.run import training_arguments
 from videollm.training.settings import Settings
@@ -34,6 +35,7 @@ WAYS = {  # processes, DeepSpeed file, precision
     "plain, fp32": (1, None, "fp32"),
     "ZeRO-2, bf16": (1, "configs/deepspeed/zero2.json", "bf16"),
     "ZeRO-3, bf16, two ranks": (2, "configs/deepspeed/zero3.json", "bf16"),
+    "ZeRO-3, fp32, two ranks": (2, "configs/deepspeed/zero3.json", "fp32"),
 }
 
 
@@ -62,7 +64,7 @@ def start(folder: Path, way: str, layers: int) -> None:
         model = {"checkpoint": str(folder / "model")}
         settings = build(Settings, {"model": model, "data": {}, "train": train})
         prepare_process(settings)
-        held = assemble(settings)
+        held = assemble(settings, spreading(settings))
         training_arguments(settings)  # the ranks meet
         if torch.distributed.is_initialized():
             torch.distributed.barrier()

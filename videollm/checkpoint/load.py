@@ -6,18 +6,21 @@ file is read.
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
-from videollm.checkpoint.tensors import CheckpointError, TensorSource
+from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource
 from videollm.common.config import ConfigError
+from videollm.common.spread import Spread, fill, misfits, without_weights
 from videollm.heads import build_head
-from videollm.model.tying import settle, tied
+from videollm.model.tying import settle, stored, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 logger = logging.getLogger(__name__)
@@ -29,10 +32,12 @@ def load(
     dtype: torch.dtype | None = None,
     head: dict | None = None,
     fresh_head: bool = False,
+    spread: Spread | None = None,
 ) -> Bundle:
     """Load a checkpoint folder, in evaluation mode on the CPU; ``head`` options are laid over its own.
 
-    With ``fresh_head``, a base (``config.headless``) gets a new head (logged as a warning).
+    With ``fresh_head``, a base (``config.headless``) gets a new head (logged as a warning). With ``spread``, weights
+    are spread over the ranks one by one, but for such a head.
 
     Raises:
         CheckpointError: not a checkpoint of this project, without tokenizer or head, or with other keys or shapes.
@@ -44,7 +49,7 @@ def load(
         raise CheckpointError(f"{folder}: no tokenizer (tokenizer.json); copy it from the run that made the checkpoint")
     if not has_adapters(folder) and not list(folder.glob("model*.safetensors")):
         raise CheckpointError(f"{folder}: no weights (model.safetensors); is the checkpoint complete?")
-    model, report = read_model(folder, config, attention, dtype or torch.float32)
+    model, report = read_model(folder, config, attention, dtype or torch.float32, spread)
     if fresh_head and config.headless:
         start_head(folder, model, report)
     check_report(folder, report, config.head.get("name"))
@@ -63,9 +68,12 @@ def load(
 
 
 def read_model(
-    folder: Path, config: VideoLLMConfig, attention: str, dtype: torch.dtype
+    folder: Path, config: VideoLLMConfig, attention: str, dtype: torch.dtype, spread: Spread | None
 ) -> tuple[VideoLLM, dict[str, set]]:
-    """The model and transformers' report of its keys, from whole weights or from adapters and their base."""
+    """The model and transformers' report of its keys, from whole weights or from adapters and their base.
+
+    What cannot be spread as it is, transformers reads whole: it knows older names, and reports what does not fit.
+    """
     options = {"use_safetensors": True, "local_files_only": True}
     source = folder
     if has_adapters(folder):
@@ -74,6 +82,12 @@ def read_model(
         config.base = None  # in memory the model is whole, and is saved so
     elif tied(config.text_config):
         settle(config.text_config, TensorSource(folder, ["model"]), folder)
+    if spread is not None:
+        state = options["state_dict"] if source is None else TensorSource(folder, ["model"])
+        found = read_spread(config, attention, state, spread)
+        if found is not None:
+            return found
+        logger.warning("%s: its names are not those of the model; every rank reads it whole", folder)
     try:
         return VideoLLM.from_pretrained(
             source, config=config, attn_implementation=attention, dtype=dtype, output_loading_info=True,
@@ -82,6 +96,22 @@ def read_model(
         )  # fmt: skip
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: cannot read the weights: {' '.join(str(error).split())}") from None
+
+
+def read_spread(
+    config: VideoLLMConfig, attention: str, state: Mapping[str, Tensor], spread: Spread
+) -> tuple[VideoLLM, dict[str, set]] | None:
+    """As ``read_model``, from the tensors ``state`` of the model, spread one by one; None where they do not fit."""
+    config._attn_implementation, config.text_config.dtype = attention, spread.dtype  # as transformers notes them
+    with without_weights():
+        model = VideoLLM(config)
+    model.language_model.tie_weights()
+    values = LazyTensors.of(state, {name: name for name in stored(state, config.text_config)})
+    lacks = misfits(model, values)
+    if lacks and not (config.headless and all(name.startswith("head.") for name in lacks)):
+        return None
+    fill(model, values, spread)
+    return model, {"missing_keys": set(lacks), "unexpected_keys": set(), "mismatched_keys": set()}
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

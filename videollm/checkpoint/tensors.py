@@ -83,7 +83,7 @@ class TensorSource(Mapping[str, Tensor]):
         if found is None:
             raise CheckpointError(f"{self.folder}: no weights; there is none of {', '.join(names)}")
         self._file_of: dict[str, Path] = {}
-        self._open: dict[Path, object] = {}
+        self._pickled: dict[Path, dict[str, Tensor]] = {}
         index = read_json(found).get("weight_map") if found.suffix == ".json" else None
         if found.suffix == ".json" and not index:
             raise CheckpointError(f"{found}: no weight_map; fetch it again")
@@ -96,29 +96,29 @@ class TensorSource(Mapping[str, Tensor]):
             raise CheckpointError(f"{found}: {lost[0]} ({len(lost)} such) is in none of its shards; fetch them again")
 
     def _names(self, path: Path) -> list[str]:
-        """Open a file; the names of its tensors."""
+        """The names of the tensors of a file."""
         try:
             if path.suffix == ".safetensors":
-                handle = safe_open(path, framework="pt")
-            else:
-                handle = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                with safe_open(path, framework="pt") as file:
+                    return list(file.keys())
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError; safetensors its own
             raise CheckpointError(
                 f"{path}: cannot be read as tensors ({' '.join(str(error).split())[:200]}); fetch it again, as "
                 "safetensors where there is a choice"
             ) from None
-        self._open[path] = handle
-        if path.suffix == ".safetensors":
-            return list(handle.keys())
-        if odd := [name for name, value in handle.items() if not isinstance(value, Tensor)]:
+        if odd := [name for name, value in found.items() if not isinstance(value, Tensor)]:
             raise CheckpointError(f"{path}: {odd[0]} is no tensor; give the file of weights, not of a training state")
-        return list(handle)
+        self._pickled[path] = found
+        return list(found)
 
     def __getitem__(self, name: str) -> Tensor:
         path = self._file_of[name]
-        handle = self._open[path]
+        if path in self._pickled:
+            return self._pickled[path][name]
         try:
-            return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+            with safe_open(path, framework="pt") as file:  # anew: an open file keeps in memory all that was read of it
+                return file.get_tensor(name)
         except SafetensorError as error:
             raise CheckpointError(f"{path}: cannot read {name} ({error}); fetch it again") from None
 
@@ -130,8 +130,11 @@ class TensorSource(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        handle = self._open[self._file_of[name]]
-        return tuple(handle[name].shape if isinstance(handle, dict) else handle.get_slice(name).get_shape())
+        path = self._file_of[name]
+        if path in self._pickled:
+            return tuple(self._pickled[path][name].shape)
+        with safe_open(path, framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
 
     def outlines(self) -> dict[str, Tensor]:
         """Every tensor on the meta device: names and shapes, no numbers."""

@@ -8,6 +8,7 @@ the whole optimisation step, so any split over ranks and accumulation steps give
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
 from videollm.common.config import build, unusable
+from videollm.common.spread import without_weights
 from videollm.heads import FrameBatch, SpanRefs, build_head
 from videollm.model.attention import implementation, windows
 from videollm.model.connectors import build_connector
@@ -71,14 +73,17 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
     _no_split_modules: list[str] = []  # noqa: RUF012 - the base class declares it so
 
-    def __init__(self, config: VideoLLMConfig):
+    def __init__(self, config: VideoLLMConfig, empty_language: bool = False):
+        """With ``empty_language`` the language model waits on the meta device for its weights (``common.spread``)."""
         super().__init__(config)
         self.vision_tower = build_tower(config.vision)
         text = copy.deepcopy(config.text_config)
+        text.dtype = None  # in which it was released; all parts are built in one precision
         if text.model_type == "phi3":  # published: full attention, whatever the config says (spec D2VLM 1.3)
             text.sliding_window = None
         self.windows = windows(text)
-        self.language_model = build_language(text, config._attn_implementation)
+        with without_weights() if empty_language else nullcontext():
+            self.language_model = build_language(text, config._attn_implementation)
         hidden = config.text_config.hidden_size
         self.connector = build_connector(config.connector, self.vision_tower.hidden_size, hidden)
         self.head = build_head(config.head, hidden)

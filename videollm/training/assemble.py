@@ -17,7 +17,8 @@ from transformers.utils import is_flash_attn_2_available
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, load, load_tokenizer, read_config, read_tokenizer
-from videollm.common.config import ConfigError, build, merge, need, read_yaml, to_dict, unusable
+from videollm.common.config import ConfigError, build, merge, need, to_dict, unusable
+from videollm.common.spread import Spread, fill, misfits
 from videollm.heads import build_head, head_class
 from videollm.heads.presets import lay_preset
 from videollm.inference.options import kept_generate
@@ -28,7 +29,8 @@ from videollm.model.lora import add_lora
 from videollm.model.objective import build_objective
 from videollm.model.tying import tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
-from videollm.training.settings import ModelSettings, Settings
+from videollm.training.preflight import FROM_THE_RUN, read_deepspeed, stage_of
+from videollm.training.settings import ModelSettings, Settings, read_values, refuse_retired
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 
@@ -39,6 +41,7 @@ def read_settings(values: dict) -> Settings:
     Raises:
         ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
     """
+    refuse_retired(values)
     plain = build(Settings, {key: value for key, value in values.items() if key != "compatibility"}).model
     head, folder = plain.head.get("name"), plain.checkpoint
     if head is None and folder and "compatibility" in values:
@@ -48,13 +51,13 @@ def read_settings(values: dict) -> Settings:
     return build(Settings, merge({"generate": kept} if kept else {}, lay_preset(values, head)))
 
 
-def assemble(settings: Settings) -> Bundle:
-    """The bundle that ``settings`` describe, on the CPU.
+def assemble(settings: Settings, spread: Spread | None = None) -> Bundle:
+    """The bundle that ``settings`` describe, on the CPU; or, with ``spread``, each rank's share of it where it trains.
 
     Raises:
         ConfigError: a part that is missing or unknown, or a file that cannot be read.
     """
-    bundle = from_checkpoint(settings) if settings.model.checkpoint else from_parts(settings)
+    bundle = (from_checkpoint if settings.model.checkpoint else from_parts)(settings, spread)
     lora = settings.train.lora
     if lora is not None and not bundle.config.lora:
         bundle.config.lora = to_dict(lora)
@@ -66,7 +69,21 @@ def assemble(settings: Settings) -> Bundle:
         raise ConfigError(
             "data.pack: this connector reads the question, so questions cannot share one encoding; set it to false"
         )
+    if spread is not None:
+        spread.rest(bundle.model)
     return bundle
+
+
+def spreading(settings: Settings) -> Spread | None:
+    """Under ZeRO-3, what spreads the model over the ranks; a tower whose features are to be kept comes last."""
+    train = settings.train
+    zero = read_deepspeed(train.deepspeed, train.precision) if train.deepspeed else None
+    if stage_of(zero) != 3:
+        return None
+    half = train.precision == "bf16"
+    given = {key: value for key, value in zero.items() if key not in FROM_THE_RUN}
+    given |= {"train_micro_batch_size_per_gpu": train.batch_size, "bf16": {**zero.get("bf16", {}), "enabled": half}}
+    return Spread(given, torch.bfloat16 if half else torch.float32, "vision_tower." if settings.data.features else None)
 
 
 def check_attention(config: VideoLLMConfig, settings: Settings) -> None:
@@ -107,13 +124,14 @@ def check_frames_fit(bundle: Bundle) -> None:
 BESIDE_CHECKPOINT = ("checkpoint", "head", "template", "bidirectional_frames", "attention")  # all else it has already
 
 
-def from_checkpoint(settings: Settings) -> Bundle:
+def from_checkpoint(settings: Settings, spread: Spread | None) -> Bundle:
     """Load a checkpoint and lay over it what the config gives for data and template."""
     given = settings.model
     planned_config(settings)
     check_installed(given.attention)
     torch.manual_seed(settings.train.seed)  # of what starts fresh: the head of a base, adapters
-    bundle = load(given.checkpoint, given.attention, held_precision(settings), head=given.head, fresh_head=True)
+    held = held_precision(settings)
+    bundle = load(given.checkpoint, given.attention, held, head=given.head, fresh_head=True, spread=spread)
     lay_over(bundle.config, settings)
     return bundle
 
@@ -179,7 +197,7 @@ def planned_encoder(model: Path) -> tuple[PromptEncoder, int]:
     """Prompts as a checkpoint folder or the model of a config reads them, and the tokens of its context; no weights are
     read. Errors as of reading either."""
     if model.suffix in (".yaml", ".yml"):
-        settings = read_settings(read_yaml(model))
+        settings = read_settings(read_values(model))
         folder, config = settings.model.checkpoint, planned_config(settings)
         tokenizer = read_tokenizer(Path(folder)) if folder else parts_config(settings)[1]
     else:
@@ -215,15 +233,15 @@ def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenize
     return config, tokenizer
 
 
-def from_parts(settings: Settings) -> Bundle:
+def from_parts(settings: Settings, spread: Spread | None) -> Bundle:
     """Put a model together from a tower, a connector, a language model and a head."""
     given, (config, tokenizer) = settings.model, parts_config(settings)
     check_attention(config, settings)
     check_installed(given.attention)
     torch.manual_seed(settings.train.seed)
-    model = VideoLLM(config)
+    model = VideoLLM(config, empty_language=bool(given.language_weights))
     model.head.reset_parameters()
-    load_parts(model, given, tokenizer)
+    load_parts(model, given, tokenizer, spread)
     question = None
     if model.connector.reads_question:
         question = load_tokenizer(given.question_tokenizer, "model.question_tokenizer")
@@ -275,13 +293,17 @@ def check_language_keys(default: PretrainedConfig, fields: dict) -> None:
         raise ConfigError(f"model.language.{unknown[0]}: unknown key; {hint}")
 
 
-def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+def load_parts(
+    model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedTokenizerBase, spread: Spread | None
+) -> None:
     """Copy pretrained weights into the tower, the language model and single words."""
+    language = model.language_model
     if given.language_weights:
-        base = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype=model.dtype)
-        check_tie(base, model, given.language_weights)
-        base.resize_token_embeddings(model.config.text_config.vocab_size)
-        model.language_model.load_state_dict(base.state_dict())
+        language = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype="auto")
+        check_tie(language, model, given.language_weights)
+        for part in (language.get_input_embeddings(), language.get_output_embeddings()):
+            part.to(torch.float32)  # in which new rows are made, whatever the weights were released in
+        language.resize_token_embeddings(model.config.text_config.vocab_size)
     if given.scale_residuals:
         scale_residuals(model, given)
     if given.vision_weights:
@@ -290,7 +312,19 @@ def load_parts(model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedToken
         center_features(model, given.feature_mean)
     if given.word_vectors:
         words = read_start(given.word_vectors, "model.word_vectors")
-        align_words(model.get_input_embeddings().weight.data, tokenizer, words)
+        align_words(language.get_input_embeddings().weight.data, tokenizer, words)
+    if given.language_weights:
+        fill_language(model, language.state_dict(), given, spread)
+
+
+def fill_language(model: VideoLLM, state: dict[str, Tensor], given: ModelSettings, spread: Spread | None) -> None:
+    """Give the language model the weights ``state``; ConfigError if they do not fit."""
+    if odd := misfits(model.language_model, state):
+        raise ConfigError(
+            f"model.language_weights: {given.language_weights} does not fit the language model that model.language "
+            f"makes of it ({odd[0]}, {len(odd)} such); leave out of model.language what changes its shape"
+        )
+    fill(model.language_model, state, spread)
 
 
 def check_tie(base: PreTrainedModel, model: VideoLLM, where: str) -> None:

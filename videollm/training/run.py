@@ -20,12 +20,13 @@ from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError
 from videollm.common.files import check_folder
 from videollm.common.processes import this_rank, world_size
+from videollm.common.spread import elements
 from videollm.data import Record, filters
 from videollm.data.mixture import load_training
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
 from videollm.model.tying import tied
-from videollm.training.assemble import assemble
+from videollm.training.assemble import assemble, spreading
 from videollm.training.features import FeatureStore, fill_store
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preemption import Preempted, StopOnSignal
@@ -56,7 +57,8 @@ def train(settings: Settings) -> Path:
     records, left_out = filters.wanted(records, data.duration_s, data.max_answer_words)
     objective = build_objective(settings.train.objective)
     objective.check(records, settings)
-    bundle = assemble(settings)
+    spread = spreading(settings)
+    bundle = assemble(settings, spread)
     set_trainable(bundle.model, settings.train)
     pairs, limit = objective.rejected is not None, bundle.config.context_length
     long = kept_lengths(settings).too_long(records, bundle.encoder(), limit, rejected=pairs)
@@ -72,6 +74,8 @@ def train(settings: Settings) -> Path:
     if rank == 0 and left_out:
         filters.tell(left_out, Path(settings.train.output))
     reader = make_reader(bundle, settings, arguments, records, root)
+    if spread is not None:
+        spread.rest(bundle.model, finished=True)
     dataset = VideoDataset(
         records, reader, bundle.encoder(), max_length=limit, pack=data.pack, max_questions=data.max_questions,
         rejected=objective.rejected, seed=settings.train.seed,
@@ -192,8 +196,8 @@ def print_start(bundle: Bundle, records: dict[str, int]) -> None:
     totals: dict[str, list[int]] = {}
     for name, parameter in bundle.model.named_parameters():
         row = totals.setdefault(part_of(name), [0, 0])
-        row[0] += parameter.numel()
-        row[1] += parameter.numel() * parameter.requires_grad
+        row[0] += elements(parameter)
+        row[1] += elements(parameter) * parameter.requires_grad
     table = Table("part", "parameters", "trained", title="What trains")
     if tied(bundle.config.text_config):
         totals = {"embeddings = lm_head" if part == "embeddings" else part: row for part, row in totals.items()}
