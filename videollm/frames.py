@@ -13,12 +13,12 @@ from pathlib import Path
 
 from videollm.checkpoint import read_config
 from videollm.common.command import ended, whole
-from videollm.common.config import ConfigError, build, override
+from videollm.common.config import ConfigError, build, override, read_yaml
 from videollm.common.files import check_folder
 from videollm.data import load_records
 from videollm.model.videollm import VideoLLMConfig
 from videollm.training.assemble import read_settings
-from videollm.training.settings import DataSettings, read_values
+from videollm.training.settings import DataSettings
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
@@ -28,7 +28,7 @@ from videollm.video.view import WHOLE
 
 def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
     """Sampler and preprocessing of a training config or of a checkpoint, with the command line over it."""
-    values = override(read_values(args.config) if args.config else {}, args.overrides)
+    values = override(read_yaml(args.config) if args.config else {}, args.overrides)
     given, folder = DataSettings(), args.model
     if args.config:
         settings, values = read_settings(values), {}

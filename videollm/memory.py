@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from videollm.common.command import ended, whole
-from videollm.common.config import override
+from videollm.common.config import override, read_yaml
 from videollm.training.assemble import read_settings
 from videollm.training.memory import TEXT, assumed_load, estimate, planned_model, tables
-from videollm.training.settings import read_values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     def run() -> None:
-        settings = read_settings(override(read_values(args.config), args.overrides))
+        settings = read_settings(override(read_yaml(args.config), args.overrides))
         model = planned_model(settings)
         load = assumed_load(settings, model, args.frames, args.text, args.questions)
         Console(width=110).print(*tables(estimate(model, settings, load, args.gpus)))

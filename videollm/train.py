@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch.distributed as dist
 
 from videollm.common.command import USERS, tell
-from videollm.common.config import override
+from videollm.common.config import override, read_yaml
 from videollm.common.processes import lost_peer, this_rank
 from videollm.training.assemble import read_settings
 from videollm.training.preemption import EXIT_STATUS, Preempted
 from videollm.training.run import train
-from videollm.training.settings import read_values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.steps=100 data.videos=DIR ...")
     args = parser.parse_intermixed_args(argv)
     try:
-        final = train(read_settings(override(read_values(args.config), args.overrides)))
+        final = train(read_settings(override(read_yaml(args.config), args.overrides)))
     except USERS as error:
         return tell(error)
     except Preempted as reason:

@@ -74,7 +74,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
     _no_split_modules: list[str] = []  # noqa: RUF012 - the base class declares it so
 
     def __init__(self, config: VideoLLMConfig, empty_language: bool = False):
-        """With ``empty_language`` the language model waits on the meta device for its weights (``common.spread``)."""
+        """With ``empty_language`` the language model waits for its weights on the meta device (see ``spread``)."""
         super().__init__(config)
         self.vision_tower = build_tower(config.vision)
         text = copy.deepcopy(config.text_config)

@@ -17,7 +17,7 @@ from transformers.utils import is_flash_attn_2_available
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, load, load_tokenizer, read_config, read_tokenizer
-from videollm.common.config import ConfigError, build, merge, need, to_dict, unusable
+from videollm.common.config import ConfigError, build, merge, need, read_yaml, to_dict, unusable
 from videollm.common.spread import Spread, fill, misfits
 from videollm.heads import build_head, head_class
 from videollm.heads.presets import lay_preset
@@ -30,7 +30,7 @@ from videollm.model.objective import build_objective
 from videollm.model.tying import tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.training.preflight import FROM_THE_RUN, read_deepspeed, stage_of
-from videollm.training.settings import ModelSettings, Settings, read_values, refuse_retired
+from videollm.training.settings import ModelSettings, Settings
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 
@@ -41,7 +41,6 @@ def read_settings(values: dict) -> Settings:
     Raises:
         ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
     """
-    refuse_retired(values)
     plain = build(Settings, {key: value for key, value in values.items() if key != "compatibility"}).model
     head, folder = plain.head.get("name"), plain.checkpoint
     if head is None and folder and "compatibility" in values:
@@ -197,7 +196,7 @@ def planned_encoder(model: Path) -> tuple[PromptEncoder, int]:
     """Prompts as a checkpoint folder or the model of a config reads them, and the tokens of its context; no weights are
     read. Errors as of reading either."""
     if model.suffix in (".yaml", ".yml"):
-        settings = read_settings(read_values(model))
+        settings = read_settings(read_yaml(model))
         folder, config = settings.model.checkpoint, planned_config(settings)
         tokenizer = read_tokenizer(Path(folder)) if folder else parts_config(settings)[1]
     else:

@@ -6,20 +6,16 @@ stands in a field's type: ``Free``, ``OfAStep`` or ``OfTheBest``; a field that i
 reason that stands at its section in ``Settings``. ``resuming.py`` holds runs to it.
 """
 
-import logging
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from videollm.batches.prompt import VisualTokenSettings
-from videollm.common.config import ConfigError, at_least, read_yaml
+from videollm.common.config import ConfigError, at_least
 from videollm.model.generate import GenerateOptions
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FREE, STEP, BEST = "free", "step", "best"
@@ -194,35 +190,3 @@ class Settings:
     data: Annotated[DataSettings, "the model would see other data than so far"]
     train: Annotated[TrainSettings, "it would be another training"] = field(default_factory=TrainSettings)
     generate: OfTheBest[GenerateOptions] = field(default_factory=GenerateOptions)
-
-
-# Settings that this version no longer has: {section.key: why, and what to do instead}.
-RETIRED: dict[str, str] = {}
-
-
-def read_values(path: str | Path) -> dict:
-    """The values of a config file; from one that a run has written, what was retired since is passed over, and logged.
-
-    Such a file names every setting of its time, not what a user wanted. Errors as of ``read_yaml``.
-    """
-    values = read_yaml(path)
-    if Path(path).name == "config.yaml" and (Path(path).parent / "starts.jsonl").is_file():
-        gone = retired_in(values)
-        for section, name in gone:
-            del values[section][name]
-        if gone:
-            logger.warning("%s: passed over, of an older version: %s", path, ", ".join(map(".".join, gone)))
-    return values
-
-
-def refuse_retired(values: dict) -> None:
-    """ConfigError for a retired setting that a user has written."""
-    for key in map(".".join, retired_in(values)):
-        raise ConfigError(f"{key}: this version no longer has it ({RETIRED[key]}); leave it out")
-
-
-def retired_in(values: dict) -> list[tuple[str, str]]:
-    """(section, key) of the retired settings among ``values``."""
-    sections = {key: value for key, value in values.items() if isinstance(value, dict)}  # ``build`` refuses others
-    keys = (key.partition(".") for key in RETIRED)
-    return [(section, name) for section, _, name in keys if name in sections.get(section, {})]

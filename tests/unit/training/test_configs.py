@@ -14,11 +14,9 @@ from benchmarks.real_sizes import SYSTEMS
 from d2vlm.evidence import EvidenceOptions
 from distime.time_head import TimeOptions
 from videollm.batches.templates import TEMPLATES
-from videollm.common.config import ConfigError, build, override, read_yaml
+from videollm.common.config import ConfigError, build, read_yaml
 from videollm.heads import head_class
 from videollm.heads.text import TextOptions
-from videollm.training import settings
-from videollm.training.assemble import read_settings
 from videollm.training.run import accumulation
 from videollm.training.settings import PARTS, PartSettings, Settings
 
@@ -204,18 +202,3 @@ def test_missing_arguments_show_the_usage(script, name, arguments):
     assert (status, out) == (2, "") and "usage: bash scripts/" in err
     status, out, err = script(name, "--help")
     assert status == 0 and "NNODES, NODE_RANK" in out
-
-
-def test_a_retired_setting_is_passed_over_where_a_run_wrote_it_and_refused_where_a_user_did(
-    tmp_path, monkeypatch, caplog
-):
-    monkeypatch.setattr(settings, "RETIRED", {"train.old": "its work is done by train.lr"})
-    written = tmp_path / "config.yaml"
-    written.write_text("train: {old: 3, lr: 0.5}\nmodel: {}\ndata: {}\n")
-    with pytest.raises(ConfigError, match=r"^train.old: .* no longer has it \(its work is done by train.lr\); leave"):
-        read_settings(settings.read_values(written))
-    (tmp_path / "starts.jsonl").write_text("")  # the folder is that of a run
-    assert read_settings(settings.read_values(written)).train.lr == 0.5
-    assert caplog.messages == [f"{written}: passed over, of an older version: train.old"]
-    with pytest.raises(ConfigError, match="^train.old: this version"):
-        read_settings(override(settings.read_values(written), ["train.old=3"]))
