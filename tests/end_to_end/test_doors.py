@@ -78,6 +78,7 @@ BAD = {
     "benchmarks.deepspeed_step": ["--quickstart {none} --steps 1 --repeats 1"],
     "benchmarks.distime_step": ["--frames 0"],
     "benchmarks.faults": ["--kills 0"],
+    "benchmarks.floor": ["--repeats 0"],
     "benchmarks.fpo_ablation": ["--quickstart {none} --output {nowhere}"],
     "benchmarks.gpu_check": ["--output {nowhere}"],
     "benchmarks.kept_lengths": ["{nowhere}"],
