@@ -30,12 +30,13 @@ from videollm.video.read import safe_join
 from videollm.video.view import View
 
 SHOWN = 3  # bad videos that are named on the terminal
-COLUMNS = ("benchmark", "annotations", "questions", "videos", "present", "missing", "unreadable")
+COLUMNS = ("benchmark", "annotations", "questions", "videos", "present", "missing", "unreadable", "damaged")
 
 
 def check(task: Benchmark, root: Path) -> dict[str, Any]:
     """``annotations`` ("present", "missing" or "unreadable") with ``path`` or ``problem``, ``questions``, and
-    ``videos``: {"named", "present", "missing": [paths], "unreadable": {path: why}}."""
+    ``videos``: {"named", "present", "missing": [paths], "unreadable": {path: why}, "damaged": {path: why}}; a damaged
+    one (truncated, jumping) is present and can be asked about."""
     folder = benchmark.data_folder(task, root)
     videos = folder / task.layout.videos
     nothing = {"title": task.title, "questions": 0, "folder": str(videos), "videos": _sorted({})}
@@ -53,8 +54,9 @@ def check(task: Benchmark, root: Path) -> dict[str, Any]:
 
 
 def complete(found: dict[str, Any]) -> bool:
-    """Whether nothing is missing or unreadable."""
-    return found["annotations"] == "present" and found["videos"]["present"] == found["videos"]["named"]
+    """Whether nothing is missing, unreadable or damaged."""
+    videos = found["videos"]
+    return found["annotations"] == "present" and videos["present"] == videos["named"] and not videos["damaged"]
 
 
 def _videos(title: str, records: Sequence[Record], root: Path) -> dict[str, Any]:
@@ -65,28 +67,23 @@ def _videos(title: str, records: Sequence[Record], root: Path) -> dict[str, Any]
         return _sorted(dict(zip(named, tqdm(problems, total=len(named), desc=title, unit="video"), strict=True)))
 
 
-def _problem(root: Path, name: str, view: View) -> str | None:
-    """None if the video can be read, "" if it is missing, else what is wrong with it."""
+def _problem(root: Path, name: str, view: View) -> tuple[str, str]:
+    """(present, missing, unreadable or damaged; what is wrong)."""
     try:
         path = safe_join(root, name)
         if not path.exists():
-            return ""
-        if view.frames:
-            open_folder(path, view.frames)
-        else:
-            probe(path)
+            return "missing", ""
+        info = open_folder(path, view.frames)[0] if view.frames else probe(path)
     except VideoError as error:
-        return str(error)
-    return None
+        return "unreadable", str(error)
+    return ("damaged", f"{path}: {'; '.join(info.problems.values())}") if info.problems else ("present", "")
 
 
-def _sorted(problems: dict[str, str | None]) -> dict[str, Any]:
-    return {
-        "named": len(problems),
-        "present": sum(problem is None for problem in problems.values()),
-        "missing": [name for name, problem in problems.items() if problem == ""],
-        "unreadable": {name: problem for name, problem in problems.items() if problem},
-    }
+def _sorted(problems: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    of_kind = {kind: {n: why for n, (k, why) in problems.items() if k == kind} for kind in ("unreadable", "damaged")}
+    missing = [name for name, (kind, _) in problems.items() if kind == "missing"]
+    present = len(problems) - len(missing) - len(of_kind["unreadable"])
+    return {"named": len(problems), "present": present, "missing": missing} | of_kind
 
 
 def show(found: dict[str, dict]) -> None:
@@ -102,7 +99,7 @@ def show(found: dict[str, dict]) -> None:
         if "problem" in entry:
             console.print(f"{name}: {entry['problem']}", markup=False)
         bad = [f"missing: {entry['folder']}/{video}" for video in entry["videos"]["missing"]]
-        for kind in (bad, list(entry["videos"]["unreadable"].values())):
+        for kind in (bad, *(list(entry["videos"][kind].values()) for kind in ("unreadable", "damaged"))):
             for line in kind[:SHOWN]:
                 console.print(f"{name}: {line}", markup=False)
             if len(kind) > SHOWN:

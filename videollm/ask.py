@@ -28,6 +28,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--question", required=True, help="what to ask, in the words the model was trained on")
     parser.add_argument("--output", type=Path, help="PNG of the answer on the video's timeline")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    precision = "of weights and states (default: the model's own on a GPU, fp32 on a CPU)"
+    parser.add_argument("--precision", choices=PRECISIONS, help=precision)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 sampler.fps=2")
     return parser.parse_intermixed_args(argv)
 
@@ -35,7 +37,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Check what was given, load, ask, print, draw."""
     device, config = usable_device(args.device), read_config(Path(args.model))
-    options = read_options(args.overrides, config, device)
+    options = read_options(args.overrides, config, device, args.precision)
     if args.output is not None:
         need(
             args.output.suffix.lower() == ".png",

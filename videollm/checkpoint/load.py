@@ -95,7 +95,10 @@ def read_model(
             **options,
         )  # fmt: skip
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: cannot read the weights: {' '.join(str(error).split())}") from None
+        why = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder}: cannot read the weights ({why}); copy them again from where they are whole"
+        ) from None
 
 
 def read_spread(
@@ -140,6 +143,14 @@ def read_config(folder: Path) -> VideoLLMConfig:
     absent = [key for key in ("text_config", "vision", "connector", "head") if not fields.get(key)]
     if absent:
         raise CheckpointError(f"{path}: no {', '.join(absent)}; copy the file from the run that made the checkpoint")
+    odd = [key for key in ("text_config", "vision", "connector", "head") if not isinstance(fields[key], dict)]
+    if odd:
+        raise CheckpointError(
+            f"{path}: {', '.join(odd)} is no object; copy the file from the run that made the checkpoint"
+        )
+    known = (None, "fp32", "bf16")
+    if fields.get("precision") not in known:
+        raise CheckpointError(f"{path}: precision {fields['precision']!r} is none of fp32, bf16, null; set one of them")
     return VideoLLMConfig.from_pretrained(folder, local_files_only=True)
 
 

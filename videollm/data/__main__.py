@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from videollm.common.command import ended, whole
 from videollm.common.config import ConfigError, UserError, need
@@ -16,6 +17,9 @@ from videollm.data.check import Visuals, check_visuals, own_ids, report_on, writ
 from videollm.data.filters import long_line
 from videollm.data.mixture import load_to_check
 from videollm.data.record import Record, ending
+
+if TYPE_CHECKING:
+    from videollm.batches.prompt import PromptEncoder
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,16 +37,20 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def lengths(records: Sequence[Record], model: Path, max_length: int | None) -> dict[str, str]:
-    """What is said of each record that is too long for a model, by id. ConfigError for no model."""
-    from videollm.batches.lengths import too_long  # these load transformers, which no other check needs
+def planned(model: Path) -> tuple["PromptEncoder", int, bool]:
+    """Of ``planned_encoder``, which loads transformers: no other check needs it. ConfigError for no model."""
     from videollm.training.assemble import planned_encoder
 
     try:
-        encoder, context = planned_encoder(model)
+        return planned_encoder(model)
     except UserError as error:
         raise ConfigError(f"--model: {error}") from None
-    limit = max_length or context
+
+
+def lengths(records: Sequence[Record], encoder: "PromptEncoder", limit: int) -> dict[str, str]:
+    """What is said of each record that is too long for a model, by id."""
+    from videollm.batches.lengths import too_long
+
     found = too_long(records, encoder, limit, rejected=True)
     return {records[i].id: long_line(records[i], tokens, limit) for i, tokens in found.items()}
 
@@ -61,9 +69,10 @@ def run(options: argparse.Namespace) -> int:
     need(options.model or not options.max_length, "--max-length: tokens are those of a model; name it with --model")
     if options.videos:
         check_folder(options.videos, "--videos")
-    records, problems, root = load_to_check(options.annotations, options.videos or ".")
+    encoder, context, raw_spans = planned(options.model) if options.model else (None, 0, False)
+    records, problems, root = load_to_check(options.annotations, options.videos or ".", raw_spans)
     records, renamed = own_ids(records)
-    long = lengths(records, options.model, options.max_length) if options.model else {}
+    long = lengths(records, encoder, options.max_length or context) if encoder else {}
     report, visuals = report_on(records, problems), Visuals()
     print(report)
     if options.model:

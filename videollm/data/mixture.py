@@ -77,12 +77,14 @@ def load_training(paths: Sequence[str], videos: str | Path, *, raw_spans: bool =
     return records, base
 
 
-def load_to_check(paths: Sequence[str], videos: str | Path) -> tuple[list[Record], list[str], Path]:
+def load_to_check(
+    paths: Sequence[str], videos: str | Path, raw_spans: bool = False
+) -> tuple[list[Record], list[str], Path]:
     """As ``load_training``, but every record of a data set once, and the problems beside the good records."""
     plain, sets, problems = read_lists(paths, Path(videos))
     base, records = common_folder(Path(videos), [s.root for s in sets]), []
     for paths_of, own in [(plain, None)] * bool(plain) + [([s.annotation], s) for s in sets]:
-        found, bad = load_with_problems(paths_of)
+        found, bad = load_with_problems(paths_of, raw_spans)
         records += below(found, Path(videos), base) if own is None else own.once(found, base)
         problems += bad
     return records, problems, base

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -192,17 +193,18 @@ def planned_config(settings: Settings) -> VideoLLMConfig:
     return config
 
 
-def planned_encoder(model: Path) -> tuple[PromptEncoder, int]:
-    """Prompts as a checkpoint folder or the model of a config reads them, and the tokens of its context; no weights are
-    read. Errors as of reading either."""
+def planned_encoder(model: Path) -> tuple[PromptEncoder, int, bool]:
+    """Prompts as a checkpoint folder or the model of a config reads them, the tokens of its context, and whether the
+    config reads spans raw; no weights are read. Errors as of reading either."""
+    raw_spans = False
     if model.suffix in (".yaml", ".yml"):
         settings = read_settings(read_yaml(model))
-        folder, config = settings.model.checkpoint, planned_config(settings)
+        folder, config, raw_spans = settings.model.checkpoint, planned_config(settings), settings.data.raw_spans
         tokenizer = read_tokenizer(Path(folder)) if folder else parts_config(settings)[1]
     else:
         config, tokenizer = read_config(model), read_tokenizer(model)
     with torch.device("meta"):
-        return Bundle(VideoLLM(config), tokenizer).encoder(), config.context_length
+        return Bundle(VideoLLM(config), tokenizer).encoder(), config.context_length, raw_spans
 
 
 def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenizerBase]:
@@ -351,17 +353,17 @@ def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:
 
 def read_start(path: str, key: str) -> dict[str, Tensor]:
     """The tensors that a new model starts from; ConfigError naming ``key`` where there is no such file."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{key}: no file {path}")
-    return load_file(path)
+    need(Path(path).is_file(), f"{key}: no file {path}")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{key}: {path} cannot be read as safetensors ({error}); give a file of that kind") from None
 
 
 def load_tower(model: VideoLLM, folder: str) -> None:
     """Copy a tower's weights from ``folder/model.safetensors``; ConfigError if they do not fit."""
     path = Path(folder) / "model.safetensors"
-    if not path.is_file():
-        raise ConfigError(f"model.vision_weights: no {path}")
-    found = model.vision_tower.load_state_dict(load_file(path), strict=False)
+    found = model.vision_tower.load_state_dict(read_start(str(path), "model.vision_weights"), strict=False)
     if found.missing_keys:
         raise ConfigError(f"model.vision_weights: {path} lacks {', '.join(found.missing_keys[:5])}")
 

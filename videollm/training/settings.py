@@ -95,13 +95,6 @@ class PartSettings:
     lr: float | None = None
     weight_decay: float | None = None
 
-    def __post_init__(self):
-        for pattern in self.only or ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"train.parts.PART.only: {pattern!r} is no regular expression ({error})") from None
-
 
 @dataclass
 class LoraSettings:
@@ -161,9 +154,16 @@ class TrainSettings:
     report_to: Free[list[Literal["tensorboard", "wandb"]]] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self):
-        for part in self.parts:
+        for part, given in self.parts.items():
             if part not in PARTS:
                 raise ConfigError(f"train.parts.{part}: no such part; parts are {', '.join(PARTS)}")
+            for pattern in given.only or ():
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ConfigError(
+                        f"train.parts.{part}.only: {pattern!r} is no regular expression ({error}); correct it"
+                    ) from None
         counts = ("steps", "batch_size", "accumulation", "global_batch", "max_tokens_per_batch", "validation_size")
         at_least("train", self, 1, *counts, "keep", "log_every", "save_every", "validate_every")
         if self.global_batch is not None and self.accumulation != 1:

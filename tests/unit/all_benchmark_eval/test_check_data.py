@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import av
 import pytest
 
 from all_benchmark_eval import check
@@ -37,6 +38,24 @@ def test_missing_and_unreadable_videos_are_counted_and_named(data, tmp_path, cap
     assert found["mvbench"]["missing"] == ["scene_qa/video/t.mp4"]
     assert "no frame 2" in found["mvbench"]["unreadable"]["tvqa/frames_fps3_hq/show_1"]
     assert "t.mp4" in capsys.readouterr().out
+
+
+def test_truncated_videos_are_there_and_counted_as_damaged(data, tmp_path, capsys):
+    part = copy(data, tmp_path / "data", "anet")
+    video = part / "anet/videos/v_0.mp4"
+    whole = tmp_path / "whole.mp4"
+    with av.open(str(video)) as read, av.open(str(whole), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    video.write_bytes(whole.read_bytes()[: whole.stat().st_size * 4 // 5])
+    output = tmp_path / "found.json"
+    assert check.main([str(part), "--benchmarks", "anet", "--output", str(output)]) == 1
+    found = json.loads(output.read_text())["anet"]["videos"]
+    assert found["present"] == CLIPS and "truncated" in found["damaged"]["v_0.mp4"] and not found["unreadable"]
+    assert "truncated" in capsys.readouterr().out
 
 
 def test_annotations_that_are_not_there_or_not_readable_are_told_apart(data, tmp_path, capsys):

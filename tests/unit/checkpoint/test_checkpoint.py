@@ -84,6 +84,13 @@ def test_a_broken_config_is_refused(folder):
     assert "JSON" in refusal(folder)
 
 
+@pytest.mark.parametrize(("key", "value"), [("text_config", 5), ("head", ["distime"]), ("precision", "fp8")])
+def test_a_config_with_a_value_that_cannot_be_is_refused(folder, key, value):
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {key: value}))
+    assert key in refusal(folder)
+
+
 def test_a_model_of_another_kind_is_refused(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     assert "'qwen2'" in refusal(folder)
@@ -234,3 +241,12 @@ def test_pretrained_parts_keep_their_weights(tmp_path):
 def test_a_folder_that_does_not_exist_is_named_by_its_key(tmp_path, key):
     with pytest.raises(ConfigError, match=rf"model\.{key}"):
         make_bundle("internvl", "text", **{key: str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize("key", ["vision_weights", "word_vectors"])
+def test_a_file_that_is_no_safetensors_is_named_by_its_key(tmp_path, key):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"no tensors")
+    given = tmp_path if key == "vision_weights" else path
+    with pytest.raises(ConfigError, match=rf"model\.{key}: .*model\.safetensors cannot be read as safetensors"):
+        make_bundle("internvl", "text", **{key: str(given)})

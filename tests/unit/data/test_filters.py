@@ -175,3 +175,13 @@ def test_check_names_what_is_too_long_for_a_model(tmp_path, capsys):
         assert check_data([*given, "--model", str(model)]) == 2
         assert "--model: " in (said := capsys.readouterr().err) and says in said
     assert check_data([*given, "--max-length", "9"]) == 2
+
+
+def test_check_reads_as_the_config_does(tmp_path):
+    """A span wholly behind the end is read by published code, and by a run with ``compatibility: published``."""
+    behind = clip_lines(1)[0] | {"tgt": [50.0, 60.0]}
+    config = write_config(tmp_path, "d2vlm", lines=[behind])
+    given = ["check", "--annotations", str(tmp_path / "train.jsonl"), "--model", str(config)]
+    assert check_data(given) == 1
+    config.write_text(config.read_text() + "compatibility: published\n")
+    assert check_data(given) == 0

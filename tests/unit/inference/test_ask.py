@@ -94,6 +94,15 @@ def test_generate_overrides_reach_the_model(capsys, model, video, answers):
     assert (asked[0].max_new_tokens, asked[0].do_sample, asked[0].temperature) == (3, True, 1.0)
 
 
+def test_the_precision_can_be_chosen(capsys, model, video, answers, monkeypatch):
+    loaded, read = [], asking.load
+    monkeypatch.setattr(asking, "load", lambda *args, **given: loaded.append(read(*args, **given)) or loaded[-1])
+    answers(Answer("yes", ""))
+    for chosen, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        assert run(capsys, model, video, f"--precision={chosen}")[0] == 0
+        assert loaded.pop().model.get_input_embeddings().weight.dtype == dtype
+
+
 def test_an_untrained_model_answers_something(model, video):
     line = question.ask(load(model), video, "when ?", quick())
     assert line.error is None and line.raw_text and line.finish_reason in ("stop", "length")

@@ -75,7 +75,7 @@ def test_of_a_part_only_what_is_named_learns():
     assert not any(name.startswith("connector.") for name in learns)
     for pattern, message in (
         ("no_such", r"parts\.head\.only: 'no_such' is in no name"),
-        ("(", "no regular expression"),
+        ("(", r"train\.parts\.head\.only: '\(' is no regular expression"),
     ):
         with pytest.raises(ConfigError, match=message):
             make_bundle("internvl", "d2vlm", train={"parts": {"head": {"only": [pattern]}}})
