@@ -33,6 +33,10 @@ from videollm.heads import (
 )
 
 EVIDENCE, EVIDENCE_END = "<evi>", "</evi>"
+LACKING = (
+    "evidence head: a span needs frame features that FrameBatch lacks (embeds for questions, states[inject_layer] for "
+    "answers)"
+)
 
 
 @dataclass
@@ -105,7 +109,7 @@ class EvidenceHead(TemporalHead):
         """Word embedding plus the mean over the span's frames: connector output for questions, else layer states.
 
         Raises:
-            ValueError: ``frames`` lacks the features that a span in ``refs`` needs.
+            RuntimeError: ``frames`` lacks the features that a span in ``refs`` needs.
         """
         if not len(refs):
             return token_embeds
@@ -117,11 +121,8 @@ class EvidenceHead(TemporalHead):
             if states is not None:
                 mean = mean_over_run(states, run, refs.owner, frames.mask)  # [N, D]
                 result = result + torch.where(wanted.unsqueeze(-1), mean, 0).to(result.dtype)
-            elif wanted.any():
-                raise ValueError(
-                    f"evidence head: spans of roles {sorted(set(refs.role[wanted].tolist()))} need frame features that "
-                    f"FrameBatch lacks (embeds for questions, states[{self.inject_layer}] for answers)"
-                )
+            else:  # found out on the device, for which the host does not wait
+                torch._assert_async(~wanted.any(), LACKING)
         return result
 
     def embed_predicted(

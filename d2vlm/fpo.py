@@ -147,8 +147,8 @@ class FPO(Objective):
 
     def _gap(self, factors: Tensor, batch: Batch) -> Tensor:
         """Weighted log p(chosen) - log p(rejected), [P]."""
-        weight = factors.new_tensor([self.options.grounding_weight, self.options.text_weight])
-        return ((factors[batch.pairs.chosen] - factors[batch.pairs.rejected]) * weight).sum(-1)
+        grounding, text = (factors[batch.pairs.chosen] - factors[batch.pairs.rejected]).unbind(-1)  # [P] each
+        return self.options.grounding_weight * grounding + self.options.text_weight * text
 
     @torch.no_grad()
     def _reference_gap(self, batch: Batch, reading: Reading) -> Tensor | float:

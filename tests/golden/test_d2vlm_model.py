@@ -47,14 +47,17 @@ class Trace:
             del self.model.run
 
     def run(self, batch, embeds, columns, layers, cache=None):
-        """``VideoLLM.run`` with more layers kept."""
-        states = VideoLLM.run(self.model, batch, embeds, columns, layers | {0, self.inject, -2, -1}, cache)
+        """``VideoLLM.run`` with more layers kept: of a pass that ends early, none behind its end."""
+        more = {0, self.inject, -2} if -1 in layers else {0}
+        states = VideoLLM.run(self.model, batch, embeds, columns, layers | more, cache)
         self.passes.append((columns, states))
         return states
 
     def states(self, layer: int) -> Tensor:
-        """[B, L, D] over both passes."""
-        return torch.cat([states[layer] for _, states in self.passes], 1)
+        """[B, L, D]; up to the injected layer the second pass runs behind the prefix only."""
+        (_, prefix), (_, states) = self.passes
+        whole = states[layer].shape[1] == self.batch.input_ids.shape[1]
+        return states[layer] if whole else torch.cat([prefix[layer], states[layer]], 1)
 
     def real(self, row: int) -> Tensor:
         """Columns of a row that are no padding, in order."""

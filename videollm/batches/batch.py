@@ -43,7 +43,6 @@ class Batch:
     label_index: Tensor  # [M] int64, the place whose state predicts the label
     label_ids: Tensor  # [M] int64
     label_weight: Tensor  # [M] float32
-    prefix_labels: bool  # a label is predicted from a place in a prefix
     # spans
     refs: SpanRefs  # N places, those of frame times among them
     early_refs: Tensor  # int64 indices into ``refs``: of questions and frames

@@ -60,7 +60,7 @@ class Collator:
         places = [self._columns(r, prefix, length) for r in rows]
         batch = Batch(
             **self._tokens(rows, places, prefix, length),
-            **self._labels(rows, places, prefix, length),
+            **self._labels(rows, places, length),
             **self._refs(items, rows, places, length, samples),
             **self._visuals(items, rows, places, length),
             **(self._questions(items) if self.question_tokenizer is not None else {}),
@@ -114,7 +114,7 @@ class Collator:
         batch |= {"plain_causal": causal, "needs_mask": not causal or self.left or bool(unseen.any())}
         return batch | {"prefix_columns": 0 if self.left else prefix}
 
-    def _labels(self, rows: list["Row"], places: list[np.ndarray], prefix: int, length: int) -> dict:
+    def _labels(self, rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
         index, ids, weight = [], [], []
         for b, (row, columns) in enumerate(zip(rows, places, strict=True)):
             where = np.flatnonzero(row.supervised)
@@ -124,10 +124,8 @@ class Collator:
             counts = np.bincount(sample, minlength=1)
             share = 1.0 / counts[sample] if self.average == "samples" else np.ones(len(where))
             weight.append(share * (sample == 0) if self.rank else share)
-        index = flat(index, torch.long)
         return {
-            "prefix_labels": bool((index % length < prefix).any()),
-            "label_index": index,
+            "label_index": flat(index, torch.long),
             "label_ids": flat(ids, torch.long),
             "label_weight": flat(weight, torch.float32),
         }

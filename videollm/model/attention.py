@@ -5,16 +5,22 @@ of its kinds of layers, or a ConfigError that names the remedy. Knows no batch a
 ``videollm.py``. Everything that decides between implementations stands here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-from transformers import PretrainedConfig
+from transformers import AttentionInterface, PretrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from videollm.common.config import ConfigError, need
 
 FLASH = "flash_attention_2"
 KEY = "model.attention"
+SDPA = "sdpa"
+MASKLESS = "sdpa_maskless"  # sdpa under a name for which transformers makes no masks
 FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers' ``layer_types`` calls them
+
+AttentionInterface.register(MASKLESS, ALL_ATTENTION_FUNCTIONS[SDPA])
 
 
 def implementation(text: PretrainedConfig, asked: str) -> str:
@@ -45,6 +51,29 @@ def windows(text: PretrainedConfig) -> dict[str, int | None]:
     known = f"only {FULL} and {SLIDING} are known here; choose another language model"
     need(not odd, f"model.language: layers of {text.model_type} are {', '.join(odd)}; {known}")
     return {kind: window if kind == SLIDING else None for kind in sorted(kinds)}
+
+
+def causal_alone(text: PretrainedConfig, needs_mask: bool, reach: Iterable[int | None]) -> bool:
+    """Whether a pass in which all see what is before them needs no mask: the implementation is causal by itself.
+
+    ``needs_mask``: some places are seen by none. ``reach``: the windows that are narrower than the pass.
+    """
+    kind = text._attn_implementation
+    return kind == FLASH or (kind == SDPA and not needs_mask and not any(reach))
+
+
+@contextmanager
+def no_mask_made(text: PretrainedConfig) -> Iterator[None]:
+    """Passes of sdpa within it have the mask that they are given, or none.
+
+    Without a mask transformers looks whether positions jump, as in packed rows, and waits for the device to see it.
+    """
+    asked = text._attn_implementation
+    try:
+        text._attn_implementation = MASKLESS if asked == SDPA else asked
+        yield
+    finally:
+        text._attn_implementation = asked
 
 
 def check_flash(needing: Sequence[str], precision: str) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
-from transformers.masking_utils import create_bidirectional_mask
 
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry
@@ -213,8 +212,9 @@ class QFormerConnector(Connector):
         places = embed.position_ids[:, : query_ids.shape[1]]
         words = embed.word_embeddings(query_ids) + embed.position_embeddings(places)  # [B, Lq, h]
         embeds = embed.dropout(embed.layernorm(torch.cat([queries, words], 1))[owner])  # [V, Q + Lq, h]
-        mask = torch.cat([query_mask.new_ones(queries.shape[:2]), query_mask], 1)[owner]  # [V, Q + Lq]
-        mask = create_bidirectional_mask(config=self.qformer.config, inputs_embeds=embeds, attention_mask=mask)
+        hidden = torch.cat([query_mask.new_zeros(queries.shape[:2]), 1 - query_mask], 1)[owner]  # [V, Q + Lq]
+        # Made here: transformers waits for the device to see whether anything is masked.
+        mask = (hidden * torch.finfo(embeds.dtype).min).to(embeds.dtype)[:, None, None]  # [V, 1, 1, Q + Lq]
         output = self.qformer.encoder(
             embeds, attention_mask=mask, encoder_hidden_states=self.cross_norm(features), query_length=queries.shape[1]
         )

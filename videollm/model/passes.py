@@ -1,8 +1,11 @@
 """Small tools around one pass of the language model: keeping wanted layers' states, placing embeddings, the output."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.modeling_outputs import ModelOutput
 
 from videollm.common.config import ConfigError
@@ -55,6 +58,62 @@ class LayerTap:
         return self.states | {layer: ends[layer] for layer in self.wanted & {0, -1}}
 
 
+class PrefixCache(DynamicCache):
+    """Keys and values of a prefix: kept as they come in the first pass, in front of the text's in the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> [B, heads, P, d] each
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args, **_kwargs):
+        """What the layer's queries look at."""
+        new = (key_states, value_states)
+        if layer_idx in self.kept:
+            return tuple(torch.cat(pair, -2) for pair in zip(self.kept[layer_idx], new, strict=True))
+        self.kept[layer_idx] = new
+        return new
+
+
+class Joined:
+    """A pass over whole rows whose prefixes have been through the first ``depth`` layers already.
+
+    Those layers get the columns behind the prefix alone, and the prefix's keys and values from ``cache``; the layer
+    behind them gets both together, so that no layer runs twice over the same place, and the deep ones run once. The
+    decoder is called as for whole rows: masks and positions are cut here. Not under gradient checkpointing, which
+    drops a cache.
+    """
+
+    def __init__(self, decoder: nn.Module, depth: int, prefix: Tensor, cache: PrefixCache):
+        """``prefix`` [B, P, D]: what layer ``depth`` has made of the prefix; ``depth`` is below the last layer."""
+        self.prefix, self.start, self.cache = prefix, prefix.shape[1], cache
+        first, *shallow = decoder.layers[:depth]
+        hooks = [(first, self._first), *((layer, self._text) for layer in shallow), (decoder.layers[depth], self._join)]
+        self.hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in hooks]
+
+    def __enter__(self) -> "Joined":
+        return self
+
+    def __exit__(self, *_error) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _first(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return self._text(module, (args[0][:, self.start :], *args[1:]), kwargs)
+
+    def _text(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        mask, (cos, sin) = kwargs["attention_mask"], kwargs["position_embeddings"]  # [B, 1, L, L], [B, L, d] each
+        own = {
+            "attention_mask": mask[:, :, self.start :],
+            "position_ids": kwargs["position_ids"][:, self.start :],
+            "position_embeddings": (cos[:, self.start :], sin[:, self.start :]),
+            "past_key_values": self.cache,
+        }
+        return args, kwargs | own
+
+    def _join(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return (torch.cat([self.prefix, args[0]], 1), *args[1:]), kwargs
+
+
 def layer_index(decoder: nn.Module, layer: int) -> int:
     """The layer that ``layer`` (neither 0 nor -1) means, from 1; ConfigError unless it is below the last.
 
@@ -69,6 +128,11 @@ def layer_index(decoder: nn.Module, layer: int) -> int:
     if not 0 < index < count:
         raise ConfigError(f"model.head: layer {layer} is not below the last of the language model's {count} layers")
     return index
+
+
+def behind(decoder: nn.Module, layer: int, other: int) -> bool:
+    """Whether ``layer`` comes later than ``other`` (neither 0 nor -1), both counted as in ``LayerTap``."""
+    return layer == -1 or (layer != 0 and layer_index(decoder, layer) > layer_index(decoder, other))
 
 
 def scatter(embeds: Tensor, index: Tensor, new: Tensor) -> Tensor:

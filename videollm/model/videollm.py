@@ -20,12 +20,12 @@ from videollm.batches.batch import Batch
 from videollm.common.config import build, unusable
 from videollm.common.spread import without_weights
 from videollm.heads import FrameBatch, SpanRefs, build_head
-from videollm.model.attention import implementation, windows
+from videollm.model.attention import causal_alone, implementation, no_mask_made, windows
 from videollm.model.connectors import build_connector
 from videollm.model.generate import SpanGeneration
 from videollm.model.lora import add_lora
 from videollm.model.objective import Objective, ObjectiveOptions, Reading, Supervised
-from videollm.model.passes import LayerTap, VideoLLMOutput, layer_index, scatter
+from videollm.model.passes import Joined, LayerTap, PrefixCache, VideoLLMOutput, behind, layer_index, scatter
 from videollm.model.towers import CHUNK, build_tower, encode_frames
 from videollm.model.tying import filled
 from videollm.video.preprocess import Preprocess
@@ -211,10 +211,13 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
+    def reach(self, stop: int) -> dict[str, int | None]:
+        """The windows of the kinds of layers that are narrower than ``stop`` columns."""
+        return {kind: window if window and window < stop else None for kind, window in self.windows.items()}
+
     def masks(self, batch: Batch, queries: slice, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
         """What the decoder takes: one ``attention_mask``, or for each kind of its layers one."""
-        stop = queries.stop
-        reach = {kind: window if window and window < stop else None for kind, window in self.windows.items()}
+        reach = self.reach(queries.stop)
         made = {window: self.attention_mask(batch, queries, dtype, window) for window in set(reach.values())}
         return {kind: made[window] for kind, window in reach.items()} if len(made) > 1 else made.popitem()[1]
 
@@ -229,25 +232,29 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         column = torch.arange(stop, device=segment.device)
         seg_q, blk_q, col_q = segment[:, queries, None], block[:, queries, None], column[queries, None]
         seg_k, blk_k = segment[:, None], block[:, None]
+        # Where a row is one segment, the state of a place that none sees may still predict the next token.
+        own = seg_k >= 0 if batch.plain_causal else ((seg_k == 0) | (seg_k == seg_q)) & (seg_k >= 0)
         before = column <= col_q
         if window is not None:  # by position: what stands between a prefix and a packed segment is not of its text
             position = batch.position_ids[:, :stop]
             before = before & (position[:, queries, None] - position[:, None] < window)
         order = before | ((blk_q == blk_k) & (blk_q >= 0))
-        # Padded places see themselves, so that no softmax is empty.
-        allowed = ((seg_k == 0) | (seg_k == seg_q)) & (seg_k >= 0) & order | (column == col_q)
+        allowed = own & order
+        allowed = allowed | ((column == col_q) & ~allowed.any(-1, keepdim=True))  # no softmax is empty
         mask = torch.zeros(allowed.shape, dtype=dtype, device=segment.device)
         return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
     def run(
-        self, batch: Batch, embeds: Tensor, columns: slice, layers: set[int], cache: DynamicCache | None = None
+        self, batch: Batch, embeds: Tensor, columns: slice, layers: set[int], cache: PrefixCache | None = None
     ) -> dict[int, Tensor]:
         """One pass of the decoder over ``columns``; the wanted layers' states [B, Q, D]."""
-        if not batch.plain_causal or columns.start:
-            mask = self.masks(batch, columns, embeds.dtype)
-        else:  # padding behind a row is seen by nothing that counts: attention is faster without a mask
+        text, plain = self.decoder.config, batch.plain_causal and not columns.start
+        if plain and causal_alone(text, batch.needs_mask, self.reach(columns.stop).values()):
+            # Padding behind a row is seen by nothing that counts: attention is faster without a mask.
             mask = (batch.segment_ids[:, columns] >= 0).long() if batch.needs_mask else None
-        with LayerTap(self.decoder, layers) as tap:
+        else:
+            mask = self.masks(batch, columns, embeds.dtype)
+        with LayerTap(self.decoder, layers) as tap, no_mask_made(text):
             out = self.decoder(
                 inputs_embeds=embeds[:, columns],
                 attention_mask=mask,
@@ -260,34 +267,29 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
     def training_states(self, batch: Batch, embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[int, Tensor]:
         """States [B, L, D] of the layers that the loss and the head read, spans embedded.
 
-        A head that injects frame states needs them first: one pass over the prefix, whose keys and values the second
-        pass reuses. Gradient checkpointing drops that cache, and answered spans within a prefix outdate it; then the
-        first pass ends with the layer that is injected, and the second covers the prefix again.
+        A head that injects frame states needs them first: one pass over the prefix, which ends with the injected
+        layer. The second pass takes the prefix up from there. Gradient checkpointing drops the first pass's keys and
+        values, and answered spans within a prefix outdate them; then the second pass covers the prefix again.
         """
-        head, length = self.head, embeds.shape[1]
-        layers = {-1, head.query_layer, *head.frame_layers}
-        if head.inject_layer is None or not batch.prefix_columns:
-            embeds = self.embed_refs(embeds, refs, frames)
-            return self.run(batch, embeds, slice(0, length), layers)
+        head, cut = self.head, batch.prefix_columns
+        layers, inject = {-1, head.query_layer, *head.frame_layers}, head.inject_layer
+        whole = slice(0, embeds.shape[1])
+        if inject is None or not cut:
+            return self.run(batch, self.embed_refs(embeds, refs, frames), whole, layers)
         embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
-        cut = batch.prefix_columns
         checkpointing = self.training and any(layer.gradient_checkpointing for layer in self.decoder.layers)
-        again = checkpointing or not batch.keep_prefix
-        cache = None if again else DynamicCache()
-        # Under ZeRO-3 ranks wait for each other in every layer, forward and back. So neither the depth nor what is on
-        # the graph depends on the batch.
-        wanted = {head.inject_layer} if checkpointing else layers | {head.inject_layer}
-        prefix = self.run(batch, embeds, slice(0, cut), wanted, cache)
-        frames.states[head.inject_layer] = self.states_of_frames(batch, prefix[head.inject_layer])
+        again = checkpointing or not batch.keep_prefix or inject in (0, -1)
+        shallow = {inject} | {layer for layer in layers if not again and not behind(self.decoder, layer, inject)}
+        cache = None if again else PrefixCache()
+        prefix = self.run(batch, embeds, slice(0, cut), shallow, cache)
+        frames.states[inject] = self.states_of_frames(batch, prefix[inject])
         embeds = self.embed_refs(embeds, refs.select(batch.late_refs), frames)
         if again:
-            embeds = embeds + 0.0 * prefix[head.inject_layer if checkpointing else -1].sum()
-            return self.run(batch, embeds, slice(0, length), layers)
-        text = self.run(batch, embeds, slice(cut, length), layers, cache)
-        unread = -1 not in (head.query_layer, *head.frame_layers) and not batch.prefix_labels
-        if unread and not is_deepspeed_zero3_enabled():  # of the prefix the last layer gives keys and values only
-            prefix[-1] = prefix[-1].detach()
-        return {layer: torch.cat([prefix[layer], text[layer]], 1) for layer in layers}
+            # Under ZeRO-3 ranks wait for each other in every layer, back too: on the graph in any case.
+            return self.run(batch, embeds + 0.0 * prefix[inject].sum(), whole, layers)
+        with Joined(self.decoder, layer_index(self.decoder, inject), prefix[inject], cache):
+            states = self.run(batch, embeds, whole, layers)
+        return states | {layer: torch.cat([prefix[layer], states[layer]], 1) for layer in layers & shallow - {0}}
 
     def forward(self, batch: Batch, counts: dict[str, Tensor] | None = None) -> VideoLLMOutput:
         """Loss and terms of a batch of the training.

@@ -145,6 +145,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         data_seed=t.seed,
         logging_steps=min(t.log_every, t.steps or t.log_every),  # a short run logs its losses too
         logging_nan_inf_filter=False,
+        accelerator_config={"non_blocking": True},  # batches come in pinned memory where there is a GPU
         save_strategy="steps" if t.save_every else "no",
         save_steps=t.save_every or 500,
         eval_strategy="steps" if t.validate_every else "no",

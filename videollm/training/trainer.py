@@ -103,7 +103,9 @@ class VideoTrainer(Trainer, TrainerCallback):
         """Counts of every loss term, and of items that were unreadable or thinned, over ``batches`` and all ranks."""
         found = []
         for batch in batches:
-            items = {"bad": torch.tensor(len(batch.bad)), "thinned": torch.tensor(batch.thinned)}
+            items = {"bad": len(batch.bad), "thinned": batch.thinned}
+            # Made on the device: a copy of Python's numbers would wait for it.
+            items = {name: torch.full((), float(number), device=device) for name, number in items.items()}
             found.append(self.bundle.model.counts(batch) | items)
         names = sorted(found[0])
         total = sum(torch.stack([of[name].to(device, torch.float32) for name in names]) for of in found)

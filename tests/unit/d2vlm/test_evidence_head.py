@@ -223,7 +223,7 @@ def test_a_predicted_span_looks_like_the_same_true_span(a, b):
 
 def test_missing_frame_features_are_named(head, refs):
     frames = replace(make_frames(), states={})
-    with pytest.raises(ValueError, match=r"states\[6\]"):
+    with pytest.raises(RuntimeError, match=r"states\[inject_layer\]"):
         head.embed(torch.zeros(len(ROWS), WIDTH), refs, frames)
     only_question = refs.select(refs.role == Role.QUESTION)
     assert head.embed(torch.zeros(2, WIDTH), only_question, frames).shape == (2, WIDTH)
