@@ -84,7 +84,8 @@ def encode(
     muxer = {"movflags": movflags} if movflags else {}
     with av.open(f"file:{path}", "w", format=container, options=muxer) as out:
         stream = out.add_stream(codec, rate=RATE, options=options)
-        stream.codec_context.thread_count = 1  # with more, x264 does not make the same file every time
+        if codec == "libx264":  # with more threads it does not make the same file every time
+            stream.codec_context.thread_count = 1
         formats = stream.codec_context.codec.video_formats or []
         stream.pix_fmt = "yuv420p" if not formats or "yuv420p" in {f.name for f in formats} else formats[0].name
         stream.width, stream.height, stream.gop_size = WIDTH, HEIGHT, gop

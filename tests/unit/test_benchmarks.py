@@ -44,9 +44,8 @@ def test_a_ratio_is_the_median_of_its_rounds():
     assert step.ratio({"slow": [4.0], "fast": [16.0]}, "slow", "fast", share=1 / 8)["median"] == 2.0
 
 
-def test_the_counted_flops_are_those_of_the_real_tower_and_compressor(monkeypatch):
+def test_the_counted_flops_are_those_of_the_real_tower_and_compressor():
     cost = importlib.import_module("vision_cost")
-    monkeypatch.setattr("videollm.model.connectors.create_bidirectional_mask", lambda **_: None)  # it looks at values
     with torch.device("meta"):
         tower = build_tower({"type": "instructblip"})
         connector = build_connector({"type": "qformer", "vocab_size": 30523}, 1408, 3072)

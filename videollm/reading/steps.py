@@ -73,10 +73,11 @@ def _header(text: str, told: Told, first: bool) -> tuple[int, int, Told] | None:
         opens = None  # the window's edge is not the beginning of a text
     if opens is None and first and not _LINE_END.match(text, told.end):
         opens = _AFTER_COLON.search(text, floor, told.start)
-    if opens is None or (told.sure == 0 and _WORD.match(text, told.end)):
+    behind = _BEHIND.match(text, told.end)  # none where a letter sticks to the time
+    if opens is None or behind is None or (told.sure == 0 and _WORD.match(text, told.end)):
         return None
     start = opens.start() + (text[opens.start()] in '.!?;。|":')
-    return start, _BEHIND.match(text, told.end).end(), told
+    return start, behind.end(), told
 
 
 def _captions_behind(text: str, heads: Sequence[tuple[int, int, Told]]) -> Steps:

@@ -20,9 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionInterface, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from videollm.batches.batch import Batch, moved
 from videollm.batches.dataset import Item, share_prompt
@@ -47,7 +46,6 @@ MIB = 2**20
 WORD = 0  # id of all words
 REST = "embeddings, logits, losses"
 SHAPES = FakeTensorMode(allow_non_fake_inputs=True)  # one for all: tensors of two do not mix
-AttentionInterface.register("sdpa_without_mask", sdpa_attention_forward)
 
 
 @dataclass(frozen=True)
@@ -220,10 +218,8 @@ def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
 def planned_model(settings: Settings) -> VideoLLM:
     """The model that the run trains, as shapes in ``SHAPES``. Errors as of assembling it."""
     config = planned_config(settings)
-    # What flash_attention_2 keeps is the same. Passes that bring no mask are plainly causal, which transformers finds
-    # out from positions; it does not know these here, and would make a mask to be sure. Unseen places do need one.
     if settings.model.attention != "eager":
-        config._attn_implementation = "sdpa_without_mask" if settings.data.unseen_id is None else "sdpa"
+        config._attn_implementation = "sdpa"  # what flash_attention_2 keeps is the same
     with torch.device("meta"):
         model = VideoLLM(config)
     if settings.train.precision == "bf16" and settings.train.deepspeed:

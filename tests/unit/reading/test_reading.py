@@ -48,6 +48,7 @@ TEXTS = st.one_of(st.text(), st.lists(FRAGMENTS, max_size=30).map("".join))
 
 
 @given(TEXTS)
+@example("0-0:00A")
 def test_what_is_read_is_ordered_and_finite(text):
     spans, captions = read_steps(text, 60.0)
     assert len(spans) == len(captions)
