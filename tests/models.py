@@ -45,15 +45,24 @@ _QFORMER = {
     "type": "qformer", "num_query_tokens": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 64, "vocab_size": 300, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
+_QWEN3 = {
+    "type": "qwen3_vl", "patch_size": 4, "hidden_size": 32, "depth": 3, "num_heads": 4, "intermediate_size": 64,
+    "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1, 2],
+}  # fmt: skip
 _CONV = {"type": "conv", "image_size": SIZE, "channels": 3}
 _IMG = {"token": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>"}
+_PADS = {"token": "<|video_pad|>", "image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"}
 
 
 def _language(kind: str, **fields) -> dict:
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
     # A wider initialisation than usual: attention must not be flat, or a wrong mask would go unnoticed.
-    ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    ids = {"pad_token_id": 0} | ({} if "vl" in kind else {"bos_token_id": 0, "eos_token_id": 0})
     return {"model_type": kind, "num_key_value_heads": 2, "initializer_range": 0.15, **sizes, **ids, **fields}
+
+
+def _mrope(*sections: int) -> dict:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
 
 
 BACKBONES = {
@@ -70,14 +79,21 @@ BACKBONES = {
         "vision": _INTERNVL, "connector": {"type": "mlp"}, "language": _language("gemma2", head_dim=8),
         "template": "gemma2", "bidirectional_frames": True,
     },
+    "qwen3_vl": {
+        "vision": _QWEN3, "connector": {"type": "qwen3_vl"}, "template": "qwen2",
+        "language": _language("qwen3_vl_text", head_dim=8, rope_parameters=_mrope(2, 1, 1)),
+        "visual_tokens": {**_PADS, "before": "<{time:.1f} seconds>", "after": ""},
+    },
 }  # fmt: skip
 HEADS = {
     "d2vlm": {"name": "d2vlm", "inject_layer": 2},
     "distime": {"name": "distime", "reg_max": 8},
     "text": {"name": "text"},
 }
+NATIVE = ("qwen3_vl",)  # of frames of any size
 PAIRS = [(backbone, head) for backbone in BACKBONES for head in HEADS]
 LENGTHS = {"a.mp4": 4, "b.mp4": 6, "c.mp4": 5}  # frames, one a second
+SHAPES = {"a.mp4": (16, 24), "b.mp4": (8, 16), "c.mp4": (16, 16)}  # height and width, where a tower takes any
 
 
 # ---- tokenizer and models --------------------------------------------------------------------------------------------
@@ -165,28 +181,45 @@ def record(name: str | dict) -> Record:
 
 
 class NoiseReader:
-    """Frames of seeded noise, one a second, in place of files; ``broken.mp4`` cannot be read."""
+    """Frames of seeded noise, one a second, in place of files; ``broken.mp4`` cannot be read.
+
+    With ``any_size`` as bytes, of each video and image in a size of its own.
+    """
 
     stored = None
 
     fixed = True
 
+    def __init__(self, any_size: bool = False):
+        self.any_size = any_size
+
     def video(self, name, rng, view=None, limits=()):
         if name not in LENGTHS:
             raise VideoError(f"{name}: is not a video; fetch it again")
         count = LENGTHS[name]
+        if self.any_size:
+            return Seen(noise(count, *SHAPES[name]), None, np.arange(count) * 1.0, float(count))
         pixels = torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(count))
         return Seen(pixels, None, np.arange(count) * 1.0, float(count))
 
     def images(self, names):
+        if self.any_size:
+            return [noise(1, 8 * (1 + i), 16) for i in range(len(names))], [1] * len(names)
         generator = torch.Generator().manual_seed(9)
         return torch.randn(2 * len(names), 3, SIZE, SIZE, generator=generator), [2] * len(names)
+
+
+def noise(count: int, height: int, width: int) -> torch.Tensor:
+    """Frames [count, height, width, 3] of seeded bytes."""
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
 
 
 def make_dataset(bundle: Bundle, names, **options) -> VideoDataset:
     """``LINES`` by name (or own lines) as a dataset of noise."""
     options = {"max_length": 1024} | options
-    return VideoDataset([record(n) for n in names], NoiseReader(), bundle.encoder(), **options)
+    reader = NoiseReader(any_size=bundle.model.patching is not None)
+    return VideoDataset([record(n) for n in names], reader, bundle.encoder(), **options)
 
 
 def make_batch(bundle: Bundle, names, *, left: bool = False, pack: bool = False, average: str = "tokens", **options):

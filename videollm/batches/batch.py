@@ -1,6 +1,7 @@
 """One batch of tensors: where every token, frame and span stands, as flat indices made on the CPU.
 
 B rows of L columns (places), N span places, M labels, V frames, U and U' frames that differ, k tokens a frame, P pairs.
+Of towers that take frames of any size, V counts groups, T their tokens, and k is not one number.
 A row is a *prefix* (up to the last visual token) and, behind it, one or more *segments*: conversations that see the
 prefix and themselves but not each other. A flat index is row * L + column. Knows no items and no network.
 """
@@ -8,6 +9,7 @@ prefix and themselves but not each other. A flat index is row * L + column. Know
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ class Batch:
 
     # tokens
     input_ids: Tensor  # [B, L] int64
-    position_ids: Tensor  # [B, L] int64
+    position_ids: Tensor  # [B, L] int64, or [3, B, L] on the axes time, row and column
     segment_ids: Tensor  # [B, L] int64: -1 padding, 0 prefix, 1.. segments
     block_ids: Tensor  # [B, L] int64: run of frame tokens that see each other, -1 elsewhere
     prefix_columns: int  # columns that hold all prefixes; 0 where they are not aligned
@@ -50,7 +52,7 @@ class Batch:
     span_refs: Tensor  # int64 indices into ``refs``: all but frame times
     keep_prefix: bool  # no answered span stands in a prefix
     # frames; each frame of each visual is there once, as pixels or as features of a frozen tower
-    visual_index: Tensor  # [V * k] int64
+    visual_index: Tensor  # [V * k] or [T] int64
     frame_row: Tensor  # [V] int64
     frame_col: Tensor  # [V] int64, -1 for image tiles
     times_s: Tensor  # [B, F] float32, seconds
@@ -59,6 +61,9 @@ class Batch:
     pixel_values: Tensor | None = None  # [U, C, S, S] float32, or bytes that ``Preprocess.on_device`` makes that of
     features: Tensor | None = None  # [U', P, Dv]
     frame_source: Tensor | None = None  # [V] int64: which of them (pixels first) a frame is; None: in order
+    # of frames of any size, ``pixel_values`` are patches [N, W], ``features`` [T', X], ``frame_source`` [T] of tokens
+    grids: np.ndarray | None = None  # [G, 2] int64, on the CPU: rows and columns of patches of each group of pixels
+    runs: list[tuple[int, int]] | None = None  # (frames, tokens of each), adjacent ones of V; None: all have k
     # for a connector that reads the question
     question_ids: Tensor | None = None  # [B, Lq] int64
     question_mask: Tensor | None = None  # [B, Lq] int64

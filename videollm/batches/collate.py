@@ -6,6 +6,7 @@ a host sync. Knows ``Item`` and ``Prompt``; no files and no network.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -98,17 +99,18 @@ class Collator:
         shape = (len(rows), length)
         ids = np.full(shape, self.pad_id)
         segment, block = np.full(shape, PAD), np.full(shape, -1)
+        counted = [np.concatenate(row.position, -1) for row in rows]  # [n], or [3, n]
         # Padding goes on counting: to transformers a jump back is the start of another sequence.
-        position = np.tile(np.arange(length), (len(rows), 1))
+        position = np.tile(np.arange(length), (max(len(np.atleast_2d(p)) for p in counted), len(rows), 1))
         for b, (row, columns) in enumerate(zip(rows, places, strict=True)):
-            ids[b, columns], position[b, columns] = row.ids, row.position
+            ids[b, columns], position[:, b, columns] = row.ids, counted[b]
             segment[b, columns] = row.segment
             if self.bidirectional:
                 block[b, columns] = row.block
         unseen = (ids == self.unseen_id) & (segment != PAD)  # none, where unseen_id is None
         segment[unseen] = PAD
         names = ("input_ids", "position_ids", "segment_ids", "block_ids")
-        arrays = (ids, position, segment, block)
+        arrays = (ids, position if len(position) > 1 else position[0], segment, block)
         batch = {n: torch.as_tensor(a, dtype=torch.long) for n, a in zip(names, arrays, strict=True)}
         causal = not self.bidirectional and all(r.segments == 1 for r in rows) and prefix == 0
         batch |= {"plain_causal": causal, "needs_mask": not causal or self.left or bool(unseen.any())}
@@ -178,28 +180,39 @@ class Collator:
         num_frames = max((len(item.times_s) for item in items), default=0)
         times = torch.zeros(len(items), max(num_frames, 1))
         mask = torch.zeros(len(items), max(num_frames, 1), dtype=torch.bool)
-        index, row_of, column = [], [], []
+        index, row_of, column, sizes = [], [], [], []
         for b, (item, row, columns) in enumerate(zip(items, rows, places, strict=True)):
             index.append(b * length + columns[row.visual])
             timed = len(item.times_s)
             times[b, :timed] = torch.as_tensor(item.times_s, dtype=torch.float32)
             mask[b, :timed] = True
             count = timed or sum(item.tiles)
+            sizes += tokens_of(item, len(row.visual), count)
             row_of.append(np.full(count, b))
             column.append(np.arange(count) if timed else np.full(count, -1))
         batch = {"times_s": times, "frame_mask": mask, "visual_index": flat(index, torch.long)}
         batch["duration_s"] = torch.tensor([float(i.duration_s) for i in items])
         batch |= {"frame_row": flat(row_of, torch.long), "frame_col": flat(column, torch.long)}
+        any_size = any(item.grids for item in items)
+        if any_size:
+            batch["runs"] = [(len(list(same)), size) for size, same in groupby(sizes)]
         # Items of one visual hold the same tensor: it is in the batch, and goes through the tower, once.
-        starts: dict[int, int] = {}
+        units = [len(row.visual) if any_size else len(column) for row, column in zip(rows, column, strict=True)]
+        starts: dict[int, int] = {}  # of a tensor, its first frame, or of frames of any size its first token
+        at = 0
         for name, field in (("pixel_values", "pixels"), ("features", "features")):
-            tensors = {id(t): t for t in (getattr(i, field) for i in items) if t is not None}
-            if tensors:
-                before = sum(len(batch[n]) for n in ("pixel_values", "features") if n in batch)
-                starts |= zip(tensors, before + np.cumsum([0, *map(len, tensors.values())]), strict=False)
-                batch[name] = torch.cat(list(tensors.values()))
+            held = [(t, n, i.grids) for i, n in zip(items, units, strict=True) if (t := getattr(i, field)) is not None]
+            tensors = {id(t): (t, n, grids) for t, n, grids in held}
+            if not tensors:
+                continue
+            for key, (_, count, _) in tensors.items():
+                starts[key], at = at, at + count
+            batch[name] = torch.cat([t for t, _, _ in tensors.values()])
+            if any_size and field == "pixels":
+                batch["grids"] = np.concatenate([np.asarray(grids) for _, _, grids in tensors.values()])
         visuals = [i.features if i.pixels is None else i.pixels for i in items]
-        source = flat([starts[id(t)] + np.arange(len(t)) for t in visuals if t is not None], torch.long)
+        known = ((t, n) for t, n in zip(visuals, units, strict=True) if t is not None)
+        source = flat([starts[id(t)] + np.arange(n) for t, n in known], torch.long)
         return batch if source.equal(torch.arange(len(source))) else batch | {"frame_source": source}
 
     def _questions(self, items: Sequence[Item]) -> dict:
@@ -226,7 +239,7 @@ class Row:
         base = len(self.ids)
         shift = base - start
         self.ids += prompt.ids[start:stop]
-        self.position += range(start, stop)
+        self.position.append(np.arange(start, stop) if prompt.position is None else prompt.position[:, start:stop])
         self.segment += [segment] * (stop - start)
         self.block += prompt.block[start:stop]
         self.supervised += prompt.supervised[start:stop]
@@ -238,6 +251,12 @@ class Row:
         self.visual += [p + shift for p in prompt.visual if start <= p < stop]
         self.refs += [(sample, r.position + shift, r) for r in prompt.refs if start <= r.position < stop]
         self.segments = max(self.segments, segment)
+
+
+def tokens_of(item: Item, tokens: int, frames: int) -> list[int]:
+    """Tokens of each of an item's ``frames``, ``tokens`` in all; grids say how they are shared out."""
+    areas = [rows * columns for rows, columns in item.grids]
+    return [area * tokens // sum(areas) for area in areas] if areas else [tokens // frames] * frames if frames else []
 
 
 def flat(arrays: list[np.ndarray], dtype: torch.dtype) -> Tensor:

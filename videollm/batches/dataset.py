@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from videollm.batches.prompt import Prompt, PromptEncoder
+from videollm.batches.prompt import Prompt, PromptEncoder, Visual
 from videollm.batches.reader import VisualReader
 from videollm.data import Record
 from videollm.data.annotations import SLACK_S
 from videollm.data.conversation import SpanMark, Turn
 from videollm.data.letter import without_times
 from videollm.video.decode import VideoError
+from videollm.video.patching import Grid
 from videollm.video.sampling import thinned_places
 from videollm.video.view import View
 
@@ -35,6 +37,9 @@ class Item:
 
     ``pixels`` of F frames as ``reader.Seen`` has them, or ``features`` [F, P, Dv] from a frozen tower; ``times_s`` [F]
     is empty for images. ``spans_s[i]`` are the spans of ``prompts[i]``. ``bad`` says why the visual could not be read.
+
+    For a tower that takes frames of any size, a frame is a group: ``pixels`` are patches [N, W] of all groups and
+    images, ``features`` [T, X] of all their tokens, and ``grids`` says how many belong to each.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -44,6 +49,7 @@ class Item:
     times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
     duration_s: float = 0.0
     tiles: list[int] = field(default_factory=list)  # tiles of each image
+    grids: list[Grid] = field(default_factory=list)  # [F] rows and columns of patches; empty: all frames are alike
     question: str = ""
     ids: list[str] = field(default_factory=list)
     thinned: int = 0  # frames dropped to fit the context
@@ -90,6 +96,7 @@ class VideoDataset(Dataset):
         # A small data set with fixed frames is tokenised once, not once an epoch: item -> (prompts, spans).
         self.kept: dict[tuple[int, ...], tuple[list[Prompt], list[np.ndarray]]] = {}
         self.rooms: dict[tuple[int, ...], int] = {}
+        self.patched: tuple[Tensor | list[Tensor] | None, Tensor | None] = (None, None)  # the newest frames, grouped
         self.keeps = reader.fixed and len(self.groups) <= KEPT
 
     def __len__(self) -> int:
@@ -113,7 +120,7 @@ class VideoDataset(Dataset):
             item.ids, item.question = [r.id for r in records], records[0].question
             if key in self.kept:
                 item.prompts, item.spans_s = self.kept[key]
-                return item
+                return self._grouped(item)
             worse = [records[0].rejected[k] for k in drawn]
             self._encode(item, [*records, *map(records[0].answered_by, worse)])
             if worse:
@@ -123,7 +130,7 @@ class VideoDataset(Dataset):
             return Item(ids=[r.id for r in records], bad=str(error))
         if self.keeps and not item.thinned:
             self.kept[key] = (item.prompts, item.spans_s)
-        return item
+        return self._grouped(item)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """The items of a batch, for torch's loader: those of one video are made one after another, to read it once."""
@@ -184,6 +191,20 @@ class VideoDataset(Dataset):
             return Item(pixels=pixels, tiles=tiles)
         return Item()
 
+    def _grouped(self, item: Item) -> Item:
+        """The item as its tower takes it: frames of any size as groups of patches."""
+        patching = self.encoder.patching
+        if patching is None or item.pixels is None:
+            return item
+        visuals = self._visuals(item)
+        item.grids = [grid for visual in visuals for grid in visual.grids]
+        if item.pixels is not self.patched[0]:  # items that show the same share it, as they do frames
+            made = torch.cat([patching.group(frames).flatten(0, 1) for frames in pictures(item)])
+            self.patched = item.pixels, made
+        item.pixels = self.patched[1]
+        item.times_s = item.times_s if item.tiles else np.asarray(visuals[0].times_s)
+        return item
+
     def _encode(self, item: Item, records: Sequence[Record]) -> None:
         """Tokenise every conversation about the item's visual, thinning the frames until all of them fit."""
         conversations = [self._conversation(r, item.duration_s) for r in records]
@@ -201,15 +222,25 @@ class VideoDataset(Dataset):
                 "lower generate.max_new_tokens"
             )
 
-    def _prompts(
-        self, item: Item, conversations: Sequence[tuple[list, list, str | None]], frames: int | None = None
-    ) -> list[Prompt]:
-        """The conversations tokenised, with ``frames`` frames of the video (all, unless given)."""
-        video = [("video", len(item.times_s) if frames is None else frames)]
-        visuals = [("image", n) for n in item.tiles] or video
+    def _prompts(self, item: Item, conversations: Sequence[tuple[list, list, str | None]]) -> list[Prompt]:
+        """The conversations tokenised."""
+        visuals = self._visuals(item)
         return [
             self.encoder.encode(turns, spans, visuals, item.duration_s, after) for turns, spans, after in conversations
         ]
+
+    def _visuals(self, item: Item) -> list[Visual]:
+        """What a prompt has to know of an item's frames or images, before they are grouped."""
+        patching = self.encoder.patching
+        if patching is None:
+            return [Visual("image", n) for n in item.tiles] or [Visual("video", len(item.times_s), item.times_s)]
+        if item.tiles:
+            return [Visual("image", 1, grids=[patching.grid(*picture.shape[1:3])]) for picture in pictures(item)]
+        if not len(item.times_s):
+            return []
+        times_s, starts_s = patching.times(item.times_s)
+        grids = [patching.grid(*item.pixels.shape[1:3])] * len(times_s)
+        return [Visual("video", len(times_s), times_s, grids, starts_s)]
 
     def _conversation(self, record: Record, duration_s: float) -> tuple[list, list, str | None]:
         """Turns and spans to encode, and the text behind the video: all, or what stands before the answer to generate.
@@ -231,11 +262,16 @@ class VideoDataset(Dataset):
 
     def _thin(self, item: Item, conversations: Sequence[tuple[list, list, str | None]]) -> None:
         """Drop frames uniformly so that the longest prompt fits ``max_length``."""
-        count = len(item.times_s)
-        over = item.longest - self.max_length
-        keep = max(1, count - math.ceil(over / self.encoder.tokens_per_frame))
-        _keep(item, thinned_places(count, keep))
-        item.prompts = self._prompts(item, conversations)
+        count = keep = len(item.times_s)
+        frames = item.pixels, item.features, item.times_s, item.thinned, item.kept
+        while item.longest > self.max_length and keep > 1:  # more than once only where frames are of any size
+            each = self.encoder.tokens_per_frame
+            if self.encoder.patching is not None:
+                each = len(item.prompts[0].visual) / len(item.times_s)
+            keep = max(1, keep - math.ceil((item.longest - self.max_length) / each))
+            item.pixels, item.features, item.times_s, item.thinned, item.kept = frames
+            _keep(item, thinned_places(count, keep))
+            item.prompts = self._prompts(item, conversations)
 
     def _turns(self, record: Record) -> list[Turn]:
         """What is encoded of a conversation: all, or what stands before the answer to generate."""
@@ -243,6 +279,13 @@ class VideoDataset(Dataset):
         if self.answers and record.raw and record.moment:
             turns = [turn if turn.written is None or turn.role != "user" else without_times(turn) for turn in turns]
         return turns
+
+
+def pictures(item: Item) -> Sequence[Tensor]:
+    """The frames of each visual, [F, H, W, 3]: of the video, or of every image."""
+    if not item.tiles:
+        return [item.pixels]
+    return item.pixels.split(1) if isinstance(item.pixels, Tensor) else item.pixels
 
 
 def _keep(item: Item, index: np.ndarray) -> None:

@@ -1,21 +1,26 @@
 """From a conversation to token ids: template, the head's wording, and where frames and spans stand.
 
-In goes a neutral conversation with its spans and the number of frames; out comes a ``Prompt``: ids, which of them are
-supervised, and the place of every visual token and span token. Literal text is tokenised so that it can never become
-a special token, whatever a user writes. It opens no video and runs no network.
+In goes a neutral conversation with its spans and what there is to see of its visuals; out comes a ``Prompt``: ids,
+which of them are supervised, the place of every visual token and span token, and positions where they are not a count.
+Literal text is tokenised so that it can never become a special token, whatever a user writes. It opens no video and
+runs no network.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from videollm.batches.templates import Template
 from videollm.common.config import ConfigError, need
 from videollm.data.conversation import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
 from videollm.heads import TemporalHead
+from videollm.video.patching import Grid, Patching, Run
 
 
 @dataclass
@@ -26,16 +31,44 @@ class VisualTokenSettings:
     start: str = ""  # special token before a run of adjacent frames (InternVL's <img>)
     end: str = ""  # special token behind it
     after: str = "\n"  # text behind a whole video or image
+    image: str = field(default="", kw_only=True)  # the token of an image; empty: as of a frame
+    before: str = field(default="", kw_only=True)  # text before every frame of a video: {number} from 1, {time} in s
+    between: str = field(default="", kw_only=True)  # text between two frames of a video
 
     def __post_init__(self):
         need(self.token, "model.visual_tokens.token: is empty; frames need a token to stand at, such as <frame>")
+        try:
+            self.before.format(number=1, time=0.0)
+        except (LookupError, ValueError) as error:
+            raise ConfigError(
+                f"model.visual_tokens.before: {self.before!r} ({error}); only {{number}} and {{time}} stand for numbers"
+            ) from None
 
 
 @dataclass
 class VisualTokens(VisualTokenSettings):
     """The same, once the model is known."""
 
-    per_frame: int = 1  # how often ``token`` stands for one frame
+    per_frame: int = 1  # how often ``token`` stands for one frame; with frames of any size, for the smallest one
+
+
+class Visual(NamedTuple):
+    """A video or an image, as far as a prompt has to know it: F frames or tiles (or groups of frames)."""
+
+    kind: str  # video, image
+    count: int  # F
+    times_s: Sequence[float] = ()  # [F]; empty: not known
+    grids: Sequence[Grid] = ()  # [F] patches of each; empty: all alike, or not known
+    starts_s: Sequence[float] = ()  # [F] of groups
+
+
+@dataclass(frozen=True)
+class GroupSlot(FrameSlot):
+    """A frame whose place among the others and size are known: of one video, or of one image."""
+
+    token: str = ""
+    grid: Grid | None = None
+    start_s: float = 0.0
 
 
 @dataclass
@@ -62,6 +95,7 @@ class Prompt:
     visual: list[int] = field(default_factory=list)  # positions of the visual tokens, in order
     refs: list[Ref] = field(default_factory=list)
     prefix_length: int = 0
+    position: np.ndarray | None = None  # [3, L] int64 on the axes time, row and column; None: tokens are counted
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,18 +115,37 @@ class Prompt:
 class PromptEncoder:
     """Turns conversations into prompts for one tokenizer, template, head and visual layout.
 
+    ``patching``: of a tower that takes frames of any size.
+
     Raises:
-        ConfigError: at construction, if the tokenizer lacks a token that the template or the head needs.
+        ConfigError: at construction, if the tokenizer lacks a token that the template or the head needs, or a layout
+            gives the frames no time.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: Template, head: TemporalHead, visual: VisualTokens
-    ):
+        self, tokenizer: PreTrainedTokenizerBase, template: Template, head: TemporalHead, visual: VisualTokens,
+        patching: Patching | None = None,
+    ):  # fmt: skip
         self.tokenizer, self.template, self.head, self.visual = tokenizer, template, head, visual
+        self.patching = patching
+        if patching is not None and patching.per_second is None:
+            told = visual.start and visual.end and "{time" in visual.before
+            need(
+                told, "model.visual_tokens: this vision tower has no axis of time, so that every group of frames needs "
+                'start, end and text before it; set before: "<{time:.1f} seconds>"'
+            )  # fmt: skip
         self.special = {t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         names = sorted(self.special, key=len, reverse=True)
         self.split = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        needed = [template.stop, visual.token, visual.start, visual.end, *head.span_tokens, *head.extra_tokens]
+        needed = [
+            template.stop,
+            visual.token,
+            visual.image,
+            visual.start,
+            visual.end,
+            *head.span_tokens,
+            *head.extra_tokens,
+        ]
         for name in filter(None, needed):
             if name not in self.special:
                 raise ConfigError(
@@ -123,7 +176,7 @@ class PromptEncoder:
         Args:
             turns: neutral turns.
             spans_s: [start, end] in seconds for every span mark.
-            visuals: ``("video" | "image", number of frames or tiles)`` for every visual mark.
+            visuals: ``Visual``, or ``("video" | "image", number of frames or tiles)``, for every visual mark.
             duration_s: of the video; 0 where there is none.
             after_video: text behind a video, in place of the layout's own.
         """
@@ -136,7 +189,7 @@ class PromptEncoder:
         """
         parts = [part for part, _ in self._parts(*conversation, **named)]
         frame = self.visual.per_frame + 2  # with the tokens around it
-        sizes = {FrameSlot: lambda _: frame, str: lambda text: len(text.encode()) + 1}  # SentencePiece adds a blank
+        sizes = {GroupSlot: lambda _: frame, str: lambda text: len(text.encode()) + 1}  # SentencePiece adds a blank
         return len(self.bos) + sum(sizes.get(type(part), lambda _: 1)(part) for part in parts)
 
     def _parts(
@@ -188,16 +241,36 @@ class PromptEncoder:
         """A visual mark as its frames; any other part as it is."""
         if not isinstance(part, VisualMark):
             return [part]
-        kind, count = visuals[part.visual]
-        if kind == "image":
-            return [*(FrameSlot(i) for i in range(count)), self.visual.after]
+        visual = Visual(*visuals[part.visual])
+        if visual.kind == "image":
+            slots = [self._group(FrameSlot(i), visual) for i in range(visual.count)]
+            return [*slots, self.visual.after]
         behind = (part.after, after_video, self.visual.after)
-        return [*self.head.layout(count), next(text for text in behind if text is not None)]
+        return [*self._frames(visual), next(text for text in behind if text is not None)]
+
+    def _frames(self, visual: Visual) -> list[Part]:
+        """A video's frames as the head lays them out, with the layout's own text around each."""
+        parts: list[Part] = []
+        for part in self.head.layout(visual.count):
+            if isinstance(part, FrameSlot):
+                time = visual.times_s[part.frame] if len(visual.times_s) else 0.0
+                parts += [self.visual.between] if self.visual.between and part.frame else []
+                parts += [self.visual.before.format(number=part.frame + 1, time=time)] if self.visual.before else []
+                part = self._group(part, visual)
+            parts.append(part)
+        return parts
+
+    def _group(self, slot: FrameSlot, visual: Visual) -> GroupSlot:
+        """A frame of a visual with all that is known of it."""
+        i, token = slot.frame, self.visual.image if visual.kind == "image" else ""
+        grid = visual.grids[i] if visual.grids else None
+        start = visual.starts_s[i] if len(visual.starts_s) else float(i)
+        return GroupSlot(i, slot.timed, token or self.visual.token, grid, start)
 
     def _assemble(self, parts: list[tuple[Part, bool]]) -> Prompt:
         """Tokenise. Adjacent literal text of the same supervision is one string, as byte-pair merges demand."""
         prompt = Prompt(list(self.bos), [False] * len(self.bos), [-1] * len(self.bos))
-        text, text_supervised, strip, runs = "", False, False, 0
+        text, text_supervised, strip, runs = "", False, False, []
         for i, (part, supervised) in enumerate(parts):
             if isinstance(part, str):
                 if text and supervised != text_supervised:
@@ -212,12 +285,14 @@ class PromptEncoder:
             if isinstance(part, FrameSlot):
                 before = i > 0 and isinstance(parts[i - 1][0], FrameSlot)
                 behind = i + 1 < len(parts) and isinstance(parts[i + 1][0], FrameSlot)
-                runs += not before
-                self._frame(prompt, part, runs - 1, opens=not before, closes=not behind)
+                runs += [] if before else [[]]
+                self._frame(prompt, part, runs, opens=not before, closes=not behind)
             else:
                 strip = self._slot(prompt, part, supervised)
         if text:
             self._literal(prompt, text, text_supervised, strip)
+        if self.patching is not None:
+            prompt.position = self.patching.positions(len(prompt), [joined(run) for run in runs])
         return prompt
 
     def _literal(self, prompt: Prompt, text: str, supervised: bool, strip: bool) -> None:
@@ -244,16 +319,29 @@ class PromptEncoder:
         self._append(prompt, [token_id], supervised)
         return token.rstrip
 
-    def _frame(self, prompt: Prompt, part: FrameSlot, run: int, opens: bool, closes: bool) -> None:
-        """Append the visual tokens of one frame, wrapped at the ends of a run of frames."""
-        visual = self.visual
+    def _frame(self, prompt: Prompt, part: GroupSlot, runs: list[list[Run]], opens: bool, closes: bool) -> None:
+        """Append the visual tokens of one frame, wrapped at the ends of a run of frames (``runs``, the last is its)."""
+        visual, count = self.visual, self.visual.per_frame
+        grid = part.grid
+        if self.patching is not None:
+            grid = grid or (self.patching.merge,) * 2
+            count = self.patching.tokens(grid)
         if opens and visual.start:
             self._append(prompt, [self.special[visual.start][0]], False)
-        places = range(len(prompt), len(prompt) + visual.per_frame)
+        places = range(len(prompt), len(prompt) + count)
+        runs[-1].append(Run(len(prompt), grid, [part.start_s]))
         prompt.visual += places
         if part.timed:
             prompt.refs += [Ref(p, Role.FRAME, frame=part.frame) for p in places]
-        self._append(prompt, [self.special[visual.token][0]] * visual.per_frame, False, block=run)
+        self._append(prompt, [self.special[part.token][0]] * count, False, block=len(runs) - 1)
         if closes and visual.end:
             self._append(prompt, [self.special[visual.end][0]], False)
         prompt.prefix_length = len(prompt)
+
+
+def joined(run: Sequence[Run]) -> Run:
+    """Adjacent groups of one video as one run. Raises ValueError where their grids differ: none have one size."""
+    if any(one.grid != other.grid for one, other in pairwise(run)):
+        raise ValueError(f"groups of several sizes in one run: {[one.grid for one in run]}")
+    starts = [one.starts_s[0] for one in run]
+    return Run(run[0].place, run[0].grid, np.asarray(starts, type(starts[0])))

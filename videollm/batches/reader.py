@@ -132,11 +132,15 @@ class VisualReader:
 
     def images(
         self, names: Sequence[str], jpeg: random.Random | None = None, max_tiles: int | None = None
-    ) -> tuple[Tensor, list[int]]:
-        """Pixels of all images' tiles, and the number of tiles of each; ``jpeg`` draws every tile's quality."""
+    ) -> tuple[Tensor | list[Tensor], list[int]]:
+        """Pixels of all images' tiles, and the number of tiles of each; ``jpeg`` draws every tile's quality.
+
+        Images that keep their own sizes are one tile each, in a list.
+        """
         limit = max(1, (max_tiles or self.max_tiles) // len(names))
         tiles = [self._tiles(read_image(safe_join(self.root, name)), limit, jpeg) for name in names]
-        return torch.cat(tiles), [len(t) for t in tiles]
+        alike = len({t.shape[1:] for t in tiles}) == 1
+        return torch.cat(tiles) if alike else tiles, [len(t) for t in tiles]
 
     def _tiles(self, image: Frames, limit: int, jpeg: random.Random | None) -> Tensor:
         """One image as tiles, [T, S, S, 3] or [T, C, S, S] as ``Seen.pixels``; one tile is the whole image."""

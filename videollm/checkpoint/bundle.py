@@ -44,9 +44,10 @@ class Bundle:
 
     def encoder(self) -> PromptEncoder:
         """Prompts as this model reads them."""
-        per_frame = self.model.connector.tokens_per_frame(self.model.vision_tower.num_patches)
+        model, patching = self.model, self.model.patching
+        per_frame = 1 if patching else model.connector.tokens_per_frame(model.vision_tower.num_patches)
         visual = build(VisualTokens, self.config.visual_tokens | {"per_frame": per_frame}, "visual_tokens")
-        return PromptEncoder(self.tokenizer, TEMPLATES[self.config.template], self.model.head, visual)
+        return PromptEncoder(self.tokenizer, TEMPLATES[self.config.template], model.head, visual, patching)
 
     def reader(self, videos: str | Path, sampler: Sampler | None = None, **options) -> VisualReader:
         """Frames as this model sees them, below the folder ``videos``."""

@@ -3,6 +3,8 @@
 Every connector is called alike, ``connector(features, query_ids, query_mask, owner)``; the last three are the question
 in the Q-Former's own token ids, one row a video (or a frame), and are read only where ``reads_question`` is true.
 ``tokens_per_frame(P)`` tells k before anything runs. A connector knows neither times nor the language model.
+Behind a tower that takes frames of any size, features [T, Dv] become [T, 1 + d, D]: every token, and what is added to
+it behind each of the language model's first d layers.
 A further one registers a class taking ``(fields, vision_size, hidden_size)`` with ``@CONNECTORS.register(name=...)``.
 """
 
@@ -47,6 +49,14 @@ class Connector(nn.Module):
     def forward(self, features: Tensor, query_ids=None, query_mask=None, owner=None) -> Tensor:
         """features [V, P, Dv], query_ids and query_mask [B, Lq], owner [V] (row of each frame) -> [V, k, D]."""
         raise NotImplementedError
+
+
+@dataclass
+class MergerOptions:
+    """Options of a released model's merger, which its tower gives."""
+
+    merge: int = 2  # patches of a cell's side
+    maps: int = 0  # d
 
 
 @dataclass

@@ -117,7 +117,7 @@ class SpanGeneration:
         """
         options = options.within(self.config.context_length)
         head, device = self.head, batch.input_ids.device
-        embeds, frames = self.prompt(batch, options)
+        embeds, frames, maps = self.prompt(batch, options)
         owner = torch.arange(len(batch), device=device).repeat_interleave(answers)
         span_ids, stop_ids = batch.input_ids.new_tensor(self.span_ids), batch.input_ids.new_tensor([stop_id])
         pad_id = stop_id if pad_id is None else pad_id
@@ -146,7 +146,8 @@ class SpanGeneration:
         with LayerTap(self.decoder, layers) as tap:
             whole = slice(0, embeds.shape[1])
             mask = known.long() if batch.plain_causal else self.masks(batch, whole, embeds.dtype)
-            states = run(embeds, mask, batch.position_ids)
+            with self.added(batch, maps, whole.stop):
+                states = run(embeds, mask, batch.position_ids)
             for layer in {*head.frame_layers, head.inject_layer} - {None}:
                 frames.states[layer] = self.states_of_frames(batch, states[layer])
             first = [part.repeat_interleave(answers, 0) for part in last(states)]
@@ -154,20 +155,21 @@ class SpanGeneration:
             for _ in decode(state, first, take, feed, look or (1 if device.type == "cpu" else LOOK)):
                 yield state
 
-    def prompt(self, batch: Batch, options: GenerateOptions) -> tuple[Tensor, FrameBatch]:
-        """The prompts' embeddings [B, L, D], spans in place, and what a head sees of the frames."""
+    def prompt(self, batch: Batch, options: GenerateOptions) -> tuple[Tensor, FrameBatch, Tensor | None]:
+        """The prompts' embeddings [B, L, D], spans in place, what a head sees of the frames, and what the first layers
+        add to them."""
         tokens = self.frame_tokens(batch)
-        frames = self.frame_batch(batch, tokens)
+        frames, maps = self.frame_batch(batch, tokens), self.maps(tokens)
         refs = batch.refs
         refs = refs if options.encode_spans else refs.select(refs.role == Role.FRAME)
         embeds, layer = self.embed(batch, tokens), self.head.inject_layer
         if layer is None or not options.encode_spans or not len(batch.late_refs):
-            return self.embed_refs(embeds, refs, frames), frames
+            return self.embed_refs(embeds, refs, frames), frames, maps
         embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
         # The prompt itself holds answered spans (earlier turns): one pass for the frame states that they stand for.
-        states = self.run(batch, embeds, slice(0, embeds.shape[1]), {layer})
+        states = self.run(batch, embeds, slice(0, embeds.shape[1]), {layer}, maps=maps)
         frames.states[layer] = self.states_of_frames(batch, states[layer])
-        return self.embed_refs(embeds, refs.select(batch.late_refs), frames), frames
+        return self.embed_refs(embeds, refs.select(batch.late_refs), frames), frames, maps
 
     def _processors(self, options: GenerateOptions, state: Decoding, batch: Batch, answers: int) -> LogitsProcessorList:
         """What happens to the scores before the highest is taken; to sample, noise is added last."""

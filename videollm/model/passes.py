@@ -58,6 +58,39 @@ class LayerTap:
         return self.states | {layer: ends[layer] for layer in self.wanted & {0, -1}}
 
 
+class DeepStack:
+    """Adds what a tower's middle layers saw to the visual tokens' states behind the language model's first layers.
+
+    ``maps`` [T, d, D] go to the flat places ``index`` [T] behind layers 1 to d, in a pass over ``columns`` of rows that
+    are ``length`` long. Whoever reads a layer's states, a head among them, finds them added: its output is what the
+    next layer receives. Layers that a pass runs without its prefix, where all visual tokens stand, add nothing.
+    """
+
+    def __init__(self, decoder: nn.Module, maps: Tensor | None, index: Tensor, length: int, columns: int):
+        self.hooks = []
+        if maps is None:
+            return
+        self.columns = columns
+        self.index = index // length * columns + index % length
+        for layer, new in zip(decoder.layers, maps[: len(index)].unbind(1), strict=False):
+            self.hooks.append(layer.register_forward_hook(self._add(new), prepend=True))
+
+    def _add(self, new: Tensor):
+        def hook(_module, _inputs, states: Tensor) -> Tensor:
+            if states.shape[1] != self.columns:
+                return states
+            return states.flatten(0, 1).index_add(0, self.index, new.to(states.dtype)).view_as(states)
+
+        return hook
+
+    def __enter__(self) -> "DeepStack":
+        return self
+
+    def __exit__(self, *_error) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
 class PrefixCache(DynamicCache):
     """Keys and values of a prefix: kept as they come in the first pass, in front of the text's in the second."""
 
@@ -104,7 +137,7 @@ class Joined:
         mask, (cos, sin) = kwargs["attention_mask"], kwargs["position_embeddings"]  # [B, 1, L, L], [B, L, d] each
         own = {
             "attention_mask": mask[:, :, self.start :],
-            "position_ids": kwargs["position_ids"][:, self.start :],
+            "position_ids": None if (places := kwargs["position_ids"]) is None else places[:, self.start :],
             "position_embeddings": (cos[:, self.start :], sin[:, self.start :]),
             "past_key_values": self.cache,
         }

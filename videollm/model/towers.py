@@ -4,12 +4,16 @@ Each tower is transformers' own class, so its weights keep their native names on
 differs. A tower carries ``config``, ``hidden_size`` (Dv) and ``num_patches`` (P). It knows neither videos nor times
 nor the language model; connectors.py turns its features into frame tokens. A further tower registers a function
 ``fields -> nn.Module`` with ``@TOWERS.register(name=...)``; ``model.vision.type`` then finds it by that name.
+
+A tower that takes frames of any size carries a ``patching`` (``videollm.video.patching``) in place of ``num_patches``:
+``tower(patches [N, W], grids [G, 2])`` gives features [T, Dv], one row a token; ``backbones/`` has such towers.
 """
 
 import difflib
 import re
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -56,6 +60,17 @@ def encode_frames(
         return pixel_values.new_zeros(0, tower.num_patches, tower.hidden_size, dtype=next(tower.parameters()).dtype)
     with torch.no_grad():  # not inference_mode: a connector that learns reads these features
         return torch.cat([tower(prepare(frames) if prepare else frames) for frames in pixel_values.split(chunk)])
+
+
+def encode_patches(
+    tower: nn.Module, patches: Tensor, grids: np.ndarray, chunk: int, prepare: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``encode_frames`` for frames of any size, ``chunk`` groups at a time. [N, W], [G, 2] on the CPU -> [T, Dv]."""
+    parts = np.split(grids, range(chunk, len(grids), chunk))
+    sizes = [int(part.prod(1).sum()) for part in parts]
+    with torch.no_grad():
+        pairs = zip(patches.split(sizes), parts, strict=True)
+        return torch.cat([tower(prepare(few), grid) for few, grid in pairs])
 
 
 class InternVLTower(InternVLVisionModel):

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -17,18 +18,24 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
-from videollm.common.config import build, unusable
+from videollm.common.config import build, need, unusable
 from videollm.common.spread import without_weights
 from videollm.heads import FrameBatch, SpanRefs, build_head
+from videollm.model import backbones  # noqa: F401 - registers towers, connectors and language models
 from videollm.model.attention import causal_alone, implementation, no_mask_made, windows
 from videollm.model.connectors import build_connector
 from videollm.model.generate import SpanGeneration
 from videollm.model.lora import add_lora
 from videollm.model.objective import Objective, ObjectiveOptions, Reading, Supervised
-from videollm.model.passes import Joined, LayerTap, PrefixCache, VideoLLMOutput, behind, layer_index, scatter
-from videollm.model.towers import CHUNK, build_tower, encode_frames
+from videollm.model.passes import DeepStack, Joined, LayerTap, PrefixCache, VideoLLMOutput, behind, layer_index, scatter
+from videollm.model.towers import CHUNK, build_tower, encode_frames, encode_patches
 from videollm.model.tying import filled
+from videollm.video.patching import Patching
 from videollm.video.preprocess import Preprocess
+
+WINDOWED = (
+    "model.language: layers with a window count positions one by one, which this vision tower does not; leave out"
+)
 
 
 class VideoLLMConfig(PretrainedConfig):
@@ -85,7 +92,10 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         with without_weights() if empty_language else nullcontext():
             self.language_model = build_language(text, config._attn_implementation)
         hidden = config.text_config.hidden_size
-        self.connector = build_connector(config.connector, self.vision_tower.hidden_size, hidden)
+        self.patching: Patching | None = getattr(self.vision_tower, "patching", None)
+        need(not (self.patching and any(self.windows.values())), WINDOWED)
+        connector = getattr(self.vision_tower, "connects", {}) | config.connector
+        self.connector = build_connector(connector, self.vision_tower.hidden_size, hidden)
         self.head = build_head(config.head, hidden)
         for layer in {self.head.query_layer, self.head.inject_layer, *self.head.frame_layers} - {None, 0, -1}:
             layer_index(self.decoder, layer)
@@ -133,21 +143,20 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
     def frame_tokens(self, batch: Batch) -> Tensor:
         """Tokens of all frames of a batch, [V, k, D]; a blank frame (V = 1) stands in where it has none.
 
-        The stand-in keeps every module on the graph of every rank; its tokens are used nowhere.
+        The stand-in keeps every module on the graph of every rank; its tokens are used nowhere. Of frames of any size
+        [T, 1 + d, D]: each token, and what is added to it behind the first d layers.
         """
-        features, pixels = batch.features, batch.pixel_values
+        features, pixels, grids = batch.features, batch.pixel_values, batch.grids
         owner = batch.frame_row
         if pixels is None and (features is None or is_deepspeed_zero3_enabled()):
             # Under ZeRO-3 a rank waits for the others in every module, so all run the tower, though some have features.
-            shape = tower_shape(self.vision_tower)
-            blank = torch.zeros(1, *shape, device=owner.device, dtype=self.dtype)
+            blank, grids = self.blank(owner.device)
             if features is None:
                 pixels, owner = blank, owner.new_zeros(1)
             else:
-                with torch.no_grad():
-                    self.vision_tower(blank)
+                self.encode_frames(blank, grids)
         if pixels is not None:
-            fresh = self.encode_frames(pixels)
+            fresh = self.encode_frames(pixels, grids)
             features = fresh if features is None else torch.cat([fresh, features.to(fresh.dtype)])
         features = features.to(self.dtype)
         source = slice(None) if batch.frame_source is None else batch.frame_source
@@ -156,26 +165,51 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         question = {"query_ids": batch.question_ids, "query_mask": batch.question_mask}
         return self.connector(features[source], **question, owner=owner)
 
-    def encode_frames(self, pixels: Tensor) -> Tensor:
-        """The tower's features; a frozen tower keeps no graph and has few frames at a time. [U, ...] -> [U, P, Dv]."""
+    def blank(self, device: torch.device) -> tuple[Tensor, np.ndarray | None]:
+        """One frame without a picture, as the tower takes it, and the grids of frames of any size."""
+        if self.patching is None:
+            return torch.zeros(1, *tower_shape(self.vision_tower), device=device, dtype=self.dtype), None
+        return self.patching.blank(device, self.dtype), np.full((1, 2), self.patching.merge)
+
+    def encode_frames(self, pixels: Tensor, grids: np.ndarray | None = None) -> Tensor:
+        """The tower's features; a frozen tower keeps no graph and has few frames at a time. [U, ...] -> [U, P, Dv].
+
+        Patches [N, W] of frames of any size, with their ``grids`` [G, 2] -> [T, Dv].
+        """
         if not self.frozen_tower:
-            return self.vision_tower(self.as_the_tower_takes(pixels))
+            more = () if grids is None else (grids,)
+            return self.vision_tower(self.as_the_tower_takes(pixels), *more)
+        if grids is not None:
+            chunk = len(grids) if is_deepspeed_zero3_enabled() else CHUNK
+            return encode_patches(self.vision_tower, pixels, grids, chunk, self.as_the_tower_takes)
         # Under ZeRO-3 ranks wait for each other in every call of a module, so all make one.
         chunk = len(pixels) if is_deepspeed_zero3_enabled() else CHUNK
         return encode_frames(self.vision_tower, pixels, chunk, self.as_the_tower_takes)
 
     def as_the_tower_takes(self, pixels: Tensor) -> Tensor:
         """Frames as they travel (``Batch.pixel_values``) -> [U, C, S, S] in the model's precision."""
+        if self.patching is not None and not pixels.is_floating_point():
+            pixels = self.patching.normalised(pixels, self.preprocess.mean, self.preprocess.std)
         return self.preprocess.on_device(pixels).to(self.dtype)
 
     def frame_batch(self, batch: Batch, tokens: Tensor) -> FrameBatch:
         """Times and connector outputs of the frames, as a head sees them."""
         frames = FrameBatch(batch.times_s, batch.frame_mask, batch.duration_s)
-        frames.embeds = self.per_frame(batch, tokens)
+        frames.embeds = self.per_frame(batch, tokens if self.patching is None else tokens[:, 0])
         return frames
 
+    def maps(self, tokens: Tensor) -> Tensor | None:
+        """Of ``frame_tokens``, what is added behind the first d layers, [T, d, D]; None where nothing is."""
+        return None if self.patching is None or tokens.shape[1] == 1 else tokens[:, 1:]
+
     def per_frame(self, batch: Batch, tokens: Tensor) -> Tensor:
-        """Visual-token states [V, k, D] -> one vector a timed frame [B, F, D]; image tiles are left out."""
+        """Visual-token states [V, k, D] or [T, D] -> one vector a timed frame [B, F, D]; image tiles are left out."""
+        if batch.runs is not None:  # a mean for each stretch of frames of one size: in order, unlike index_add on a GPU
+            parts = tokens.split([frames * size for frames, size in batch.runs])
+            means = [part.unflatten(0, run).mean(1) for part, run in zip(parts, batch.runs, strict=True)]
+            tokens = torch.cat(means)[:, None]
+        elif tokens.ndim == 2:  # a stand-in
+            tokens = tokens[:, None]
         rows, columns = batch.frame_row, batch.frame_col
         out = tokens.new_zeros(*batch.times_s.shape, tokens.shape[-1])  # [B, F, D]
         count = rows.shape[0]
@@ -191,6 +225,8 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         rows, columns = index // length, index % length
         picked = states[rows, columns]  # [V * k, D]
         frames = batch.frame_row.shape[0]
+        if self.patching is not None:
+            return self.per_frame(batch, picked)
         return self.per_frame(batch, picked.view(frames, -1, picked.shape[-1]) if frames else picked[:, None])
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
@@ -198,10 +234,11 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
     def embed(self, batch: Batch, tokens: Tensor) -> Tensor:
         """Input embeddings with the frames in place, [B, L, D]."""
         embeds = self.get_input_embeddings()(batch.input_ids)
-        visual = tokens.flatten(0, 1)
+        visual = tokens.flatten(0, 1) if self.patching is None else tokens
         # A stand-in frame is tied in with weight zero.
         keep = batch.visual_index.shape[0]
         embeds = embeds + 0.0 * visual[keep:].sum() if keep < visual.shape[0] else embeds
+        visual = visual if self.patching is None else visual[:, 0]
         return scatter(embeds, batch.visual_index, visual[:keep].to(embeds.dtype))
 
     def embed_refs(self, embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
@@ -245,26 +282,34 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
     def run(
-        self, batch: Batch, embeds: Tensor, columns: slice, layers: set[int], cache: PrefixCache | None = None
-    ) -> dict[int, Tensor]:
-        """One pass of the decoder over ``columns``; the wanted layers' states [B, Q, D]."""
+        self, batch: Batch, embeds: Tensor, columns: slice, layers: set[int], cache: PrefixCache | None = None,
+        maps: Tensor | None = None,
+    ) -> dict[int, Tensor]:  # fmt: skip
+        """One pass of the decoder over ``columns``; the wanted layers' states [B, Q, D], ``maps`` added to them."""
         text, plain = self.decoder.config, batch.plain_causal and not columns.start
         if plain and causal_alone(text, batch.needs_mask, self.reach(columns.stop).values()):
             # Padding behind a row is seen by nothing that counts: attention is faster without a mask.
             mask = (batch.segment_ids[:, columns] >= 0).long() if batch.needs_mask else None
         else:
             mask = self.masks(batch, columns, embeds.dtype)
-        with LayerTap(self.decoder, layers) as tap, no_mask_made(text):
+        added = self.added(batch, maps, columns.stop)
+        with added, LayerTap(self.decoder, layers) as tap, no_mask_made(text):
             out = self.decoder(
                 inputs_embeds=embeds[:, columns],
                 attention_mask=mask,
-                position_ids=batch.position_ids[:, columns],
+                position_ids=batch.position_ids[..., columns],
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
             return tap.finish(embeds[:, columns], out.last_hidden_state)
 
-    def training_states(self, batch: Batch, embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[int, Tensor]:
+    def added(self, batch: Batch, maps: Tensor | None, columns: int) -> DeepStack:
+        """Within it a pass over the first ``columns`` adds ``maps`` to the visual tokens."""
+        return DeepStack(self.decoder, maps, batch.visual_index, batch.input_ids.shape[1], columns)
+
+    def training_states(
+        self, batch: Batch, embeds: Tensor, refs: SpanRefs, frames: FrameBatch, maps: Tensor | None = None
+    ) -> dict[int, Tensor]:
         """States [B, L, D] of the layers that the loss and the head read, spans embedded.
 
         A head that injects frame states needs them first: one pass over the prefix, which ends with the injected
@@ -275,20 +320,20 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         layers, inject = {-1, head.query_layer, *head.frame_layers}, head.inject_layer
         whole = slice(0, embeds.shape[1])
         if inject is None or not cut:
-            return self.run(batch, self.embed_refs(embeds, refs, frames), whole, layers)
+            return self.run(batch, self.embed_refs(embeds, refs, frames), whole, layers, maps=maps)
         embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
         checkpointing = self.training and any(layer.gradient_checkpointing for layer in self.decoder.layers)
         again = checkpointing or not batch.keep_prefix or inject in (0, -1)
         shallow = {inject} | {layer for layer in layers if not again and not behind(self.decoder, layer, inject)}
         cache = None if again else PrefixCache()
-        prefix = self.run(batch, embeds, slice(0, cut), shallow, cache)
+        prefix = self.run(batch, embeds, slice(0, cut), shallow, cache, maps)
         frames.states[inject] = self.states_of_frames(batch, prefix[inject])
         embeds = self.embed_refs(embeds, refs.select(batch.late_refs), frames)
         if again:
             # Under ZeRO-3 ranks wait for each other in every layer, back too: on the graph in any case.
-            return self.run(batch, embeds + 0.0 * prefix[inject].sum(), whole, layers)
+            return self.run(batch, embeds + 0.0 * prefix[inject].sum(), whole, layers, maps=maps)
         with Joined(self.decoder, layer_index(self.decoder, inject), prefix[inject], cache):
-            states = self.run(batch, embeds, whole, layers)
+            states = self.run(batch, embeds, whole, layers, maps=maps)
         return states | {layer: torch.cat([prefix[layer], states[layer]], 1) for layer in layers & shallow - {0}}
 
     def forward(self, batch: Batch, counts: dict[str, Tensor] | None = None) -> VideoLLMOutput:
@@ -306,7 +351,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         refs = batch.refs
         tokens = self.frame_tokens(batch)
         frames = self.frame_batch(batch, tokens)
-        states = self.training_states(batch, self.embed(batch, tokens), refs, frames)
+        states = self.training_states(batch, self.embed(batch, tokens), refs, frames, self.maps(tokens))
         for layer in self.head.frame_layers:
             frames.states[layer] = self.states_of_frames(batch, states[layer])
         spans = refs.select(batch.span_refs)

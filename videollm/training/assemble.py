@@ -110,11 +110,10 @@ def check_installed(attention: str) -> None:
 
 
 def check_frames_fit(bundle: Bundle) -> None:
-    """ConfigError where the frames are not made as the vision tower takes them."""
+    """ConfigError where the frames are not made as the vision tower takes them; one with a patching takes any."""
     preprocess = build(Preprocess, bundle.config.preprocess, "data.preprocess")
     made = (preprocess.channels, preprocess.size, preprocess.size)
-    taken = tower_shape(bundle.model.vision_tower)
-    if made != taken:
+    if bundle.model.patching is None and made != (taken := tower_shape(bundle.model.vision_tower)):
         raise ConfigError(
             f"data.preprocess: makes frames of {made} (channels, height, width), the vision tower takes {taken}; let "
             "data.preprocess.size and frame_difference agree with model.vision"
@@ -215,7 +214,7 @@ def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenize
     tokens = given.visual_tokens or VisualTokenSettings()
     tokenizer = load_tokenizer(given.tokenizer or given.language_weights, "model.tokenizer")
     head = head_class(given.head.get("name", ""))
-    needed = [tokens.token, tokens.start, tokens.end, *head.span_tokens, *head.extra_tokens]
+    needed = [tokens.token, tokens.image, tokens.start, tokens.end, *head.span_tokens, *head.extra_tokens]
     tokenizer.add_special_tokens({"extra_special_tokens": [t for t in needed if t]}, replace_extra_special_tokens=False)
     text = language_config(given, tokenizer)
     config = VideoLLMConfig(

@@ -227,7 +227,9 @@ def test_a_video_of_several_samples_is_in_the_batch_and_in_the_tower_once(bundle
         item.pixels = items[0].pixels
     shared = collate([items[0], items[3], *items[1:3]])
     assert len(shared.pixel_values) == len(apart.pixel_values) - 2 * len(items[0].pixels)
-    monkeypatch.setattr(model, "encode_frames", lambda p, encode=model.encode_frames: calls.append(len(p)) or encode(p))
+    monkeypatch.setattr(
+        model, "encode_frames", lambda p, _, encode=model.encode_frames: calls.append(len(p)) or encode(p)
+    )
     with torch.no_grad():
         together, alone = model.frame_tokens(shared), model.frame_tokens(apart)
     a, b = len(items[0].pixels), len(items[3].pixels)

@@ -10,6 +10,7 @@ from tests.models import (
     BACKBONES,
     HEADS,
     LINES,
+    NATIVE,
     PAIRS,
     gradients,
     make_batch,
@@ -114,7 +115,7 @@ def test_eager_and_sdpa_attention_agree(bundle):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("backbone", ["internvl", "gemma2"])
+@pytest.mark.parametrize("backbone", ["internvl", "gemma2", *NATIVE])
 def test_packed_questions_give_the_loss_and_gradients_of_single_ones(backbone, head):
     bundle = make_bundle(backbone, head)
     lines = [
@@ -127,7 +128,8 @@ def test_packed_questions_give_the_loss_and_gradients_of_single_ones(backbone, h
     ]  # fmt: skip
     apart, packed = make_batch(bundle, lines), make_batch(bundle, lines, pack=True)
     assert packed.input_ids.shape[0] == 3 < apart.input_ids.shape[0]
-    assert packed.pixel_values.shape[0] == 4 + 6 < apart.pixel_values.shape[0]
+    once = 4 + 6 if bundle.model.patching is None else 2 * 24 + 3 * 8  # frames; patches of pairs of frames
+    assert packed.pixel_values.shape[0] == once < apart.pixel_values.shape[0]
     loss, terms, grads = step(bundle.model, apart)
     packed_loss, packed_terms, packed_grads = step(bundle.model, packed)
     assert packed_terms == pytest.approx(terms, rel=1e-5) and packed_loss == pytest.approx(loss, rel=1e-5)
@@ -149,18 +151,21 @@ def reference_loss(bundle, batch: dict) -> torch.Tensor:
     answered = refs.role != Role.QUESTION
 
     def states(inputs):
-        out = model.decoder(
-            inputs_embeds=inputs, attention_mask=mask, position_ids=batch.position_ids, output_hidden_states=True,
-            use_cache=False,
-        )  # fmt: skip
+        with model.added(batch, model.maps(tokens), length):
+            out = model.decoder(
+                inputs_embeds=inputs, attention_mask=mask, position_ids=batch.position_ids, output_hidden_states=True,
+                use_cache=False,
+            )  # fmt: skip
         return out.hidden_states
 
     def frame_means(layer):  # [B, L, D] -> [B, F, D], frame by frame
         means = torch.zeros(*batch.times_s.shape, layer.shape[-1])
-        picked = layer.flatten(0, 1)[batch.visual_index].unflatten(0, (len(batch.frame_row), -1)).mean(1)
-        for row, column, state in zip(batch.frame_row, batch.frame_col, picked, strict=True):
+        places = layer.flatten(0, 1)[batch.visual_index]
+        each = len(places) // len(batch.frame_row)
+        sizes = [size for frames, size in batch.runs or [(len(batch.frame_row), each)] for _ in range(frames)]
+        for row, column, picked in zip(batch.frame_row, batch.frame_col, places.split(sizes), strict=True):
             if column >= 0:
-                means[row, column] = means[row, column] + state
+                means[row, column] = means[row, column] + picked.mean(0)
         return means
 
     embeds = model.embed_refs(embeds, refs.select(~answered), frames)
@@ -176,7 +181,7 @@ def reference_loss(bundle, batch: dict) -> torch.Tensor:
     return lm + sum(value / counts[name] for name, value in sums.items())
 
 
-@pytest.mark.parametrize("backbone", ["internvl", "etchat", "llama", "gemma2"])
+@pytest.mark.parametrize("backbone", ["internvl", "etchat", "llama", "gemma2", *NATIVE])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "checkpointed"])
 def test_two_stage_training_equals_two_uncached_passes(backbone, checkpointing):
     bundle = make_bundle(backbone, "d2vlm")
@@ -191,7 +196,9 @@ def test_two_stage_training_equals_two_uncached_passes(backbone, checkpointing):
     assert_same_gradients(wanted, grads)
 
 
-@pytest.mark.parametrize("pair", [("internvl", "distime"), ("etchat", "text"), ("gemma2", "distime")], ids="-".join)
+@pytest.mark.parametrize(
+    "pair", [("internvl", "distime"), ("etchat", "text"), ("gemma2", "distime"), ("qwen3_vl", "text")], ids="-".join
+)
 def test_gradient_checkpointing_changes_no_number(pair):
     bundle = make_bundle(*pair)
     batch = make_batch(bundle, ALL)
