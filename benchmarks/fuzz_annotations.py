@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from videollm.common.command import ended, whole
-from videollm.data.check import Visuals, own_ids, write_clean
+from videollm.data.check import Visuals, write_clean
 from videollm.data.foreign import NAMES
-from videollm.data.load import load_with_problems
+from videollm.data.load import load_with_problems, own_ids
 from videollm.data.record import Record, neutral_json
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/annotations.md"

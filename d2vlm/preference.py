@@ -29,7 +29,7 @@ from videollm.common.files import check_writable, json_text, write_text
 from videollm.data import AnnotationError, Record, load_records, neutral_json
 from videollm.data.annotations import SHOWN
 from videollm.data.conversation import SpanMark, Turn, span_marks
-from videollm.data.load import parse_rows
+from videollm.data.load import own_ids, parse_rows
 from videollm.data.published import to_classes
 from videollm.data.record import RejectedAnswer
 
@@ -218,6 +218,7 @@ def read(args: argparse.Namespace, made: bool) -> list[Record]:
             records += parse_rows(path, rows, first_use, problems, raw_spans=not made)
         if problems:
             raise AnnotationError(problems)
+        records = own_ids(records)[0]
     if not records:
         raise ConfigError("--annotations: no file named; name at least one, or a --packed one")
     return records

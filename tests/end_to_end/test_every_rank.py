@@ -35,7 +35,10 @@ def lopsided() -> list[dict]:
 
 
 def compare(tmp_path, repository, head: str, stage: int | None, backbone: str, lines=None, overrides=(), **options):
-    """Train with two ranks and with one that has both samples in its batch; their logs must agree."""
+    """Train with two ranks and with one that has both samples in its batch; their logs must agree.
+
+    They differ by the order in which float32 numbers are added: by 2e-6 of a value at most, measured over all cells.
+    """
     if not (clips() / "picture.png").exists():
         Image.effect_noise((40, 30), 50).convert("RGB").save(clips() / "picture.png")
     lines = lines or lopsided()
@@ -51,8 +54,8 @@ def compare(tmp_path, repository, head: str, stage: int | None, backbone: str, l
     assert run(two, *overrides, ranks=2, hook=in_order) == [0, 0], output_of(two, 0).read_text()[-2000:]
     alone, shared = read_log(tmp_path / "one" / "run"), read_log(tmp_path / "two" / "run")
     assert len(shared) == len(alone) == len(lines) // 2
-    for key in ("loss", "lm", "grad_norm", "bad_videos"):
-        assert [e[key] for e in shared] == pytest.approx([e[key] for e in alone], rel=2e-3), key
+    for key in alone[0].keys() - {"padding_share"}:  # the rows of one batch are padded, a row alone is not
+        assert [e[key] for e in shared] == pytest.approx([e[key] for e in alone], rel=1e-5, abs=1e-6), key
 
 
 @pytest.mark.parametrize(

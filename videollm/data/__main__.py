@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from videollm.common.command import ended, whole
 from videollm.common.config import ConfigError, UserError, need
 from videollm.common.files import check_folder, check_writable
-from videollm.data.check import Visuals, check_visuals, own_ids, report_on, write_clean
+from videollm.data.check import Visuals, check_visuals, report_on, write_clean
 from videollm.data.filters import long_line
+from videollm.data.load import own_ids
 from videollm.data.mixture import load_to_check
 from videollm.data.record import Record, ending
 

@@ -7,6 +7,7 @@ tokenizer, network or file: a video is a name here.
 
 import itertools
 import math
+import ntpath
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -136,7 +137,7 @@ def _visuals(item: dict) -> tuple[str | None, tuple[str, ...]]:
         if not isinstance(path, str) or not path.strip():
             shown = "an empty path" if isinstance(path, str) else kind_of(path)
             raise Bad(f"{shown} instead of a path", key, "give a path, or leave the key out of a text-only record")
-        windows = PureWindowsPath(path)
+        windows = PureWindowsPath(ntpath.normpath(path))  # a/../b is b
         if PurePosixPath(path).is_absolute() or windows.root or ".." in windows.parts:
             raise Bad(f"{path!r} leads out of the folder of the videos", key, "write it relative to that folder")
         if "\0" in path or _bytes(path) > LONGEST_PATH or any(_bytes(part) > LONGEST_NAME for part in windows.parts):

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -175,20 +175,6 @@ def _count(users: dict[File, list[Record]], records: Iterable[Record], found: Vi
     for record in records:
         counts = found.sources.setdefault(record.source, Counter())
         counts.update(kind for kind in OF_RECORDS if record.id in getattr(found, kind))
-
-
-def own_ids(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """The records, each with an id of its own, and ``FILE:LINE: new id`` of those whose id an earlier one has."""
-    taken, times, found, renamed = {record.id for record in records}, Counter(), [], []
-    for record in records:
-        times[record.id] += 1
-        if times[record.id] > 1:
-            while (name := f"{record.id}#{times[record.id]}") in taken:
-                times[record.id] += 1
-            renamed.append(f"{record.where}: {name}")
-            record = replace(record, id=name)
-        found.append(record)
-    return found, renamed
 
 
 def write_clean(

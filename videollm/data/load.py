@@ -166,7 +166,7 @@ def load_with_problems(paths: Paths, raw_spans: bool = False) -> tuple[list[Reco
         rows, bad = _read(path)
         problems += bad
         records += parse_rows(path, rows, first_use, problems, raw_spans)
-    return records, problems
+    return own_ids(records)[0] if raw_spans else records, problems
 
 
 def parse_rows(
@@ -177,7 +177,7 @@ def parse_rows(
     raw_spans: bool = False,
 ) -> list[Record]:
     """The records of a file's (line, value) rows; what is wrong goes into ``problems``, and each id into ``first_use``,
-    which has the records before it."""
+    which has the records before it. With ``raw_spans`` ids may occur twice: see ``own_ids``."""
     records = []
     for line, item in tqdm(rows, desc=f"reading {path}", disable=None if len(rows) >= LONG_FILE else True):
         try:
@@ -185,13 +185,26 @@ def parse_rows(
         except AnnotationError as error:
             problems += error.problems
             continue
-        while raw_spans and record.id in first_use:  # published code looks at no id
-            record = replace(record, id=f"{record.id}:{line}")
         first = first_use.setdefault(record.id, record)
-        if first is not record:
+        if first is not record and not raw_spans:  # published code looks at no id
             problems.append(f"{record.where}: has the id {record.id!r} of {first.where} (id) - give each its own")
         records.append(record)
     return records
+
+
+def own_ids(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The records, each with an id of its own, and ``FILE:LINE: new id`` of those whose id an earlier one has."""
+    every, given, found, renamed = {record.id for record in records}, set(), [], []
+    for record in records:
+        name = record.id
+        while name in given or (name != record.id and name in every):
+            name += f":{record.line}"
+        if name != record.id:
+            renamed.append(f"{record.where}: {name}")
+            record = replace(record, id=name)
+        given.add(name)
+        found.append(record)
+    return found, renamed
 
 
 def odd_lines(records: Iterable[Record]) -> str:

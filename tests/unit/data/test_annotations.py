@@ -202,6 +202,11 @@ def test_span_wholly_outside_the_video_is_an_error_unless_raw():
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("path", ["a/../v.mp4", r"a\..\v.mp4", "./v.mp4", "..v.mp4", "a/..b/v.mp4"])
+def test_a_path_that_stays_below_the_folder_is_kept_as_it_is_written(path):
+    assert parse(item("q", "a", video=path)).video == path
+
+
 @pytest.mark.parametrize(
     ("annotation", "says"),
     [
@@ -228,6 +233,7 @@ def test_span_wholly_outside_the_video_is_an_error_unless_raw():
         (item("q", video="/data/v.mp4"), "leads out of the folder"),
         (item("q", video="C:\\v.mp4"), "leads out of the folder"),
         (item("q", video="a/../../v.mp4"), "leads out of the folder"),
+        (item("q", video=r"a\..\..\v.mp4"), "leads out of the folder"),
         (item("q", video=None, image=["a.png", None]), "null instead of a path (image)"),
         (item("q", video=None, image=[]), "an empty list instead of a path (image)"),
         (item("q", video=None, image={}), "an object instead of a path (image)"),

@@ -217,10 +217,10 @@ def test_check_opens_every_video_and_writes_what_is_good(tmp_path, capsys, monke
     ):  # fmt: skip
         assert words in said_all, words
     kept = load_records(tmp_path / "clean.jsonl")
-    assert [record.id for record in kept] == ["g", "long", "g#2", "t"]
+    assert [record.id for record in kept] == ["g", "long", "g:9", "t"]
     report = json.loads((tmp_path / "clean.jsonl.report.json").read_text())
     assert report["kept"] == 4 and report["records"] == 10 and len(report["left_out"]) == 6
-    assert report["renamed"] == [f"{tmp_path}/a.jsonl:9: g#2"]
+    assert report["renamed"] == [f"{tmp_path}/a.jsonl:9: g:9"]
     assert report["unreadable"].keys() == {"empty.mp4", "cut.mp4", "hang.mp4"}
     assert list(report["missing"]) == ["gone.mp4"]
     assert [line.split(": ")[0].rpartition("/")[2] for line in report["bad_lines"]] == ["a.jsonl:11", "a.jsonl:9"]
@@ -239,13 +239,14 @@ def test_a_clean_file_of_good_lines_holds_equal_records(tmp_path, capsys):
 
 
 def test_records_with_one_id_are_all_kept_under_ids_of_their_own(tmp_path, capsys):
-    lines = [item("q", "a", id="x"), item("q", "b", id="x#2"), *[item("q", str(k), id="x") for k in range(3)]]
+    lines = [item("q", "a", id="x"), item("q", "b", id="x:4"), *[item("q", str(k), id="x") for k in range(3)]]
     path = write_lines(tmp_path / "a.jsonl", lines)
     assert main(["check", "--annotations", path, "--output", str(tmp_path / "clean.jsonl")]) == 1
     assert "a.jsonl:3: has the id 'x' of" in capsys.readouterr().out
     kept = load_records(tmp_path / "clean.jsonl")
-    assert [r.id for r in kept] == ["x", "x#2", "x#3", "x#4", "x#5"]
+    assert [r.id for r in kept] == ["x", "x:4", "x:3", "x:4:4", "x:5"]
     assert [r.turns[1].parts for r in kept] == [("a",), ("b",), ("0",), ("1",), ("2",)]
+    assert [r.id for r in load_records(path, raw_spans=True)] == [r.id for r in kept]  # as published code is followed
 
 
 @pytest.mark.parametrize("wrong", [None, "line", "frames", "root"])
