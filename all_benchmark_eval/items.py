@@ -136,7 +136,8 @@ def video_file(video: str) -> str:
 
 class Videos:
     """Finds the videos of a ground truth by whatever name a file has for them: with folders, another container or
-    none, ActivityNet's ``v_`` or not. A name that says exactly what the truth says always comes first."""
+    none, ActivityNet's ``v_`` or not, TACoS' camera or not. A name that says exactly what the truth says always comes
+    first."""
 
     def __init__(self, names: Iterable[str]):
         self._exact = {name: row for row, name in enumerate(names)}
@@ -158,7 +159,7 @@ class Videos:
 
 
 def _loosely(name: str) -> tuple[str, str]:
-    return stem(name), stem(name).removeprefix("v_")
+    return stem(name), stem(name).removeprefix("v_").removesuffix("-cam-002")
 
 
 class Asked(NamedTuple):
@@ -171,8 +172,8 @@ class Asked(NamedTuple):
 
 
 class Questions:
-    """Finds the questions of a ground truth by video and text: case, blanks and a final period do not count unless
-    they tell two questions apart. The same text may be asked of a video more than once."""
+    """Finds the questions of a ground truth by video and text: case, blanks and final signs do not count unless they
+    tell two questions apart. The same text may be asked of a video more than once."""
 
     def __init__(self, asked: Iterable[Asked]):
         asked = list(asked)
@@ -220,7 +221,7 @@ def asked_questions(truth: Mapping[str, Any]) -> Iterator[Asked]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).strip(". ").casefold()
+    return " ".join(text.split()).strip(".? ").casefold()
 
 
 def question_line(name: str, video: str, text: str, **more: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Files of moment retrieval that several benchmarks share: one span a query, whoever found it.
 
 In: a ``Content`` and the ``Moments`` that it is held against. Out: ``Located``, or the rows of ``Moments.of``. A query
-is found by its id, or by video and text; several windows are ranked by their scores, equal ones as they stand. How a
-text tells its times is ``videollm.reading``'s.
+is found by its id, or by video and text; several windows are ranked by their scores, equal ones as they stand,
+VideoMind's as they stand. How a text tells its times is ``videollm.reading``'s.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def _of_windows(where: str, row: Any, questions: Questions) -> tuple[list[int], 
     row = as_object(row, where, ("pred_relevant_windows",))
     windows = row["pred_relevant_windows"]
     need(isinstance(windows, list), f"{where}: pred_relevant_windows is not a list of [start, end, score]")
-    return _query(where, row, questions), _best_first(windows, [w[2] if _has_score(w) else 1.0 for w in windows])
+    return asked_of(where, row, questions), _best_first(windows, [w[2] if _has_score(w) else 1.0 for w in windows])
 
 
 def _of_confidences(where: str, row: Any, questions: Questions) -> tuple[list[int], Any]:
@@ -50,15 +50,16 @@ def _of_confidences(where: str, row: Any, questions: Questions) -> tuple[list[in
     spans, scores = row["pred"], row["conf"]
     each = isinstance(spans, list) and isinstance(scores, list) and len(spans) == len(scores)
     need(each, f"{where}: 'pred' and 'conf' are not lists of as many spans and numbers")
-    return _query(where, row, questions), _best_first(spans, scores)
+    return asked_of(where, row, questions), _best_first(spans, [0.0] * len(spans))  # in its verifier's order
 
 
-def _query(where: str, row: Any, questions: Questions) -> list[int]:
-    """By the id where it is one of the truth's own, else by video and text."""
+def asked_of(where: str, row: Any, questions: Questions) -> list[int]:
+    """By the id where it is one of the truth's own, else by video (its name, or VideoMind's path of it) and text."""
     rows = questions.by_id(row.get("qid"))
     if not rows:
-        row = as_object(row, where, ("vid", "query"))
-        rows = questions.find(row["vid"], row["query"], where)
+        video, text = ("vid" if "vid" in row else "video_path"), ("query" if "query" in row else "question")
+        as_object(row, where, (video, text))
+        rows = questions.find(row[video], row[text], where)
     return rows
 
 
@@ -108,7 +109,7 @@ PREDICTIONS = (
         rows_with("pred_relevant_windows"), reader(_of_windows),
     ),
     Form(
-        "VideoMind lines", '{"vid", "query", "pred": [[s, e]], "conf": [score]}',
+        "VideoMind lines", '{"vid" or "video_path", "query", "pred": [[s, e]], "conf": [score]}',
         rows_with("pred", "conf"), reader(_of_confidences),
     ),
     Form(
@@ -124,13 +125,16 @@ Query = tuple[str, str, str, Any, float]  # id, video, text, true span, seconds 
 
 
 def _lines(spans: str) -> Callable[[Content], list[Query]]:
-    """Rows {"vid", "query", "duration", ``spans``: [[s, e]]}; the id is ``qid``, or else video and query."""
+    """Rows {"vid" or "video_path", "query", "duration", ``spans``: [[s, e]]}; the id is ``qid``, or else video and
+    query."""
 
     def read(content: Content) -> list[Query]:
         queries = []
         for where, row in content.rows:
-            row = as_object(row, where, ("vid", "query", "duration", spans))
-            video, text = stem(row["vid"]), str(row["query"])
+            row = as_object(row, where)
+            named = "vid" if "vid" in row else "video_path"
+            as_object(row, where, (named, "query", "duration", spans))
+            video, text = stem(row[named]), str(row["query"])
             name = str(row.get("qid", f"{video}/{text.strip()}"))
             queries.append((name, video, text, _only(row[spans], where), duration_of(row, where)))
         return queries
@@ -168,8 +172,8 @@ TRUTHS = (
         rows_with("relevant_windows", "query"), _lines("relevant_windows"),
     ),
     Form(
-        "VideoMind lines", '{"vid", "query", "duration", "span": [[s, e]]}',
-        rows_with("vid", "query", "span"), _lines("span"),
+        "VideoMind lines", '{"vid" or "video_path", "query", "duration", "span": [[s, e]]}',
+        rows_with("query", "span"), _lines("span"),
     ),
     Form(
         "TimeLens", '{video: {"duration", "spans", "queries"}}',

@@ -33,8 +33,8 @@ TEXTS = [f"From {s[0]} to {s[1]} seconds." for _, _, s in GIVEN]
 MOMENTS = {  # of charades, anet and moment_retrieval alike
     "moment_detr lines": lines(*window_rows(qid="x")),
     "VideoMind lines": lines(
-        *({"vid": v, "query": q, "duration": 9, "span": [[1, 2]], "pred": [[0, 1], s], "conf": [0.1, 0.9]}
-          for v, q, s in GIVEN)
+        *({"video_path": f"data/videos_3fps/{v}.mp4", "query": q.strip("."), "duration": 9, "span": [[1, 2]],
+           "pred": [s, [0, 1]], "conf": [0.1, 0.9]} for v, q, s in GIVEN)
     ),
     "video>>>query>>>[s, e]": keyed(lambda s: f"It happens from {s[0]} to {s[1]} seconds."),
     "lmms-eval samples": lines(
@@ -90,7 +90,9 @@ TRUTHS = {  # benchmark -> form -> annotations
 }
 SHARED = {
     "moment_detr lines": WINDOWS,
-    "VideoMind lines": [r | {"span": [QUERIES[i][2]]} for i, r in enumerate(ROWS)],
+    "VideoMind lines": [
+        {"video_path": f"data/{v}.mp4", "query": q, "duration": LENGTH[v], "span": [s]} for v, q, s in QUERIES
+    ],
     "TimeLens": {
         v: {"duration": a["duration"], "spans": [[s] for s in a["timestamps"]], "queries": a["sentences"]}
         for v, a in ANET.items()

@@ -27,6 +27,7 @@ from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Wo
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
 from all_benchmark_eval.metrics.paragraphs import METRICS as PARAGRAPH_METRICS
+from videollm.reading import measured_spans
 
 WORDINGS = {
     "distime": "Localize a series of activity events in the video, output the start and end timestamp for each event, "
@@ -37,6 +38,7 @@ WORDINGS = {
     "be: '<start time> - <end time>, <description>'.",
     "plain": "Describe every event of the video in order, each as: '<start time> - <end time>, <description>'.",
 }
+ROUNDED_S = 0.05 + 1e-9  # a head's times stand in its text with one decimal
 SAME_SENTENCE = 0.98  # difflib's ratio above which neighbouring events are one, if they touch
 METRICS = (
     *("SODA_c", "METEOR", "CIDEr", "ROUGE_L", "BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "F1", "Precision", "Recall"),
@@ -50,9 +52,10 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
 
     ``seconds`` takes the times in the file as seconds, which they are in DisTime's published files and in what we
     write. ``percent`` takes them as hundredths of the video, 0 to 99: what the published script does with the same
-    files, and so where the published numbers come from, which are too low. ``densevid_eval`` is the data set's own
-    script (``densevid.py``), in seconds, over all videos of all references; ``densevid_eval_present`` the same over the
-    videos in the predictions.
+    files, and so where the published numbers come from, which are too low. Under ``corrected`` the times of a text that
+    tells their units ("5 s", "20 %", "0:05") are what it says. ``densevid_eval`` is the data set's own script
+    (``densevid.py``), in seconds, over all videos of all references; ``densevid_eval_present`` the same over the videos
+    in the predictions.
     """
 
     name = "anet_dvc"
@@ -106,7 +109,7 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
             notes.append("no video to score")
             return Scores(dict.fromkeys(METRICS), "percent", counts, notes=notes, unread=unread)
         if not published:
-            predictions = _in_seconds(truth, predictions, options.variant)
+            predictions = _in_seconds(truth, predictions) if options.variant == "percent" else predictions
             predictions, counts["clipped"] = dense_scores.clip_events(truth, predictions)
             predicted, *references = words.both(predictions, truth)
             measures = dense_measures.corrected_measures(words, predicted, references)
@@ -115,6 +118,7 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
             measures = densevid.published(words, truth, predictions, options.seed)
         else:
             measures = _published(words, truth, predictions, options)
+            notes += _units(truth, predictions) if options.variant == "percent" else []
         flat = dense_measures.mean_over_thresholds(measures)
         means = {name: 100.0 * float(values.mean()) for name, values in flat.items()}
         means |= densevid.paragraphs(words, truth, predictions) if own else {}
@@ -126,15 +130,21 @@ class ActivityNetDense(dense_scores.DenseBenchmark):
         return scores
 
 
-def _in_seconds(truth: DenseTruth, answers: DenseAnswers, variant: str) -> DenseAnswers:
-    """Times as the variant reads them."""
-    if variant != "percent":
-        return answers
-    spans = [
-        [[start * duration / 100, (end + 1) * duration / 100] for start, end in video]
-        for video, duration in zip(answers.spans, truth.durations.tolist(), strict=True)
-    ]
+def _in_seconds(truth: DenseTruth, answers: DenseAnswers) -> DenseAnswers:
+    """Hundredths of the video as seconds; a time of which the answer's text tells the unit is left as it is."""
+    spans = []
+    for row, (video, length) in enumerate(zip(answers.spans, truth.durations.tolist(), strict=True)):
+        measured = measured_spans(answers.told.get(row, ""), truth.lengths[row])
+        is_measured = [any(max(np.abs(np.subtract(span, m))) <= ROUNDED_S for m in measured) for span in video]
+        scaled = [[start * length / 100, (end + 1) * length / 100] for start, end in video]
+        spans.append([span if own else other for own, span, other in zip(is_measured, video, scaled, strict=True)])
     return replace(answers, spans=spans)
+
+
+def _units(truth: DenseTruth, answers: DenseAnswers) -> list[str]:
+    """A note on texts that the published script does not take at their word."""
+    told = sum(bool(measured_spans(text, truth.lengths[row])) for row, text in answers.told.items())
+    return [f"{told} texts tell the units of their times, taken for hundredths all the same"] * (told > 0)
 
 
 def _published(words: Words, truth: DenseTruth, answers: DenseAnswers, options: Options) -> dict:
@@ -142,7 +152,7 @@ def _published(words: Words, truth: DenseTruth, answers: DenseAnswers, options: 
     answers = replace(answers, spans=whole)
     merged = [_merge(*video) for video in zip(answers.spans, answers.captions, strict=True)]
     answers = replace(answers, spans=[spans for spans, _ in merged], captions=[texts for _, texts in merged])
-    answers = _in_seconds(truth, answers, options.variant)
+    answers = _in_seconds(truth, replace(answers, told={})) if options.variant == "percent" else answers
     sides = dense_scores.plain_captions(answers), dense_scores.plain_captions(truth)
     predicted, *references = (events.by_start() for events in words.both(*sides))
     return dense_measures.published_measures(words, predicted, references, iou_epsilon, options.seed)

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from all_benchmark_eval import benchmark
-from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Layout, Options, Scores, Setting, need
+from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Explanation, Layout, Options, Scores, Setting, need
 from all_benchmark_eval.forms import Content, Form, rows_with
 from all_benchmark_eval.items import read_rows
 from videollm.common.answers import AnswerLine, split_spans
@@ -41,9 +41,9 @@ _MARK = "<span>"  # a span in an annotation
 
 
 def load(path: str | Path) -> list[dict]:
-    """The annotation lines of a JSON-lines file, plain or ``.gz``, checked. Raises ValueError with FILE:LINE."""
+    """The annotation lines of a file, plain or ``.gz``, checked. Raises ValueError with FILE:LINE."""
     items, seen = [], {}
-    for where, item in benchmark.read_lines(Path(path)):
+    for where, item in read_rows(Path(path), ("id", "task"), "a line for every question"):
         _check(item, where)
         need(item["id"] not in seen, f"{where}: the id {item['id']!r} stands in {seen.get(item['id'])} already")
         seen[item["id"]] = where
@@ -277,8 +277,26 @@ class MovingShapes(Benchmark):
         counts = {kind: sum(c[kind] for c in by_task.values()) for kind in ("scored", "unparsed", "missing")}
         counts = {"samples": len(truth)} | counts | {"clipped": 0}
         metrics, denominator = {"mIoU": found.pop("mIoU")} | recalls | found, "all samples of a metric's task"
-        unread = {p["id"]: "" for p in predictions if not p["missing"] and not _is_parsed(p)}
+        unread = {p["id"]: p.get("text", "") for p in predictions if not p["missing"] and not _is_parsed(p)}
         return Scores(metrics, "fraction", counts, {"mIoU": ious}, denominator, {"counts": by_task}, unread=unread)
+
+    def explain(self, truth: list[dict], predictions: list[dict], name: str) -> Explanation:
+        """The spans and the option that count; spans are read by the head, or by the reader of free text."""
+        item = next((item for item in truth if item["id"] == name), None)
+        need(item, f"--explain: the annotations have no question {name!r}")
+        true = ", ".join(filter(None, (str(_truth(item)), item["task"] == "grounded_mc" and f"({_true_choice(item)})")))
+        prediction = next((p for p in predictions if p["id"] == name), None)
+        if prediction is None or prediction["missing"]:
+            return Explanation(None, "nothing", "no answer in the file", true)
+        choice = prediction["choice"] and f"({prediction['choice']})"
+        read = ", ".join(filter(None, (str(_scored(prediction) or ""), choice)))
+        rule = "as the file has it; an option is the last letter in brackets"
+        return Explanation(prediction.get("text"), read or "nothing", rule, true)
+
+    def keep_texts(self, truth: list[dict], predictions: list[dict], texts: Mapping[str, str]) -> None:
+        for prediction in predictions:
+            if prediction.get("id") in texts:
+                prediction["text"] = texts[prediction["id"]]
 
 
 @contextlib.contextmanager

@@ -1,21 +1,23 @@
 """Files of NExT-GQA: the data set's own annotations, and predictions of moment and choice in one file or two.
 
-In: a ``Content``. Out: ``Grounded``, ``Answers``. Metrics are not known here.
+In: a ``Content``. Out: ``Grounded``, ``Answers``, in which a choice is what the published script takes for it and what
+its text says. Metrics are not known here.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval import items
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, need, rows_with
-from all_benchmark_eval.items import as_object
-from all_benchmark_eval.metrics.choices import Question
+from all_benchmark_eval.items import Asked, Questions, as_object
+from all_benchmark_eval.metrics.choices import Question, chosen
 from all_benchmark_eval.metrics.moments import Located, State
+from all_benchmark_eval.moment_forms import asked_of
 
 LETTERS = "01234"
 VIDEO_PATHS = "map_vid_vidorID.json"  # of the data set: {video: "1164/3238737531"}
@@ -34,54 +36,99 @@ class Grounded:
 
 
 @dataclass(frozen=True)
-class Answers(Located):
-    """Predictions: of the N grounded questions as arrays, and the choices of every question in the file."""
+class Choice:
+    """The choice of one question. ``row``: its place among the grounded ones; None where it is none of them."""
 
-    right: NDArray[np.bool_]  # [N]
-    kinds: list[str]  # [N], type of question; "" where missing
-    every: list[tuple[str, bool]]  # (type, right) of all questions in the file
+    row: int | None
+    kind: str  # of the question; "unknown" where the file does not say
+    number: int | None  # as the published script has it
+    read: int | None  # as the text says it
+    said: str
+    target: int
+
+    def right(self, corrected: bool) -> bool:
+        return (self.read if corrected else self.number) == self.target
+
+
+@dataclass(frozen=True)
+class Answers(Located):
+    """Predictions: the spans of the N grounded questions as arrays, and the choices of every question in the file."""
+
+    choices: list[Choice]
+
+    def chosen(self) -> dict[int, Choice]:
+        """By the place of the grounded question."""
+        return {choice.row: choice for choice in self.choices if choice.row is not None}
+
+    def right(self, corrected: bool) -> NDArray[np.bool_]:
+        """[N]; a missing answer is wrong."""
+        right = np.zeros(len(self.state), bool)
+        right[[row for row, choice in self.chosen().items() if choice.right(corrected)]] = True
+        return right
+
+    def unread_too(self) -> "Answers":
+        """The same, but an answer without a choice is unparsed too; texts are those of what is not read."""
+        state, told = self.state.copy(), dict(self.told)
+        for row, choice in self.chosen().items():
+            if choice.read is None:
+                told[row] = told.get(row, "") if state[row] == State.UNPARSED else choice.said
+                state[row] = State.UNPARSED
+        return replace(self, state=state, told=told)
 
 
 # ---- predictions -----------------------------------------------------------------------------------------------------
 
-Answer = tuple[str, str, str, Any, Any, Any]  # place, type or "", <video>_<number>, choice, right choice, span
+
+class Answer(NamedTuple):
+    """One answer of a file."""
+
+    where: str
+    kind: str  # type of question, or ""
+    key: str  # <video>_<number>
+    number: int | None
+    read: int | None
+    said: str
+    target: Any
+    span: Any
 
 
 def _answers(given: Iterator[Answer], truth: Grounded, path: Path) -> Answers:
     """Questions that are not grounded count for ``details`` only."""
     rows = {key: row for row, key in enumerate(truth.keys)}
     nowhere = Located.nowhere(len(rows))
-    found = Answers(nowhere.spans, nowhere.state, np.zeros(len(rows), bool), [""] * len(rows), [])
-    answers = {f"{q.video}_{q.id.rpartition('_')[2]}": q.answer for q in truth.questions}
+    found = Answers(nowhere.spans, nowhere.state, [])
+    answers = {_key(q): q.answer for q in truth.questions}
     seen: set[str] = set()
     first = ""
-    for where, kind, key, prediction, true, span in given:
-        name = f"{kind}_{key}" if kind else key
+    for one in given:
+        name = f"{one.kind}_{one.key}" if one.kind else one.key
         first = first or name
-        need(key not in seen, f"{where}: there are two answers to {name!r}")
-        seen.add(key)
-        target = _choice(true)
-        need(target is not None, f"{where}: the target of {name!r} is not the number of an option")
-        if answers.get(key, target) != target:
-            raise BenchmarkError(f"{where}: {name!r} has target {true!r:.40}, test.csv {answers[key]}")
-        right = _choice(prediction) == target
-        found.every.append((kind or "unknown", right))
-        if key in rows:
-            row, point = rows[key], items.seconds(span)  # one number t is [t, t]
-            found.put(row, items.first_span(span) if point is None else [point, point])
-            found.right[row], found.kinds[row] = right, kind or "unknown"
+        need(one.key not in seen, f"{one.where}: there are two answers to {name!r}")
+        seen.add(one.key)
+        target = _number(one.target)
+        need(target is not None, f"{one.where}: the target of {name!r} is not the number of an option")
+        if answers.get(one.key, target) != target:
+            raise BenchmarkError(f"{one.where}: {name!r} has target {one.target!r:.40}, test.csv {answers[one.key]}")
+        row = rows.get(one.key)
+        found.choices.append(Choice(row, one.kind or "unknown", one.number, one.read, one.said, target))
+        if row is not None:
+            point = items.seconds(one.span)  # one number t is [t, t]
+            found.put(row, items.first_span(one.span) if point is None else [point, point])
     known = bool((found.state != State.MISSING).any())
     need(known, f"{path}: the annotations have none of its questions ({first!r:.80}, ...): another split?")
     return found
 
 
 def _one_file(content: Content, truth: Grounded) -> Answers:
+    options = _options(truth)
+
     def given() -> Iterator[Answer]:
         rows = items.read_rows(content, ("qid", "prediction", "timestamp", "target"), "a list of answers")
         for where, item in rows:
             kind, _, key = str(item["qid"]).partition("_")
             need(kind and "_" in key, f"{where}: qid {str(item['qid'])[:80]!r} is not <type>_<video>_<number>")
-            yield where, kind, key, item["prediction"], item["target"], item["timestamp"]
+            choice = _chosen(item["prediction"], item.get("text"), options.get(key, ()))
+            yield Answer(where, kind, key, *choice, item["target"], item["timestamp"])
 
     return _answers(given(), truth, content.path)
 
@@ -92,7 +139,7 @@ def _two_files(content: Content, truth: Grounded) -> Answers:
     for what, parts in (("choices", choices), ("spans", spans)):
         names = " and ".join(part.path.name for part in parts) or "none"
         need(len(parts) == 1, f"{content.path}: one file with {what} is needed, there are {names}")
-    kinds = {f"{q.video}_{q.id.rpartition('_')[2]}": q.id.partition("_")[0] for q in truth.questions}
+    kinds, options = {_key(q): q.id.partition("_")[0] for q in truth.questions}, _options(truth)
 
     def given() -> Iterator[Answer]:
         for key, span in spans[0].object.items():
@@ -100,13 +147,57 @@ def _two_files(content: Content, truth: Grounded) -> Answers:
             choice = choices[0].object.get(key)
             need(choice is not None, f"{where}: {choices[0].path.name} has no choice for it")
             choice = as_object(choice, f"{choices[0].path}: {key!r:.80}", ("prediction", "answer"))
-            yield where, kinds.get(key, ""), key, choice["prediction"], choice["answer"], span
+            read = _chosen(choice["prediction"], None, options.get(key, ()))
+            yield Answer(where, kinds.get(key, ""), key, *read, choice["answer"], span)
 
     found = _answers(given(), truth, content.path)
     ends = found.spans[found.parsed, 1]
     shares = "its spans are shares of the video, as of Gaussian masks: multiply them by the durations"
     need(not len(ends) or ends.max() > 1, f"{spans[0].path}: no span ends behind second 1; {shares}")
     return found
+
+
+def _videomind(content: Content, truth: Grounded) -> Answers:
+    """VideoMind's lines name a question by its video's path and its text, and options by letters (A) to (E)."""
+    need(truth.questions, f"{content.path}: questions are found by their texts, which are in test.csv: put it beside")
+    videos = (truth.video_paths.get(q.video, q.video) for q in truth.questions)
+    by_text = Questions(Asked(q.id, video, q.text, None) for q, video in zip(truth.questions, videos, strict=True))
+
+    def found() -> Iterator[tuple[str, list[int], Mapping]]:
+        for where, row in content.rows:
+            row = as_object(row, where, ("pred", "response", "options"))
+            try:
+                rows = asked_of(where, row, by_text)
+            except BenchmarkError as error:
+                lost = f"; VideoMind names videos as {VIDEO_PATHS} does, which is not beside the annotations"
+                raise BenchmarkError(f"{error}{'' if truth.video_paths else lost}") from None
+            yield where, rows, row | {"where": where}
+
+    def given() -> Iterator[Answer]:
+        for place, row in by_text.spread(found()):
+            q, said = truth.questions[place], str(row["response"])
+            letter = str(row.get("ans", q.right))
+            need(letter == q.right, f"{row['where']}: {q.id!r} has the right option {letter!r}, test.csv {q.right!r}")
+            read = chosen(said, len(q.options), q.options).value
+            yield Answer(row["where"], q.id.partition("_")[0], _key(q), read, read, said, q.answer, row["pred"])
+
+    return _answers(given(), truth, content.path)
+
+
+def _key(question: Question) -> str:
+    """<video>_<number>."""
+    return question.id.partition("_")[2]
+
+
+def _options(truth: Grounded) -> dict[str, tuple[str, ...]]:
+    return {_key(q): q.options for q in truth.questions}
+
+
+def _chosen(prediction: Any, text: Any, options: tuple[str, ...]) -> tuple[int | None, int | None, str]:
+    """(number as the published script has it, option that the text says, text). ``text``: what was said, if that is in
+    the file beside the ``prediction``."""
+    number, said = _number(prediction), str(prediction) if text is None else str(text)
+    return number, chosen(said, len(LETTERS), options, "digit").value, said
 
 
 def _has_choices(content: Content) -> bool:
@@ -118,8 +209,8 @@ def _has_spans(content: Content) -> bool:
     return isinstance((content.entry or ("", None))[1], list)
 
 
-def _choice(value: Any) -> int | None:
-    """The number of an option, from a number or a text; None if it is neither, and wrong then."""
+def _number(value: Any) -> int | None:
+    """A whole number, from a number or a text; None if it is neither, and wrong then."""
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
@@ -198,5 +289,9 @@ FORMS = (
     Form(
         "NExT-GQA", 'folder with {"<video>_<number>": {"prediction", "answer"}} and {"<video>_<number>": [s, e]}',
         lambda content: any(map(_has_choices, content.parts)), _two_files,
+    ),
+    Form(
+        "VideoMind", '[{"video_path", "question", "options", "pred": [[s, e]], "conf": [score], "response"}]',
+        rows_with("pred", "conf"), _videomind,
     ),
 )  # fmt: skip

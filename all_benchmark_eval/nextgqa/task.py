@@ -5,6 +5,8 @@ set's ``gsub_test.json`` (moments) with ``test.csv`` (questions) in the same fol
 Predictions, of the grounded questions or of all of NExT-QA's::
 
     [{"qid": "TN_2574374895_8", "prediction": "4", "timestamp": [8.79, 25.07], "target": 2}]
+
+``prediction`` may be any text; ours have the answer's own words as ``text`` beside it.
 """
 
 import re
@@ -96,7 +98,8 @@ class NextGQA(Benchmark):
     def from_answers(self, truth: Grounded, answers: items.Answers, wording: str) -> list[dict]:
         """From the answers of *both* stages (one file after the other), by question: see the form above.
 
-        An answer under the question's own id, of another model, tells moment and choice in one text.
+        An answer under the question's own id, of another model, tells moment and choice in one text. ``prediction`` is
+        the first number, as published; ``text``, which the script does not see, is what ``corrected`` reads.
         """
         lines, questions = [], _asked(truth)
         both = {f"{CHOICE}-{q.id}": answers[q.id] for q in questions if q.id in answers} | dict(answers)
@@ -106,7 +109,8 @@ class NextGQA(Benchmark):
             found = number.group(1) if number else -1
             if q.id in answers:
                 found = _chosen(choice.text, q)
-            lines.append({"qid": q.id, "prediction": found, "timestamp": span, "target": q.answer})
+            line = {"qid": q.id, "prediction": found, "timestamp": span, "target": q.answer, "text": choice.text}
+            lines.append(line)
         return lines
 
     def score(self, truth: Grounded, predictions: Answers, options: Options) -> Scores:
@@ -115,7 +119,8 @@ class NextGQA(Benchmark):
         ``published``: over the grounded questions in the file; IoU and IoP may be negative before they are floored
         at 0, a point has IoU 0 and IoP 1 inside a true span. ``corrected``: over all grounded questions, a missing or
         unparsed answer is wrong; a reversed span is ordered, a span is cut to the video (or to the last true end, if
-        that is later); a span of no length scores 0; a value that is a threshold on paper reaches it.
+        that is later); a span of no length scores 0; a value that is a threshold on paper reaches it; the choice is
+        what its text says. Unparsed is an answer of which the span or the choice could not be read; what was, counts.
         """
         corrected = options.protocol == "corrected"
         spans, clipped = predictions.spans, 0
@@ -126,12 +131,13 @@ class NextGQA(Benchmark):
             clipped = int(cut.sum())
         iou, iop = _overlaps(spans, truth, corrected)
         rows = np.arange(len(iou)) if corrected else np.flatnonzero(predictions.state != State.MISSING)
-        scores = _scores(truth, predictions, rows, iou, iop, SLACK if corrected else 0.0)
-        scores.counts = predictions.counts(clipped)
+        scores = _scores(truth, predictions, rows, iou, iop, corrected)
+        read = predictions.unread_too()
+        scores.counts = read.counts(clipped)
         scores.denominator = "" if corrected else "the grounded questions in the prediction file"
-        scores.unread = predictions.unread(truth.keys)
+        scores.unread = read.unread(truth.keys)
         scores.notes += no_length(truth.spans)
-        other = len(predictions.every) - int((predictions.state != State.MISSING).sum())
+        other = len(predictions.choices) - int((predictions.state != State.MISSING).sum())
         if other:
             scores.notes.append(f"{other} answers are to questions that are not grounded: in the details only")
         return scores
@@ -142,11 +148,13 @@ class NextGQA(Benchmark):
         row = truth.keys.index(name)
         true = truth.spans[truth.owner == row].tolist()
         found = explain_span(predictions, row, true, float(truth.durations[row]))
-        choice = "right" if predictions.right[row] else "wrong"
-        return replace(found, read=f"{found.read}, {choice} choice")
+        choice = predictions.chosen().get(row)
+        told = "no choice" if choice is None or choice.read is None else f"choice {choice.read}"
+        right = f"{found.true}, {choice.target}" if choice else found.true
+        return replace(found, read=f"{found.read}, {told}", true=right)
 
     def keep_texts(self, truth: Grounded, predictions: Answers, texts: Mapping[str, str]) -> None:
-        """Of the first stage, which tells the span, or of a text that answers both."""
+        """Of the first stage, which tells the span, or of a text that answers both; the choice's is in the file."""
         rows = {key: row for row, key in enumerate(truth.keys)}
         by_key = ((name.partition("_")[2], text) for name, text in texts.items() if not name.startswith(f"{CHOICE}-"))
         predictions.told.update({rows[key]: text for key, text in by_key if key in rows})
@@ -168,17 +176,17 @@ def _overlaps(spans: NDArray, truth: Grounded, corrected: bool) -> tuple[NDArray
     return best[0], best[1]
 
 
-def _scores(truth: Grounded, given: Answers, rows: NDArray, iou: NDArray, iop: NDArray, slack: float) -> Scores:
+def _scores(truth: Grounded, given: Answers, rows: NDArray, iou: NDArray, iop: NDArray, corrected: bool) -> Scores:
     """Means over the questions ``rows``."""
-    ids = [truth.keys[i] for i in rows]
-    iou, iop, right = iou[rows], iop[rows], given.right[rows]
+    ids, slack = [truth.keys[i] for i in rows], SLACK if corrected else 0.0
+    iou, iop, right = iou[rows], iop[rows], given.right(corrected)[rows]
     samples = {"Acc@GQA": right & (iop >= 0.5 - slack), "mIoP": iop}
     samples |= {f"IoP@{t}": iop >= t - slack for t in THRESHOLDS} | {"mIoU": iou}
     samples |= {f"IoU@{t}": iou >= t - slack for t in THRESHOLDS} | {"Acc@QA": right}
     scores = means_of(ids, samples, {})
     scores.details = {
-        "Acc@QA by type, grounded": _by_type([(given.kinds[i], bool(given.right[i])) for i in rows if given.kinds[i]]),
-        "Acc@QA by type, all in the file": _by_type(given.every),
+        "Acc@QA by type, grounded": _by_type([(c.kind, c.right(corrected)) for c in given.chosen().values()]),
+        "Acc@QA by type, all in the file": _by_type([(c.kind, c.right(corrected)) for c in given.choices]),
     }
     return scores
 

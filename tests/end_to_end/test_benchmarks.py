@@ -27,7 +27,7 @@ FORMS = {
     "qvhighlights": lambda data: all(isinstance(row["prediction"], str) and "target" in row for row in data),
     "youcook2": lambda data: all(isinstance(events, list) for events in data.values()) and "y0.mp4" in data,
     "anet_dvc": lambda data: all(isinstance(events, list) for events in data["results"].values()),
-    "nextgqa": lambda data: all(row.keys() == {"qid", "prediction", "timestamp", "target"} for row in data),
+    "nextgqa": lambda data: all(row.keys() == {"qid", "prediction", "timestamp", "target", "text"} for row in data),
     "etbench": lambda data: all(isinstance(row["a"], str) and "tgt" in row or "o" in row for row in data),
     "mvbench": lambda data: all({"task_type", "pred", "gt"} <= row.keys() for row in data),
     "videomme": lambda data: all({"question_id", "answer", "a"} <= row.keys() for row in data),

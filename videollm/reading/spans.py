@@ -29,6 +29,11 @@ def claimed_spans(text: str, duration_s: float | None) -> list[Span]:
     return [told.span for told in kept(tell_spans(text, duration_s), text)]
 
 
+def measured_spans(text: str, duration_s: float | None) -> list[Span]:
+    """The spans in ``text`` that tell their own units (seconds, minutes, shares of the video); no bare numbers."""
+    return [told.span for told in tell_spans(answer_part(text, SPAN_TAGS)[0], duration_s) if told.unit]
+
+
 def read_spans(text: str, duration_s: float | None = None) -> list[Span]:
     """Every span that ``text`` tells, [[start, end], ...] in seconds and in its order; [] where none is sure."""
     return explain_spans(text, duration_s).value

@@ -110,7 +110,7 @@ DAMAGED = [
     ("charades", {"AAA>>>a bird.>>>[10, 20]": "1 - 2"}, "do not ask this of 'AAA'"),
     ("charades", {"ZZZ>>>a door.>>>[10, 20]": "1 - 2"}, "no video of the annotations has the name 'ZZZ'"),
     ("charades", [{"pred": [[0, 1]], "conf": [], "vid": "AAA", "query": "a door."}], "as many spans"),
-    ("charades", [{"pred": [[0, 1]], "conf": [1]}], "no key 'vid', 'query'"),
+    ("charades", [{"pred": [[0, 1]], "conf": [1]}], "no key 'video_path', 'question'"),
     ("charades", [{"pred_relevant_windows": 3, "vid": "AAA", "query": "a door."}], "is not a list"),
     ("charades", {"AAA/a door.": "1 - 2", "AAA/a cat.": 3}, "'AAA/a cat.': the answer is not a text"),
     ("charades", [{"id": "nobody", "text": "1 - 2"}], "no question of the annotations has the id 'nobody'"),

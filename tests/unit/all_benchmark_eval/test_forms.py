@@ -125,6 +125,69 @@ def test_one_text_answers_both_stages_of_nextgqa(tmp_path):
     assert result["protocols"]["corrected"]["metrics"]["mIoU"] == pytest.approx(75)
 
 
+SAID = [  # what stands in the file, the number that the script takes, the option that it says (d is right)
+    ("3", True, True), (3, True, True), ("(3) d", False, True), ("D", False, True), ("d", False, True),
+    ("<think>0 or 1?</think>3", False, True), ("3 or 1", False, None), ("I cannot say", False, None), (-1, False, None),
+    (7, False, None), ("1", False, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "published", "corrected"), SAID, ids=str)
+@pytest.mark.parametrize("form", ["DisTime", "NExT-GQA"])
+def test_a_choice_of_nextgqa_is_what_its_text_says(form, said, published, corrected, tmp_path):
+    truth, given = nextgqa(tmp_path), tmp_path / "p.json"
+    if form == "DisTime":
+        write(given, [{"qid": "TN_111_0", "prediction": said, "timestamp": [5, 10], "target": 3}])
+    else:
+        given = tmp_path / "out"
+        given.mkdir()
+        (
+            write(given / "qa.json", {"111_0": {"prediction": said, "answer": 3}}),
+            write(given / "g.json", {"111_0": [5, 10]}),
+        )
+    found = score_file("nextgqa", given, [truth], tmp_path / "s.json", explain="111_0")
+    assert found["protocols"]["published"]["metrics"]["Acc@QA"] == 100 * published
+    entry = found["protocols"]["corrected"]
+    assert entry["metrics"]["Acc@QA"] == 50 * bool(corrected) and entry["metrics"]["mIoU"] == 50  # of two questions
+    assert [entry["counts"][k] for k in ("scored", "unparsed", "missing")] == (
+        [0, 1, 1] if corrected is None else [1, 0, 1]
+    )
+    assert entry["unread"] == ({"111_0": str(said)} if corrected is None else {})
+    assert ("no choice" in found["explained"]["read"]) == (corrected is None)
+
+
+def test_videominds_lines_for_nextgqa(tmp_path):
+    truth = nextgqa(tmp_path)
+    write(tmp_path / "map_vid_vidorID.json", {"111": "1164/999"})
+    row = {"source": "nextgqa", "video_path": "data/nextqa/videos/1164/999.mp4", "duration": 30, "task": "TN"}
+    row |= {"options": ["A", "B", "C", "D", "E"], "conf": [0.2, 0.7]}
+    rows = [
+        row | {"query": "Why", "question": "Why?", "ans": "D", "pred": [[5, 10], [0, 1]], "response": "D) d"},
+        row | {"query": "How", "question": "How?", "ans": "A", "pred": [[0, 15], [0, 1]], "response": "(B) b"},
+    ]
+    found = score_file("nextgqa", write(tmp_path / "p.json", rows), [truth], tmp_path / "s.json")
+    for entry in found["protocols"].values():
+        assert [entry["metrics"][m] for m in ("Acc@GQA", "mIoP", "mIoU", "Acc@QA")] == pytest.approx([50, 100, 75, 50])
+    rows[1]["response"] = "It may be any of them."
+    found = score_file("nextgqa", write(tmp_path / "p.json", rows), [truth], tmp_path / "s.json")
+    assert found["protocols"]["corrected"]["unread"] == {"111_2": "It may be any of them."}
+    rows[1]["ans"] = "C"
+    with pytest.raises(BenchmarkError, match="'CW_111_2' has the right option 'C', test.csv 'A'"):
+        score_file("nextgqa", write(tmp_path / "p.json", rows), [truth], tmp_path / "s.json")
+    (tmp_path / "map_vid_vidorID.json").unlink()
+    with pytest.raises(BenchmarkError, match="no video .* has the name .*999.mp4.*map_vid_vidorID.json does"):
+        score_file("nextgqa", write(tmp_path / "p.json", rows), [truth], tmp_path / "s.json")
+    (tmp_path / "test.csv").unlink()
+    with pytest.raises(BenchmarkError, match="test.csv: put it beside"):
+        score_file("nextgqa", write(tmp_path / "p.json", rows), [truth], tmp_path / "s.json")
+
+
+def test_tacos_videos_are_found_with_their_camera(tmp_path):
+    truth = lines({"vid": "s13-d21", "query": "he cuts", "duration": 60, "qid": 1, "relevant_windows": [[5, 10]]})
+    row = {"video_path": "data/tacos/s13-d21-cam-002.mp4", "query": "he cuts", "pred": [[5, 10]], "conf": [1]}
+    assert scored("moment_retrieval", truth, [row], tmp_path)["corrected"]["metrics"]["mIoU"] == 100
+
+
 ANSWERED = {  # benchmark -> annotations' name, annotations, texts by (video, question), first metric
     "mvbench": ("object_shuffle.json", MV, [("v.mp4", "who 0?", "(B) she"), ("v.mkv", "who 1?", "A")], "Avg", 50),
     "longvideobench": ("lvb_val.json", LONG, [("x", "who 0?", "B"), ("x", "who 1?", "A")], "accuracy", 0.5),

@@ -92,11 +92,11 @@ def test_nextgqa_asks_where_and_then_for_the_choice_inside_that_moment(wording, 
     chosen = {"choice-TN_111_0": answer([], "(3) c d"), "choice-CW_111_2": answer([], "I do not know")}
     lines = task.from_answers(truth, located | chosen, wording)
     assert lines == [
-        {"qid": "TN_111_0", "prediction": "3", "timestamp": [5, 10], "target": 3},
-        {"qid": "CW_111_2", "prediction": -1, "timestamp": [-1, -1], "target": 0},
+        {"qid": "TN_111_0", "prediction": "3", "timestamp": [5, 10], "target": 3, "text": "(3) c d"},
+        {"qid": "CW_111_2", "prediction": -1, "timestamp": [-1, -1], "target": 0, "text": "I do not know"},
     ]
     given = task.read(write(tmp_path / "p.json", lines), truth)
-    assert given.right.tolist() == [True, False]
+    assert given.right(corrected=True).tolist() == given.right(corrected=False).tolist() == [True, False]
 
 
 def test_nextgqa_is_loaded_from_either_of_its_two_files(tmp_path) -> None:

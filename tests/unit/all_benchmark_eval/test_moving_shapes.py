@@ -186,8 +186,12 @@ def test_broken_empty_and_repeated_lines_are_refused(tmp_path, items):
     path = tmp_path / "test.jsonl"
     line = json.dumps(items[0])
     no_id = json.dumps({key: value for key, value in items[0].items() if key != "id"})
-    cases = ((line + "\n{", ":2: not JSON"), (line + "\n" + line, ":2: the id 'g0'"), ("[]", ":1: expected"))
-    for text, why in (*cases, (no_id, ":1: no key id"), ("\n", "the file is empty")):
+    cases = (
+        (line + "\n{", ":2: not JSON"),
+        (line + "\n" + line, ":2: the id 'g0'"),
+        ("[]", "expected a line for every question"),
+    )
+    for text, why in (*cases, (no_id, "test.jsonl: no key 'id'"), ("\n", "the file is empty")):
         path.write_text(text)
         with pytest.raises(ValueError, match=why):
             task.load(path)

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from all_benchmark_eval import score
-from all_benchmark_eval.benchmark import Options, get
+from all_benchmark_eval.benchmark import Options, get, names
 from tests.benchmark_data import duration, events
+from tests.form_files import OWN
 from tests.grounding_files import GROUNDING, PERFECT, truth_of, write
 from tests.unit.all_benchmark_eval.test_choice_tasks import MOVIE, PREDICTIONS, RAR, TRUTH, TVG
 
@@ -49,6 +50,39 @@ def test_an_unparsed_answer_is_named_with_its_text(name, protocol, text, tmp_pat
     scores = task.score(truth, given, Options(protocol, task.variants[0], skip_meteor=True))
     assert len(scores.unread) == scores.counts["unparsed"]
     assert set(scores.unread.values()) <= {text}
+
+
+VIDEO_OF = {"vid": "AAA", "query": "a door.", "duration": 30.0}
+ONE = {  # benchmark -> annotations' name, annotations of one question (with another file beside them), its id and video
+    "charades": ("t.txt", "AAA 1 2##a door.", "AAA/a door.", "AAA/a door."),
+    "anet": ("t.json", {"AAA": {"duration": 30, "timestamps": [[1, 2]], "sentences": ["a door."]}}, "AAA-0", "AAA-0"),
+    "moment_retrieval": ("t.jsonl", [VIDEO_OF | {"qid": 4, "relevant_windows": [[1, 2]]}], "4", "4"),
+    "qvhighlights": ("t.jsonl", [VIDEO_OF | {"qid": 4, "relevant_windows": [[1, 2]]}], "QVHighlight_4", "4"),
+    "anet_dvc": ("t.json", {"AAA": {"duration": 30, "timestamps": [[1, 2]], "sentences": ["a."]}}, "AAA", "AAA"),
+    "youcook2": ("t.json", {"AAA": {"duration": 30, "timestamps": [[1, 2]], "sentences": ["a."]}}, "AAA", "AAA"),
+    "nextgqa": ("gsub_test.json", {"AAA": {"duration": 30, "location": {"0": [[1, 2]]}}}, "TN_AAA_0", "AAA_0"),
+    "mvbench": (*OWN["mvbench"][:2], "object_shuffle/0", "object_shuffle/0"),
+    "longvideobench": (*OWN["longvideobench"][:2], "x_0", "x_0"),
+    "etbench": (*OWN["etbench"][:2], "tvg/a/0", "tvg/a/0"),
+    "videomme": ("v.json", [MOVIE], "1-1", "1-1"),
+    "moving_shapes": ("test.jsonl", [OWN["moving_shapes"][1][0]], "g", "g"),
+}
+
+
+@pytest.mark.parametrize("form", ["texts", "lmms-eval samples"])
+@pytest.mark.parametrize("name", names())
+def test_text_and_id_of_any_models_unread_answer_are_shown(name, form, tmp_path, capsys):
+    file, data, asked, sample = ONE[name]
+    write(tmp_path / "test.csv", "video_id,question,answer,qid,type,a0,a1,a2,a3,a4\nAAA,why,a,0,TN,a,b,c,d,e\n")
+    given = [{"id": asked, "text": "I cannot\nsay."}]
+    if form != "texts":
+        given = [{"doc_id": 0, "doc": {"id": asked}, "target": "", "resps": [["I cannot\nsay."]]}]
+    files = ["--predictions", write(tmp_path / "p.json", given), "--annotations", write(tmp_path / file, data)]
+    files += ["--output", tmp_path / "s.json", "--skip-meteor", "--show-unparsed", 3, "--protocol", "corrected"]
+    assert run(name, *files, "--explain", sample) == 0
+    out = capsys.readouterr().out
+    assert f"{sample}: 'I cannot\\nsay.'" in out, out
+    assert "text: I cannot\nsay." in out and "read: nothing" in out, out
 
 
 def movies(folder, *answers):

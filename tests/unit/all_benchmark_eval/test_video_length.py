@@ -122,6 +122,31 @@ def test_events_are_read_with_the_length_of_their_video(name, form, tmp_path):
     assert told["text"] and not told["rule"].startswith("as the file")
 
 
+UNITS = [  # an answer, how --variant percent scores it: the moments are those of CAPTIONS, in a video of 40 s
+    STEPS,
+    "8 s - 18 s, cut the onion. 0:30 - 0:40, add oil.",
+    LISTED,
+    "[8.0 s - 18.0 s] cut the onion. [30.0 s - 40.0 s] add oil.",
+    "20 - 44, cut the onion. 75 - 99, add oil.",  # bare numbers: hundredths, the last one counted in
+    json.dumps([{"event": "cut the onion", "timestamps": "from 20 to 44"},
+                {"event": "add oil", "timestamps": "from 75 to 99"}]),
+    "20 - 44, cut the onion. 30 s - 40 s, add oil.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["log", "texts"])
+@pytest.mark.parametrize("text", UNITS)
+def test_hundredths_are_times_that_tell_no_unit(text, form, tmp_path):
+    data = {"AAA": text} if form == "texts" else lines({"video_id": "AAA", "task": "captioning", "answer": text})
+    paths = write(tmp_path / "p.json", data), write(tmp_path / "t.json", CAPTIONS)
+    protocols = score_file("anet_dvc", paths[0], paths[1:], tmp_path / "s.json", variant="percent", skip_meteor=True)[
+        "protocols"
+    ]
+    assert protocols["corrected"]["metrics"]["F1@0.9"] == pytest.approx(100)
+    told = any("taken for hundredths all the same" in note for note in protocols["published"]["notes"])
+    assert told == (" s" in text or "%" in text or ":30" in text)
+
+
 @pytest.mark.parametrize("text", ["At 30% of the video.", "the event is at 30 %"])
 def test_one_time_and_its_evidence_are_shares_of_the_video(text, tmp_path):
     truth = ET | {"task": "vhd", "tgt": [[10, 14]]}
