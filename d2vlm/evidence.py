@@ -7,15 +7,16 @@ text. Frame indices live only in here and in ``FrameBatch``; it knows no video, 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, pad
+from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedTokenizerBase
 
+from d2vlm.runs import NEVER, best_run, frame_position, mean_over_run, ordered, run_seconds, run_weights
 from videollm.common.config import ConfigError
 from videollm.heads import (
     HEADS,
@@ -207,6 +208,35 @@ class EvidenceHead(TemporalHead):
             element = (target * similarity + (1 - target) * (1 - similarity) + 1e-10).log()
         return torch.where(frames.mask[refs.owner], element, 0).sum(-1) * grounds(refs)
 
+    # ---- drawing ---------------------------------------------------------------------------------------------------
+
+    def draw(
+        self, queries: Tensor, owner: Tensor, frames: FrameBatch, temperature: float, noise: Callable[[int], Tensor]
+    ) -> Prediction:
+        """One of all runs of frames, p ~ exp(sum of the run's logits / temperature): its start, then its end.
+
+        ``raw`` is its first and last frame, the score as of ``predict``.
+        """
+        logits, mask = self.similarity(queries, owner, frames), frames.mask[owner]  # [N, F]
+        starts, ends, begin = run_weights(logits, mask, temperature)
+        frame = torch.arange(mask.shape[1], device=mask.device)
+        first = (begin + noise(len(frame))).argmax(-1, keepdim=True)  # [N, 1]
+        behind = ends.masked_fill(frame < first, NEVER)
+        last = (behind + noise(len(frame))).argmax(-1, keepdim=True)
+        run = torch.cat([first, last], -1)
+        inside = (frame >= first) & (frame <= last)
+        score = torch.where(inside, logits.sigmoid(), 0).sum(-1) / inside.sum(-1)
+        return Prediction(run_seconds(run, owner, frames, self.options.run_edges), score, run)
+
+    def draw_log_prob(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """Log-probability of the runs ``raw`` among all runs of frames. [N]."""
+        starts, ends, begin = run_weights(self.similarity(queries, owner, frames), frames.mask[owner], temperature)
+        first, last = raw.long().unbind(-1)
+        chosen = starts.gather(1, first[:, None]) + ends.gather(1, last[:, None])  # [N, 1]
+        return (chosen.squeeze(-1) - begin.logsumexp(-1)).float()
+
 
 # ---- wording ---------------------------------------------------------------------------------------------------------
 
@@ -255,90 +285,6 @@ def projection(width: int) -> nn.Sequential:
 def project(head: nn.Sequential, states: Tensor) -> Tensor:
     """``head(states)`` in the head's own precision, which may differ from the language model's."""
     return head(states.to(head[0].weight.dtype))
-
-
-# ---- frames ----------------------------------------------------------------------------------------------------------
-
-
-def ordered(ends: Tensor) -> Tensor:
-    """[..., 2] with the smaller end first."""
-    return torch.stack([ends.amin(-1), ends.amax(-1)], -1)
-
-
-def frame_position(seconds: Tensor, owner: Tensor, frames: FrameBatch) -> Tensor:
-    """Times as fractional frame indices, interpolated between the true frame times and extrapolated beyond them.
-
-    seconds [N, 2], owner [N] -> [N, 2] float32. A video of one frame counts one frame a second.
-    """
-    mask = frames.mask[owner]  # [N, F]
-    times = frames.times_s[owner].masked_fill(~mask, torch.inf)  # [N, F]
-    last = mask.sum(-1, keepdim=True) - 1  # [N, 1]
-    after = torch.searchsorted(times, seconds.to(times.dtype).contiguous(), right=True)  # [N, 2]
-    after = torch.minimum(after.clamp(min=1), last).clamp(min=0)
-    before = (after - 1).clamp(min=0)
-    time_before, time_after = times.gather(1, before), times.gather(1, after)
-    gap = torch.where(time_after > time_before, time_after - time_before, 1.0)
-    return before + (seconds - time_before) / gap
-
-
-def mean_over_run(states: Tensor, run: Tensor, owner: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``states`` [B, F, D] over frames run[:, 0]..run[:, 1] (inclusive) of row ``owner``. [N, D] float32."""
-    frame = torch.arange(mask.shape[1], device=mask.device)
-    inside = (frame >= run[:, :1]) & (frame <= run[:, 1:]) & mask[owner]  # [N, F]
-    weight = inside / inside.sum(-1, keepdim=True).clamp(min=1)
-    own = owner[:, None] == torch.arange(mask.shape[0], device=owner.device)  # [N, B]
-    blocks = own.unsqueeze(-1) * weight.unsqueeze(1)  # [N, B, F]: one matmul, no [N, F, D] copy of the states
-    with torch.autocast(states.device.type, enabled=False):
-        return blocks.flatten(1) @ states.float().flatten(0, 1)
-
-
-def best_run(similarity: Tensor, mask: Tensor, keep_ratio: float) -> tuple[Tensor, Tensor]:
-    """The run of frames with the highest mean similarity, among frames of at least keep_ratio x the peak (spec §5).
-
-    Equally good runs give one interval from the first one's start to the last one's end; a vector without a peak
-    (NaN) gives the whole video with score 0.
-
-    Args:
-        similarity: [N, F], at least 0.
-        mask: [N, F] bool, real frames.
-
-    Returns:
-        First and last frame [N, 2] int64, mean similarity [N] float32.
-    """
-    values = similarity.float().masked_fill(~mask, 0)
-    kept = mask & (values >= keep_ratio * values.amax(-1, keepdim=True))  # [N, F]
-    starts = kept & ~pad(kept[:, :-1], (1, 0))
-    run = (starts.cumsum(-1) - 1).clamp(min=0)  # [N, F], number of the run each kept frame belongs to
-    # In float64 these sums are exact, so that equal runs tie whatever the order of summation.
-    zeros = torch.zeros_like(values, dtype=torch.float64)
-    total = zeros.scatter_add(1, run, torch.where(kept, values, 0).double())
-    length = zeros.scatter_add(1, run, kept.double())
-    mean = (total / length.clamp(min=1)).float()  # [N, F], by run
-    best = mean.amax(-1, keepdim=True)
-    chosen = kept & (mean.gather(1, run) == best)
-    found = chosen.any(-1, keepdim=True)
-    chosen = torch.where(found, chosen, mask).int()
-    first, last = chosen.argmax(-1), mask.shape[1] - 1 - chosen.flip(-1).argmax(-1)
-    return torch.stack([first, last], -1), torch.where(found, best, 0).squeeze(-1)
-
-
-def run_seconds(run: Tensor, owner: Tensor, frames: FrameBatch, edges: str) -> Tensor:
-    """Frames run[:, 0]..run[:, 1] as [start, end] seconds inside the video. [N, 2] -> [N, 2] float32.
-
-    ``frame_times`` is the first and the last frame's time; ``half_gap`` reaches half way to the neighbouring frames
-    (as far again beyond the first and the last frame of the video, and over all of it if it has one frame).
-    """
-    times, duration = frames.times_s[owner], frames.duration_s[owner].unsqueeze(-1)  # [N, F], [N, 1]
-    ends = times.gather(1, run)  # [N, 2]
-    if edges == "half_gap":
-        last = frames.mask[owner].sum(-1, keepdim=True) - 1  # [N, 1]
-        step = 2 * torch.arange(2, device=run.device) - 1  # before the start, after the end
-        outside = (run + step < 0) | (run + step > last)
-        neighbour = torch.where(outside, run - step, run + step)  # at the border the gap on the other side counts
-        gap = (ends - times.gather(1, torch.minimum(neighbour.clamp(min=0), last.clamp(min=0)))).abs()
-        gap = torch.where(last > 0, gap, 2 * duration)
-        ends = ends + step * gap / 2
-    return torch.minimum(ends.clamp(min=0), duration)
 
 
 # ---- sums over samples -----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ whose expectations are start and end; and back, seconds as gaussians over the bi
 The same encoder tells the language model the time of every frame. It knows no video, no tokenizer and no trainer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,9 +164,28 @@ class TimeHead(TemporalHead):
         """Expected start and end; the score is the mean height of the two distributions' highest bins."""
         p = self._logits(queries).softmax(-1)  # [N, 2, K]
         bins = self._expected(p).float()
+        return Prediction(self._inside(bins, owner, frames), p.amax(-1).mean(-1), bins)
+
+    def _inside(self, bins: Tensor, owner: Tensor, frames: FrameBatch) -> Tensor:
+        """Bins [N, 2] as ordered seconds inside the video. [N, 2]."""
         duration = frames.duration_s[owner].unsqueeze(-1)  # [N, 1]
-        seconds = torch.minimum(self._seconds(bins, duration).clamp(min=0), duration).sort(-1).values
-        return Prediction(seconds, p.amax(-1).mean(-1), bins)
+        return torch.minimum(self._seconds(bins, duration).clamp(min=0), duration).sort(-1).values
+
+    def draw(
+        self, queries: Tensor, owner: Tensor, frames: FrameBatch, temperature: float, noise: Callable[[int], Tensor]
+    ) -> Prediction:
+        """A bin for each end, from its distribution; the score as of ``predict``."""
+        logits = self._logits(queries)  # [N, 2, K]
+        ends = [(end / temperature + noise(end.shape[-1])).argmax(-1) for end in logits.unbind(1)]
+        bins = torch.stack(ends, -1).float()
+        return Prediction(self._inside(bins, owner, frames), logits.softmax(-1).amax(-1).mean(-1), bins)
+
+    def draw_log_prob(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """Log-probability of the bins ``raw`` of both ends. [N]."""
+        log_p = (self._logits(queries) / temperature).log_softmax(-1)  # [N, 2, K]
+        return log_p.gather(-1, raw.long().unsqueeze(-1)).sum((1, 2))
 
     def _logits(self, queries: Tensor) -> Tensor:
         """Query states -> float32 logits of start and end. [N, D] -> [N, 2, K]."""

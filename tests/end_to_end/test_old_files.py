@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from videollm.ask import AskOptions, ask
 from videollm.checkpoint import load
+from videollm.common.registry import function_at
 from videollm.infer import main as infer
 from videollm.train import main as train
-from videollm.training.validation import load_metric
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -100,7 +100,7 @@ def test_the_same_config_still_makes_the_same_run_folder(old, name):
     config["train"] |= changed
     config["data"]["features"] = None
     # The one default with another name: the scores of spans have moved, and are found under both.
-    assert load_metric(config["train"].pop("metric")) is load_metric(found["train"]["metric"])
+    assert function_at(config["train"].pop("metric"), "") is function_at(found["train"]["metric"], "")
     for section, values in config.items():
         assert {key: found[section].get(key, value) for key, value in values.items()} == values
 

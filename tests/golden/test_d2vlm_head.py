@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import d2vlm  # noqa: F401  registers the head
-from d2vlm.evidence import best_run, mean_over_run, project
+from d2vlm.evidence import project
+from d2vlm.runs import best_run, mean_over_run
 from tests.golden.d2vlm_model import FPO_CASES as FPO
 from tests.golden.d2vlm_model import INFER_CASES, infer_case, infer_cases, read_config
 from tests.golden.d2vlm_model import SFT_CASES as SFT

@@ -30,6 +30,20 @@ class Pairs:
 
 
 @dataclass
+class Draws:
+    """Of a batch of answers that the model has drawn itself: what they earned, and how probable they were when drawn.
+
+    K counts ``Pairs.answer_refs``. ``told`` are sums and counts for the log, over all answers of the questions, those
+    included that are not in the batch.
+    """
+
+    advantage: Tensor  # [S] float32, of each sample
+    words_log_prob: Tensor  # [M] float32, of each label
+    spans_log_prob: Tensor  # [K] float32
+    told: dict[str, tuple[float, float]]
+
+
+@dataclass
 class Batch:
     """What ``Collator`` makes of items and ``VideoLLM`` takes."""
 
@@ -69,6 +83,8 @@ class Batch:
     question_mask: Tensor | None = None  # [B, Lq] int64
     # for preferences
     pairs: Pairs | None = None
+    # for answers that the model has drawn
+    draws: Draws | None = None
     # for people and counts; the model does not look at them
     ids: list[str] = field(default_factory=list)  # of the questions
     bad: list[str] = field(default_factory=list)  # what could not be read, and why

@@ -52,6 +52,7 @@ class Item:
     grids: list[Grid] = field(default_factory=list)  # [F] rows and columns of patches; empty: all frames are alike
     question: str = ""
     ids: list[str] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)  # that they are of
     thinned: int = 0  # frames dropped to fit the context
     kept: np.ndarray | None = None  # which of the frames that were read are left by that; None: all
     bad: str | None = None
@@ -117,7 +118,7 @@ class VideoDataset(Dataset):
         rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
         try:
             item = self._read(records[0], rng, limits, self.room(index))
-            item.ids, item.question = [r.id for r in records], records[0].question
+            item.ids, item.records, item.question = [r.id for r in records], records, records[0].question
             if key in self.kept:
                 item.prompts, item.spans_s = self.kept[key]
                 return self._grouped(item)

@@ -8,6 +8,7 @@ Each registry lives beside what it registers (``HEADS`` in ``heads/interface.py`
 import importlib
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from videollm.common.config import ConfigError
@@ -45,3 +46,12 @@ def registered(registry: Registry, name: str, key: str, remedy: str) -> Any:
         known = ", ".join(sorted(registry.keys()))
         raise ConfigError(f"{key}: no {key.split('.')[1]} {name!r}; registered: {known}. {remedy}")
     return registry.get(name)
+
+
+def function_at(name: str, key: str) -> Callable:
+    """The function ``package.module:function``; ConfigError if there is none, ``key`` is the option that names it."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}: no function {name!r} ({error}); write package.module:function") from None

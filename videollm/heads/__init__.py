@@ -13,14 +13,14 @@ from videollm.data.conversation import (
     VisualMark,
     span_marks,
 )
-from videollm.heads.interface import HEADS, HeadOptions, TemporalHead, build_head, head_class, replace_marks
+from videollm.heads.interface import HEADS, NO_DRAW, HeadOptions, TemporalHead, build_head, head_class, replace_marks
 from videollm.heads.text import TextTimeHead
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 
 marks = span_marks  # its earlier name
 
 __all__ = [
-    "HEADS", "Answer", "FrameBatch", "FrameSlot", "FrameTimeSlot", "HeadOptions", "Part", "Prediction", "Role",
-    "SpanMark", "SpanRefs", "SpanSlot", "TemporalHead", "TextTimeHead", "Token", "Turn", "VisualMark", "build_head",
-    "head_class", "marks", "replace_marks", "span_marks", "span_text",
+    "HEADS", "NO_DRAW", "Answer", "FrameBatch", "FrameSlot", "FrameTimeSlot", "HeadOptions", "Part", "Prediction",
+    "Role", "SpanMark", "SpanRefs", "SpanSlot", "TemporalHead", "TextTimeHead", "Token", "Turn", "VisualMark",
+    "build_head", "head_class", "marks", "replace_marks", "span_marks", "span_text",
 ]  # fmt: skip

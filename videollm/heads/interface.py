@@ -6,7 +6,7 @@ state, no trainer. A head named ``foo`` lives in a package ``foo`` whose import 
 new folder and one config (docs/heads.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from videollm.data.conversation import FrameSlot, Part, SpanMark, Turn
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 
 HEADS = new_registry("heads")
+NO_DRAW = "does not say how likely a span is; give it draw and draw_log_prob (docs/heads.md)"
 COMPATIBILITY = ("default", "published")
 
 
@@ -125,6 +126,27 @@ class TemporalHead(nn.Module):
     def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """Log-probability of the true times, one a span [N], for preference training."""
         raise NotImplementedError
+
+    def draw(
+        self, queries: Tensor, owner: Tensor, frames: FrameBatch, temperature: float, noise: Callable[[int], Tensor]
+    ) -> Prediction:
+        """A span drawn from the head's own distribution, where ``predict`` gives its best one.
+
+        ``noise(n)`` is fresh standard Gumbel noise [N, n] float64: the highest of scores + noise is drawn from their
+        softmax. ``raw`` says all of what was drawn; ``temperature`` divides scores, 1 leaves them as they are.
+        """
+        raise NotImplementedError
+
+    def draw_log_prob(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """The exact log-probability with which ``draw`` gives ``raw`` [N, 2]. [N] float32, on the graph."""
+        raise NotImplementedError
+
+    @property
+    def draws(self) -> bool:
+        """Whether spans can be drawn: the head does it, or has no span tokens, its times being words."""
+        return not self.span_tokens or type(self).draw is not TemporalHead.draw
 
 
 def replace_marks(turn: Turn, slot) -> Turn:

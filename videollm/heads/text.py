@@ -60,6 +60,12 @@ class TextTimeHead(TemporalHead):
         """Zeros [N]: the times are text tokens, whose log-probability the core counts."""
         return queries.new_zeros(len(refs), dtype=torch.float32)
 
+    def draw_log_prob(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """Zeros [N], for the same reason: what is drawn are words."""
+        return queries.new_zeros(len(raw), dtype=torch.float32)
+
 
 def write_span(start_s: float, end_s: float, unit: Unit, duration_s: float) -> str:
     """A span in words.

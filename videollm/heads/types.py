@@ -54,7 +54,8 @@ class SpanRefs:
     ``index`` is the place in the flattened batch (row * L + position). ``query_index`` is the place before it, whose
     hidden state predicts it. ``sample`` counts conversations over the batch (a packed row holds several);
     ``span`` counts a conversation's spans; the EVIDENCE and ANSWER places of one event share it. ``frame`` is the frame
-    for FRAME places, else -1.
+    for FRAME places, else -1. In answers that a model has drawn itself, ``raw`` is the head's own of what it drew there
+    (``Prediction.raw``), which seconds may not give back to the bit; it has no meaning where ``drawn`` is false.
     """
 
     index: Tensor  # [N] int64
@@ -66,13 +67,16 @@ class SpanRefs:
     frame: Tensor  # [N] int64
     seconds: Tensor  # [N, 2] float32
     num_samples: int = 0
+    raw: Tensor | None = None  # [N, 2]
+    drawn: Tensor | None = None  # [N] bool; None: no place
 
     def __len__(self) -> int:
         return self.index.shape[0]
 
     def select(self, keep: Tensor) -> "SpanRefs":
         """The places where ``keep`` (bool [N] or int64 indices) holds."""
-        names = ("index", "query_index", "owner", "sample", "role", "span", "frame", "seconds")
+        names = ["index", "query_index", "owner", "sample", "role", "span", "frame", "seconds"]
+        names += ["raw", "drawn"] if self.drawn is not None else []
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
 

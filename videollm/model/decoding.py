@@ -17,6 +17,7 @@ from transformers import LogitsProcessorList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.heads import FrameBatch, Prediction, TemporalHead
+from videollm.model.draws import Draw, SpanNoise
 from videollm.model.loss import logits_of
 
 LOOK = 8  # steps between two looks on a device that works while the host goes on; on a CPU a look costs nothing
@@ -38,6 +39,10 @@ class Decoding:
     query: Tensor | None = None  # [R, D], the state that predicted the last token
     found: Prediction | None = None  # [R, T, ...]: of every token, as if it were a span token
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    draw: Draw | None = None  # samples words
+    span_keys: Tensor | None = None  # [R] int64, of the noise with which spans are drawn; None: the best ones are taken
+    temperature: float = 1.0  # of drawn spans
+    log_probs: Tensor | None = None  # [R, T, 2] float32: of each token, and of its span if it is one; with span_keys
 
     @classmethod
     def start(
@@ -58,11 +63,14 @@ class Decoding:
             query: its state in the head's query layer.
         """
         self.query = query
-        scores = self.processors(self.ids[:, : self.length], logits_of(language_model, last).float())
-        new = torch.where(self.done, self.pad_id, scores.argmax(-1))
+        so_far = self.ids[:, : self.length]
+        scores = self.processors(so_far, logits_of(language_model, last).float())
+        chosen = scores if self.draw is None else self.draw(so_far, scores)
+        new = torch.where(self.done, self.pad_id, chosen.argmax(-1))
+        self.note(0, lambda: scores.log_softmax(-1).gather(1, new[:, None])[:, 0])
         embeds = embedding(new)
         if len(self.span_ids):
-            prediction = self.head.predict(query, self.owner, self.frames)
+            prediction = self.span(query)
             spans = self.head.embed_predicted(embeds, prediction, self.owner, self.frames)
             embeds = torch.where(one_of(new, self.span_ids)[:, None], spans.to(embeds.dtype), embeds)
             self.keep(prediction)
@@ -71,6 +79,24 @@ class Decoding:
             self.done |= one_of(new, self.stop_ids)
             self.length += 1
         return embeds
+
+    def span(self, query: Tensor) -> Prediction:
+        """What the head says of the token that is being decided, or draws for it. [R, D]."""
+        if self.span_keys is None:
+            return self.head.predict(query, self.owner, self.frames)
+        noise = SpanNoise(self.span_keys, torch.full_like(self.span_keys, self.length))
+        drawn = self.head.draw(query, self.owner, self.frames, self.temperature, noise)
+        where = (self.owner, self.frames, self.temperature)
+        self.note(1, lambda: self.head.draw_log_prob(query, drawn.raw, *where))
+        return drawn
+
+    def note(self, which: int, log_prob: Callable[[], Tensor]) -> None:
+        """Keep the log-probability [R] of what was drawn for the token that is being decided: a word 0 or a span 1."""
+        if self.span_keys is None or self.full:
+            return
+        if self.log_probs is None:
+            self.log_probs = torch.zeros(*self.ids.shape, 2, device=self.ids.device)
+        self.log_probs[:, self.length, which] = log_prob()
 
     def keep(self, prediction: Prediction) -> None:
         """Take note of what the head says of the token that is being decided."""

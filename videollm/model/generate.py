@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from videollm.batches.batch import Batch
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, need
 from videollm.data.conversation import Role
-from videollm.heads import Answer, FrameBatch, Prediction
+from videollm.heads import NO_DRAW, Answer, FrameBatch, Prediction
 from videollm.model.attention import FLASH
 from videollm.model.cache import AnswerCache
 from videollm.model.decoding import LOOK, Decoding, decode
@@ -41,6 +41,7 @@ class GenerateOptions:
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
+    draw_spans: bool = False  # when sampling: spans too are drawn by the head, with the temperature, not its best ones
     seed: int = 0  # of sampling; with the question's id it decides on every draw
     repetition_penalty: float = 1.0  # of words in prompt and answer; never of span tokens: an answer may hold many
     encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
@@ -57,12 +58,32 @@ class GenerateOptions:
                 raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
+        if self.draw_spans and not self.do_sample:
+            raise ConfigError(
+                "generate.draw_spans: draws only when sampling; set generate.do_sample=true, or leave it out"
+            )
 
     def within(self, context: int) -> "GenerateOptions":
         """The options for a model that takes ``context`` tokens."""
         if self.max_new_tokens is not None:
             return self
         return replace(self, max_new_tokens=MOST_TOKENS if context > MOST_TOKENS else max(1, context // 4))
+
+
+@dataclass
+class Drawn:
+    """A sampled answer as the n decisions on its tokens (the stop token among them) and the k on its spans.
+
+    Log-probabilities are those with which they were drawn, under the temperature of the drawing.
+    """
+
+    answer: Answer
+    reason: str  # ``stop`` or ``length``
+    ids: list[int]  # n
+    raw: Tensor  # [k, 2], of the head's own unit
+    seconds: Tensor  # [k, 2]
+    words_log_prob: Tensor  # [n]
+    spans_log_prob: Tensor  # [k]
 
 
 class SpanPenalty(LogitsProcessor):
@@ -91,13 +112,27 @@ class SpanGeneration:
         ``answers`` of each prompt, one behind the other; they differ where they are sampled.
         """
         sequences, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options, answers)
-        durations, found = batch.duration_s.repeat_interleave(answers).tolist(), state.found
-        if found is not None:
-            found = Prediction(found.seconds.cpu(), found.score.cpu(), found.raw.cpu())
+        durations, found = batch.duration_s.repeat_interleave(answers).tolist(), on_host(state.found)
         return [
             self._read(ids, row, found, tokenizer, stop_id, durations[row])
             for row, ids in enumerate(sequences.tolist())
         ]
+
+    def drawn(
+        self, batch: Batch, tokenizer: PreTrainedTokenizerBase, stop_id: int, options: GenerateOptions, answers: int
+    ) -> list[Drawn]:
+        """As ``answer``, with every decision; ``options`` sample, and draw spans."""
+        sequences, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options, answers)
+        durations, found = batch.duration_s.repeat_interleave(answers).tolist(), on_host(state.found)
+        log_probs, drawn = state.log_probs.cpu(), []
+        for row, ids in enumerate(sequences.tolist()):
+            answer, reason = self._read(ids, row, found, tokenizer, stop_id, durations[row])
+            ids = ids[: answer.tokens]
+            steps = [step for step, token in enumerate(ids) if token in self.span_ids]
+            raw, seconds = (found.raw, found.seconds) if steps else (log_probs, log_probs)
+            words, spans = log_probs[row, : len(ids), 0], log_probs[row, steps, 1]
+            drawn.append(Drawn(answer, reason, ids, raw[row, steps], seconds[row, steps], words, spans))
+        return drawn
 
     def generate_ids(
         self, batch: Batch, pad_id: int | None, stop_id: int, options: GenerateOptions, answers: int = 1
@@ -123,6 +158,13 @@ class SpanGeneration:
         pad_id = stop_id if pad_id is None else pad_id
         state = Decoding.start(head, frames, owner, span_ids, stop_ids, pad_id, options.max_new_tokens)
         state.processors = self._processors(options, state, batch, answers)
+        if options.do_sample:
+            names = [f"{name} {k}" if k else name for name in batch.ids for k in range(answers)]
+            state.draw = Draw(row_keys(names, options.seed, device))
+            if options.draw_spans:
+                need(head.draws, f"generate.draw_spans: the {self.config.head['name']} head {NO_DRAW}")
+                names = [f"{name} spans" for name in names]
+                state.span_keys, state.temperature = row_keys(names, options.seed, device), options.temperature
         known, most = batch.segment_ids >= 0, options.max_new_tokens - 1
         exact = self.language_model.config._attn_implementation == FLASH
         cache = AnswerCache(len(self.decoder.layers), known, most, answers, exact)
@@ -172,7 +214,7 @@ class SpanGeneration:
         return self.embed_refs(embeds, refs.select(batch.late_refs), frames), frames, maps
 
     def _processors(self, options: GenerateOptions, state: Decoding, batch: Batch, answers: int) -> LogitsProcessorList:
-        """What happens to the scores before the highest is taken; to sample, noise is added last."""
+        """What happens to the scores before the highest is taken, or one is drawn."""
         found, device = LogitsProcessorList(), batch.input_ids.device
         if options.min_new_tokens:
             least, stops = options.min_new_tokens, state.stop_ids
@@ -187,8 +229,6 @@ class SpanGeneration:
         if options.do_sample:
             found += [TemperatureLogitsWarper(options.temperature)] if options.temperature != 1.0 else []
             found += [TopPLogitsWarper(options.top_p)] if options.top_p < 1.0 else []
-            names = [f"{name} {k}" if k else name for name in batch.ids for k in range(answers)]
-            found.append(Draw(row_keys(names, options.seed, device)))
         return found
 
     def _read(
@@ -203,3 +243,8 @@ class SpanGeneration:
         answer = self.head.read(ids, own and Prediction(*own), tokenizer, duration_s)
         answer.tokens = len(ids) + stopped
         return answer, "stop" if stopped else "length"
+
+
+def on_host(found: Prediction | None) -> Prediction | None:
+    """A prediction on the CPU."""
+    return found and Prediction(found.seconds.cpu(), found.score.cpu(), found.raw.cpu())

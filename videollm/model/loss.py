@@ -20,17 +20,20 @@ def logits_of(language_model: nn.Module, states: Tensor) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def token_cross_entropy(language_model: nn.Module, states: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+def token_cross_entropy(
+    language_model: nn.Module, states: Tensor, index: Tensor, labels: Tensor, temperature: float = 1.0
+) -> Tensor:
     """Cross-entropy of each supervised token, [M] float32; for M = 0 empty, but on the graph.
 
     Args:
         states: final-norm states of all places, [B * L, D].
         index: places that predict a supervised token, [M].
         labels: the tokens, [M].
+        temperature: divides the logits.
     """
 
     def chunk(picked: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(logits_of(language_model, picked).float(), target, reduction="none")
+        return cross_entropy(logits_of(language_model, picked).float() / temperature, target, reduction="none")
 
     if index.shape[0] == 0:
         return 0.0 * logits_of(language_model, states[:1]).float().sum().expand(0)

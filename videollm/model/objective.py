@@ -2,10 +2,12 @@
 
 In: a batch, and a ``Reading`` (the states that a pass leaves behind). Out: sums of loss terms and of numbers that are
 only logged; the core divides each by its count over the whole optimisation step. An objective named ``a.b`` lives in
-the module ``a.b``, whose import registers it. It knows records and models; no files, no trainer.
+the module ``a.b``, whose import registers it; the core's own further ones are named in ``OWN``. It knows records and
+models; no files, no trainer.
 """
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +21,7 @@ from videollm.heads import FrameBatch, SpanRefs
 from videollm.model.loss import supervised_cross_entropy
 
 OBJECTIVES = new_registry("objectives")
+OWN = {"grpo": "videollm.grpo"}  # rooms below this one, imported where they are asked for
 Sums = dict[str, Tensor]  # name -> scalar
 
 
@@ -40,14 +43,15 @@ class ObjectiveOptions:
 class Objective:
     """Subclass, register with ``OBJECTIVES.register(name=...)``, override.
 
-    ``rejected``, as in ``VideoDataset``, if it compares answers; ``logged`` names the numbers that are no loss.
-    ``model`` is the ``VideoLLM``, ``bundle`` (``checkpoint.Bundle``) holds it, ``settings`` are the run's: rooms that
-    this one must not import.
+    ``rejected`` and ``answers``, as in ``VideoDataset``: which wrong answers it reads beside the annotated ones, and
+    whether it reads those at all. ``logged`` names the numbers that are no loss. ``model`` is the ``VideoLLM``,
+    ``bundle`` (``checkpoint.Bundle``) holds it, ``settings`` are the run's: rooms that this one must not import.
     """
 
     Options: ClassVar[type] = ObjectiveOptions
     logged: ClassVar[tuple[str, ...]] = ()
     rejected: Literal["one", "all"] | None = None
+    answers: ClassVar[bool] = True
 
     def __init__(self, options: ObjectiveOptions):
         self.options = options
@@ -62,6 +66,16 @@ class Objective:
 
     def prepare(self, bundle: Any, settings: Any) -> None:
         """Once the model is there: load what else is needed."""
+
+    def collator(self, bundle: Any, settings: Any) -> Callable:
+        """What makes the loader's batches of items, wherever they are read."""
+        data, average = settings.data, settings.train.loss_average
+        ranked = self.rejected is not None
+        return bundle.collator(average=average, pack=data.pack, rank=ranked, unseen_id=data.unseen_id)
+
+    def made(self, batches: list, step: int) -> list[Batch]:
+        """What optimisation step ``step`` (from 0) trains on, of what the loader gave for it on this rank."""
+        return batches
 
     def counts(self, model: nn.Module, batch: Batch) -> Sums:
         """What every loss term and every logged number of this batch is to be divided by."""
@@ -97,6 +111,8 @@ def build_objective(config: dict) -> Objective:
         ConfigError: unknown objective or option.
     """
     options = dict(config)
+    if options.get("name") in OWN:
+        importlib.import_module(OWN[options["name"]])
     remedy = "One of another package is named by the module that registers it, PACKAGE.MODULE (docs/training.md)"
     cls = registered(OBJECTIVES, options.pop("name", "supervised"), "train.objective.name", remedy)
     return cls(build(cls.Options, options, "train.objective"))

@@ -20,7 +20,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from videollm.batches.batch import Batch
 from videollm.common.config import build, need, unusable
 from videollm.common.spread import without_weights
-from videollm.heads import FrameBatch, SpanRefs, build_head
+from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head
 from videollm.model import backbones  # noqa: F401 - registers towers, connectors and language models
 from videollm.model.attention import causal_alone, implementation, no_mask_made, windows
 from videollm.model.connectors import build_connector
@@ -242,9 +242,15 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         return scatter(embeds, batch.visual_index, visual[:keep].to(embeds.dtype))
 
     def embed_refs(self, embeds: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
-        """``embeds`` with what the head puts at ``refs``."""
+        """``embeds`` with what the head puts at ``refs``; where it has drawn a span, as when it was drawn."""
         old = embeds.flatten(0, 1)[refs.index]  # [N, D]
-        return scatter(embeds, refs.index, self.head.embed(old, refs, frames).to(embeds.dtype))
+        new = self.head.embed(old, refs, frames)
+        # A prefix, which may come before the states that are injected, holds no drawn span.
+        if refs.drawn is not None and self.head.inject_layer in (None, *frames.states):
+            span = Prediction(refs.seconds, torch.ones_like(refs.seconds[:, 0]), refs.raw)
+            again = self.head.embed_predicted(old, span, refs.owner, frames)
+            new = torch.where(refs.drawn[:, None], again.to(new.dtype), new)
+        return scatter(embeds, refs.index, new.to(embeds.dtype))
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 

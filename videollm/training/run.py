@@ -23,6 +23,7 @@ from videollm.common.processes import this_rank, world_size
 from videollm.common.spread import elements
 from videollm.data import Record, filters
 from videollm.data.mixture import load_training
+from videollm.inference.plan import room_for_question
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
 from videollm.model.tying import tied
@@ -76,11 +77,12 @@ def train(settings: Settings) -> Path:
     reader = make_reader(bundle, settings, arguments, records, root)
     if spread is not None:
         spread.rest(bundle.model, finished=True)
+    room = limit if objective.answers else room_for_question(bundle.config, settings.generate)
     dataset = VideoDataset(
-        records, reader, bundle.encoder(), max_length=limit, pack=data.pack, max_questions=data.max_questions,
-        rejected=objective.rejected, seed=settings.train.seed,
+        records, reader, bundle.encoder(), max_length=room, pack=data.pack, max_questions=data.max_questions,
+        answers=objective.answers, rejected=objective.rejected, seed=settings.train.seed,
     )  # fmt: skip
-    collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=data.unseen_id)
+    collate = objective.collator(bundle, settings)
     if len(dataset) < world:
         raise ConfigError(f"data.train: {len(dataset)} items for {world} processes; start at most that many")
     check_items(checkpoint, len(dataset))

@@ -36,7 +36,8 @@ def open_run(settings: Settings, step: int, processes: int, rank: int) -> None:
             output.mkdir(parents=True, exist_ok=True)
             tidy(output)
             rewind(output / "log.jsonl", step)
-            rewind(output / "skipped.jsonl", step - 1)  # written while a step runs, under the number before it
+            for name in ("skipped.jsonl", "rollouts.jsonl"):  # written while a step runs, under the number before it
+                rewind(output / name, step - 1)
             (output / "config.yaml").write_text(yaml.safe_dump(to_dict(settings), sort_keys=False), encoding="utf-8")
             with open(output / "starts.jsonl", "a", encoding="utf-8") as out:
                 out.write(json.dumps(start) + "\n")

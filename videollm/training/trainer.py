@@ -90,6 +90,8 @@ class VideoTrainer(Trainer, TrainerCallback):
         batches = [] if self.control.should_training_stop else list(islice(epoch_iterator, num_batches))
         if not batches:
             return [], None
+        with self.accelerator.autocast():
+            batches = self.bundle.model.objective.made(batches, self.state.global_step)
         self.step_batches = batches
         self.padded += sum(torch.tensor(batch.padded) for batch in batches)
         self._name_bad([name for batch in batches for name in batch.bad])

@@ -5,7 +5,6 @@ would show a head the true frames, so spans are scored as they are generated. Wr
 """
 
 import hashlib
-import importlib.util
 import itertools
 import json
 import logging
@@ -23,6 +22,7 @@ from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
+from videollm.common.registry import function_at
 from videollm.data import AnnotationError, Record, load_records
 from videollm.data.conversation import SpanMark
 from videollm.data.filters import exceeds
@@ -99,7 +99,7 @@ def make_validation(
     if reader.stored is not None and plain.sampler == reader.sampler:
         fill_store(reader.stored, records, bundle, arguments)
         plain.stored = reader.stored
-    score, best = load_metric(settings.train.metric), settings.train.best
+    score, best = function_at(settings.train.metric, "train.metric"), settings.train.best
     names = [*flat(score(*[[spans for _, spans in truths.values()]] * 2)), *(objective.logged if pairs else ())]
     if best and best not in names:
         raise ConfigError(f"train.best: {settings.train.metric} gives no {best!r}, only {', '.join(names)}")
@@ -164,12 +164,3 @@ def flat(scores: dict, prefix: str = "") -> dict[str, float]:
     for name, value in scores.items():
         found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {f"{prefix}{name}": float(value)}
     return found
-
-
-def load_metric(name: str) -> Callable:
-    """The function ``package.module:function``; ConfigError if there is none."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"train.metric: no function {name!r} ({error}); write package.module:function") from None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import d2vlm  # noqa: F401  registers the head
-from d2vlm.evidence import best_run, frame_position, run_seconds
+from d2vlm.runs import best_run, frame_position, run_seconds
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role, SpanMark, SpanSlot, Token, Turn
 from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head

@@ -8,10 +8,11 @@ import torch
 from tests.models import NoiseReader, make_batch, make_bundle, record, settings, turns
 from videollm.batches.dataset import VideoDataset
 from videollm.common.config import ConfigError
+from videollm.common.registry import function_at
 from videollm.training.optimizer import parameter_groups, part_of
 from videollm.training.run import training_arguments
 from videollm.training.trainer import BadVideosError, VideoTrainer
-from videollm.training.validation import Validation, flat, load_metric
+from videollm.training.validation import Validation, flat
 
 GOOD = {"video": "a.mp4", "tgt": [0, 2], "conversations": turns("<video>\nwhen?", "in <span>")}
 BAD = {"video": "broken.mp4", "conversations": turns("<video>\nwhen?", "now")}
@@ -163,7 +164,7 @@ def test_nested_scores_become_flat_names():
 
 
 def test_a_metric_is_found_by_its_name_or_refused():
-    assert load_metric("json:dumps") is json.dumps
+    assert function_at("json:dumps", "train.metric") is json.dumps
     for name in ("json:nothing", "no_such_module:f", "json"):
         with pytest.raises(ConfigError, match=r"train\.metric"):
-            load_metric(name)
+            function_at(name, "train.metric")

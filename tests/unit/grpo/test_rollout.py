@@ -1,0 +1,151 @@
+"""Roll-outs: what is trained is what was drawn, for every backbone and head; draws do not depend on the batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.models import PAIRS, NoiseReader, make_bundle, record, settings, turns
+from videollm.batches.dataset import VideoDataset
+from videollm.grpo import GRPO, GRPOOptions
+from videollm.grpo.rollout import Questions
+from videollm.heads import Answer
+from videollm.model.generate import GenerateOptions
+
+LINES = {
+    "two_spans": {
+        "video": "a.mp4", "duration": 4, "tgt": [0, 2, 1, 3],
+        "conversations": turns("<video>\nwhen is it?", "at <span> and <span>."),
+    },
+    "asked": {
+        "video": "b.mp4", "duration": 6, "src": [1, 2], "tgt": [2, 4.5],
+        "conversations": turns("<video>\nwhat happens in <span>?", "a dog <span> runs."),
+    },
+    "turns": {
+        "video": "c.mp4", "duration": 5, "tgt": [1, 3, 0, 5],
+        "conversations": turns("<video>\nwhen?", "<span>", "and then?", "in <span>, too"),
+    },
+    "no_video": {"conversations": turns("hi", "hello")},
+}  # fmt: skip
+BROKEN = {"video": "broken.mp4", "tgt": [0, 1], "conversations": turns("<video>\nx?", "<span>")}
+
+
+def worth(answer, record, duration_s):
+    """Differs for nearly every answer."""
+    return sum(map(sum, answer.scored_spans)) + 0.01 * sum(map(ord, answer.raw_text)) % 1
+
+
+def questions(bundle, names):
+    records = [record({**(LINES[n] if isinstance(n, str) else n), "id": f"r-{n}"[:12]}) for n in names]
+    dataset = VideoDataset(records, NoiseReader(), bundle.encoder(), max_length=512, answers=False)
+    return Questions([dataset[k] for k in range(len(dataset))])
+
+
+def objective(bundle, tmp_path, answers=3, **options):
+    """The objective of a bundle, ready to roll out."""
+    own = GRPO(GRPOOptions(answers=answers, rewards={f"{__name__}:worth": 1.0}, **options))
+    given = settings("internvl", "text", {"output": str(tmp_path), "seed": 5})
+    given.generate = GenerateOptions(max_new_tokens=10)
+    own.prepare(bundle, given)
+    return own
+
+
+def warm(bundle):
+    """Make span tokens about as likely as words, so that answers have both; gives the bundle back."""
+    rows, spans = bundle.model.get_output_embeddings().weight.data, bundle.model.span_ids
+    rows[spans] = rows[spans] * 4
+    return bundle
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_log_probabilities_in_training_are_those_drawn(pair, tmp_path):
+    bundle = warm(make_bundle(*pair))
+    own, names = objective(bundle, tmp_path, temperature=1.2), list(LINES)
+    (batch,) = own.made([questions(bundle, names)], step=0)
+    assert len(batch.draws.advantage) == 3 * len(names), "all groups differ"
+    bundle.model.train()
+    words, spans = own.log_probs(bundle.model, batch, bundle.model.read(batch))
+    torch.testing.assert_close(words, batch.draws.words_log_prob, rtol=0, atol=1e-5)
+    torch.testing.assert_close(spans, batch.draws.spans_log_prob, rtol=0, atol=1e-5)
+    ids = torch.isin(batch.label_ids, torch.tensor(bundle.model.span_ids, dtype=torch.long))
+    assert len(spans) == ids.sum() and (len(spans) >= 3 or not bundle.model.span_ids)
+    sums, logged = own.sums(bundle.model, batch, bundle.model.read(batch))
+    assert logged["mismatch"] / own.counts(bundle.model, batch)["mismatch"] < 1e-5
+    sums["grpo"].backward()
+    grads = {n: p.grad for n, p in bundle.model.named_parameters() if p.requires_grad}
+    assert all(g is None or g.isfinite().all() for g in grads.values()) and any(
+        g.any() for g in grads.values() if g is not None
+    )
+
+
+@pytest.fixture(params=["d2vlm", "distime", "text"])
+def bundle(request):
+    return warm(make_bundle("etchat" if request.param == "d2vlm" else "internvl", request.param))
+
+
+def drawn_by(own):
+    return {f"{g.item.ids[0]} {k}": (d.ids, d.raw.tolist()) for g in own.rollouts.last for k, d in enumerate(g.drawn)}
+
+
+def test_draws_depend_on_seed_record_step_and_number_alone(bundle, tmp_path):
+    own, names = objective(bundle, tmp_path), ["two_spans", "asked", "turns"]
+    own.made([questions(bundle, names)], step=4)
+    together = drawn_by(own)
+    for name in names:
+        own.made([questions(bundle, [name])], step=4)
+        assert drawn_by(own).items() <= together.items()
+    assert len({str(value) for value in together.values()}) == len(together)
+    own.made([questions(bundle, names)], step=5)
+    assert not any(together[key] == value for key, value in drawn_by(own).items())
+
+
+def test_a_question_is_encoded_once_for_all_of_its_answers(bundle, tmp_path, monkeypatch):
+    own, model = objective(bundle, tmp_path, answers=4), bundle.model
+    asked, seen, shapes = questions(bundle, ["two_spans", "asked"]), [], []
+    encode, decoder = model.encode_frames, model.decoder.forward
+    monkeypatch.setattr(model, "encode_frames", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    monkeypatch.setattr(
+        model.decoder, "forward",
+        lambda **k: shapes.append(tuple(k["inputs_embeds"].shape[:2])) or decoder(**k),
+    )  # fmt: skip
+    (batch,) = own.made([asked], step=0)
+    assert seen == [4, 6] and batch.pixel_values is None  # the training step takes the same features
+    prompts = [shape for shape in shapes if shape[1] > 1]
+    assert {rows for rows, _ in prompts} == {2} and {rows for rows, length in shapes if length == 1} == {8}
+    assert len(batch) == 2 and batch.num_samples == 8
+
+
+def test_flat_groups_are_left_out_and_counted(bundle, tmp_path, monkeypatch):
+    own = objective(bundle, tmp_path)
+    of = own.rewards.of
+    name = next(iter(own.rewards.terms))
+    monkeypatch.setattr(
+        type(own.rewards), "of", lambda self, a, r, s: {name: 2.0} if r.id == "r-asked" else of(a, r, s)
+    )
+    (batch,) = own.made([questions(bundle, ["two_spans", "asked"])], step=0)
+    assert [i.rpartition(" ")[0] for i in batch.ids] == ["r-two_spans"] * 3 and batch.num_samples == 3
+    assert batch.draws.told["flat_groups"] == (1.0, 2.0) and batch.draws.told["reward"][1] == 6
+
+
+def test_nothing_to_learn_from_still_reaches_every_parameter(bundle, tmp_path, monkeypatch):
+    own = objective(bundle, tmp_path)
+    monkeypatch.setattr(type(own.rewards), "of", lambda *_: {next(iter(own.rewards.terms)): 0.5})
+    model = bundle.model
+    model.objective = own
+    (batch,) = own.made([questions(bundle, ["two_spans", BROKEN])], step=0)
+    out = model(batch)
+    out.loss.backward()
+    grads = [p.grad for n, p in model.named_parameters() if p.requires_grad]
+    assert out.loss == 0 and len(batch.bad) == 1 and "broken.mp4" in batch.bad[0]
+    assert sum(g is not None for g in grads) > 0 and all(g is None or g.isfinite().all() for g in grads)
+
+
+def test_an_answer_that_is_cut_off_has_no_end_among_its_labels(bundle, tmp_path):
+    own = objective(bundle, tmp_path)
+    own.rollouts.options = replace(own.rollouts.options, max_new_tokens=2)
+    (batch,) = own.made([questions(bundle, ["two_spans"])], step=0)
+    (group,) = own.rollouts.last
+    for one in group.drawn:
+        assert isinstance(one.answer, Answer) and len(one.ids) <= 2
+        assert (one.ids[-1] == bundle.stop_id) == (one.reason == "stop")
+    assert len(batch.label_ids) == sum(len(one.ids) for one in group.drawn)

@@ -1,0 +1,200 @@
+"""Group-relative policy optimisation: of several answers that a model draws, the better ones become more probable.
+
+In: a batch of roll-outs (``rollout.py``). Out: minus the advantage of every answer times the log-probability of its
+decisions, the words (by the language model) and the times (by the head, ``draw_log_prob``); what the answers earned,
+for the log. So a wrong time is the head's fault even where it is one token. Any head that draws spans is trained by it.
+It knows the bundle and the run's folder; no trainer.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from videollm.batches.batch import Batch
+from videollm.checkpoint import Bundle
+from videollm.common.config import ConfigError, UserError, at_least, need
+from videollm.common.processes import this_rank
+from videollm.data import Record
+from videollm.grpo.rewards import Rewards, true_text
+from videollm.grpo.rollout import Gather, Group, Questions, RollOuts
+from videollm.heads import NO_DRAW
+from videollm.model.generate import GenerateOptions
+from videollm.model.loss import token_cross_entropy
+from videollm.model.objective import OBJECTIVES, Objective, Reading, Sums
+from videollm.model.videollm import VideoLLM
+from videollm.training.settings import Settings
+
+WHERE = "train.objective"
+ROLLOUTS = "rollouts.jsonl"
+TOLD = ("reward", "reward_spread", "flat_groups", "answer_tokens", "cut_off")
+DECISIONS = ("entropy_words", "entropy_spans", "mismatch")
+logger = logging.getLogger(__name__)
+
+
+class AllFlat(UserError, RuntimeError):
+    """For too long no question had answers that earned different rewards, so that nothing was learnt."""
+
+
+@dataclass
+class GRPOOptions:
+    """Options of the objective, below ``train.objective``."""
+
+    answers: int = 8  # drawn to each question
+    temperature: float = 1.0  # of words and spans
+    rewards: dict[str, float] = field(default_factory=lambda: {"f1": 1.0})  # weight of each, by name
+    word_weight: float = 1.0  # of the words' log-probability
+    span_weight: float = 1.0  # of the times' log-probability
+    scale: bool = False  # advantages in standard deviations of the group (GRPO); off: in the reward's unit (Dr. GRPO)
+    average: Literal["sum", "mean", "decisions"] = (
+        "sum"  # of an answer's decisions, or a mean over all of a step (DAPO)
+    )
+    patience: int = 100  # steps in a row without a group to learn from, after which the run stops
+    show_every: int = 50  # steps between two pages of roll-outs in rollouts.jsonl
+
+    def __post_init__(self):
+        at_least(WHERE, self, 2, "answers")
+        at_least(WHERE, self, 0, "word_weight", "span_weight")
+        at_least(WHERE, self, 1, "patience", "show_every")
+        need(self.temperature > 0, f"{WHERE}.temperature: {self.temperature}, but it must be above 0")
+        need(self.rewards, f"{WHERE}.rewards: names none; give one, such as {{f1: 1.0}}")
+        need(self.word_weight + self.span_weight > 0, f"{WHERE}.word_weight, span_weight: both are 0; raise one")
+
+
+@OBJECTIVES.register(name="grpo")
+class GRPO(Objective):
+    """-sum over answers of advantage * (log p(words) + log p(times)) / number of answers."""
+
+    Options = GRPOOptions
+    answers = False
+
+    def __init__(self, options: GRPOOptions):
+        super().__init__(options)
+        self.rewards = Rewards.named(options.rewards, f"{WHERE}.rewards")
+        self.logged = (*TOLD, *(f"reward_{name}" for name in options.rewards), *DECISIONS)
+        self.rollouts: RollOuts | None = None
+        self.output: Path | None = None
+        self.flat = 0  # steps in a row
+
+    # ---- before the run --------------------------------------------------------------------------------------------
+
+    def check(self, records: Sequence[Record], settings: Settings) -> None:
+        """Also refuses records that no reward says anything about, and what changes what is drawn."""
+        super().check(records, settings)
+        lacking = [(record, what) for record in records if (what := self.rewards.lacking(record))]
+        if lacking:
+            record, what = lacking[0]
+            names = ", ".join(self.options.rewards)
+            raise ConfigError(
+                f"{record.where}: no {what} in its answer, of which {WHERE}.rewards ({names}) could say anything "
+                f"({len(lacking)} of {len(records)} records); leave those out, or add a reward for them"
+            )
+        need(not settings.data.pack, "data.pack: each question has its own answers here; set it to false")
+
+    def prepare(self, bundle: Bundle, settings: Settings) -> None:
+        """Makes the roll-outs; refuses a head that cannot draw. Switches dropout off: it would change what is drawn."""
+        head = bundle.model.head
+        need(head.draws, f"{WHERE}.name: the {bundle.config.head['name']} head {NO_DRAW}, or choose another objective")
+        for module in bundle.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        options = GenerateOptions(
+            max_new_tokens=settings.generate.max_new_tokens, do_sample=True, draw_spans=True,
+            temperature=self.options.temperature, seed=settings.train.seed,
+        )  # fmt: skip
+        self.rollouts = RollOuts(bundle, options, self.rewards, self.options.answers, self.options.scale)
+        self.output = Path(settings.train.output)
+
+    def collator(self, bundle: Bundle, settings: Settings) -> Callable:
+        """Items as they are: their batches come after the roll-outs."""
+        return Gather(bundle.collator().split_prefix)
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+
+    def made(self, batches: list[Questions], step: int) -> list[Batch]:
+        """Roll-outs of the step's questions. RewardError, AllFlat."""
+        made, groups = [], []
+        for questions in batches:
+            made.append(self.rollouts.batch(questions, step))
+            groups += self.rollouts.last
+        self.stop_if_flat(groups, made[0].input_ids.device)
+        if step % self.options.show_every == 0 and this_rank() == 0:
+            with open(self.output / ROLLOUTS, "a", encoding="utf-8") as out:
+                out.writelines(json.dumps({"step": step} | shown(group)) + "\n" for group in groups)
+        return made
+
+    def stop_if_flat(self, groups: Sequence[Group], device: torch.device) -> None:
+        """AllFlat after ``patience`` steps in which all groups of all ranks were flat."""
+        some = torch.tensor(float(any(not group.flat for group in groups)), device=device)
+        if dist.is_initialized():
+            dist.all_reduce(some)
+        self.flat = 0 if some else self.flat + 1
+        if self.flat >= self.options.patience:
+            raise AllFlat(
+                f"{WHERE}: in {self.flat} steps all answers to a question earned the same ({ROLLOUTS} shows some): "
+                "nothing is left to learn, or rewards cannot tell answers apart; choose other questions or rewards, or "
+                "raise the temperature, answers or patience"
+            )
+
+    def counts(self, model: VideoLLM, batch: Batch) -> Sums:
+        """Answers, or all their decisions; for what is only logged, what it is a mean of."""
+        device = batch.input_ids.device
+        words, spans = len(batch.label_ids), len(batch.pairs.answer_refs)
+        own = words + spans if self.options.average == "decisions" else len(batch.draws.advantage)
+        counts = {"grpo": own, "entropy_words": words, "entropy_spans": spans, "mismatch": words + spans}
+        counts |= {name: count for name, (_, count) in batch.draws.told.items()}
+        return {name: torch.full((), float(count), device=device) for name, count in counts.items()}
+
+    def sums(self, model: VideoLLM, batch: Batch, reading: Reading) -> tuple[Sums, Sums]:
+        """``grpo``; rewards, entropies (minus the mean log-probability of what was drawn), and ``mismatch``: by how
+        much log-probabilities differ from those with which the answers were drawn."""
+        words, spans = self.log_probs(model, batch, reading)
+        draws, device = batch.draws, batch.input_ids.device
+        word_of, span_of = self.samples(batch, reading)
+        weights = self.weights(batch, word_of, span_of)
+        earned = (
+            self.options.word_weight * (words * weights[word_of]).sum()
+            + self.options.span_weight * (spans * weights[span_of]).sum()
+        )
+        apart = (words - draws.words_log_prob).abs().sum() + (spans - draws.spans_log_prob).abs().sum()
+        logged = {"entropy_words": -words.sum(), "entropy_spans": -spans.sum(), "mismatch": apart}
+        logged |= {name: torch.full((), total, device=device) for name, (total, _) in draws.told.items()}
+        return {"grpo": -earned}, {name: value.detach() for name, value in logged.items()}
+
+    def log_probs(self, model: VideoLLM, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
+        """Log-probability of every word [M] and of every span [K] of the answers, as they were drawn."""
+        heat, answers = self.options.temperature, batch.pairs.answer_refs
+        label = (batch.label_index, batch.label_ids)
+        words = -token_cross_entropy(model.language_model, reading.states, *label, heat)
+        spans = reading.spans.select(answers)
+        queries = reading.queries[answers]
+        return words, model.head.draw_log_prob(queries, spans.raw, spans.owner, reading.frames, heat)
+
+    def samples(self, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
+        """The answer of every word [M] and of every span [K]."""
+        return batch.pairs.label_sample, reading.spans.sample[batch.pairs.answer_refs]
+
+    def weights(self, batch: Batch, word_of: Tensor, span_of: Tensor) -> Tensor:
+        """What the log-probability of a decision counts for, by its answer. [S]."""
+        advantage = batch.draws.advantage
+        if self.options.average != "mean":
+            return advantage
+        each = torch.cat([word_of, span_of])
+        return advantage / torch.zeros_like(advantage).index_add(0, each, torch.ones_like(each, dtype=torch.float))
+
+
+def shown(group: Group) -> dict:
+    """A group for people: the question, the right answer, and each answer with what it earned."""
+    (record,) = group.item.records
+    each = zip(group.lines, group.found, group.rewards.tolist(), strict=True)
+    answers = [
+        {"text": line.text, "spans": line.spans, "reward": total, "by": by, "ends": line.finish_reason}
+        for line, by, total in each
+    ]
+    return {"id": record.id, "question": record.question, "right": true_text(record), "answers": answers}
