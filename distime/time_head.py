@@ -5,12 +5,14 @@ whose expectations are start and end; and back, seconds as gaussians over the bi
 The same encoder tells the language model the time of every frame. It knows no video, no tokenizer and no trainer.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from distime.losses import dfl, diou, gaussian
 from videollm.common.config import ConfigError
@@ -29,6 +31,7 @@ from videollm.heads import (
     replace_marks,
 )
 
+SPREAD = 0.5  # of a drawn time around the expected one, in bins: the scale of a logistic distribution
 STAMP, FRAME_TIME = "<TIME_STAMP>", "<FRAME_TIME_REF>"
 
 
@@ -38,6 +41,7 @@ class TimeOptions:
 
     reg_max: int = 32  # R: the video's length is cut into R + 1 bins
     sigma: float = 1.0  # width of the encoding gaussian, in bins
+    drawing: Literal["expectation", "bins"] = "expectation"  # a time around the expected one, or a bin, for each end
     num_layers: int = 3  # linear layers of the encoder and of the decoder
     frame_time: Literal["token", "add", "none"] = "token"  # own token before a frame, added to its tokens, or not told
     dfl_weight: float = 1.0  # weight of the distribution focal loss
@@ -174,18 +178,26 @@ class TimeHead(TemporalHead):
     def draw(
         self, queries: Tensor, owner: Tensor, frames: FrameBatch, temperature: float, noise: Callable[[int], Tensor]
     ) -> Prediction:
-        """A bin for each end, from its distribution; the score as of ``predict``."""
+        """A time for each end, as ``drawing`` says; the score as of ``predict``."""
         logits = self._logits(queries)  # [N, 2, K]
-        ends = [(end / temperature + noise(end.shape[-1])).argmax(-1) for end in logits.unbind(1)]
-        bins = torch.stack(ends, -1).float()
-        return Prediction(self._inside(bins, owner, frames), logits.softmax(-1).amax(-1).mean(-1), bins)
+        p = logits.softmax(-1)
+        if self.options.drawing == "bins":
+            ends = [(end / temperature + noise(end.shape[-1])).argmax(-1) for end in logits.unbind(1)]
+            bins = torch.stack(ends, -1).float()
+        else:  # the difference of two Gumbel variables is logistic
+            bins = (self._expected(p).float() + SPREAD * temperature * (noise(2) - noise(2))).float()
+        return Prediction(self._inside(bins, owner, frames), p.amax(-1).mean(-1), bins)
 
     def draw_log_prob(
         self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
     ) -> Tensor:
-        """Log-probability of the bins ``raw`` of both ends. [N]."""
-        log_p = (self._logits(queries) / temperature).log_softmax(-1)  # [N, 2, K]
-        return log_p.gather(-1, raw.long().unsqueeze(-1)).sum((1, 2))
+        """Log-probability of the bins ``raw`` of both ends; of times, the log of its density, in bins. [N]."""
+        logits = self._logits(queries)  # [N, 2, K]
+        if self.options.drawing == "bins":
+            return (logits / temperature).log_softmax(-1).gather(-1, raw.long().unsqueeze(-1)).sum((1, 2))
+        width = SPREAD * temperature
+        z = (raw.float() - self._expected(logits.softmax(-1)).float()) / width
+        return (-z - 2 * softplus(-z) - math.log(width)).sum(-1)
 
     def _logits(self, queries: Tensor) -> Tensor:
         """Query states -> float32 logits of start and end. [N, D] -> [N, 2, K]."""

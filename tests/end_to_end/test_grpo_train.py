@@ -1,0 +1,94 @@
+"""Reinforcement learning as a user runs it: it logs what answers earn, resumes exactly, and two ranks learn as one."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.models import clip_lines, read_log, turns, write_config
+from tests.ranks import kill_after, output_of, run
+from videollm import train
+from videollm.checkpoint import load
+
+pytestmark = pytest.mark.end_to_end
+
+TERMS = ("reward", "reward_spread", "flat_groups", "answer_tokens", "entropy_words", "entropy_spans", "mismatch")
+WORTH = "tests.end_to_end.test_grpo_train:worth"
+STEPS = 5
+
+
+def worth(answer, record, duration_s):
+    """What differs for nearly every answer, also of a model that has learnt nothing."""
+    return sum(map(len, answer.spans)) + sum(sum(s) for s in answer.scored_spans) / duration_s + len(answer.text) / 10
+
+
+def configure(folder, head="d2vlm", rewards=None, lines=None, **options):
+    """The config of a run of five steps of four questions with three answers each."""
+    objective = {"name": "grpo", "answers": 3, "rewards": rewards or {WORTH: 1.0}, "show_every": 2}
+    options = {"steps": STEPS, "batch_size": 4, "lr": 1e-4, "warmup": 0.0, "schedule": "constant", **options}
+    return write_config(folder, head, lines=lines or clip_lines(8), objective=objective, **options)
+
+
+@pytest.mark.parametrize("head", ["d2vlm", "distime", "text"])
+def test_a_run_logs_shows_and_validates(head, tmp_path):
+    config = configure(tmp_path, head, {WORTH: 1.0, "f1": 0.5}, validate_every=5, best="mIoU")
+    assert train.main(["--config", str(config)]) == 0
+    log = read_log(tmp_path / "run")
+    assert len(log) == STEPS
+    for entry in log:
+        assert {*TERMS, "grpo", "reward_f1", f"reward_{WORTH}"} <= set(entry) and entry["mismatch"] < 1e-5
+        assert entry["reward"] == pytest.approx(entry[f"reward_{WORTH}"] + 0.5 * entry["reward_f1"], rel=1e-5)
+    assert len(read_log(tmp_path / "run", "eval_mIoU")) == 1
+    shown = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in shown] == [0] * 4 + [2] * 4 + [4] * 4
+    assert all(len(line["answers"]) == 3 and set(line["answers"][0]["by"]) == {WORTH, "f1"} for line in shown)
+    assert load(tmp_path / "run/best").config.head["name"] == head
+    assert load(tmp_path / "run/final").model.objective.logged == ()
+
+
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path):
+    whole, broken = (configure(tmp_path / name, save_every=2) for name in ("whole", "broken"))
+    assert run(whole) == [0]
+    assert run(broken, hook=kill_after(3)) == [-9]
+    assert run(broken, "train.resume=true") == [0], output_of(broken, 0).read_text()[-3000:]
+    first, second = (config.parent / "run" for config in (whole, broken))
+    untimed = [[{k: v for k, v in e.items() if "second" not in k} for e in read_log(f)] for f in (first, second)]
+    assert untimed[0] == untimed[1]
+    assert (first / "rollouts.jsonl").read_text() == (second / "rollouts.jsonl").read_text()
+    states = [load_file(folder / "final/model.safetensors") for folder in (first, second)]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("zero", [None, 2, 3])
+def test_two_ranks_draw_what_one_draws_and_learn_the_same(zero, tmp_path, repository):
+    one, two = configure(tmp_path / "one"), configure(tmp_path / "two", batch_size=2)
+    assert run(one) == [0]
+    deepspeed = [f"train.deepspeed={repository / f'configs/deepspeed/zero{zero}.json'}"] if zero else []
+    assert run(two, *deepspeed, ranks=2) == [0, 0], output_of(two, 0).read_text()[-3000:]
+    alone, shared = (read_log(config.parent / "run") for config in (one, two))
+    for key in ("loss", "grad_norm", *TERMS[:-1]):
+        assert [e[key] for e in shared] == pytest.approx([e[key] for e in alone], rel=1e-4, abs=1e-6), key
+    drawn = [(config.parent / "run/rollouts.jsonl").read_text().splitlines() for config in (one, two)]
+    assert len(drawn[1]) > 0 and set(drawn[1]) <= set(drawn[0])
+
+
+def test_a_record_without_spans_is_one_clear_error(tmp_path, capsys):
+    plain = {"id": "p", "video": "clip0.mp4", "conversations": turns("<video>\nwhat?", "a dog")}
+    config = configure(tmp_path, rewards={"tiou": 1.0}, lines=[*clip_lines(2), plain])
+    assert train.main(["--config", str(config)]) == 2
+    message = capsys.readouterr().err
+    assert "train.jsonl:3: no spans in its answer" in message and "1 of 3 records" in message
+
+
+def test_a_reward_that_fails_ends_the_run_with_one_line(tmp_path, capsys):
+    config = configure(tmp_path, rewards={"tests.end_to_end.test_grpo_train:broken": 1.0})
+    assert train.main(["--config", str(config)]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "test_grpo_train:broken" in message and "ZeroDivisionError" in message and "train.jsonl:" in message
+
+
+def broken(answer, record, duration_s):
+    """A reward with a mistake in it."""
+    return 1 / 0

@@ -1,0 +1,165 @@
+"""The loss follows from what answers earned and how probable they are; what cannot be trained on is said in a line."""
+
+import json
+
+import pytest
+import torch
+
+from tests.models import make_bundle, record, settings, turns
+from tests.unit.grpo.test_rollout import LINES, objective, questions, warm
+from videollm.common.config import ConfigError
+from videollm.grpo import GRPO, GRPOOptions
+from videollm.grpo.objective import AllFlat
+from videollm.heads import HEADS, TemporalHead
+from videollm.model.objective import build_objective
+
+NAMES = ["two_spans", "asked"]
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return warm(make_bundle("etchat", "d2vlm"))
+
+
+def rolled(bundle, tmp_path, **options):
+    """The objective, a batch of roll-outs, and the log-probabilities of its decisions by answer: words, spans."""
+    own = objective(bundle, tmp_path, **options)
+    (batch,) = own.made([questions(bundle, NAMES)], step=0)
+    with torch.no_grad():
+        words, spans = own.log_probs(bundle.model, batch, bundle.model.read(batch))
+    of = batch.refs.select(batch.span_refs).sample[batch.pairs.answer_refs]
+    zeros = torch.zeros(batch.num_samples)
+    sums = [zeros.index_add(0, batch.pairs.label_sample, words), zeros.index_add(0, of, spans)]
+    counts = torch.bincount(torch.cat([batch.pairs.label_sample, of]), minlength=len(zeros))
+    return own, batch, sums, counts
+
+
+def loss_of(bundle, own, batch):
+    sums = own.sums(bundle.model, batch, bundle.model.read(batch))[0]["grpo"]
+    return (sums / own.counts(bundle.model, batch)["grpo"]).item()
+
+
+@pytest.mark.parametrize("average", ["sum", "mean", "decisions"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 2.0)])
+def test_the_loss_is_minus_advantage_times_log_probability(bundle, tmp_path, average, weights):
+    given = {"average": average, "word_weight": weights[0], "span_weight": weights[1]}
+    own, batch, (words, spans), counts = rolled(bundle, tmp_path, **given)
+    earned = weights[0] * words + weights[1] * spans
+    advantage = batch.draws.advantage
+    wanted = {
+        "sum": -(advantage * earned).mean(),
+        "mean": -(advantage * earned / counts).mean(),
+        "decisions": -(advantage * earned).sum() / counts.sum(),
+    }[average]
+    assert loss_of(bundle, own, batch) == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_advantages_are_rewards_less_their_groups_mean_or_in_its_spread(bundle, tmp_path):
+    own, batch, *_ = rolled(bundle, tmp_path)
+    rewards = torch.stack([torch.as_tensor(group.rewards) for group in own.rollouts.last]).float()
+    torch.testing.assert_close(batch.draws.advantage.view(2, 3), rewards - rewards.mean(1, keepdim=True))
+    own, batch, *_ = rolled(bundle, tmp_path, scale=True)
+    found = batch.draws.advantage.view(2, 3)
+    torch.testing.assert_close(found.mean(1), torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.std(1, correction=0), torch.ones(2))
+
+
+def test_what_is_logged_are_means_over_all_answers(bundle, tmp_path):
+    own, batch, (words, spans), _ = rolled(bundle, tmp_path)
+    bundle.model.objective = own
+    terms = bundle.model(batch).terms
+    rewards = [group.rewards.mean() for group in own.rollouts.last]
+    assert set(own.logged) <= set(terms)
+    assert terms["reward"].item() == pytest.approx(sum(rewards) / 2, rel=1e-5)
+    assert terms["entropy_words"].item() == pytest.approx(-words.sum().item() / len(batch.label_ids), rel=1e-4)
+    assert terms["entropy_spans"].item() == pytest.approx(
+        -spans.sum().item() / len(batch.draws.spans_log_prob), rel=1e-4
+    )
+    assert terms["mismatch"] < 1e-5 and terms["flat_groups"] == 0
+    assert terms["answer_tokens"].item() == pytest.approx(len(batch.label_ids) / 6)
+
+
+def test_what_earns_more_becomes_more_probable(tmp_path):
+    """Answers that begin early earn more: a few steps move the head's drawn spans to the front."""
+    bundle = warm(make_bundle("etchat", "d2vlm"))
+    own = objective(bundle, tmp_path, answers=8)
+    name = next(iter(own.rewards.terms))
+    own.rewards.terms[name] = (1.0, lambda answer, *_: -sum(end for _, end in answer.scored_spans[:1]))
+    optimizer = torch.optim.AdamW([p for p in bundle.model.parameters() if p.requires_grad], lr=3e-3)
+    bundle.model.objective, earned = own, []
+    for step in range(14):
+        (batch,) = own.made([questions(bundle, NAMES)], step)
+        out = bundle.model(batch)
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        earned.append(out.terms["reward"].item())
+    assert sum(earned[-3:]) / 3 > sum(earned[:3]) / 3 + 0.3
+
+
+def test_roll_outs_are_shown_for_people(bundle, tmp_path):
+    own = objective(bundle, tmp_path, show_every=2)
+    for step in range(3):
+        own.made([questions(bundle, NAMES)], step)
+    lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["id"]) for line in lines] == [(s, f"r-{n}") for s in (0, 2) for n in NAMES]
+    assert lines[0]["right"] == "at [0.0 s - 2.0 s] and [1.0 s - 3.0 s] ."
+    assert [set(one) for one in lines[0]["answers"]] == [{"text", "spans", "reward", "by", "ends"}] * 3
+
+
+def test_a_run_that_learns_nothing_stops(bundle, tmp_path, monkeypatch):
+    own = objective(bundle, tmp_path, patience=3)
+    monkeypatch.setattr(type(own.rewards), "of", lambda *_: {next(iter(own.rewards.terms)): 1.0})
+    own.made([questions(bundle, NAMES)], 0)
+    own.made([questions(bundle, NAMES)], 1)
+    with pytest.raises(AllFlat, match=r"train\.objective: in 3 steps all answers .* earned the same .*choose other"):
+        own.made([questions(bundle, NAMES)], 2)
+
+
+def test_dropout_is_off_in_what_is_trained(tmp_path):
+    lora = {"r": 4, "dropout": 0.5, "targets": ["q_proj", "v_proj"]}
+    bundle = warm(make_bundle("internvl", "distime", {"lora": lora}))
+    own = objective(bundle, tmp_path)
+    (batch,) = own.made([questions(bundle, NAMES)], step=0)
+    bundle.model.train()
+    words, _ = own.log_probs(bundle.model, batch, bundle.model.read(batch))
+    torch.testing.assert_close(words, batch.draws.words_log_prob, rtol=0, atol=1e-5)
+
+
+# ---- what cannot be trained on ---------------------------------------------------------------------------------------
+
+
+def test_records_that_no_reward_speaks_of_are_named_and_counted():
+    plain = {"video": "b.mp4", "conversations": turns("<video>\nwhat is it?", "a dog")}
+    records = [record(LINES["asked"]), record(plain), record(plain)]
+    with pytest.raises(
+        ConfigError, match=r"lines\.jsonl:1: no spans in its answer.*\(f1\).*2 of 3 records.*add a reward"
+    ):
+        GRPO(GRPOOptions()).check(records, settings("internvl", "text"))
+    GRPO(GRPOOptions(rewards={"f1": 1.0, "format": 0.1})).check(records, settings("internvl", "text"))
+    with pytest.raises(ConfigError, match=r"data\.pack"):
+        GRPO(GRPOOptions()).check(records[:1], settings("internvl", "text", data={"pack": True}))
+
+
+def test_a_head_that_does_not_draw_is_refused(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(HEADS.get("d2vlm"), "draw", TemporalHead.draw)
+    with pytest.raises(ConfigError, match=r"train\.objective\.name: the d2vlm head does not say how likely.*heads\.md"):
+        objective(bundle, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"answers": 1}, r"train\.objective\.answers: 1, but it must be at least 2"),
+        ({"temperature": 0}, r"train\.objective\.temperature: 0"),
+        ({"rewards": {}}, r"train\.objective\.rewards: names none"),
+        ({"rewards": {"f2": 1}}, r"train\.objective\.rewards\.f2: no such reward"),
+        ({"rewards": {"f1": "much"}}, r"train\.objective\.rewards\.f1: expected a number"),
+        ({"word_weight": 0, "span_weight": 0}, r"word_weight, span_weight: both are 0"),
+        ({"average": "median"}, r"train\.objective\.average: 'median' is not one of 'sum', 'mean', 'decisions'"),
+        ({"group": 8}, r"train\.objective\.group: unknown key"),
+    ],
+)
+def test_wrong_options_are_told_by_their_key(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_objective({"name": "grpo", **options})
