@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
-from videollm.checkpoint import Bundle, load
+from videollm.checkpoint import Bundle
+from videollm.checkpoint.reference import load_reference
 from videollm.common.config import ConfigError, at_least
 from videollm.data import Record
 from videollm.heads import SpanRefs
@@ -26,13 +26,6 @@ from videollm.model.videollm import VideoLLM
 from videollm.training.settings import Settings
 
 FACTORS = tuple(f"logp_{answer}_{factor}" for answer in ("chosen", "rejected") for factor in ("grounding", "text"))
-
-MUST_AGREE = {  # what a batch is made of
-    "head": lambda bundle: (bundle.config.head["name"], bundle.model.head.inject_layer),
-    "vision": lambda bundle: bundle.config.vision,
-    "connector": lambda bundle: bundle.config.connector,
-    "tokens": lambda bundle: (bundle.config.token_ids, bundle.tokenizer.get_vocab()),
-}
 
 
 @dataclass
@@ -62,6 +55,7 @@ class FPO(Objective):
 
     Options = FPOOptions
     logged = (*FACTORS, "margin", "preference_accuracy")
+    together = 2
 
     def __init__(self, options: FPOOptions):
         super().__init__(options)
@@ -84,21 +78,10 @@ class FPO(Objective):
         """Loads the reference model."""
         if self.options.reference is None:
             return
-        where = "train.objective.reference"
-        if is_deepspeed_zero3_enabled():
-            raise ConfigError(f"{where}: not possible under ZeRO-3, which would split the frozen model; use ZeRO-2")
-        reference = load(self.options.reference, settings.model.attention)
-        compared = [(what, of(reference) == of(bundle)) for what, of in MUST_AGREE.items()]
-        if settings.data.features:  # made by the trained model's tower, for both
-            towers = (b.model.vision_tower.state_dict() for b in (reference, bundle))
-            compared.append(("weights of the vision tower", all(map(torch.equal, *(t.values() for t in towers)))))
-        other = [what for what, same in compared if not same]
-        if other:
-            raise ConfigError(
-                f"{where}: {self.options.reference} does not read what the trained model reads, it has other "
-                f"{', '.join(other)}; give a model of the same kind"
-            )
-        self.reference = reference.model.requires_grad_(False)
+        attention, features = settings.model.attention, bool(settings.data.features)
+        self.reference = load_reference(
+            self.options.reference, bundle, attention, "train.objective.reference", features
+        )
 
     # ---- the loss --------------------------------------------------------------------------------------------------
 

@@ -17,13 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from videollm.batches.batch import Batch
+from videollm.batches.batch import Batch, Draws
 from videollm.checkpoint import Bundle
+from videollm.checkpoint.reference import load_reference
 from videollm.common.config import ConfigError, UserError, at_least, need
 from videollm.common.processes import this_rank
 from videollm.data import Record
 from videollm.grpo.rewards import Rewards, true_text
-from videollm.grpo.rollout import Gather, Group, Questions, RollOuts
+from videollm.grpo.rollout import Gather, Group, Questions, RollOuts, place_draws, told
 from videollm.heads import NO_DRAW
 from videollm.model.generate import GenerateOptions
 from videollm.model.loss import token_cross_entropy
@@ -52,6 +53,8 @@ class GRPOOptions:
     word_weight: float = 1.0  # of the words' log-probability
     span_weight: float = 1.0  # of the times' log-probability
     scale: bool = False  # advantages in standard deviations of the group (GRPO); off: in the reward's unit (Dr. GRPO)
+    kl: float = 0.0  # weight of the divergence from a reference, a decision's mean (k3 estimator); 0: none is loaded
+    reference: str | None = None  # its checkpoint folder; null: model.checkpoint, from which the run starts
     average: Literal["sum", "mean", "decisions"] = (
         "sum"  # of an answer's decisions, or a mean over all of a step (DAPO)
     )
@@ -60,7 +63,7 @@ class GRPOOptions:
 
     def __post_init__(self):
         at_least(WHERE, self, 2, "answers")
-        at_least(WHERE, self, 0, "word_weight", "span_weight")
+        at_least(WHERE, self, 0, "word_weight", "span_weight", "kl")
         at_least(WHERE, self, 1, "patience", "show_every")
         need(self.temperature > 0, f"{WHERE}.temperature: {self.temperature}, but it must be above 0")
         need(self.rewards, f"{WHERE}.rewards: names none; give one, such as {{f1: 1.0}}")
@@ -77,9 +80,11 @@ class GRPO(Objective):
     def __init__(self, options: GRPOOptions):
         super().__init__(options)
         self.rewards = Rewards.named(options.rewards, f"{WHERE}.rewards")
+        self.together = options.answers
         self.logged = (*TOLD, *(f"reward_{name}" for name in options.rewards), *DECISIONS)
         self.rollouts: RollOuts | None = None
         self.output: Path | None = None
+        self.reference: VideoLLM | None = None
         self.flat = 0  # steps in a row
 
     # ---- before the run --------------------------------------------------------------------------------------------
@@ -96,6 +101,8 @@ class GRPO(Objective):
                 f"({len(lacking)} of {len(records)} records); leave those out, or add a reward for them"
             )
         need(not settings.data.pack, "data.pack: each question has its own answers here; set it to false")
+        start = self.options.reference or settings.model.checkpoint
+        need(start or not self.options.kl, f"{WHERE}.kl: from what? Name a {WHERE}.reference, or a model.checkpoint")
 
     def prepare(self, bundle: Bundle, settings: Settings) -> None:
         """Makes the roll-outs; refuses a head that cannot draw. Switches dropout off: it would change what is drawn."""
@@ -110,6 +117,10 @@ class GRPO(Objective):
         )  # fmt: skip
         self.rollouts = RollOuts(bundle, options, self.rewards, self.options.answers, self.options.scale)
         self.output = Path(settings.train.output)
+        if self.options.kl:
+            folder, attention = self.options.reference or settings.model.checkpoint, settings.model.attention
+            features = bool(settings.data.features)
+            self.reference = load_reference(folder, bundle, attention, f"{WHERE}.reference", features)
 
     def collator(self, bundle: Bundle, settings: Settings) -> Callable:
         """Items as they are: their batches come after the roll-outs."""
@@ -148,6 +159,7 @@ class GRPO(Objective):
         words, spans = len(batch.label_ids), len(batch.pairs.answer_refs)
         own = words + spans if self.options.average == "decisions" else len(batch.draws.advantage)
         counts = {"grpo": own, "entropy_words": words, "entropy_spans": spans, "mismatch": words + spans}
+        counts |= {"kl": words + spans} if self.options.kl else {}
         counts |= {name: count for name, (_, count) in batch.draws.told.items()}
         return {name: torch.full((), float(count), device=device) for name, count in counts.items()}
 
@@ -164,8 +176,11 @@ class GRPO(Objective):
         )
         apart = (words - draws.words_log_prob).abs().sum() + (spans - draws.spans_log_prob).abs().sum()
         logged = {"entropy_words": -words.sum(), "entropy_spans": -spans.sum(), "mismatch": apart}
+        losses = {"grpo": -earned}
+        if self.reference is not None:
+            losses["kl"] = self.options.kl * self.divergence(batch, words, spans)
         logged |= {name: torch.full((), total, device=device) for name, (total, _) in draws.told.items()}
-        return {"grpo": -earned}, {name: value.detach() for name, value in logged.items()}
+        return losses, {name: value.detach() for name, value in logged.items()}
 
     def log_probs(self, model: VideoLLM, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
         """Log-probability of every word [M] and of every span [K] of the answers, as they were drawn."""
@@ -175,6 +190,23 @@ class GRPO(Objective):
         spans = reading.spans.select(answers)
         queries = reading.queries[answers]
         return words, model.head.draw_log_prob(queries, spans.raw, spans.owner, reading.frames, heat)
+
+    def divergence(self, batch: Batch, words: Tensor, spans: Tensor) -> Tensor:
+        """What k3 estimates of the divergence from the reference, summed over the decisions: r - log r - 1, where r is
+        the reference's probability over the model's."""
+        with torch.no_grad():
+            model = self.reference.to(words.device)
+            before = torch.cat(self.log_probs(model, batch, model.read(batch)))
+        ratio = before - torch.cat([words, spans])
+        return (ratio.exp() - ratio - 1).sum()
+
+    def planned(self, batch: Batch) -> Batch:
+        """With draws of nothing in particular."""
+        words, spans = len(batch.label_ids), len(batch.pairs.answer_refs)
+        advantage = torch.zeros(batch.num_samples)
+        batch.draws = Draws(advantage, torch.zeros(words), torch.zeros(spans), told([], list(self.rewards.terms)))
+        place_draws(batch, torch.zeros(spans, 2))
+        return batch
 
     def samples(self, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
         """The answer of every word [M] and of every span [K]."""

@@ -108,7 +108,8 @@ class RollOuts:
         kept = [group for group in self.last if not group.flat]
         batch = self.collate([*(item for item in items if item.bad), *map(self.answered, kept)])
         batch.draws = self.draws(kept)
-        place_draws(batch, [one for group in kept for one in group.drawn])
+        raw = [one.raw.float() for group in kept for one in group.drawn]
+        place_draws(batch, torch.cat([torch.zeros(0, 2), *raw]))
         return batch.to(device)
 
     def encoded(self, items: Sequence[Item]) -> list[Item]:
@@ -185,9 +186,8 @@ def told(groups: Sequence[Group], names: Sequence[str]) -> dict[str, tuple[float
     return {name: (float(total), float(count)) for name, (total, count) in sums.items()}
 
 
-def place_draws(batch: Batch, drawn: Sequence[Drawn]) -> None:
-    """Tell the batch's places of spans what the head drew there; ``drawn`` in the order of the samples."""
+def place_draws(batch: Batch, raw: Tensor) -> None:
+    """Tell the batch's places of answered spans what the head drew there: ``raw`` [K, 2], in order."""
     refs, answered = batch.refs, batch.span_refs[batch.pairs.answer_refs]
-    raw = torch.cat([torch.zeros(0, 2), *(one.raw.float() for one in drawn)])
     refs.raw = torch.zeros(len(refs), 2).index_copy(0, answered, raw)
     refs.drawn = torch.zeros(len(refs), dtype=torch.bool).index_fill(0, answered, True)

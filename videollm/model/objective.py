@@ -21,7 +21,7 @@ from videollm.heads import FrameBatch, SpanRefs
 from videollm.model.loss import supervised_cross_entropy
 
 OBJECTIVES = new_registry("objectives")
-OWN = {"grpo": "videollm.grpo"}  # rooms below this one, imported where they are asked for
+OWN = ("videollm.grpo",)  # rooms below this one, whose import registers the core's further ones
 Sums = dict[str, Tensor]  # name -> scalar
 
 
@@ -44,7 +44,8 @@ class Objective:
     """Subclass, register with ``OBJECTIVES.register(name=...)``, override.
 
     ``rejected`` and ``answers``, as in ``VideoDataset``: which wrong answers it reads beside the annotated ones, and
-    whether it reads those at all. ``logged`` names the numbers that are no loss. ``model`` is the ``VideoLLM``,
+    whether it reads those at all. ``together`` is how many answers to a question stand behind one prompt in a row, None
+    where a row is as the data have it. ``logged`` names the numbers that are no loss. ``model`` is the ``VideoLLM``,
     ``bundle`` (``checkpoint.Bundle``) holds it, ``settings`` are the run's: rooms that this one must not import.
     """
 
@@ -52,6 +53,7 @@ class Objective:
     logged: ClassVar[tuple[str, ...]] = ()
     rejected: Literal["one", "all"] | None = None
     answers: ClassVar[bool] = True
+    together: int | None = None
 
     def __init__(self, options: ObjectiveOptions):
         self.options = options
@@ -76,6 +78,10 @@ class Objective:
     def made(self, batches: list, step: int) -> list[Batch]:
         """What optimisation step ``step`` (from 0) trains on, of what the loader gave for it on this rank."""
         return batches
+
+    def planned(self, batch: Batch) -> Batch:
+        """A batch of the collator's as one of those that ``made`` gives, for an estimate of memory."""
+        return batch
 
     def counts(self, model: nn.Module, batch: Batch) -> Sums:
         """What every loss term and every logged number of this batch is to be divided by."""
@@ -111,8 +117,8 @@ def build_objective(config: dict) -> Objective:
         ConfigError: unknown objective or option.
     """
     options = dict(config)
-    if options.get("name") in OWN:
-        importlib.import_module(OWN[options["name"]])
+    for room in OWN:
+        importlib.import_module(room)
     remedy = "One of another package is named by the module that registers it, PACKAGE.MODULE (docs/training.md)"
     cls = registered(OBJECTIVES, options.pop("name", "supervised"), "train.objective.name", remedy)
     return cls(build(cls.Options, options, "train.objective"))

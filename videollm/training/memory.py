@@ -199,10 +199,10 @@ def make_prompt(bundle: Bundle, frames: int, text: int) -> Prompt:
 
 def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
     """A batch of the collator's; pixels, or features where they are stored, are shapes."""
-    bundle, pairs = word_bundle(model), model.objective.rejected is not None
+    bundle, together = word_bundle(model), model.objective.together
     prompt = make_prompt(bundle, load.frames, load.text)
-    prompts = [replace(prompt) for _ in range(2 if pairs else load.questions)]
-    if pairs:
+    prompts = [replace(prompt) for _ in range(together or load.questions)]
+    if together:
         share_prompt(prompts, text_only=False)
     tower, kind = model.vision_tower, "features" if settings.data.features else "pixels"
     shape = (tower.num_patches, tower.hidden_size) if settings.data.features else tower_shape(tower)
@@ -211,8 +211,9 @@ def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
     with SHAPES:  # a tensor a row: the collator takes one of several rows only once
         items = [replace(one, **{kind: torch.empty(load.frames, *shape)}) for _ in range(load.rows)]
     data, unseen = settings.data, None if settings.data.unseen_id is None else WORD
-    collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=unseen)
-    return collate(items)
+    rank = together is not None
+    collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=rank, unseen_id=unseen)
+    return model.objective.planned(collate(items))
 
 
 def planned_model(settings: Settings) -> VideoLLM:

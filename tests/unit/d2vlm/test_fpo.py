@@ -283,7 +283,7 @@ def test_records_without_rejected_answers_are_named_and_counted():
         ({"name": "d2vlm.fpo", "text_weight": -1}, r"train\.objective\.text_weight: -1"),
         ({"name": "d2vlm.fpo", "text_weight": 0, "grounding_weight": 0}, r"grounding_weight, text_weight: both"),
         ({"name": "d2vlm.fpo", "bta": 1}, r"train\.objective\.bta: unknown key; did you mean train\.objective\.beta"),
-        ({"name": "d2vlm.fop"}, r"train\.objective\.name: no objective 'd2vlm\.fop'.*d2vlm\.fpo, supervised"),
+        ({"name": "d2vlm.fop"}, r"train\.objective\.name: no objective 'd2vlm\.fop'.*d2vlm\.fpo, grpo, supervised"),
         ({"name": 3}, r"train\.objective\.name: no objective 3"),
         ({"name": "supervised", "beta": 1}, r"train\.objective\.beta: unknown key"),
     ],

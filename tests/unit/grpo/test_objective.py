@@ -11,9 +11,10 @@ from videollm.common.config import ConfigError
 from videollm.grpo import GRPO, GRPOOptions
 from videollm.grpo.objective import AllFlat
 from videollm.heads import HEADS, TemporalHead
+from videollm.model.generate import GenerateOptions
 from videollm.model.objective import build_objective
 
-NAMES = ["two_spans", "asked"]
+NAMES, REWARD = ["two_spans", "asked"], "tests.unit.grpo.test_rollout:worth"
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,27 @@ def test_dropout_is_off_in_what_is_trained(tmp_path):
     torch.testing.assert_close(words, batch.draws.words_log_prob, rtol=0, atol=1e-5)
 
 
+def test_the_divergence_from_the_start_begins_with_nothing_and_holds_on(bundle, tmp_path):
+    bundle.save(tmp_path / "start")
+    own = GRPO(GRPOOptions(answers=3, rewards=dict.fromkeys([REWARD], 1.0), kl=0.5))
+    given = settings("internvl", "text", {"output": str(tmp_path), "seed": 5})
+    given.generate, given.model.checkpoint = GenerateOptions(max_new_tokens=10), str(tmp_path / "start")
+    own.prepare(bundle, given)
+    (batch,) = own.made([questions(bundle, NAMES)], step=0)
+    bundle.model.objective = own
+    assert bundle.model(batch).terms["kl"].abs() < 1e-6
+    words, spans = own.log_probs(bundle.model, batch, bundle.model.read(batch))
+    with torch.no_grad():
+        own.reference.get_output_embeddings().weight.mul_(0.9)
+        before = torch.cat(own.log_probs(own.reference, batch, own.reference.read(batch)))
+    out = bundle.model(batch)
+    ratio = before - torch.cat([words, spans])
+    assert out.terms["kl"].item() == pytest.approx(0.5 * (ratio.exp() - ratio - 1).mean().item(), rel=1e-3)
+    assert out.loss.item() == pytest.approx((out.terms["kl"] + out.terms["grpo"]).item())
+    assert all(p.grad is None and not p.requires_grad for p in own.reference.parameters())
+    assert "reference" not in " ".join(bundle.model.state_dict())
+
+
 # ---- what cannot be trained on ---------------------------------------------------------------------------------------
 
 
@@ -137,6 +159,8 @@ def test_records_that_no_reward_speaks_of_are_named_and_counted():
     ):
         GRPO(GRPOOptions()).check(records, settings("internvl", "text"))
     GRPO(GRPOOptions(rewards={"f1": 1.0, "format": 0.1})).check(records, settings("internvl", "text"))
+    with pytest.raises(ConfigError, match=r"train\.objective\.kl: from what\?"):
+        GRPO(GRPOOptions(kl=0.1)).check(records[:1], settings("internvl", "text"))
     with pytest.raises(ConfigError, match=r"data\.pack"):
         GRPO(GRPOOptions()).check(records[:1], settings("internvl", "text", data={"pack": True}))
 
@@ -157,6 +181,7 @@ def test_a_head_that_does_not_draw_is_refused(bundle, tmp_path, monkeypatch):
         ({"rewards": {"f1": "much"}}, r"train\.objective\.rewards\.f1: expected a number"),
         ({"word_weight": 0, "span_weight": 0}, r"word_weight, span_weight: both are 0"),
         ({"average": "median"}, r"train\.objective\.average: 'median' is not one of 'sum', 'mean', 'decisions'"),
+        ({"kl": -0.1}, r"train\.objective\.kl: -0\.1"),
         ({"group": 8}, r"train\.objective\.group: unknown key"),
     ],
 )
