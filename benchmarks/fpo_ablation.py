@@ -12,6 +12,7 @@ import itertools
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from all_benchmark_eval.benchmark import read_answers
@@ -60,13 +61,13 @@ def scores(folder: Path, run: Path) -> dict[str, float]:
     return {name: found[name] for name in METRICS} | by_factor
 
 
-def tell(results: dict[str, list[dict]]) -> None:
-    """A row a kind: mean and spread (standard deviation) over its runs, in Markdown for docs/fpo.md."""
-    print("| |", " | ".join(METRICS), "|")
-    print("|" + "---|" * (len(METRICS) + 1))
+def tell(results: dict[str, list[dict]], metrics: Sequence[str] = METRICS) -> None:
+    """A row a kind: mean and spread (standard deviation) over its runs, in Markdown for the documents."""
+    print("| |", " | ".join(metrics), "|")
+    print("|" + "---|" * (len(metrics) + 1))
     for kind, runs in results.items():
         cells = []
-        for name in METRICS:
+        for name in metrics:
             values = [run[name] for run in runs]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}")
