@@ -7,7 +7,7 @@ from videollm.heads import HEADS, FrameBatch, TemporalHead, build_head
 from videollm.model.draws import SpanNoise, row_keys
 
 WIDTH, FRAMES = 16, (5, 3)  # frames of two rows
-OPTIONS = {"d2vlm": {"inject_layer": 1}, "distime": {"reg_max": 4}}
+OPTIONS = {"d2vlm": {"inject_layer": 1}, "distime": {"reg_max": 4, "drawing": "bins"}}
 CPU = torch.device("cpu")
 
 
@@ -113,6 +113,27 @@ def test_a_row_without_frames_gives_numbers_and_gradients_are_finite(name):
     found.sum().backward()
     assert found.isfinite().all() and drawn.score.isfinite().all() and drawn.seconds.isfinite().all()
     assert query.grad.isfinite().all() and query.grad[0].any()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_times_around_the_expected_one_have_the_density_that_is_said(temperature):
+    torch.manual_seed(2)
+    head, count = build_head({"name": "distime", "reg_max": 4}, WIDTH), 4000
+    query, frames = torch.randn(1, WIDTH), a_video()
+    axis = torch.linspace(-14, 18, 641)  # bins
+    raws = torch.cartesian_prod(axis, axis)
+    density = log_prob(head, query, raws, 0, frames, temperature).exp().view(len(axis), -1) * (axis[1] - axis[0]) ** 2
+    assert density.sum().item() == pytest.approx(1, abs=1e-3)
+    keys = row_keys([f"q{k}" for k in range(count)], 0, CPU)
+    noise = SpanNoise(keys, torch.zeros_like(keys))
+    drawn = head.draw(query.expand(count, -1), torch.zeros(count, dtype=torch.long), frames, temperature, noise)
+    for end, marginal in ((0, density.sum(1)), (1, density.sum(0))):
+        below = torch.searchsorted(marginal.cumsum(0), torch.tensor([0.1, 0.5, 0.9]))
+        shares = [(drawn.raw[:, end] <= axis[k]).float().mean().item() for k in below]
+        assert shares == pytest.approx([0.1, 0.5, 0.9], abs=0.03)
+    assert (drawn.seconds[:, 0] <= drawn.seconds[:, 1]).all() and drawn.seconds.min() >= 0 and drawn.seconds.max() <= 6
+    best = head.predict(query, torch.zeros(1, dtype=torch.long), frames)
+    torch.testing.assert_close(drawn.raw.median(0).values, best.raw[0].detach(), rtol=0, atol=0.1)
 
 
 def test_which_heads_draw():

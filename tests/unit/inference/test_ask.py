@@ -20,6 +20,7 @@ from videollm.data import parse_record
 from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.heads import HEADS, Answer, FrameBatch, SpanRefs, TemporalHead, build_head
 from videollm.inference import question
+from videollm.model.draws import SpanNoise, row_keys
 from videollm.training.assemble import assemble
 from videollm.training.optimizer import set_trainable
 from videollm.video.decode import VideoError
@@ -292,6 +293,23 @@ def test_the_pages_head_keeps_its_promises_for_no_spans_and_for_any_query(exampl
     found = head.predict(100 * torch.randn(50, 16), torch.zeros(50, dtype=torch.int64), frames)
     assert (found.seconds[:, 0] <= found.seconds[:, 1]).all()
     assert found.seconds.min() >= 0 and found.seconds.max() <= 10
+
+
+def test_the_pages_head_draws_as_it_says(example):
+    torch.manual_seed(0)
+    head, count = build_head({"name": example}, 16), 3000
+    frames = FrameBatch(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), torch.full((1,), 10.0))
+    query, axis = torch.randn(1, 16), torch.linspace(-1, 2, 301)
+    raws = torch.cartesian_prod(axis, axis)
+    owner = torch.zeros(len(raws), dtype=torch.long)
+    density = head.draw_log_prob(query.expand(len(raws), -1), raws, owner, frames, 1.0).exp().view(301, 301)
+    assert density.sum().item() * 1e-4 == pytest.approx(1, abs=1e-3)
+    keys = row_keys([f"q{k}" for k in range(count)], 0, torch.device("cpu"))
+    noise = SpanNoise(keys, torch.zeros_like(keys))
+    drawn = head.draw(query.expand(count, -1), owner[:count], frames, 1.0, noise)
+    tenth = axis[torch.searchsorted(density.sum(1).cumsum(0) * 1e-4, 0.1)]
+    assert (drawn.raw[:, 0] <= tenth).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert (drawn.seconds[:, 0] <= drawn.seconds[:, 1]).all() and head.draws
 
 
 def test_a_misspelt_option_of_the_pages_head_is_named(example):
