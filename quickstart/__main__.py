@@ -1,6 +1,6 @@
 """The quickstart: moving shapes from mp4 files to a scored, pictured comparison of three heads, on a laptop's CPU.
 
-The evidence head's model then goes on in two ways, with preferences and, for comparison, as before.
+The evidence head's model then goes on with preferences, by reinforcement learning and, for comparison, as before.
 ``bash scripts/quickstart.sh`` calls this. Every step is a command that a user could type (stages.py); this file only
 orders them, and report.py turns their outputs into ``report.json``, ``report.html`` and pictures. Nothing here is
 needed to train or evaluate anything else.

@@ -24,7 +24,7 @@ EXPLANATION = (
     "skill = (mIoU - best guess) / (oracle - best guess). oracle: the best span made of whole frames. new kinds: "
     "questions about events that combine colour, shape and motion as no training clip does. d2vlm + FPO: d2vlm's "
     "model after further steps with pairs of a right answer and a wrong one of its own; d2vlm + SFT: after as many "
-    "with those right answers alone."
+    "with those right answers alone; d2vlm + GRPO: after 40 steps of reinforcement learning on its own answers."
 )
 PREFERENCES = (
     "Pairs of a right and a wrong answer to the same question, of clips never trained on. accuracy: share in which the "

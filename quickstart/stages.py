@@ -18,7 +18,9 @@ from quickstart.clips import COLORS, MOTIONS, SHAPES, SPLITS
 from videollm.common.files import json_lines, json_text, write_text
 
 HEADS = ("d2vlm", "distime", "text")
-FURTHER = {"d2vlm_sft_more": "d2vlm + SFT", "d2vlm_fpo": "d2vlm + FPO"}  # how d2vlm's model goes on, as it is shown
+# How d2vlm's model goes on, as it is shown: with preferences, as before on their right answers, on its own answers.
+FURTHER = {"d2vlm_sft_more": "d2vlm + SFT", "d2vlm_fpo": "d2vlm + FPO", "d2vlm_grpo": "d2vlm + GRPO"}
+PAIRED = ("d2vlm_sft_more", "d2vlm_fpo")
 PAIR_CLIPS = 400  # training clips whose questions the model goes on with
 # Pairs to train on are the model's own mistakes. In pairs to rank, only what they say gives rejected answers away:
 # words that the model knows, times as fine as the true ones, no second span behind an "and" that no right answer has.
@@ -122,7 +124,7 @@ def overrides(args: argparse.Namespace, run: str) -> list[str]:
         "model.word_vectors": out / "tower/attributes.safetensors",
         "model.feature_mean": out / "tower/feature_mean.safetensors",
     }
-    annotations = out / ("pairs" if run in FURTHER else "data")
+    annotations = out / ("pairs" if run in PAIRED else "data")
     values = ({"model.checkpoint": out / "d2vlm/final"} if run in FURTHER else parts) | {
         "data.train": f"[{annotations / 'train.jsonl'}]",
         "data.validation": f"[{annotations / 'val.jsonl'}]",
@@ -141,7 +143,7 @@ def overrides(args: argparse.Namespace, run: str) -> list[str]:
 def train_stage(args: argparse.Namespace, run: str) -> Stage:
     """Train one head, or go on with one, with DeepSpeed; what an earlier quickstart left of it is removed."""
     shutil.rmtree(args.output / run, ignore_errors=True)
-    config = args.configs / f"{'d2vlm_fpo' if run in FURTHER else run}.yaml"
+    config = args.configs / f"{'d2vlm_fpo' if run in PAIRED else run}.yaml"
     train = command("videollm.train", "--config", config, *overrides(args, run), processes=args.processes)
     return Stage(f"train {run}", train, args.output / f"logs/train_{run}.txt")
 

@@ -19,7 +19,7 @@ def test_the_quickstart_writes_a_whole_report(repository, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert set(report["heads"]) == {"d2vlm", "distime", "text"}
-    assert set(report["further"]) == {"d2vlm_sft_more", "d2vlm_fpo"}
+    assert set(report["further"]) == {"d2vlm_sft_more", "d2vlm_fpo", "d2vlm_grpo"}
     for scores in (*report["heads"].values(), *report["further"].values()):
         assert 0 <= scores["mIoU"] <= 1 and set(scores["R@1"]) == {"0.3", "0.5", "0.7"} and "dense_F1" in scores
     assert report["oracle"]["mIoU"] > report["baselines"]["random_event"]["mIoU"]

@@ -1,0 +1,85 @@
+"""What a step of reinforcement learning costs beside a supervised step on as many answers: a ratio, paired.
+
+Needs a folder that the quickstart has made. Both kinds take turns on the same questions: roll-outs, forward and
+backward of ``grpo``; and forward and backward of the same answers as labels, behind the same prefixes. Also how much
+longer roll-outs take with each answer's prompt computed on its own. A ratio is the median of those of its rounds.
+
+    python -m benchmarks.grpo_step --quickstart runs/quickstart --questions 12 --answers 8 --repeats 5
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from videollm.batches.batch import Batch
+from videollm.batches.dataset import VideoDataset
+from videollm.checkpoint import load
+from videollm.common.command import ended
+from videollm.common.config import build, override, read_yaml
+from videollm.data import load_records
+from videollm.grpo import GRPO, GRPOOptions
+from videollm.grpo.rollout import Questions
+from videollm.model.objective import Supervised
+from videollm.training.optimizer import set_trainable
+from videollm.training.settings import Settings
+
+
+def timed(work) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), metavar="DIR")
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--answers", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    bundle = load(args.quickstart / "d2vlm/final")
+    model = bundle.model
+    given = override(read_yaml("configs/tiny/d2vlm_grpo.yaml"), [f"train.output={args.quickstart}"])
+    settings = build(Settings, given)
+    set_trainable(model, settings.train)
+    objective = GRPO(GRPOOptions(answers=args.answers, show_every=10**9))
+    objective.prepare(bundle, settings)
+    records = load_records([args.quickstart / "data/train.jsonl"])
+    reader = bundle.reader(args.quickstart / "data/videos")
+    dataset = VideoDataset(records, reader, bundle.encoder(), max_length=208, answers=False)
+    model.train()
+
+    def learn(batch: Batch, of) -> None:
+        model.objective = of
+        model(batch).loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    seconds: dict[str, list[float]] = {"roll-outs": [], "its forward and backward": [], "supervised step": []}
+    alone = []
+    for step in range(1, args.repeats + 1):  # the step's number is no multiple of ``show_every``
+        items = objective.rollouts.encoded([dataset[step * args.questions + k] for k in range(args.questions)])
+        (batch,) = objective.made([Questions(items)], step)
+        seconds["roll-outs"].append(timed(lambda items=items, step=step: objective.made([Questions(items)], step)))
+        seconds["its forward and backward"].append(timed(lambda batch=batch: learn(batch, objective)))
+        seconds["supervised step"].append(timed(lambda batch=batch: learn(batch, Supervised(None))))
+        asked = objective.rollouts.ask([item for item in items for _ in range(args.answers)])
+        generate = (bundle.tokenizer, bundle.stop_id, objective.rollouts.options, 1)
+        with torch.no_grad():
+            alone.append(timed(lambda asked=asked, generate=generate: model.drawn(asked, *generate)))
+    for name, values in seconds.items():
+        print(f"{name}: {statistics.median(values):.3f} s")
+    rolled, own, supervised = seconds.values()
+    ratios = [(r + o) / s for r, o, s in zip(rolled, own, supervised, strict=True)]
+    print(f"a step of grpo / a supervised step on as many answers: {statistics.median(ratios):.2f}")
+    ratios = [a / r for a, r in zip(alone, rolled, strict=True)]
+    print(f"roll-outs with every prompt on its own / with one for all answers: {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(ended(main))
