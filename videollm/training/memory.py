@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from videollm.batches.batch import Batch, moved
+from videollm.batches.batch import PREFIX, Batch, moved
 from videollm.batches.dataset import Item, share_prompt
 from videollm.batches.prompt import Prompt
 from videollm.batches.templates import TEMPLATES
@@ -268,9 +268,11 @@ def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) ->
     live = dry_run(model, settings, batch, zero3=zero.stage == 3)
     states = sum(parts.values(), Counter())
     sent = zero.bucket if zero.stage else states["trained"] * (world > 1)
+    most = max(live.highest.values())
     step = {
         "batch": sum(tensor.nbytes for tensor in tensors_of(batch)),
-        "activations": max(live.highest.values()),
+        "activations": most,
+        "beyond that, while answers are drawn": max(0, drawing(model, settings, batch) - most),
         "gradients on their way": width * sent,
         "gathered weights, at most": width * min(zero.gathered, states["parameters"]),
     }
@@ -279,6 +281,18 @@ def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) ->
     step["beyond that, while the optimizer steps"] = max(0, own - sum(step.values()))
     terms = {name: states[name] for name in STATES if name not in zero.offloaded} | step
     return Estimate(batch, zero, parts, live, terms, sum(states[name] for name in zero.offloaded))
+
+
+def drawing(model: VideoLLM, settings: Settings, batch: Batch) -> int:
+    """Bytes of the keys and values of the answers that an objective draws before a step; 0 where it draws none."""
+    objective, text = model.objective, model.config.text_config
+    if objective.answers:
+        return 0
+    asked = int((batch.segment_ids == PREFIX).sum(1).max())
+    places = asked + settings.generate.within(model.config.context_length).max_new_tokens
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    each = 2 * text.num_hidden_layers * text.num_key_value_heads * width * model.dtype.itemsize
+    return len(batch) * objective.together * places * each
 
 
 def tables(found: Estimate) -> list[Table]:

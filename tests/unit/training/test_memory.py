@@ -237,3 +237,23 @@ def test_a_deepspeed_file_that_a_run_would_refuse_is_refused(tmp_path):
     run = given(deepspeed=str(tmp_path / "none.json"))
     with pytest.raises(ConfigError, match=r"train\.deepspeed"):
         estimate(planned_model(run), run, Load(1, 4, 1, 60))
+
+
+# ---- answers that are drawn ------------------------------------------------------------------------------------------
+
+
+def test_drawn_answers_take_their_rows_and_their_keys_and_values():
+    found = {}
+    for answers in (2, 8):
+        run = given(objective={"name": "grpo", "answers": answers})
+        run.generate.max_new_tokens = 400
+        found[answers] = estimate(planned_model(run), run, Load(rows=1, frames=4, questions=1, text=40))
+        batch = found[answers].batch
+        asked = int((batch.segment_ids == 0).sum())
+        kept = answers * (asked + 400) * 2 * 4 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
+        beyond = max(0, kept - found[answers].terms["activations"])
+        assert found[answers].terms["beyond that, while answers are drawn"] == beyond
+        assert batch.num_samples == answers
+    assert found[8].terms["activations"] > found[2].terms["activations"]
+    alone = estimate(planned_model(given()), given(), Load(rows=1, frames=4, questions=1, text=40))
+    assert alone.terms["beyond that, while answers are drawn"] == 0
