@@ -17,6 +17,12 @@ NOWHERE = "/proc/no/such"  # cannot be made, by the administrator neither
 BAD = {
     "videollm.train": ["--config {none}.yaml", "--config {config} train.output=/proc/no/such", "--config {lines}"],
     "videollm.memory": ["--config {none}.yaml", "--config {videos}"],
+    "videollm.difficulty": [
+        "--annotations {none}.jsonl --answers {lines} --output {folder}/d.jsonl",
+        "--annotations {lines} --answers {lines} --output {folder}/d.jsonl",
+        "--annotations {lines} --answers {none}.jsonl --output {folder}/d.jsonl",
+        "--annotations {lines} --answers {lines} --output {nowhere}.jsonl",
+    ],
     "videollm.infer": [
         "--model {model} --annotations {lines} --videos {videos} --output {nowhere}.jsonl",
         "--model {none} --annotations {lines} --videos {videos} --output {folder}/a.jsonl",
@@ -81,6 +87,7 @@ BAD = {
     "benchmarks.floor": ["--repeats 0"],
     "benchmarks.fpo_ablation": ["--quickstart {none} --output {nowhere}"],
     "benchmarks.gpu_check": ["--output {nowhere}"],
+    "benchmarks.grpo_step": ["--quickstart {none}"],
     "benchmarks.kept_lengths": ["{nowhere}"],
     "benchmarks.fuzz_annotations": ["--lines 0"],
     "benchmarks.fuzz_files": ["--files 0"],
@@ -88,6 +95,7 @@ BAD = {
     "benchmarks.inference": ["--clips 0"],
     "benchmarks.lean_loss": ["--repeats 0"],
     "benchmarks.load_memory": ["--layers 0"],
+    "benchmarks.rl": ["--quickstart {none} --output {nowhere}"],
     "benchmarks.scoring": ["--repeats 0"],
     "benchmarks.tiny_checkpoint": ["{nowhere}"],
     "benchmarks.vision_cost": ["--frames 0"],

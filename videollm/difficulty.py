@@ -1,0 +1,49 @@
+"""Training questions by how hard a model finds them: ``python -m videollm.difficulty --annotations FILE ...``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from videollm.common.command import ended
+from videollm.common.config import build, override
+from videollm.common.files import check_writable, json_text, write_text
+from videollm.data import load_records, neutral_json
+from videollm.grpo.difficulty import DifficultyOptions, read_answers, scored, subset, tenths
+from videollm.grpo.rewards import Rewards
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
+    parser = argparse.ArgumentParser(
+        prog="videollm.difficulty", description="Questions by how hard a model finds them."
+    )
+    parser.add_argument("--annotations", required=True, nargs="+", help="the questions with their right answers")
+    parser.add_argument(
+        "--answers", required=True, nargs="+", type=Path, help="of videollm.infer, to the same questions"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="annotations of those that are drawn")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="count=2500 mean=0.05 spread=0.2 seed=1 ...")
+    args = parser.parse_intermixed_args(argv)
+
+    def run() -> None:
+        options = build(DifficultyOptions, override({}, args.overrides))
+        rewards = Rewards.named(options.rewards, "rewards")
+        check_writable(args.output, "--output")
+        records = load_records(args.annotations)
+        scores = scored(records, read_answers(args.answers), rewards)
+        drawn = subset(records, scores, options)
+        write_text(args.output, json_text(neutral_json(records[index]) for index in drawn))
+        table = Table("score", "questions", "drawn", title=f"{len(drawn)} of {len(scores)} answered, {args.output}")
+        for k, row in enumerate(zip(tenths(list(scores.values())), tenths([scores[i] for i in drawn]), strict=True)):
+            table.add_row(f"{k / 10:.1f} to {(k + 1) / 10:.1f}", *map(str, row))
+        Console(width=100).print(table)
+
+    return ended(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
