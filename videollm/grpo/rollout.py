@@ -117,8 +117,8 @@ class RollOuts:
         model = self.bundle.model
         if not model.frozen_tower:
             return list(items)
-        pixels = {id(item.pixels): item.pixels for item in items if item.pixels is not None}
-        made = {key: model.encode_frames(frames) for key, frames in pixels.items()}
+        seen = {id(item.pixels): (item.pixels, item.grids) for item in items if item.pixels is not None}
+        made = {key: model.encode_frames(frames, np.asarray(g) if g else None) for key, (frames, g) in seen.items()}
         return [
             item if item.pixels is None else replace(item, pixels=None, features=made[id(item.pixels)])
             for item in items
@@ -145,7 +145,11 @@ class RollOuts:
         places = [place for place, token in enumerate(ids) if token in self.bundle.model.span_ids]
         roles = [Role.EVIDENCE if place < before else Role.ANSWER for place in places]
         refs = [Ref(start + p, role, span=spans + k) for k, (p, role) in enumerate(zip(places, roles, strict=True))]
+        position = question.position
+        if position is not None:  # goes on by one on all axes, as in generation
+            position = np.concatenate([position, position[:, -1:] + np.arange(1, len(ids) + 1)], 1)
         return Prompt(
+            position=position,
             ids=question.ids + ids,
             supervised=[False] * start + [True] * len(ids),
             block=question.block + [-1] * len(ids),
