@@ -72,7 +72,7 @@ RULES = (
     Rule(r"bash scripts/train_inference_eval\.sh ANNOTATIONS \[", "settings", swaps=((r" \[sft.*", ""),)),
     Rule(r"python -m videollm\.memory ", "run"),
     # data
-    Rule(r"python -m videollm\.(data|frames|checkpoint) ", "run"),
+    Rule(r"python -m videollm\.(data|frames|checkpoint|difficulty) ", "run"),
     Rule(r"(CLEAN=\S+ )?bash scripts/d2vlm/prepare_data\.sh ", "run"),
     Rule(r"python -m d2vlm\.preference --packed ", "parse", why="made from files of the hub"),
     Rule(r"python -m d2vlm\.(preference|rank) ", "run"),
