@@ -49,6 +49,10 @@ _QWEN3 = {
     "type": "qwen3_vl", "patch_size": 4, "hidden_size": 32, "depth": 3, "num_heads": 4, "intermediate_size": 64,
     "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1, 2],
 }  # fmt: skip
+_QWEN2_5 = {
+    "type": "qwen2_5_vl", "patch_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 4, "intermediate_size": 64,
+    "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2, "out_hidden_size": 32,
+}  # fmt: skip
 _CONV = {"type": "conv", "image_size": SIZE, "channels": 3}
 _IMG = {"token": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>"}
 _PADS = {"token": "<|video_pad|>", "image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"}
@@ -79,10 +83,19 @@ BACKBONES = {
         "vision": _INTERNVL, "connector": {"type": "mlp"}, "language": _language("gemma2", head_dim=8),
         "template": "gemma2", "bidirectional_frames": True,
     },
+    "internvl3_5": {
+        "vision": _INTERNVL, "connector": {"type": "mlp"}, "language": _language("qwen3", head_dim=8),
+        "template": "internvl2_5", "visual_tokens": {**_IMG, "before": "Frame{number}: ", "between": "\n"},
+    },
     "qwen3_vl": {
         "vision": _QWEN3, "connector": {"type": "qwen3_vl"}, "template": "qwen2",
         "language": _language("qwen3_vl_text", head_dim=8, rope_parameters=_mrope(2, 1, 1)),
         "visual_tokens": {**_PADS, "before": "<{time:.1f} seconds>", "after": ""},
+    },
+    "qwen2_5_vl": {
+        "vision": _QWEN2_5, "connector": {"type": "qwen2_5_vl"}, "template": "qwen2",
+        "language": _language("qwen2_5_vl_text", rope_parameters=_mrope(2, 1, 1)),
+        "visual_tokens": {**_PADS, "after": ""},
     },
 }  # fmt: skip
 HEADS = {
@@ -90,8 +103,10 @@ HEADS = {
     "distime": {"name": "distime", "reg_max": 8},
     "text": {"name": "text"},
 }
-NATIVE = ("qwen3_vl",)  # of frames of any size
-PAIRS = [(backbone, head) for backbone in BACKBONES for head in HEADS]
+NATIVE = ("qwen3_vl", "qwen2_5_vl")  # of frames of any size
+# Of every backbone all heads, but for some of those that differ from another in one part alone.
+SAME = (("qwen2_5_vl", "text"), ("internvl3_5", "distime"), ("internvl3_5", "text"))
+PAIRS = [(backbone, head) for backbone in BACKBONES for head in HEADS if (backbone, head) not in SAME]
 LENGTHS = {"a.mp4": 4, "b.mp4": 6, "c.mp4": 5}  # frames, one a second
 SHAPES = {"a.mp4": (16, 24), "b.mp4": (8, 16), "c.mp4": (16, 16)}  # height and width, where a tower takes any
 

@@ -171,13 +171,24 @@ def merge(base: dict, extra: dict) -> dict:
     return result
 
 
+def later(default: typing.Any) -> typing.Any:
+    """A field that a dataclass got after its values were first written into files, compared or hashed there: at its
+    default ``to_dict`` leaves it out, so that they stay what they were."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def to_dict(config: typing.Any) -> dict:
     """A dataclass as plain nested dicts and lists, ready for YAML or json."""
-    return dataclasses.asdict(config, dict_factory=lambda pairs: {k: plain(v) for k, v in pairs})
+    values = ((f, getattr(config, f.name)) for f in dataclasses.fields(config))
+    return {f.name: plain(value) for f, value in values if not (f.metadata.get("later") and value == f.default)}
 
 
 def plain(value: typing.Any) -> typing.Any:
-    """Tuples as lists, so that YAML stays readable."""
+    """Dataclasses as dicts and tuples as lists, so that YAML stays readable."""
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 

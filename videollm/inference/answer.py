@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,7 +23,8 @@ from videollm.data import Record
 from videollm.heads import Answer
 from videollm.inference.plan import Alike, Asked, VideoGroups, plan, read_ahead
 from videollm.model.generate import GenerateOptions
-from videollm.model.towers import CHUNK, encode_frames
+from videollm.model.towers import CHUNK, encode_frames, encode_patches
+from videollm.video.patching import Grid
 
 
 @dataclass
@@ -102,11 +104,12 @@ class Answerer:
     def encode(self, group: Asked) -> None:
         """The tower's features of a group, computed once, into all of its items."""
         try:
-            shared = self.features(group.pixels) if group.features is None else group.features.to(self.device)
+            own = group.features
+            shared = self.features(group.pixels, group.grids) if own is None else own.to(self.device)
             for item in group.items:
                 if item.pixels is not None:
-                    item.features, item.pixels = self.features(item.pixels), None
-                elif shared is not None and not item.bad:
+                    item.features, item.pixels = self.features(item.pixels, item.grids), None
+                elif item.features is None and shared is not None and not item.bad:
                     kept = None if item.kept is None else torch.as_tensor(item.kept, device=self.device)
                     item.features = shared if kept is None else shared[kept]
             return
@@ -117,14 +120,18 @@ class Answerer:
         for item in group.items:
             item.bad = item.bad or "its frames do not fit into memory, one at a time; lower sampler.num_frames or fps"
 
-    def features(self, pixels: Tensor | None) -> Tensor | None:
-        """Frames as they travel -> [F, P, Dv]; raises out of memory only where one frame at a time does not fit."""
+    def features(self, pixels: Tensor | None, grids: list[Grid]) -> Tensor | None:
+        """Frames as they travel -> [F, P, Dv], those of any size with their grids -> [T, Dv]; raises out of memory only
+        where one frame at a time does not fit."""
         if pixels is None:
             return None
         model = self.bundle.model
         while True:
             try:
                 pixels = pixels.to(self.device, non_blocking=True)
+                if grids:
+                    prepare = model.as_the_tower_takes
+                    return encode_patches(model.vision_tower, pixels, np.asarray(grids), self.chunk, prepare)
                 return encode_frames(model.vision_tower, pixels, self.chunk, model.as_the_tower_takes)
             except RuntimeError as error:
                 if not out_of_memory(error) or self.chunk == 1:
@@ -152,7 +159,7 @@ class Answerer:
         free_memory()  # here the failed attempt's tensors are out of reach
         if len(pairs) == 1:
             ((record, item),) = pairs
-            size = f"{len(item.times_s)} frames and {item.longest} tokens"
+            size = f"{item.frames or len(item.times_s)} frames and {item.longest} tokens"
             remedy = "lower sampler.num_frames, sampler.fps or generate.max_new_tokens"
             return [error_line(record, f"does not fit into memory with {size}; {remedy}")], 0
         half = len(pairs) // 2
@@ -178,8 +185,8 @@ def answer_line(record: Record, answer: Answer, reason: str, item: Item) -> Answ
         spans=[[round(s, 3), round(e, 3)] for s, e in answer.spans],
         evidence_spans=[[round(s, 3), round(e, 3)] for s, e in answer.evidence_spans],
         scores=[round(s, 4) for s in answer.scores],
-        duration=round(item.duration_s, 3), finish_reason=reason, frames=len(item.times_s), thinned=item.thinned,
-        error=None,
+        duration=round(item.duration_s, 3), finish_reason=reason, frames=item.frames or len(item.times_s),
+        thinned=item.thinned, error=None,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ questions. Knows no network beyond what the bundle tells of prompts, and no outp
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -19,6 +19,7 @@ from videollm.common.config import ConfigError, build, to_dict
 from videollm.data import Record
 from videollm.model.generate import GenerateOptions
 from videollm.model.videollm import VideoLLMConfig
+from videollm.video.patching import Grid
 
 AHEAD = 2  # batches whose videos are read while one is answered
 UNIT = 4  # full batches of a unit, about: the last one of a unit may be smaller
@@ -83,6 +84,7 @@ class Asked:
     items: list[Item]
     pixels: Tensor | None = None  # of F frames, as ``reader.Seen`` has them
     features: Tensor | None = None  # [F, P, Dv]
+    grids: list[Grid] = field(default_factory=list)  # of frames of any size, as of an ``Item``
 
     def pin_memory(self) -> "Asked":
         """The pixels where a GPU takes them from while it works; the data loader calls it."""
@@ -121,12 +123,24 @@ class VideoGroups(Dataset):
         found = Asked([])
         for dataset, i in group:
             item = dataset.item(i, limits)
-            item.pixels = item.features = None  # one question's choice of frames is never held beside another's
             found.items.append(item)
-        if not all(item.bad for item in found.items):
+            if dataset.encoder.patching is not None:
+                self._share(found, item)
+                continue
+            item.pixels = item.features = None  # one question's choice of frames is never held beside another's
+        if dataset.encoder.patching is None and not all(item.bad for item in found.items):
             seen = self.reader.video(record.video, None, record.asking.view, limits)
             found.pixels, found.features = seen.pixels, seen.features
         return found
+
+    def _share(self, group: Asked, item: Item) -> None:
+        """Of frames of any size, an item with all of them leaves its groups to ``group``; others have groups of their
+        own, which are none of those."""
+        if item.bad or item.kept is not None:
+            return
+        if group.pixels is None and group.features is None:
+            group.pixels, group.features, group.grids = item.pixels, item.features, item.grids
+        item.pixels = item.features = None
 
 
 def read_ahead(groups: VideoGroups, workers: int, pin: bool) -> DataLoader:

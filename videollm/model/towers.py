@@ -12,6 +12,7 @@ A tower that takes frames of any size carries a ``patching`` (``videollm.video.p
 import difflib
 import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from transformers import (
 
 from videollm.common.config import ConfigError, join, unusable
 from videollm.common.registry import Registry, new_registry
+from videollm.video.patching import Patching
+from videollm.video.preprocess import Preprocess
 
 TOWERS = new_registry("towers")
 WHERE = "model.vision"
@@ -71,6 +74,21 @@ def encode_patches(
     with torch.no_grad():
         pairs = zip(patches.split(sizes), parts, strict=True)
         return torch.cat([tower(prepare(few), grid) for few, grid in pairs])
+
+
+def encode_video(tower: nn.Module, frames: Tensor, preprocess: Preprocess, device: torch.device) -> Tensor:
+    """A frozen tower's features of a video's frames as the reader gives them: what a store keeps, on the CPU.
+
+    [F, ...] -> [F, P, Dv], or for a tower that takes frames of any size [G, rows, columns, Dv], a row a token.
+    """
+    patching: Patching | None = getattr(tower, "patching", None)
+    if patching is None:
+        return encode_frames(tower, frames.to(device), CHUNK, preprocess.on_device).cpu().contiguous()
+    patches, grid = patching.group(frames), patching.grid(*frames.shape[1:3])
+    prepare = partial(patching.normalised, mean=preprocess.mean, std=preprocess.std)
+    grids = np.tile(grid, (len(patches), 1))
+    features = encode_patches(tower, patches.flatten(0, 1).to(device), grids, CHUNK, prepare).cpu()
+    return features.unflatten(0, (len(patches), *(side // patching.merge for side in grid))).contiguous()
 
 
 class InternVLTower(InternVLVisionModel):

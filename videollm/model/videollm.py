@@ -326,7 +326,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         again = checkpointing or not batch.keep_prefix or inject in (0, -1)
         shallow = {inject} | {layer for layer in layers if not again and not behind(self.decoder, layer, inject)}
         cache = None if again else PrefixCache()
-        prefix = self.run(batch, embeds, slice(0, cut), shallow, cache, maps)
+        prefix = self.run(batch, embeds, slice(0, cut), shallow, cache, maps=maps)
         frames.states[inject] = self.states_of_frames(batch, prefix[inject])
         embeds = self.embed_refs(embeds, refs.select(batch.late_refs), frames)
         if again:

@@ -6,8 +6,12 @@ checkpoint is to be read: ``NAMES``, prefixes of its tensors and ours, and ``par
 docs/backbones.md tells how to add one.
 """
 
-from videollm.model.backbones import qwen2_5_vl, qwen3_vl
+from videollm.model.backbones import internvl, qwen2_5_vl, qwen3_vl
 
-FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}  # by the ``model_type`` of the released config
+FAMILIES = {
+    "internvl": internvl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+}  # by the ``model_type`` of the released config
 
 __all__ = ["FAMILIES"]
