@@ -1,10 +1,13 @@
 """Native backbones against transformers' own classes as they are installed; every head learns on every backbone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen3NextConfig
 
 from tests.models import HEADS, LINES, NATIVE, gradients, make_batch, make_bundle, turns
+from tests.ops import Operations
 from videollm.common.config import ConfigError
 from videollm.model.attention import windows
 from videollm.model.backbones import FAMILIES
@@ -110,6 +113,22 @@ def test_every_head_learns_on_every_backbone(backbone, head):
         grads = gradients(model)
         assert all(grad is not None for grad in grads.values())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("family", NATIVE)
+def test_a_step_waits_for_no_value(family):
+    """From stored features on, in batches of several sizes, packed, an image and text among them."""
+    bundle = make_bundle(family, "d2vlm")
+    model = bundle.model.train()
+    for pack in (False, True):
+        batch = make_batch(bundle, list(LINES), pack=pack)
+        with torch.no_grad():
+            features = model.encode_frames(batch.pixel_values, batch.grids)
+        batch = replace(batch, pixel_values=None, grids=None, features=features)
+        for _ in range(2):  # what is made once is there in the second
+            with Operations() as found:
+                model(batch).loss.backward()
+        assert not found.waits
 
 
 def test_layers_without_attention_are_refused_by_name():
