@@ -53,6 +53,10 @@ _QWEN2_5 = {
     "type": "qwen2_5_vl", "patch_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 4, "intermediate_size": 64,
     "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2, "out_hidden_size": 32,
 }  # fmt: skip
+_SMOL = {
+    "type": "smolvlm", "image_size": SIZE, "patch_size": 7, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "intermediate_size": 64,
+}  # fmt: skip
 _CONV = {"type": "conv", "image_size": SIZE, "channels": 3}
 _IMG = {"token": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>"}
 _PADS = {"token": "<|video_pad|>", "image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"}
@@ -87,6 +91,9 @@ BACKBONES = {
         "vision": _INTERNVL, "connector": {"type": "mlp"}, "language": _language("qwen3", head_dim=8),
         "template": "internvl2_5", "visual_tokens": {**_IMG, "before": "Frame{number}: ", "between": "\n"},
     },
+    "smolvlm": {
+        "vision": _SMOL, "connector": {"type": "smolvlm"}, "language": _language("llama"), "template": "llama3",
+    },
     "qwen3_vl": {
         "vision": _QWEN3, "connector": {"type": "qwen3_vl"}, "template": "qwen2",
         "language": _language("qwen3_vl_text", head_dim=8, rope_parameters=_mrope(2, 1, 1)),
@@ -105,7 +112,7 @@ HEADS = {
 }
 NATIVE = ("qwen3_vl", "qwen2_5_vl")  # of frames of any size
 # Of every backbone all heads, but for some of those that differ from another in one part alone.
-SAME = (("qwen2_5_vl", "text"), ("internvl3_5", "distime"), ("internvl3_5", "text"))
+SAME = (("qwen2_5_vl", "text"), ("internvl3_5", "distime"), ("internvl3_5", "text"), ("smolvlm", "distime"))
 PAIRS = [(backbone, head) for backbone in BACKBONES for head in HEADS if (backbone, head) not in SAME]
 LENGTHS = {"a.mp4": 4, "b.mp4": 6, "c.mp4": 5}  # frames, one a second
 SHAPES = {"a.mp4": (16, 24), "b.mp4": (8, 16), "c.mp4": (16, 16)}  # height and width, where a tower takes any

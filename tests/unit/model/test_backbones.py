@@ -73,6 +73,34 @@ def test_positions_and_logits_are_those_of_the_installed_transformers(family):
 
 
 @torch.no_grad()
+def test_a_family_that_was_added_by_its_file_alone_is_what_transformers_has():
+    """SmolVLM2: patches, connector and words, square frames."""
+    bundle = make_bundle("smolvlm", "text")
+    text, vision = bundle.config.text_config.to_dict(), bundle.model.vision_tower.config.to_dict()
+    batch = make_batch(bundle, ["two_spans"], left=True)
+    token = int(batch.input_ids.flatten()[batch.visual_index[0]])
+    config = AutoConfig.for_model(
+        "smolvlm", text_config=text, vision_config=vision, image_token_id=token, scale_factor=2
+    )  # fmt: skip
+    parts = FAMILIES["smolvlm"].parts(config.to_dict())
+    assert parts["connector"] == {"type": "smolvlm", "merge": 2}
+    assert parts["vision"].items() >= bundle.config.vision.items()
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    names, state = FAMILIES["smolvlm"].NAMES, bundle.model.state_dict()
+    given = {
+        name: state[names[s] + name.removeprefix(s)] for name in model.state_dict() for s in names if name.startswith(s)
+    }
+    model.load_state_dict(given)
+    theirs = model(input_ids=batch.input_ids, pixel_values=batch.pixel_values[None], use_cache=False).logits
+    tokens = bundle.model.frame_tokens(batch)
+    whole = slice(0, batch.input_ids.shape[1])
+    ours = logits_of(
+        bundle.model.language_model, bundle.model.run(batch, bundle.model.embed(batch, tokens), whole, {-1})[-1]
+    )
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_a_tapped_layer_has_what_deepstack_adds_behind_it():
     """As the next layer receives it; and only at visual tokens."""
     bundle = make_bundle("qwen3_vl", "text")
@@ -94,7 +122,7 @@ def test_a_tapped_layer_has_what_deepstack_adds_behind_it():
 CELLS = [
     pytest.param(backbone, head, marks=[] if (backbone, head) in (("qwen3_vl", "d2vlm"), ("qwen2_5_vl", "distime"),
                  ("internvl3_5", "text")) else [pytest.mark.slow])
-    for backbone in (*NATIVE, "internvl", "internvl3_5", "etchat") for head in HEADS
+    for backbone in (*NATIVE, "internvl", "internvl3_5", "etchat", "smolvlm") for head in HEADS
 ]  # fmt: skip
 
 
