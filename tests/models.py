@@ -154,9 +154,17 @@ def model_settings(backbone: str, head_name: str, **changes) -> dict:
     return parts | changes
 
 
+def preprocess_of(backbone: str) -> dict:
+    """How frames are made for a backbone: of any size in multiples of 8 pixels, small ones, or square."""
+    if backbone not in NATIVE:
+        return {"kind": "plain", "size": SIZE}
+    limits = {"min_pixels": 128, "max_pixels": 2048, "image_min_pixels": 64, "image_max_pixels": 1024}
+    return {"kind": backbone, "factor": 8, "budget": "frame", **limits}
+
+
 def settings(backbone: str, head_name: str, train: dict | None = None, data: dict | None = None, **model) -> Settings:
     """The settings of a tiny run, from dicts."""
-    data = {"preprocess": {"kind": "plain", "size": SIZE}, "max_length": 1024} | (data or {})
+    data = {"preprocess": preprocess_of(backbone), "max_length": 1024} | (data or {})
     return build(Settings, {"model": model_settings(backbone, head_name, **model), "data": data, "train": train or {}})
 
 
@@ -312,7 +320,7 @@ def write_config(folder: Path, head: str, *, backbone: str = "internvl", lines=N
         "model": model_settings(backbone, head) | (model or {}),
         "data": {
             "train": [annotations], "validation": [annotations], "videos": str(clips()), "max_length": 1024,
-            "preprocess": {"kind": "plain", "size": SIZE}, "sampler": {"rule": "segments", "num_frames": 4},
+            "preprocess": preprocess_of(backbone), "sampler": {"rule": "segments", "num_frames": 4},
         },
         "train": {"output": str(folder / "run"), "steps": 3, "lr": 1e-3, "log_every": 1, "report_to": [], **train},
         "generate": {"max_new_tokens": 8},

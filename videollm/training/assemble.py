@@ -110,10 +110,12 @@ def check_installed(attention: str) -> None:
 
 
 def check_frames_fit(bundle: Bundle) -> None:
-    """ConfigError where the frames are not made as the vision tower takes them; one with a patching takes any."""
-    preprocess = build(Preprocess, bundle.config.preprocess, "data.preprocess")
-    made = (preprocess.channels, preprocess.size, preprocess.size)
-    if bundle.model.patching is None and made != (taken := tower_shape(bundle.model.vision_tower)):
+    """ConfigError where the frames are not made as the vision tower takes them."""
+    preprocess, patching = build(Preprocess, bundle.config.preprocess, "data.preprocess"), bundle.model.patching
+    factor, made = patching and patching.factor, (preprocess.channels, preprocess.size, preprocess.size)
+    told = f"{preprocess.factor}, the vision tower's {factor} (null: frames of one size); set kind and factor alike"
+    need(preprocess.factor == factor, f"data.preprocess: sides are multiples of {told}")
+    if patching is None and made != (taken := tower_shape(bundle.model.vision_tower)):
         raise ConfigError(
             f"data.preprocess: makes frames of {made} (channels, height, width), the vision tower takes {taken}; let "
             "data.preprocess.size and frame_difference agree with model.vision"
@@ -209,8 +211,7 @@ def planned_encoder(model: Path) -> tuple[PromptEncoder, int, bool]:
 def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenizerBase]:
     """The config of a model of parts, and its tokenizer with all tokens."""
     given = settings.model
-    if not given.head:
-        raise ConfigError("model.head.name is missing: name a head (docs/heads.md)")
+    need(given.head, "model.head.name is missing: name a head (docs/heads.md)")
     tokens = given.visual_tokens or VisualTokenSettings()
     tokenizer = load_tokenizer(given.tokenizer or given.language_weights, "model.tokenizer")
     head = head_class(given.head.get("name", ""))

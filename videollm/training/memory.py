@@ -25,10 +25,11 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from videollm.batches.batch import Batch, moved
 from videollm.batches.dataset import Item, share_prompt
-from videollm.batches.prompt import Prompt
+from videollm.batches.lengths import BY_TIME, largest_video
+from videollm.batches.prompt import Prompt, Visual
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle
-from videollm.common.config import ConfigError, build
+from videollm.common.config import ConfigError, build, need
 from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.objective import build_objective
 from videollm.model.videollm import VideoLLM, tower_shape
@@ -182,7 +183,7 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 def word_bundle(model: VideoLLM) -> Bundle:
     """The model with a tokenizer where only lengths count: a token a word, and the special ones."""
     stop = TEMPLATES[model.config.template].stop
-    marks = [model.config.visual_tokens.get(key) for key in ("token", "start", "end")]
+    marks = [model.config.visual_tokens.get(key) for key in ("token", "image", "start", "end")]
     special = dict.fromkeys([stop, *filter(None, marks), *model.head.span_tokens, *model.head.extra_tokens])
     raw = Tokenizer(models.WordLevel({"w": WORD}, unk_token="w"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -190,11 +191,19 @@ def word_bundle(model: VideoLLM) -> Bundle:
     return Bundle(model, words, words if model.connector.reads_question else None)
 
 
+def video_of(model: VideoLLM, frames: int) -> Visual:
+    """A video of ``frames``, one a second; of any size, the largest."""
+    if model.patching is None:
+        return Visual("video", frames, np.arange(frames, dtype=float))
+    return largest_video(model.patching, model.preprocess, frames)
+
+
 def make_prompt(bundle: Bundle, frames: int, text: int) -> Prompt:
-    """A video of ``frames``, one a second, and one question with its answer."""
+    """A video of ``frames`` and one question with its answer."""
     asked = min(QUESTION, text // 2)
     turns = [Turn("user", (VisualMark(0), " w" * asked)), Turn("assistant", ("w " * (text - asked), SpanMark(0)))]
-    return bundle.encoder().encode(turns, [(0.0, float(frames))], [("video", frames)], float(frames))
+    video = video_of(bundle.model, frames)
+    return bundle.encoder().encode(turns, [(0.0, float(frames))], [video], float(frames))
 
 
 def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
@@ -204,12 +213,17 @@ def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
     prompts = [replace(prompt) for _ in range(2 if pairs else load.questions)]
     if pairs:
         share_prompt(prompts, text_only=False)
-    tower, kind = model.vision_tower, "features" if settings.data.features else "pixels"
-    shape = (tower.num_patches, tower.hidden_size) if settings.data.features else tower_shape(tower)
-    spans_s, times_s = [np.asarray([[0.0, float(load.frames)]])] * len(prompts), np.arange(load.frames, dtype=float)
-    one = Item(prompts, spans_s, times_s=times_s, duration_s=float(load.frames), question="w " * QUESTION)
+    tower, video, features = model.vision_tower, video_of(model, load.frames), bool(settings.data.features)
+    if model.patching is None:
+        shape = (load.frames, *((tower.num_patches, tower.hidden_size) if features else tower_shape(tower)))
+    else:  # its sequences are cut by numbers, which shapes have not: without a graph it holds little beside the rest
+        need(model.frozen_tower, "train.parts.vision_tower: no estimate of training this tower; leave train out of it")
+        features, shape = True, (len(prompt.visual), tower.hidden_size)
+    spans_s, kind = [np.asarray([[0.0, float(load.frames)]])] * len(prompts), "features" if features else "pixels"
+    one = Item(prompts, spans_s, times_s=video.times_s, duration_s=float(load.frames), question="w " * QUESTION)
+    one.grids = list(video.grids)
     with SHAPES:  # a tensor a row: the collator takes one of several rows only once
-        items = [replace(one, **{kind: torch.empty(load.frames, *shape)}) for _ in range(load.rows)]
+        items = [replace(one, **{kind: torch.empty(shape)}) for _ in range(load.rows)]
     data, unseen = settings.data, None if settings.data.unseen_id is None else WORD
     collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=unseen)
     return collate(items)
@@ -241,11 +255,24 @@ def assumed_load(settings: Settings, model: VideoLLM, frames: int | None, text: 
     sampler = settings.data.sampler or build(Sampler, config.sampler, "sampler")
     text = text or min(TEXT, config.context_length // 4)
     asked = asked or (settings.data.max_questions if settings.data.pack else 1)
-    one, three = (len(make_prompt(word_bundle(model), count, text)) for count in (1, 3))
-    most = max(1, (config.context_length - one) // ((three - one) // 2) + 1)
-    frames = min(frames or (sampler.num_frames if sampler.rule == "segments" else sampler.max_frames) or most, most)
-    row = one + (frames - 1) * ((three - one) // 2) + (asked - 1) * text
+    chosen = frames or (sampler.max_frames if sampler.rule in BY_TIME else sampler.num_frames)
+    frames, prompt = frames_that_fit(word_bundle(model), chosen, text)
+    row = prompt + (asked - 1) * text
     return Load(max(1, budget // row) if budget else settings.train.batch_size, frames, asked, text)
+
+
+def frames_that_fit(bundle: Bundle, frames: int | None, text: int) -> tuple[int, int]:
+    """Of ``frames`` (None: of any number) those that the context has room for, and the tokens of their prompt."""
+    context = bundle.config.context_length
+    if bundle.model.patching is None:
+        one, three = (len(make_prompt(bundle, count, text)) for count in (1, 3))
+        most = max(1, (context - one) // ((three - one) // 2) + 1)
+        frames = min(frames or most, most)
+        return frames, one + (frames - 1) * ((three - one) // 2)
+    frames = frames or context  # of any size: the fewer, the larger each may be
+    while (tokens := len(make_prompt(bundle, frames, text))) > context and frames > 1:
+        frames = frames * 3 // 4
+    return frames, tokens
 
 
 @dataclass

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from tests.models import LINES, SHAPES, gradients, make_bundle, make_dataset, noise, turns
+from videollm.batches.lengths import item_sizes
 from videollm.batches.reader import Seen
 from videollm.common.config import ConfigError
 from videollm.model.towers import encode_video
 from videollm.video.patching import Patching, Run, even_starts
+from videollm.video.sampling import Sampler
 
 NAMES = list(LINES)
 AGAIN = {"id": "again", "video": "a.mp4", "tgt": [1, 3], "conversations": turns("<video>\nand when?", "<span>")}
@@ -178,3 +180,17 @@ def test_groups_without_any_time_are_refused(bundle):
 def test_a_frame_of_another_size_names_what_it_must_be():
     with pytest.raises(ValueError, match="multiples of 8"):
         Patching(4).group(noise(2, 12, 16))
+
+
+def test_lengths_are_at_most_what_the_budget_lets_through(bundle):
+    """Videos are not open yet; of 1024 pixels a frame and a budget of 2048, no item is taken for shorter than it is."""
+    lines = [LINES["two_spans"], LINES["asked"], LINES["image"], LINES["text"], AGAIN]
+    dataset = make_dataset(bundle, [{"duration": 6, **line} for line in lines])
+    dataset.reader.sampler, dataset.reader.max_tiles = Sampler(rule="fps", fps=1.0), 1
+    dataset.reader.preprocess = bundle.model.preprocess
+    sizes = item_sizes(dataset, "data.length_grouping").sum(1)
+    items = [dataset[i] for i in range(len(dataset))]
+    assert all(size >= item.longest for size, item in zip(sizes, items, strict=True))
+    assert sizes[3] == items[3].longest and sizes[0] < 4 * items[0].longest
+    dataset.max_length = 150
+    assert item_sizes(dataset, "data.length_grouping").sum(1).max() == 150
