@@ -32,8 +32,8 @@ from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build, need
 from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.objective import build_objective
-from videollm.model.videollm import VideoLLM, tower_shape
-from videollm.training.assemble import planned_config
+from videollm.model.videollm import VideoLLM
+from videollm.training.assemble import check_frames_fit, planned_config
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preflight import read_deepspeed, stage_of
 from videollm.training.settings import Settings
@@ -207,26 +207,36 @@ def make_prompt(bundle: Bundle, frames: int, text: int) -> Prompt:
 
 
 def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
-    """A batch of the collator's; pixels, or features where they are stored, are shapes."""
+    """A batch of the collator's; frames, as pixels or features where they are stored, are shapes."""
     bundle, pairs = word_bundle(model), model.objective.rejected is not None
     prompt = make_prompt(bundle, load.frames, load.text)
     prompts = [replace(prompt) for _ in range(2 if pairs else load.questions)]
     if pairs:
         share_prompt(prompts, text_only=False)
-    tower, video, features = model.vision_tower, video_of(model, load.frames), bool(settings.data.features)
-    if model.patching is None:
-        shape = (load.frames, *((tower.num_patches, tower.hidden_size) if features else tower_shape(tower)))
-    else:  # its sequences are cut by numbers, which shapes have not: without a graph it holds little beside the rest
+    video, kind = video_of(model, load.frames), "features" if settings.data.features else "pixels"
+    if model.patching is not None:  # its sequences are cut by numbers, which shapes have not: it holds little beside
         need(model.frozen_tower, "train.parts.vision_tower: no estimate of training this tower; leave train out of it")
-        features, shape = True, (len(prompt.visual), tower.hidden_size)
-    spans_s, kind = [np.asarray([[0.0, float(load.frames)]])] * len(prompts), "features" if features else "pixels"
+        kind = "features"
+    spans_s = [np.asarray([[0.0, float(load.frames)]])] * len(prompts)
     one = Item(prompts, spans_s, times_s=video.times_s, duration_s=float(load.frames), question="w " * QUESTION)
     one.grids = list(video.grids)
+    count = load.frames if model.patching is None else len(prompt.visual)
     with SHAPES:  # a tensor a row: the collator takes one of several rows only once
-        items = [replace(one, **{kind: torch.empty(shape)}) for _ in range(load.rows)]
+        items = [replace(one, **{kind: frames_of(model, kind, count)}) for _ in range(load.rows)]
     data, unseen = settings.data, None if settings.data.unseen_id is None else WORD
     collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=unseen)
     return collate(items)
+
+
+def frames_of(model: VideoLLM, kind: str, count: int) -> Tensor:
+    """``count`` frames of a video (of any size: tokens) as they travel to the device."""
+    tower, made = model.vision_tower, model.preprocess
+    if kind == "features":
+        patches = () if model.patching else (tower.num_patches,)
+        return torch.empty(count, *patches, tower.hidden_size)
+    side = (made.size, made.size)
+    decoded = torch.empty(count, 3, *side) if made.kind == "clip" else torch.empty(count, *side, 3, dtype=torch.uint8)
+    return made.before_device(decoded)
 
 
 def planned_model(settings: Settings) -> VideoLLM:
@@ -236,6 +246,7 @@ def planned_model(settings: Settings) -> VideoLLM:
         config._attn_implementation = "sdpa"  # what flash_attention_2 keeps is the same
     with torch.device("meta"):
         model = VideoLLM(config)
+    check_frames_fit(model)
     if settings.train.precision == "bf16" and settings.train.deepspeed:
         model.to(torch.bfloat16)  # DeepSpeed's way; without it, autocast makes copies
     with SHAPES:
