@@ -40,11 +40,13 @@ def gumbel(keys: Tensor, steps: Tensor, vocabulary: int) -> Tensor:
 
 
 class Draw(LogitsProcessor):
-    """Adds the noise of each row [B] to its scores, so that taking the highest draws from their softmax."""
+    """Adds the noise of each row [R] at its step to its scores, so that taking the highest draws from their softmax.
 
-    def __init__(self, keys: Tensor):
-        self.keys = keys
+    ``steps`` [R]: the tokens that each answer has so far; it is looked at anew in every step.
+    """
+
+    def __init__(self, keys: Tensor, steps: Tensor):
+        self.keys, self.steps = keys, steps
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        steps = torch.full_like(self.keys, input_ids.shape[1])  # the prompt is embeddings: only what is answered counts
-        return scores + gumbel(self.keys, steps, scores.shape[1])
+        return scores + gumbel(self.keys, self.steps, scores.shape[1])

@@ -24,7 +24,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     scores = torch.tensor([2.0, 0.0, 1.0, -3.0, -torch.inf])
     count = 20_000
     keys = row_keys([f"q{i}" for i in range(count)], 0, torch.device("cpu"))
-    drawn = Draw(keys)(torch.zeros(count, 3, dtype=torch.int64), scores.expand(count, -1)).argmax(-1)
+    drawn = Draw(keys, torch.full_like(keys, 3))(None, scores.expand(count, -1)).argmax(-1)
     shares = torch.bincount(drawn, minlength=5) / count
     likely = scores.softmax(-1)
     assert ((shares - likely).abs() < 5 * (likely * (1 - likely) / count).sqrt() + 1e-12).all()
