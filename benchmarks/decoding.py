@@ -54,11 +54,8 @@ def bare(model: VideoLLM, batch: Batch, tokens: int) -> Tensor:
     with cache.filled(rows, whole):
         states = model.run(batch, embeds, whole, {-1}, cache)[-1]
     cache.begin(range(len(batch)), rows, batch.segment_ids >= 0, batch.last)
-    logits, steps, embeds = (
-        model.get_output_embeddings()(states[rows, batch.last]),
-        torch.zeros_like(rows),
-        embeds[:, -1:],
-    )
+    logits, steps = model.get_output_embeddings()(states[rows, batch.last]), torch.zeros_like(rows)
+    embeds = embeds[:, -1:]
     for _ in range(tokens - 1):
         cache.advance(steps.add_(1))
         out = model.decoder(

@@ -117,7 +117,7 @@ def test_interrupted_inference_goes_on_and_refuses_other_settings(trained, capsy
     again, answer = [], inference_run.answer_records
 
     def watched(*args, asked, **options):
-        again.extend(record.id for _, alike in asked for record in alike)
+        again.extend(record.id for alike in asked for record, _ in alike)
         return answer(*args, asked=asked, **options)
 
     monkeypatch.setattr(inference_run, "answer_records", watched)

@@ -8,7 +8,7 @@ answers nor ranks.
 import gc
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,18 +57,19 @@ def answer_records(
     those that are decoded alike: see ``plan.plan``. The model keeps the mode and device it has.
     """
     if asked is None:
-        options = options.within(bundle.config.context_length)
         asked = [alike for unit in plan(records, options, batch_size) for alike in unit]
+    context = bundle.config.context_length
+    asked = [[(record, own.within(context)) for record, own in alike] for alike in asked]
     answerer = Answerer(bundle)
     groups = read_ahead(
         VideoGroups(bundle, records, reader, asked), batch_size, workers, answerer.device.type == "cuda"
     )
     speed, ready = speed or Speed(), {}
     waiting = timed(groups, speed)
-    start, total = time.perf_counter(), sum(len(alike) for _, alike in asked)
+    start, total = time.perf_counter(), sum(map(len, asked))
     with tqdm(total=total, unit="question", disable=not progress, desc="answering") as bar:
-        for own, alike in asked:
-            made = answerer.answer(encoded(alike, ready, waiting, answerer), own, min(batch_size, len(alike)))
+        for alike in asked:
+            made = answerer.answer(encoded(alike, ready, waiting, answerer), of_any(alike), min(batch_size, len(alike)))
             for line, tokens in made:
                 speed.questions, speed.tokens = speed.questions + 1, speed.tokens + tokens
                 speed.seconds += time.perf_counter() - start
@@ -77,16 +78,20 @@ def answer_records(
                 yield line
 
 
-def encoded(
-    records: Sequence[Record], ready: dict[str, Item], groups: Iterator[Asked], answerer: "Answerer"
-) -> Iterator[Question]:
+def of_any(alike: Alike) -> GenerateOptions:
+    """The options of questions that are decoded alike, with the bounds of all in ``max_`` and ``min_new_tokens``."""
+    bounds = {f"{of}_new_tokens": max(getattr(own, f"{of}_new_tokens") for _, own in alike) for of in ("max", "min")}
+    return replace(alike[0][1], **bounds)
+
+
+def encoded(alike: Alike, ready: dict[str, Item], groups: Iterator[Asked], answerer: "Answerer") -> Iterator[Question]:
     """The questions, each as soon as its video has been through the tower; what comes with it waits in ``ready``."""
-    for record in records:
+    for record, own in alike:
         while record.id not in ready:
             group = next(groups)
             answerer.encode(group)
             ready |= {item.ids[0]: item for item in group.items}
-        yield Question(record, ready.pop(record.id))
+        yield Question(record, ready.pop(record.id), own)
 
 
 def timed(groups: Iterable[Asked], speed: Speed) -> Iterator[Asked]:
@@ -193,14 +198,14 @@ class Answerer:
             if full:
                 free_memory()  # here the failed attempt's tensors are out of reach
                 if rows == 1:
-                    unasked.append((self.too_large(tried.pop(next(iter(tried))), options), 0))
+                    unasked.append((self.too_large(tried.pop(next(iter(tried)))), 0))
                 rows = rows // 2 or number
             yield from taken(unasked)
 
-    def too_large(self, question: Question, options: GenerateOptions) -> AnswerLine:
+    def too_large(self, question: Question) -> AnswerLine:
         """The line of a question that does not fit into memory with nobody beside it."""
         item, model = question.item, self.bundle.model
-        places = item.longest + options.within(self.bundle.config.context_length).max_new_tokens
+        places = item.longest + question.options.max_new_tokens
         size = row_bytes(model.language_model.config, places, model.dtype) / 2**20
         what = f"{len(item.times_s)} frames and {item.longest} tokens, whose keys and values take {size:.0f} MiB"
         remedy = "lower sampler.num_frames, sampler.fps or generate.max_new_tokens"

@@ -23,8 +23,8 @@ from videollm.model.videollm import VideoLLMConfig
 AHEAD = 2  # times as many questions as are answered at a time: so many have their videos read ahead
 UNIT = 8  # times as many questions as are answered at a time, about: at a unit's end rows are empty
 
-Alike = tuple[GenerateOptions, list[Record]]  # questions that are decoded alike, and how
-Unit = list[Alike]  # what is asked again where a line of it is missing
+Alike = list[tuple[Record, GenerateOptions]]  # questions that can be decoded beside each other, and how each one is
+Unit = list[Alike]
 
 
 def plan(records: Sequence[Record], options: GenerateOptions, batch_size: int) -> list[Unit]:
@@ -43,17 +43,17 @@ def plan(records: Sequence[Record], options: GenerateOptions, batch_size: int) -
     return [by_options(unit, options) for unit in units]
 
 
-def by_options(records: Sequence[Record], options: GenerateOptions) -> list[tuple[GenerateOptions, list[Record]]]:
-    """Records that are decoded alike, with how: ``options`` with the record's own laid over them.
+def by_options(records: Sequence[Record], options: GenerateOptions) -> list[Alike]:
+    """Records that are decoded alike, each with how: ``options`` with the record's own laid over them.
 
     Raises:
         ConfigError: a record's own option is unknown or has a bad value; the message names its line.
     """
-    groups: dict[tuple, tuple[GenerateOptions, list[Record]]] = {}
+    groups: dict[tuple, Alike] = {}
     for record in records:
         given = record.asking.generate
         own = build(GenerateOptions, to_dict(options) | given, f"{record.where}: generate") if given else options
-        groups.setdefault(astuple(own), (own, []))[1].append(record)
+        groups.setdefault(astuple(own.of_all), []).append((record, own))
     return list(groups.values())
 
 
@@ -88,8 +88,8 @@ class VideoGroups(Dataset):
     only."""
 
     def __init__(self, bundle: Bundle, records: Sequence[Record], reader: VisualReader, unit: Unit):
-        rooms = {record.id: room_for_question(bundle.config, options) for options, alike in unit for record in alike}
-        asked = [record for _, alike in unit for record in alike]
+        rooms = {record.id: room_for_question(bundle.config, own) for alike in unit for record, own in alike}
+        asked = [record for alike in unit for record, _ in alike]
         place = {record.id: i for i, record in enumerate(records)}
         encoder = bundle.encoder()
         made = {

@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from videollm.batches.batch import Batch
 from videollm.batches.dataset import Item
 from videollm.checkpoint import Bundle
 from videollm.data import Record
@@ -21,10 +22,11 @@ from videollm.model.generate import GenerateOptions, Rows
 
 @dataclass
 class Question:
-    """One that can be asked, its video encoded."""
+    """One that can be asked, its video encoded, and how."""
 
     record: Record
     item: Item
+    options: GenerateOptions
 
 
 @dataclass
@@ -38,7 +40,11 @@ class Group:
 
 
 class Seating:
-    """Questions that are decoded alike, in ``number`` rows."""
+    """Questions in ``number`` rows.
+
+    ``options``: what is the same for all of them (``GenerateOptions.of_all``), with the most tokens that one may get,
+    and ``min_new_tokens`` where any has.
+    """
 
     def __init__(self, bundle: Bundle, options: GenerateOptions, number: int):
         self.bundle, self.options, self.number = bundle, options, number
@@ -50,8 +56,7 @@ class Seating:
     def run(self, questions: Iterator[Question]) -> Iterator[tuple[Question, Answer, str]]:
         """Every question with its answer and finish reason (``stop`` or ``length``), as they end."""
         bundle, pad = self.bundle, self.bundle.tokenizer.pad_token_id
-        options = self.options.within(bundle.config.context_length)
-        with Rows(bundle.model, self.number, options, bundle.stop_id, pad, self.device) as rows:
+        with Rows(bundle.model, self.number, self.options, bundle.stop_id, pad, self.device) as rows:
             while True:
                 self.enter(rows, questions)
                 if not self.inside:
@@ -86,15 +91,18 @@ class Seating:
         for group in before:
             self.follow(rows, group)
         if whole:
-            items = [question.item for group in whole for question in group.questions]
-            rows.enter(self.collate(items).to(self.device, non_blocking=True), [r for g in whole for r in g.rows])
+            together = [question for group in whole for question in group.questions]
+            batch = self.batch([question.item for question in together])
+            rows.enter(
+                batch, [row for group in whole for row in group.rows], own=[question.options for question in together]
+            )
         for group in groups[len(before) :]:
             if group.source is not None:
                 self.follow(rows, group)
         self.inside |= {row: question for g in groups for row, question in zip(g.rows, g.questions, strict=True)}
 
     def grouped(self, entering: list[Question], free: list[int], shares: bool) -> list[Group]:
-        """The passes by which questions enter, a row for each; ``shares``: what a row holds already is not run again."""
+        """The passes by which questions enter, a row each; ``shares``: what a row holds already is not run again."""
         groups: list[Group] = []
         for question, row in zip(entering, free, strict=False):
             start = common_start(self.newest[0].item, question.item) if shares and self.newest else 0
@@ -110,8 +118,12 @@ class Seating:
 
     def follow(self, rows: Rows, group: Group) -> None:
         """The questions of a group enter behind the frames that a row has already."""
-        items = [replace(question.item, features=None, pixels=None) for question in group.questions]
-        rows.follow(self.collate(items).to(self.device, non_blocking=True), group.rows, group.source, group.start)
+        batch = self.batch([replace(question.item, features=None, pixels=None) for question in group.questions])
+        rows.follow(batch, group.rows, group.source, group.start, [question.options for question in group.questions])
+
+    def batch(self, items: list[Item]) -> Batch:
+        """Items as the model takes them, where it takes them."""
+        return self.collate(items).to(self.device, non_blocking=True)
 
 
 def common_start(one: Item, other: Item) -> int:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     reader = bundle.reader(args.videos, options.sampler, backend=args.backend, timeout_s=args.decode_timeout)
     if args.frames:
         open_store(args.frames, reader, records)
-    for own, _ in chain(*units):
+    for _, own in chain(*chain(*units)):
         room_for_question(bundle.config, own)  # said before a file is begun
     check_writable(args.output, "--output")
     ranks = Ranks()
@@ -75,7 +75,7 @@ def answer_share(
 ) -> Speed:  # fmt: skip
     """Answer this rank's units as far as they are missing. Questions that are decoded alike are always asked whole, so
     that their answers are those of a run without a break; lines that are there already are not written again."""
-    left = [[alike for alike in unit if any(r.id in missing for r in alike[1])] for unit in units]
+    left = [[alike for alike in unit if any(record.id in missing for record, _ in alike)] for unit in units]
     own = [alike for unit in [unit for unit in left if unit][ranks.rank :: ranks.world] for alike in unit]
     speed = Speed()
     if not own:

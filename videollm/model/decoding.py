@@ -37,6 +37,7 @@ class Decoding:
     done: Tensor  # [R] bool
     steps: Tensor  # [R] int64, tokens that are decided
     limit: Tensor  # [R] int64, the most tokens
+    least: Tensor  # [R] int64, the tokens before which no answer stops
     keys: Tensor  # [R] int64, from which sampled rows draw
     words: Tensor | None = None  # [R, V] bool, the tokens of prompt and answer, where anybody asks for them
     frames: FrameBatch | None = None  # of R rows
@@ -54,15 +55,16 @@ class Decoding:
         row = torch.arange(rows, device=device)
         span_ids, stop_ids = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (span_ids, stop_ids))
         ids = torch.full((rows, tokens + 1), pad_id, device=device)
-        none = [torch.zeros_like(row) for _ in range(3)]
+        none = [torch.zeros_like(row) for _ in range(4)]
         return cls(head, span_ids, stop_ids, ids, row, torch.ones_like(row, dtype=torch.bool), *none)
 
     def begin(
-        self, where: Tensor, frames: FrameBatch, limit: Tensor, keys: Tensor | None, words: Tensor | None
-    ) -> None:
-        """Answers of at most ``limit`` [N] tokens begin in the rows ``where`` [N], which ``frames`` are about."""
+        self, where: Tensor, frames: FrameBatch, limit: Tensor, least: Tensor, keys: Tensor | None,
+        words: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Answers begin in the rows ``where`` [N], which ``frames`` are about; see the fields for the rest."""
         self.frames = frames_with(self.frames, where, frames, len(self.row))
-        self.done[where], self.steps[where], self.limit[where] = False, 0, limit
+        self.done[where], self.steps[where], self.limit[where], self.least[where] = False, 0, limit, least
         if keys is not None:
             self.keys[where] = keys
         if words is not None:
@@ -142,10 +144,10 @@ class SpanPenalty(LogitsProcessor):
 
 
 class NotYet(LogitsProcessor):
-    """No stop token (``stops`` [V] bool) before a row has ``least`` tokens; ``steps`` [R] are those it has."""
+    """No stop token (``stops`` [V] bool) before a row has ``least`` [R] tokens; ``steps`` [R] are those it has."""
 
-    def __init__(self, least: int, stops: Tensor, steps: Tensor):
-        self.least, self.stops, self.steps = least, stops, steps
+    def __init__(self, stops: Tensor, least: Tensor, steps: Tensor):
+        self.stops, self.least, self.steps = stops, least, steps
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return scores.masked_fill((self.steps < self.least)[:, None] & self.stops, -torch.inf)

@@ -17,9 +17,9 @@ MIXERS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))  # its shifts an
 BITS = 52  # of a uniform number: that and a half is exact in float64
 
 
-def row_keys(ids: Sequence[str], seed: int, device: torch.device) -> Tensor:
-    """A number [B] int64 of each question's own, under ``seed``."""
-    digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in ids)
+def row_keys(ids: Sequence[str], seeds: Sequence[int], device: torch.device) -> Tensor:
+    """A number [B] int64 of each question's own, under its seed."""
+    digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name, seed in zip(ids, seeds, strict=True))
     return torch.tensor([int.from_bytes(d[:8], "big", signed=True) for d in digests], device=device)
 
 

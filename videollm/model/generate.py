@@ -53,6 +53,11 @@ class GenerateOptions:
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
 
+    @property
+    def of_all(self) -> "GenerateOptions":
+        """What has to be the same for answers that are made beside each other; the rest is each one's own."""
+        return replace(self, max_new_tokens=None, min_new_tokens=0, seed=0)
+
     def within(self, context: int) -> "GenerateOptions":
         """The options for a model that takes ``context`` tokens."""
         if self.max_new_tokens is not None:
@@ -123,7 +128,7 @@ class SpanGeneration:
         found, device, words = LogitsProcessorList(), state.ids.device, self.config.text_config.vocab_size
         if options.min_new_tokens:
             stops = torch.isin(torch.arange(words, device=device), state.stop_ids)
-            found.append(NotYet(options.min_new_tokens, stops, state.steps))
+            found.append(NotYet(stops, state.least, state.steps))
         if options.repetition_penalty != 1.0:
             state.words = torch.zeros(len(state.row), words, dtype=torch.bool, device=device)
             found.append(SpanPenalty(options.repetition_penalty, state.span_ids, state.words))
@@ -158,7 +163,8 @@ class Rows:
         self, model: SpanGeneration, number: int, options: GenerateOptions, stop_id: int, pad_id: int | None,
         device: torch.device,
     ):  # fmt: skip
-        """``options`` are complete (``within``)."""
+        """``options`` are those of all answers (complete, ``within``), with the most tokens that one of them may have;
+        with ``min_new_tokens`` where any has."""
         self.model, self.options, self.head = model, options, model.head
         self.look = 1 if device.type == "cpu" else LOOK  # steps between two looks
         exact = model.language_model.config._attn_implementation == FLASH
@@ -184,16 +190,23 @@ class Rows:
 
     # ---- prompts ---------------------------------------------------------------------------------------------------
 
-    def enter(self, batch: Batch, rows: Sequence[int], answers: int = 1) -> None:
-        """The questions of ``batch`` enter ``rows``, each ``answers`` of them, one behind the other."""
+    def enter(
+        self, batch: Batch, rows: Sequence[int], answers: int = 1, own: Sequence[GenerateOptions] | None = None
+    ) -> None:
+        """The questions of ``batch`` enter ``rows``, each ``answers`` of them, one behind the other.
+
+        ``own``: how each question is answered, where they differ in what may (``GenerateOptions.of_all``).
+        """
         model, length = self.model, batch.input_ids.shape[1]
         embeds, frames, maps = model.prompt(batch, self.options)
         states = self.pass_over(batch, embeds, slice(0, length), rows, maps)
         for layer in {*self.head.frame_layers, self.head.inject_layer} - {None}:
             frames.states[layer] = model.states_of_frames(batch, states[layer])
-        self.begin(batch, frames, states, 0, rows, answers)
+        self.begin(batch, frames, states, 0, rows, answers, own)
 
-    def follow(self, batch: Batch, rows: Sequence[int], source: int, start: int) -> None:
+    def follow(
+        self, batch: Batch, rows: Sequence[int], source: int, start: int, own: Sequence[GenerateOptions] | None = None
+    ) -> None:
         """As ``enter`` for questions whose first ``start`` tokens, all frames among them, are those of the question
         that was the last to enter row ``source``. Only what stands behind them runs."""
         model, length = self.model, batch.input_ids.shape[1]
@@ -202,7 +215,7 @@ class Rows:
         embeds = model.embed_refs(embeds, shown(batch.refs, self.options), frames)
         self.cache.copy(source, rows, start)
         states = self.pass_over(batch, embeds, slice(start, length), rows)
-        self.begin(batch, frames, states, start, rows, 1)
+        self.begin(batch, frames, states, start, rows, 1, own)
 
     def pass_over(
         self, batch: Batch, embeds: Tensor, columns: slice, rows: Sequence[int], maps: Tensor | None = None
@@ -213,20 +226,22 @@ class Rows:
             return self.model.run(batch, embeds, columns, self.layers, self.cache, maps)
 
     def begin(
-        self, batch: Batch, frames: FrameBatch, states: dict[int, Tensor], start: int, rows: Sequence[int], answers: int
-    ) -> None:
+        self, batch: Batch, frames: FrameBatch, states: dict[int, Tensor], start: int, rows: Sequence[int],
+        answers: int, given: Sequence[GenerateOptions] | None,
+    ) -> None:  # fmt: skip
         """The answers begin behind the prompts, of which ``states`` has the columns from ``start`` on."""
         device, number = batch.input_ids.device, len(self.state.row)
         where = torch.tensor(rows, device=device)
         own = torch.arange(len(batch), device=device).repeat_interleave(answers)  # the prompt of each of ``rows``
+        how = [options for options in given or [self.options] * len(batch) for _ in range(answers)]
+        numbers = torch.tensor([[options.max_new_tokens, options.min_new_tokens] for options in how], device=device)
         keys = words = None
         if self.options.do_sample:
             names = [f"{name} {k}" if k else name for name in batch.ids for k in range(answers)]
-            keys = row_keys(names, self.options.seed, device)
+            keys = row_keys(names, [options.seed for options in how], device)
         if self.state.words is not None:
             words = words_of(batch, self.state.words.shape[1])[own]
-        limit = torch.full_like(where, self.options.max_new_tokens)
-        self.state.begin(where, rows_of(frames, own), limit, keys, words)
+        self.state.begin(where, rows_of(frames, own), *numbers.unbind(1), keys, words)
         self.cache.begin(rows, where, (batch.segment_ids >= 0)[own], batch.last[own])
         first = [states[layer][own, batch.last[own] - start] for layer in (-1, self.head.query_layer)]
         ends = batch.position_ids.gather(-1, batch.last[:, None].expand(*batch.position_ids.shape[:-1], 1))

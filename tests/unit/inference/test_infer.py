@@ -69,16 +69,18 @@ def four_a_clip(count: int = 3) -> list[dict]:
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.integers(1, 3)), max_size=60), st.integers(1, 4))
 def test_a_plan_holds_every_question_once_and_every_video_in_one_unit(asked, size):
     records = [
-        question(str(i), video and f"{video}.mp4", generate={"max_new_tokens": tokens})
+        question(str(i), video and f"{video}.mp4", generate={"max_new_tokens": tokens, "top_p": 0.5 + tokens % 2 / 2})
         for i, (video, tokens) in enumerate(asked)
     ]
     units = plan(records, GenerateOptions(), size)
     groups = [group for unit in units for group in unit]
-    assert sorted(r.id for _, alike in groups for r in alike) == sorted(r.id for r in records)
-    assert all({r.asking.generate["max_new_tokens"] for r in alike} == {own.max_new_tokens} for own, alike in groups)
-    homes = [{r.video for _, alike in unit for r in alike if r.video} for unit in units]
+    assert sorted(r.id for alike in groups for r, _ in alike) == sorted(r.id for r in records)
+    assert all(own.max_new_tokens == r.asking.generate["max_new_tokens"] for alike in groups for r, own in alike)
+    assert all(len({own.top_p for _, own in alike}) == 1 for alike in groups)
+    assert sum(map(len, units)) == sum(len({own.top_p for alike in unit for _, own in alike}) for unit in units)
+    homes = [{r.video for alike in unit for r, _ in alike if r.video} for unit in units]
     assert sum(map(len, homes)) == len(set().union(*homes)) if homes else not asked
-    assert all(sum(len(alike) for _, alike in unit) >= UNIT * size for unit in units[:-1])
+    assert all(sum(map(len, unit)) >= UNIT * size for unit in units[:-1])
 
 
 @pytest.mark.parametrize("backbone", ["internvl", "etchat"])
@@ -138,13 +140,13 @@ def test_a_batch_that_does_not_fit_is_split_and_a_question_that_does_not_is_name
     whole = {line.id: line for line in answer_records(bundle, records, NoiseReader(), SHORT)}
     rows = []
 
-    def little_room(asking, batch, where, *rest):
+    def little_room(asking, batch, where, *rest, **named):
         rows.append(len(asking.state.row))
         if rows[-1] > 2 or "b.mp41" in batch.ids:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return how[len(rest)](asking, batch, where, *rest)
+        return how["own" in named](asking, batch, where, *rest, **named)
 
-    how = {0: Rows.enter, 2: Rows.follow}
+    how = {True: Rows.enter, False: Rows.follow}
     monkeypatch.setattr(Rows, "enter", little_room)
     monkeypatch.setattr(Rows, "follow", little_room)
     speed = Speed()

@@ -61,9 +61,9 @@ def seen(monkeypatch):
         state.names = {}
         return LogitsProcessorList([Seen(state), *processors(model, options, state)])
 
-    def named(rows, batch, frames, states, start, where, answers):
+    def named(rows, batch, frames, states, start, where, *rest):
         rows.state.names |= dict(zip(where, batch.ids, strict=True))
-        begin(rows, batch, frames, states, start, where, answers)
+        begin(rows, batch, frames, states, start, where, *rest)
 
     monkeypatch.setattr(VideoLLM, "_processors", recording)
     monkeypatch.setattr(Rows, "begin", named)
@@ -219,3 +219,18 @@ def test_positions_of_several_kinds_are_carried_on(monkeypatch):
     monkeypatch.setattr(bundle.model.decoder, "forward", first_of_three)
     found = {one.id: one.raw_text for one in answer_records(bundle, asked, NoiseReader(), LONG, batch_size=3)}
     assert found == wanted and {len(shape) for shape in given} == {3} and (3, 3, 1) in given
+
+
+def test_length_and_seed_are_each_question_s_own(monkeypatch):
+    """Questions that differ in them only share rows; each is answered as with its options alone."""
+    bundle, options = make_bundle("internvl", "text"), replace(LONG, do_sample=True)
+    own = [{"max_new_tokens": 3}, {"seed": 5}, {}, {"max_new_tokens": 9, "min_new_tokens": 9}, {"seed": 5}]
+    asked = [record(line(f"q{k}", "a", "when?", generate=given)) for k, given in enumerate(own)]
+    seen_passes = passes(bundle)
+    together = {one.id: one.raw_text for one in answer_records(bundle, asked, NoiseReader(), options, batch_size=5)}
+    assert {rows for rows, tokens in seen_passes if tokens == 1} == {5}
+    for one, given in zip(asked, own, strict=True):
+        plain = replace(one, asking=replace(one.asking, generate={}))
+        (alone,) = answer_records(bundle, [plain], NoiseReader(), replace(options, **given))
+        assert together[one.id] == alone.raw_text
+    assert len(set(together.values())) == len(own)
