@@ -1,10 +1,12 @@
 """Which question is answered in which row: ended ones leave, waiting ones enter, nobody waits for the longest answer.
 
 In: questions as they become ready, in order, and how many rows there are. Out: each with its answer, as it ends. Who
-enters when follows from the questions, the rows and the device's ``look`` alone, never from time, so that asking the
-same ones again gives the same. Knows no files and no video.
+enters when follows from the questions, the rows and the device's ``look`` alone (and from a time limit, where one is
+set), so that asking the same ones again gives the same. Knows no files and no video.
 """
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,11 +24,19 @@ from videollm.model.generate import GenerateOptions, Rows
 
 @dataclass
 class Question:
-    """One that can be asked, its video encoded, and how."""
+    """One that can be asked, its video encoded, and how.
+
+    ``until``: when its answer is to end even so, by ``time.monotonic()``; what there is by then is its answer.
+    """
 
     record: Record
     item: Item
     options: GenerateOptions
+    until: float = math.inf
+
+    def cancel(self) -> None:
+        """Let the answer end at the next look."""
+        self.until = -math.inf
 
 
 @dataclass
@@ -54,7 +64,7 @@ class Seating:
 
     @torch.no_grad()
     def run(self, questions: Iterator[Question]) -> Iterator[tuple[Question, Answer, str]]:
-        """Every question with its answer and finish reason (``stop`` or ``length``), as they end."""
+        """Every question with its answer and finish reason (``stop``, ``length`` or ``time``), as they end."""
         bundle, pad = self.bundle, self.bundle.tokenizer.pad_token_id
         with Rows(bundle.model, self.number, self.options, bundle.stop_id, pad, self.device) as rows:
             while True:
@@ -71,14 +81,14 @@ class Seating:
 
     def leave(self, rows: Rows) -> list[tuple[Question, Answer, str]]:
         """The questions whose answers have ended; their rows are free."""
-        done = rows.state.done.tolist()
-        ended = [row for row in sorted(self.inside) if done[row]]
-        model, found = self.bundle.model, []
+        done, now = rows.state.done.tolist(), time.monotonic()
+        ended = [row for row in sorted(self.inside) if done[row] or now >= self.inside[row].until]
+        bundle, model, found = self.bundle, self.bundle.model, []
         for row, made in zip(ended, rows.state.answers(ended) if ended else (), strict=True):
             question = self.inside.pop(row)
             rows.leave(row)
-            told = model.read_answer(*made, self.bundle.tokenizer, self.bundle.stop_id, question.item.duration_s)
-            found.append((question, *told))
+            answer, reason = model.read_answer(*made, bundle.tokenizer, bundle.stop_id, question.item.duration_s)
+            found.append((question, answer, reason if done[row] else "time"))
         return found
 
     def enter(self, rows: Rows, questions: Iterator[Question]) -> None:

@@ -234,3 +234,18 @@ def test_length_and_seed_are_each_question_s_own(monkeypatch):
         (alone,) = answer_records(bundle, [plain], NoiseReader(), replace(options, **given))
         assert together[one.id] == alone.raw_text
     assert len(set(together.values())) == len(own)
+
+
+def test_a_question_ends_when_it_is_cancelled_or_out_of_time_and_the_next_one_enters():
+    bundle = make_bundle("internvl", "text")
+    dataset = make_dataset(bundle, [line(f"q{k}", "a", text) for k, text in enumerate(WORDS)], answers=False)
+    asked = [
+        seating.Question(question, dataset[k], LONG, until=0.0 if k == 1 else float("inf"))
+        for k, question in enumerate(dataset.records)
+    ]
+    answered = {}
+    for question, answer, reason in seating.Seating(bundle, LONG, 2).run(iter(asked)):
+        answered[question.record.id] = (answer.tokens, reason)
+        if question is asked[1]:
+            asked[2].cancel()  # which has just entered, or waits
+    assert answered == {"q0": (12, "length"), "q1": (1, "time"), "q2": (1, "time"), "q3": (12, "length")}
