@@ -252,10 +252,10 @@ def make_dataset(bundle: Bundle, names, **options) -> VideoDataset:
     return VideoDataset([record(n) for n in names], reader, bundle.encoder(), **options)
 
 
-def make_batch(bundle: Bundle, names, *, left: bool = False, pack: bool = False, average: str = "tokens", **options):
-    """A batch as the model takes it: for training, or (``left``) to generate the last answer."""
-    dataset = make_dataset(bundle, names, answers=not left, pack=pack, **options)
-    collate = bundle.collator(left=left, pack=pack, average=average)
+def make_batch(bundle: Bundle, names, *, asked: bool = False, pack: bool = False, average: str = "tokens", **options):
+    """A batch as the model takes it: for training, or (``asked``) to generate the last answer."""
+    dataset = make_dataset(bundle, names, answers=not asked, pack=pack, **options)
+    collate = bundle.collator(asked=asked, pack=pack, average=average)
     return collate([dataset[i] for i in range(len(dataset))])
 
 

@@ -89,6 +89,7 @@ BAD = {
     "benchmarks.lean_loss": ["--repeats 0"],
     "benchmarks.load_memory": ["--layers 0"],
     "benchmarks.scoring": ["--repeats 0"],
+    "benchmarks.serving": ["--rows 0", "--answers 0"],
     "benchmarks.tiny_checkpoint": ["{nowhere}"],
     "benchmarks.vision_cost": ["--frames 0"],
 }

@@ -32,7 +32,6 @@ class Collator:
         split_prefix: align all prefixes in the first columns, as a separate prefix pass and packing need.
         bidirectional: frame tokens of one run see each other.
         average: ``tokens`` or ``samples``: what the language-model loss is a mean over.
-        left: pad on the left and leave labels out, for generation.
         question_tokenizer: tokenises the question for a connector that reads it, or None.
         rank: every item's first answer is the chosen one, all others are rejected and get no weight.
         unseen_id: places with this id are seen by no other place (published DisTime: 0, spec 2), or None.
@@ -42,7 +41,6 @@ class Collator:
     split_prefix: bool
     bidirectional: bool
     average: str = "tokens"
-    left: bool = False
     question_tokenizer: object = None
     rank: bool = False
     unseen_id: int | None = None
@@ -91,8 +89,6 @@ class Collator:
     def _columns(self, row: "Row", prefix: int, length: int) -> np.ndarray:
         """Column of every token of a row."""
         columns = np.arange(len(row.ids))
-        if self.left:
-            return columns + length - len(row.ids)
         if self.split_prefix:
             columns[row.prefix :] += prefix - row.prefix
         return columns
@@ -115,8 +111,9 @@ class Collator:
         arrays = (ids, position if len(position) > 1 else position[0], segment, block)
         batch = {n: torch.as_tensor(a, dtype=torch.long) for n, a in zip(names, arrays, strict=True)}
         causal = not self.bidirectional and all(r.segments == 1 for r in rows) and prefix == 0
-        batch |= {"plain_causal": causal, "needs_mask": not causal or self.left or bool(unseen.any())}
-        return batch | {"prefix_columns": 0 if self.left else prefix}
+        batch |= {"plain_causal": causal, "needs_mask": not causal or bool(unseen.any())}
+        last = torch.as_tensor([columns[-1] for columns in places], dtype=torch.long)
+        return batch | {"prefix_columns": prefix, "last": last}
 
     def _labels(self, rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
         index, ids, weight = [], [], []

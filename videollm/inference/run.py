@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     reader = bundle.reader(args.videos, options.sampler, backend=args.backend, timeout_s=args.decode_timeout)
     if args.frames:
         open_store(args.frames, reader, records)
-    for own, _ in chain(*units):
+    for _, own in chain(*chain(*units)):
         room_for_question(bundle.config, own)  # said before a file is begun
     check_writable(args.output, "--output")
     ranks = Ranks()
@@ -73,16 +73,16 @@ def answer_share(
     args: argparse.Namespace, bundle: Bundle, records: list[Record], reader: VisualReader, units: list[Unit],
     missing: set[str], ranks: Ranks,
 ) -> Speed:  # fmt: skip
-    """Answer this rank's units as far as they are missing. A batch is always asked whole, so that its answers are those
-    of a run without a break; lines that are there already are not written again."""
-    left = [[batch for batch in unit if any(r.id in missing for r in batch[1])] for unit in units]
-    batches = [batch for unit in [unit for unit in left if unit][ranks.rank :: ranks.world] for batch in unit]
+    """Answer this rank's units as far as they are missing. Questions that are decoded alike are always asked whole, so
+    that their answers are those of a run without a break; lines that are there already are not written again."""
+    left = [[alike for alike in unit if any(record.id in missing for record, _ in alike)] for unit in units]
+    own = [alike for unit in [unit for unit in left if unit][ranks.rank :: ranks.world] for alike in unit]
     speed = Speed()
-    if not batches:
+    if not own:
         return speed
     lines = answer_records(
-        bundle, records, reader, GenerateOptions(), batches=batches, workers=workers_for(args.workers, ranks.world),
-        progress=ranks.rank == 0, speed=speed,
+        bundle, records, reader, GenerateOptions(), asked=own, batch_size=args.batch_size,
+        workers=workers_for(args.workers, ranks.world), progress=ranks.rank == 0, speed=speed,
     )  # fmt: skip
     part = args.output if ranks.world == 1 else output.beside(args.output, f".part{ranks.rank}")
     with open(part, "ab", buffering=0) as out:

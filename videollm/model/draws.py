@@ -17,9 +17,9 @@ MIXERS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))  # its shifts an
 BITS = 52  # of a uniform number: that and a half is exact in float64
 
 
-def row_keys(ids: Sequence[str], seed: int, device: torch.device) -> Tensor:
-    """A number [B] int64 of each question's own, under ``seed``."""
-    digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in ids)
+def row_keys(ids: Sequence[str], seeds: Sequence[int], device: torch.device) -> Tensor:
+    """A number [B] int64 of each question's own, under its seed."""
+    digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name, seed in zip(ids, seeds, strict=True))
     return torch.tensor([int.from_bytes(d[:8], "big", signed=True) for d in digests], device=device)
 
 
@@ -40,11 +40,13 @@ def gumbel(keys: Tensor, steps: Tensor, vocabulary: int) -> Tensor:
 
 
 class Draw(LogitsProcessor):
-    """Adds the noise of each row [B] to its scores, so that taking the highest draws from their softmax."""
+    """Adds the noise of each row [R] at its step to its scores, so that taking the highest draws from their softmax.
 
-    def __init__(self, keys: Tensor):
-        self.keys = keys
+    ``steps`` [R]: the tokens that each answer has so far; it is looked at anew in every step.
+    """
+
+    def __init__(self, keys: Tensor, steps: Tensor):
+        self.keys, self.steps = keys, steps
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        steps = torch.full_like(self.keys, input_ids.shape[1])  # the prompt is embeddings: only what is answered counts
-        return scores + gumbel(self.keys, steps, scores.shape[1])
+        return scores + gumbel(self.keys, self.steps, scores.shape[1])

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -282,7 +282,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
     def run(
-        self, batch: Batch, embeds: Tensor, columns: slice, layers: set[int], cache: PrefixCache | None = None,
+        self, batch: Batch, embeds: Tensor, columns: slice, layers: set[int], cache: Cache | None = None,
         maps: Tensor | None = None,
     ) -> dict[int, Tensor]:  # fmt: skip
         """One pass of the decoder over ``columns``; the wanted layers' states [B, Q, D], ``maps`` added to them."""

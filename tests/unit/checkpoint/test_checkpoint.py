@@ -20,7 +20,7 @@ LORA = {"r": 2, "alpha": 8, "dropout": 0.0}
 
 
 def answers(bundle):
-    batch = make_batch(bundle, ALL, left=True)
+    batch = make_batch(bundle, ALL, asked=True)
     found = bundle.model.answer(batch, bundle.tokenizer, bundle.stop_id, GenerateOptions(max_new_tokens=8))
     return [(a.raw_text, a.spans, a.evidence_spans, reason) for a, reason in found]
 

@@ -21,6 +21,7 @@ from videollm.data import parse_record
 from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.heads import HEADS, Answer, FrameBatch, SpanRefs, TemporalHead, build_head
 from videollm.inference import question
+from videollm.model.generate import Rows
 from videollm.training.assemble import assemble
 from videollm.training.optimizer import set_trainable
 from videollm.video.decode import VideoError
@@ -48,9 +49,13 @@ def answers(monkeypatch):
 
     def give(answer, reason="stop"):
         asked = []
-        monkeypatch.setattr(
-            "videollm.model.videollm.VideoLLM.answer", lambda *args: asked.append(args[-1]) or [(answer, reason)]
-        )
+
+        def made(model, number, options, *rest):
+            asked.append(options)
+            return Rows(model, number, options, *rest)
+
+        monkeypatch.setattr("videollm.inference.rows.Rows", made)
+        monkeypatch.setattr("videollm.model.videollm.VideoLLM.read_answer", lambda *_: (answer, reason))
         return asked
 
     return give

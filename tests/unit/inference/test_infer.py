@@ -27,7 +27,7 @@ from videollm.inference import output as outputs
 from videollm.inference import run
 from videollm.inference.answer import Speed, answer_records
 from videollm.inference.plan import UNIT, plan
-from videollm.model.generate import GenerateOptions
+from videollm.model.generate import GenerateOptions, Rows
 
 SHORT = GenerateOptions(max_new_tokens=4)
 
@@ -69,17 +69,18 @@ def four_a_clip(count: int = 3) -> list[dict]:
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.integers(1, 3)), max_size=60), st.integers(1, 4))
 def test_a_plan_holds_every_question_once_and_every_video_in_one_unit(asked, size):
     records = [
-        question(str(i), video and f"{video}.mp4", generate={"max_new_tokens": tokens})
+        question(str(i), video and f"{video}.mp4", generate={"max_new_tokens": tokens, "top_p": 0.5 + tokens % 2 / 2})
         for i, (video, tokens) in enumerate(asked)
     ]
     units = plan(records, GenerateOptions(), size)
-    batches = [batch for unit in units for batch in unit]
-    assert sorted(r.id for _, alike in batches for r in alike) == sorted(r.id for r in records)
-    assert all(1 <= len(alike) <= size for _, alike in batches)
-    assert all({r.asking.generate["max_new_tokens"] for r in alike} == {own.max_new_tokens} for own, alike in batches)
-    homes = [{r.video for _, alike in unit for r in alike if r.video} for unit in units]
+    groups = [group for unit in units for group in unit]
+    assert sorted(r.id for alike in groups for r, _ in alike) == sorted(r.id for r in records)
+    assert all(own.max_new_tokens == r.asking.generate["max_new_tokens"] for alike in groups for r, own in alike)
+    assert all(len({own.top_p for _, own in alike}) == 1 for alike in groups)
+    assert sum(map(len, units)) == sum(len({own.top_p for alike in unit for _, own in alike}) for unit in units)
+    homes = [{r.video for alike in unit for r, _ in alike if r.video} for unit in units]
     assert sum(map(len, homes)) == len(set().union(*homes)) if homes else not asked
-    assert all(sum(len(alike) for _, alike in unit) >= UNIT * size for unit in units[:-1])
+    assert all(sum(map(len, unit)) >= UNIT * size for unit in units[:-1])
 
 
 @pytest.mark.parametrize("backbone", ["internvl", "etchat"])
@@ -137,20 +138,22 @@ def test_a_batch_that_does_not_fit_is_split_and_a_question_that_does_not_is_name
     bundle = make_bundle("internvl", "text")
     records = [question(f"{name}{k}", name) for k in range(3) for name in LENGTHS]
     whole = {line.id: line for line in answer_records(bundle, records, NoiseReader(), SHORT)}
-    generate, rows = bundle.model.generate_ids, []
+    rows = []
 
-    def little_room(batch, *args):
-        rows.append(len(batch.input_ids))
+    def little_room(asking, batch, where, *rest, **named):
+        rows.append(len(asking.state.row))
         if rows[-1] > 2 or "b.mp41" in batch.ids:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return generate(batch, *args)
+        return how["own" in named](asking, batch, where, *rest, **named)
 
-    monkeypatch.setattr(bundle.model, "generate_ids", little_room)
+    how = {True: Rows.enter, False: Rows.follow}
+    monkeypatch.setattr(Rows, "enter", little_room)
+    monkeypatch.setattr(Rows, "follow", little_room)
     speed = Speed()
     lines = {line.id: line for line in answer_records(bundle, records, NoiseReader(), SHORT, speed=speed)}
-    assert max(rows) == 8 and lines.keys() == whole.keys() and speed.questions == 9
+    assert max(rows) == 8 and min(rows) == 1 and lines.keys() == whole.keys() and speed.questions == 9
     bad = lines.pop("b.mp41")
-    assert "6 frames" in bad.error and "generate.max_new_tokens" in bad.error
+    assert "6 frames" in bad.error and " MiB" in bad.error and "generate.max_new_tokens" in bad.error
     assert all(line.raw_text == whole[i].raw_text and not line.error for i, line in lines.items())
 
 
@@ -180,7 +183,7 @@ def test_another_error_of_the_model_is_not_swallowed(monkeypatch):
     def fail(*_):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(bundle.model, "generate_ids", fail)
+    monkeypatch.setattr(bundle.model, "prompt", fail)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         list(answer_records(bundle, [question("q")], NoiseReader(), SHORT))
 

@@ -11,7 +11,7 @@ from videollm.common.config import ConfigError
 from videollm.model.generate import GenerateOptions
 
 LOOK = 8
-NAMES = ["two_spans", "turns", "text"]  # of unequal length: padded in front
+NAMES = ["two_spans", "turns", "text"]  # of unequal length: padded
 WAITS = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "_unique2"}
 VIEWS = {"_unsafe_view"}  # that torch does not call so
 CASES = {  # the most operations a token that was reached, greedily; 900 and 700 are the goals
@@ -42,7 +42,7 @@ def steps(head, **options):
     backbone, language, _ = CASES[head]
     bundle = make_bundle(backbone, head, language=language)
     bundle.model.to(torch.bfloat16)
-    batch = make_batch(bundle, NAMES, left=True)
+    batch = make_batch(bundle, NAMES, asked=True)
     found = bundle.model.stream(batch, 0, -1, GenerateOptions(max_new_tokens=3 * LOOK, **options), look=LOOK)
     next(found)
     with Operations() as counted:
@@ -66,7 +66,7 @@ def test_a_step_has_few_operations(head):
 @pytest.mark.parametrize("head", ["d2vlm", "distime"])
 def test_tokens_do_not_depend_on_how_often_the_host_looks(head):
     bundle = make_bundle("internvl", head)
-    batch = make_batch(bundle, NAMES, left=True)
+    batch = make_batch(bundle, NAMES, asked=True)
     first = bundle.model.generate_ids(batch, 0, -1, GenerateOptions(max_new_tokens=11))[0]
     stop = first[0, 4].item()  # ends a row early, within a look
     wanted, one = bundle.model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=11))
@@ -81,7 +81,7 @@ def test_tokens_do_not_depend_on_how_often_the_host_looks(head):
 def test_several_answers_share_one_pass_over_their_prompt():
     """The first is that of the question alone; greedy ones are all alike, sampled ones are not."""
     bundle = make_bundle("etchat", "d2vlm")
-    batch, lengths = make_batch(bundle, ["two_spans", "text"], left=True), []  # with no earlier answer
+    batch, lengths = make_batch(bundle, ["two_spans", "text"], asked=True), []  # with no earlier answer
     bundle.model.decoder.register_forward_pre_hook(
         lambda _m, _a, given: lengths.append(tuple(given["inputs_embeds"].shape[:2])), with_kwargs=True
     )
@@ -97,7 +97,7 @@ def test_several_answers_share_one_pass_over_their_prompt():
 
 def test_an_answer_does_not_stop_before_its_least_length():
     bundle = make_bundle("internvl", "text")
-    batch = make_batch(bundle, NAMES, left=True)
+    batch = make_batch(bundle, NAMES, asked=True)
     stop = bundle.model.generate_ids(batch, 0, -1, GenerateOptions(max_new_tokens=1))[0][0].item()
     for least in (0, 4):
         ids = bundle.model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=6, min_new_tokens=least))[0]
