@@ -24,7 +24,7 @@ def layouts(family):
     return Patching(4, found["spatial_merge_size"], **time), found["prompts"], found["positions"]
 
 
-def runs_of(family, prompt):
+def runs_of(family, prompt, merge):
     """The runs of visual tokens of a prompt as we would make them; None where it is none of our layouts."""
     config, runs = settings(family), []
     grids = {
@@ -43,7 +43,7 @@ def runs_of(family, prompt):
             if whole is None:
                 return None
             t, rows, columns = whole
-            groups = count * 4 // (rows * columns)  # merged two by two
+            groups = count * merge**2 // (rows * columns)
             if groups == t:
                 grids[token].pop(0)
             elif groups == 1:
@@ -61,7 +61,7 @@ def test_backbone_layouts_have_the_released_positions_or_are_refused(family):
     patching, prompts, golden = layouts(family)
     ours, refused = [], []
     for name, prompt in prompts.items():
-        runs = runs_of(family, prompt)
+        runs = runs_of(family, prompt, patching.merge)
         if runs is None:
             continue
         if family == "qwen3_vl" and any(len(run.starts_s) > 1 for run in runs):

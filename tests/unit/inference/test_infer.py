@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.answers import answer_line
-from tests.models import LENGTHS, NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
+from tests.models import LENGTHS, NATIVE, NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
 from videollm import infer
 from videollm.batches import dataset
 from videollm.batches import reader as reading
@@ -83,10 +83,10 @@ def test_a_plan_holds_every_question_once_and_every_video_in_one_unit(asked, siz
     assert all(sum(map(len, unit)) >= UNIT * size for unit in units[:-1])
 
 
-@pytest.mark.parametrize("backbone", ["internvl", "etchat"])
+@pytest.mark.parametrize("backbone", ["internvl", "etchat", *NATIVE])
 def test_a_video_is_read_and_encoded_once_for_all_its_questions(backbone, monkeypatch):
     """And the answers are those of questions asked one by one; with etchat the connector reads each question."""
-    bundle, reader = make_bundle(backbone, "distime"), NoiseReader()
+    bundle, reader = make_bundle(backbone, "distime"), NoiseReader(any_size=backbone in NATIVE)
     words = ("when?", "what is it that happens there?", "who?")
     records = [question(f"{name}{k}", name, text) for k, text in enumerate(words) for name in ("a.mp4", "b.mp4")]
     alone = [line for r in records for line in answer_records(bundle, [r], reader, SHORT)]
@@ -94,35 +94,38 @@ def test_a_video_is_read_and_encoded_once_for_all_its_questions(backbone, monkey
     video, tower = reader.video, bundle.model.vision_tower.forward
     reader.video = lambda name, *how: read.append(name) or video(name, *how)
 
-    def watched(pixels):
-        encoded.append(len(pixels))
-        return tower(pixels)
+    def watched(pixels, *grids):
+        encoded.append(len(*grids or (pixels,)))
+        return tower(pixels, *grids)
 
     monkeypatch.setattr(bundle.model.vision_tower, "forward", watched)
     together = {line.id: line for line in answer_records(bundle, records, reader, SHORT, batch_size=4)}
-    assert encoded == [LENGTHS["a.mp4"], LENGTHS["b.mp4"]]
+    group = 2 if backbone in NATIVE else 1  # frames
+    assert encoded == [LENGTHS["a.mp4"] // group, LENGTHS["b.mp4"] // group]
     assert [name for i, name in enumerate(read) if i == 0 or name != read[i - 1]] == ["a.mp4", "b.mp4"]
     for line in alone:
         assert together[line.id].raw_text == line.raw_text
         assert together[line.id].spans == pytest.approx(line.spans, abs=0.002)
 
 
-def test_images_text_and_videos_are_asked_in_one_batch():
-    bundle = make_bundle("internvl", "text")
+@pytest.mark.parametrize("backbone", ["internvl", *NATIVE])
+def test_images_text_and_videos_are_asked_in_one_batch(backbone):
+    bundle, reader = make_bundle(backbone, "text"), NoiseReader(any_size=backbone in NATIVE)
     records = [record(name) for name in ("image", "text", "two_spans", "asked")]
-    together = list(answer_records(bundle, records, NoiseReader(), SHORT))
-    alone = [line for r in records for line in answer_records(bundle, [r], NoiseReader(), SHORT)]
+    together = list(answer_records(bundle, records, reader, SHORT))
+    alone = [line for r in records for line in answer_records(bundle, [r], reader, SHORT)]
     assert [line.raw_text for line in together] == [line.raw_text for line in alone]
     assert not any(line.error for line in together)
 
 
-def test_what_is_too_long_loses_frames_question_by_question_and_says_so():
+@pytest.mark.parametrize("backbone", ["internvl", *NATIVE])
+def test_what_is_too_long_loses_frames_question_by_question_and_says_so(backbone):
     """A long question must not take frames from a short one about the same video."""
-    bundle = make_bundle("internvl", "distime")
+    bundle, reader = make_bundle(backbone, "distime"), NoiseReader(any_size=backbone in NATIVE)
     records = [question("short", "b.mp4"), question("long", "b.mp4", "when " * 20)]
-    size = {r.id: list(answer_records(bundle, [r], NoiseReader(), SHORT))[0] for r in records}
+    size = {r.id: list(answer_records(bundle, [r], reader, SHORT))[0] for r in records}
     assert [size[r.id].thinned for r in records] == [0, 0]
-    encoder, reader = bundle.encoder(), NoiseReader()
+    encoder = bundle.encoder()
     most = len(dataset.VideoDataset(records, reader, encoder, max_length=2000, answers=False)[1].prompts[0])
     bundle.config.context_length = most + SHORT.max_new_tokens - 1
     lines = {line.id: line for line in answer_records(bundle, records, reader, SHORT)}
@@ -157,23 +160,25 @@ def test_a_batch_that_does_not_fit_is_split_and_a_question_that_does_not_is_name
     assert all(line.raw_text == whole[i].raw_text and not line.error for i, line in lines.items())
 
 
-def test_a_tower_without_room_takes_fewer_frames_at_a_time(monkeypatch):
-    bundle = make_bundle("internvl", "text")
+@pytest.mark.parametrize(("backbone", "given"), [("internvl", [2, 2, 2]), *((native, [2, 1]) for native in NATIVE)])
+def test_a_tower_without_room_takes_fewer_frames_at_a_time(backbone, given, monkeypatch):
+    """Of frames of any size, fewer groups."""
+    bundle, reader = make_bundle(backbone, "text"), NoiseReader(any_size=backbone in NATIVE)
     records, tower, sizes = [question("q", "b.mp4")], bundle.model.vision_tower.forward, []
-    (whole,) = answer_records(bundle, records, NoiseReader(), SHORT)
+    (whole,) = answer_records(bundle, records, reader, SHORT)
     most = 2
 
-    def forward(pixels):
-        if len(pixels) > most:
+    def forward(pixels, *grids):
+        if (count := len(*grids or (pixels,))) > most:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        sizes.append(len(pixels))
-        return tower(pixels)
+        sizes.append(count)
+        return tower(pixels, *grids)
 
     monkeypatch.setattr(bundle.model.vision_tower, "forward", forward)
-    (line,) = answer_records(bundle, records, NoiseReader(), SHORT)
-    assert sizes == [2, 2, 2] and line.raw_text == whole.raw_text
+    (line,) = answer_records(bundle, records, reader, SHORT)
+    assert sizes == given and line.raw_text == whole.raw_text
     most = 0
-    (line,) = answer_records(bundle, records, NoiseReader(), SHORT)
+    (line,) = answer_records(bundle, records, reader, SHORT)
     assert "one at a time" in line.error
 
 

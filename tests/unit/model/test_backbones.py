@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen3NextConfig
@@ -11,6 +12,7 @@ from tests.ops import Operations
 from videollm.common.config import ConfigError
 from videollm.model.attention import windows
 from videollm.model.backbones import FAMILIES
+from videollm.model.backbones.shared import SEGMENTS
 from videollm.model.loss import logits_of
 
 # By which rule of positions ``get_rope_index`` goes, where it is not the released one any more (docs/backbones.md).
@@ -157,6 +159,25 @@ def test_a_step_waits_for_no_value(family):
             with Operations() as found:
                 model(batch).loss.backward()
         assert not found.waits
+
+
+@pytest.mark.parametrize("family", NATIVE)
+@torch.no_grad()
+def test_attention_by_pictures_is_that_of_one_after_the_other(family):
+    """In few calls, windows of all frames together; windows at the edge of a picture are narrower."""
+    tower = make_bundle(family, "text").model.vision_tower
+    assert tower.config._attn_implementation == SEGMENTS
+    grids = np.asarray([[6, 10]] * 5 + [[4, 4]] * 2)
+    patches = torch.randn(int(grids.prod(1).sum()), 96, generator=torch.Generator().manual_seed(0))
+    found, calls = [], []
+    for kind in (SEGMENTS, "sdpa"):
+        tower.config._attn_implementation = kind
+        with Operations() as seen:
+            found.append(tower(patches, grids))
+        calls.append(sum(count for name, count in seen.calls.items() if "attention" in name))
+    tower.config._attn_implementation = SEGMENTS
+    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
+    assert 3 * calls[0] <= calls[1]
 
 
 def test_layers_without_attention_are_refused_by_name():
