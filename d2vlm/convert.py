@@ -5,7 +5,8 @@
     python -m d2vlm.convert LLM DST --vision eva_vit_g.pth --qformer instruct_blip.pth      # the raw parts
     python -m d2vlm.convert SRC DST --back           # one of ours, for the official code
 
-SRC, BASE and LLM are folders or hub names. ``python -m videollm.convert --head d2vlm`` is the same command. Files and messages are handled here; names and settings in ``names.py``.
+SRC, BASE and LLM are folders or hub names. ``python -m videollm.convert --head d2vlm`` is the same command. Files and
+messages are handled here; names and settings in ``names.py``.
 """
 
 import sys

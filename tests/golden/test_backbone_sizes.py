@@ -34,7 +34,7 @@ def qwen3(hidden, layers, heads, kv, inner, tied, width, depth, vision_inner, ta
     text = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "head_dim": 128,
             "num_key_value_heads": kv, "intermediate_size": inner, "vocab_size": 151936, "rope_theta": 5e6,
             "model_type": "qwen3_vl_text",
-            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}}  # fmt: skip
+            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20]}}  # fmt: skip
     vision = {"depth": depth, "hidden_size": width, "intermediate_size": vision_inner, "num_heads": 16,
               "out_hidden_size": hidden, "deepstack_visual_indexes": taps, "num_position_embeddings": 2304}  # fmt: skip
     return {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
@@ -60,7 +60,7 @@ SIZES = {
     "Qwen3-VL-32B": (qwen3(5120, 64, 64, 8, 25600, False, 1152, 27, 4304, [8, 16, 24]), 33.36),
     "InternVL3-1B": (internvl("qwen2", 896, 24, 14, 2, 4864, 151674), 0.94),
     "InternVL3-8B": (internvl("qwen2", 3584, 28, 28, 4, 18944, 151674), 7.94),
-    "InternVL3.5-4B": (internvl("qwen3", 2560, 36, 32, 8, 9728, 151936), 5.12),
+    "InternVL3.5-4B": (internvl("qwen3", 2560, 36, 32, 8, 9728, 151936), 4.73),
     "InternVL3.5-8B": (internvl("qwen3", 4096, 36, 32, 8, 12288, 151936), 8.53),
 }
 
