@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
+from tests.models import byte_tokenizer, clips
 from videollm.checkpoint import internvl, load
 from videollm.checkpoint.conversion import CONVERTERS
 from videollm.checkpoint.released import Native
 from videollm.checkpoint.tensors import write_tensors
 from videollm.convert import main
+from videollm.infer import main as infer
 
 pytestmark = pytest.mark.golden
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "internvl3", "internvl3_5")
@@ -187,8 +189,6 @@ def reshape(folder, name):
 
 
 def tokenizer_of_a_stranger(folder):
-    from tests.models import byte_tokenizer
-
     for path in folder.glob("tokenizer*"):
         path.unlink()
     byte_tokenizer([]).save_pretrained(folder)
@@ -212,3 +212,28 @@ def test_what_has_no_released_layout_or_is_in_it_already_is_one_line(released, t
     path = tmp_path / "ours" / "config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "published"}))
     assert "only what was converted can go back" in run(capsys, tmp_path / "ours", tmp_path / "x", "--back")[1]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "internvl3_5"])
+def test_a_converted_backbone_answers_as_it_is(released, golden_dir, family, tmp_path, capsys):
+    """Limits and normalisation come from the processor's files; no head has to be trained."""
+    folder = shutil.copytree(released(family), tmp_path / "hub")
+    processor = json.loads((golden_dir / "backbones" / family / "cases.json").read_text())["processor"]
+    image = {"image_mean": processor["mean"], "image_std": processor["std"], "size": processor.get("image_size")}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image))
+    if "video_size" in processor:
+        (folder / "video_preprocessor_config.json").write_text(json.dumps({"size": processor["video_size"]}))
+    assert run(capsys, folder, tmp_path / "ours")[0] == 0
+    preprocess = load(tmp_path / "ours").model.preprocess
+    if preprocess.dynamic:
+        assert preprocess.max_pixels == processor["video_size"]["longest_edge"]
+        assert preprocess.image_min_pixels == processor["image_size"]["shortest_edge"]
+        assert list(preprocess.mean) == processor["mean"] and preprocess.factor == 8
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "out.jsonl"
+    name = next(path.name for path in sorted(clips().glob("*.mp4")) if path.stem != "broken")
+    ask = {"from": "human", "value": "<video>\nwhen?"}
+    questions.write_text(json.dumps({"id": "a", "video": name, "conversations": [ask]}) + "\n")
+    given = ["--model", tmp_path / "ours", "--videos", clips(), "--annotations", questions, "--output", out]
+    assert infer([*map(str, given), "--device", "cpu", "generate.max_new_tokens=4"]) == 0
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert not line["error"] and line["finish_reason"]
