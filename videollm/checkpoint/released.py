@@ -99,8 +99,13 @@ class Layout(Converter):
         report.reshaped = reshaped
         config.headless = any(name.startswith("head.") for name in report.missing)
         weights = LazyTensors.of(weights, {name: name for name in weights if name not in report.unexpected})
-        base = f"a base, without {config.head['name']} head: training starts one; infer and ask will refuse it"
-        return Conversion(config, tokenizer, weights, report, [base] if config.headless else [])
+        notes = []
+        if "preprocessor_config.json" not in files:
+            lacks = "no preprocessor_config.json: limits of pixels and tiles are the family's own"
+            notes.append(f"{folder}: {lacks}; fetch it too, or set data.preprocess and data.max_tiles")
+        if config.headless:
+            notes.append(f"a base, without {config.head['name']} head: training starts one; infer and ask refuse it")
+        return Conversion(config, tokenizer, weights, report, notes)
 
     def back(self, folder: Path, args: Namespace) -> Conversion:
         config = read_config(folder)
