@@ -36,7 +36,7 @@ from d2vlm.names import (
     tower_fields,
 )
 from videollm.checkpoint import CheckpointError, load_tokenizer, need, read_config, tensors
-from videollm.checkpoint.conversion import CONVERTERS, Conversion, Converter
+from videollm.checkpoint.conversion import Conversion, Converter
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, read_json
 from videollm.convert import main as command
 from videollm.model.connectors import build_connector
@@ -315,9 +315,10 @@ def back(folder: Path) -> Conversion:
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 
-@CONVERTERS.register(name="d2vlm")
 class D2VLM(Converter):
     """E.T. Chat and D2VLM, whole, as adapters or in raw parts."""
+
+    name = "E.T. Chat, D2VLM"
 
     def options(self, parser: ArgumentParser) -> None:
         parser.add_argument("--base", help="folder or hub name of the model that an adapter belongs to")
@@ -350,6 +351,9 @@ class D2VLM(Converter):
         others = [f"--{name}" for name in ("base", "vision", "qformer") if getattr(args, name)]
         need(not others, f"--back: {', '.join(others)} cannot be given with it; leave them out")
         return back(folder)
+
+
+CONVERTERS = (D2VLM(),)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from distime.official_config import LANGUAGE, layout_of, official_config, our_co
 from distime.tokenizer import TIME_TOKENS, add_time_tokens
 from distime.tokenizer import read_tokenizer as read_official_tokenizer
 from videollm.checkpoint import conversion, need, read_config, read_tokenizer, tensors
-from videollm.checkpoint.conversion import CONVERTERS, Conversion, Converter, compared, only, with_more_tokens
+from videollm.checkpoint.conversion import Conversion, Converter, compared, only, with_more_tokens
 from videollm.checkpoint.load import some
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource
 from videollm.convert import main as command
@@ -121,9 +121,10 @@ def to_official_folder(folder: Path) -> Conversion:
     return Conversion(official, read_tokenizer(folder), weights, report, [])
 
 
-@CONVERTERS.register(name="distime")
 class DisTime(Converter):
     """InternVL2.5 as a base of the time head, and DisTime, in their official layout."""
+
+    name = "InternVL2.5, DisTime"
 
     def reads(self, fields: dict) -> bool:
         llm = fields.get("llm_config", {}) if fields.get("model_type") == "internvl_chat" else {}
@@ -137,6 +138,9 @@ class DisTime(Converter):
 
     def back(self, folder: Path, args: Namespace | None = None) -> Conversion:
         return to_official_folder(folder)
+
+
+CONVERTERS = (DisTime(),)
 
 
 def convert(source: str, target: str, back: bool = False) -> None:

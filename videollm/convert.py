@@ -9,8 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videollm.checkpoint import released  # noqa: F401 - registers the families
-from videollm.checkpoint.conversion import Converter, convert, converters_of
+from videollm.checkpoint.conversion import Converter, convert, plugged
+from videollm.checkpoint.released import LAYOUTS
 from videollm.common.command import ended
 
 
@@ -24,7 +24,7 @@ def run(argv: Sequence[str] | None, only: Converter | None, prog: str) -> None:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--head", default="text")
     head = first.parse_known_args(argv)[0].head
-    converters = [only] if only else converters_of(head)
+    converters = [only] if only else [*plugged(head), *(layout() for layout in LAYOUTS.values())]
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description="Released checkpoints to ours, and back.")
     parser.add_argument("source", metavar="SRC", help="folder, or hub name such as Qwen/Qwen3-VL-4B-Instruct")
     parser.add_argument("target", metavar="DST", help="folder to write, new or empty")

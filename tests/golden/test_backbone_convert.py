@@ -14,8 +14,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from tests.models import byte_tokenizer, clips
 from videollm.checkpoint import internvl, load
-from videollm.checkpoint.conversion import CONVERTERS
-from videollm.checkpoint.released import Native
+from videollm.checkpoint.released import LAYOUTS, Native
 from videollm.checkpoint.tensors import write_tensors
 from videollm.convert import main
 from videollm.infer import main as infer
@@ -129,7 +128,7 @@ def as_chat(folder, target):
     }  # fmt: skip
     shutil.copytree(folder, target)
     (target / "config.json").write_text(json.dumps(chat))
-    ours = Native.to_ours(CONVERTERS.get("internvl")(), load_file(folder / "model.safetensors"))
+    ours = Native.to_ours(LAYOUTS["internvl"](), load_file(folder / "model.safetensors"))
     save_file(dict(internvl.to_released(ours).items()), target / "model.safetensors")
     return target
 
@@ -159,7 +158,7 @@ def change(folder, **fields):
     [
         (
             lambda f: change(f, model_type="llava"),
-            "model_type is 'llava'; known are ",
+            "model_type is 'llava'; known are qwen2_5_vl, qwen3_vl, internvl, internvl_chat, and what",
         ),
         (lambda f: (f / "config.json").unlink(), "config.json: no such file; is the checkpoint complete?"),
         (lambda f: (f / "model.safetensors").unlink(), "no weights; there is none of model.safetensors"),

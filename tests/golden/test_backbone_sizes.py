@@ -12,9 +12,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from videollm.checkpoint.conversion import CONVERTERS
+from videollm.checkpoint.released import LAYOUTS
 from videollm.checkpoint.tensors import KeyReport
-from videollm.convert import main  # noqa: F401  registers the families
 from videollm.model.tying import stored
 from videollm.model.videollm import VideoLLM
 
@@ -68,7 +67,7 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_every_tensor_of_a_backbone_at_its_real_size_has_its_place_and_goes_back(name, golden_dir):
     fields, billions = SIZES[name]
-    converter = CONVERTERS.get(fields["model_type"])()
+    converter = LAYOUTS[fields["model_type"]]()
     written = json.loads(json.dumps(fields))
     with torch.device("meta"):
         theirs = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**fields)).state_dict()
@@ -88,7 +87,7 @@ def test_every_tensor_of_a_backbone_at_its_real_size_has_its_place_and_goes_back
 def test_released_names_of_a_backbone_are_those_of_its_golden_checkpoint(family, golden_dir):
     folder = golden_dir / "backbones" / family
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    converter = CONVERTERS.get(kind)()
+    converter = LAYOUTS[kind]()
     with safe_open(folder / "model.safetensors", "pt") as file:
         names = list(file.keys())
     outlines = dict.fromkeys(names, torch.empty(0, device="meta"))

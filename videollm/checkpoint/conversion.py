@@ -2,8 +2,8 @@
 
 A ``Converter`` knows one family: which config.json it reads, and what becomes of names, config and tokenizer. It gives
 a ``Conversion``, in which every tensor is made when it is asked for; names and shapes are compared on the meta device
-before anything is written. A head's package brings converters of its own published checkpoints in its module
-``convert``, whose import registers them.
+before anything is written. A head's package brings converters of its own published checkpoints as ``CONVERTERS`` in its
+module ``convert``.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -22,12 +23,10 @@ from transformers import PreTrainedTokenizerBase
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER
 from videollm.checkpoint.load import some
 from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, fetch, need, read_json, write_tensors
-from videollm.common.registry import new_registry
 from videollm.heads import head_class
 from videollm.model.tying import EMBEDDINGS, OUTPUT, stored
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
-CONVERTERS = new_registry("converters")
 HEAD_FILE = "head.safetensors"  # beside a released layout: what only we know how to read
 
 
@@ -68,7 +67,9 @@ class Conversion:
 
 
 class Converter:
-    """A family of released checkpoints; subclass and register with ``CONVERTERS.register(name=...)``."""
+    """A family of released checkpoints; ``name`` tells users of it."""
+
+    name: ClassVar[str]
 
     def options(self, parser: argparse.ArgumentParser) -> None:
         """Add the family's own options to the command."""
@@ -90,15 +91,12 @@ class Converter:
         raise NotImplementedError
 
 
-def converters_of(head: str) -> list[Converter]:
-    """All converters, those of the head's package first. Raises ConfigError where there is no such head."""
+def plugged(head: str) -> list[Converter]:
+    """The converters that the package of a head brings. Raises ConfigError where there is no such head."""
     package = head_class(head).__module__.partition(".")[0]
-    before = set(CONVERTERS.keys())
-    if importlib.util.find_spec(f"{package}.convert"):
-        importlib.import_module(f"{package}.convert")
-    names = list(CONVERTERS.keys())
-    names.sort(key=lambda name: name in before and name != package)  # a package's own first
-    return [CONVERTERS.get(name)() for name in names]
+    if package == __name__.partition(".")[0] or not importlib.util.find_spec(f"{package}.convert"):
+        return []
+    return list(getattr(importlib.import_module(f"{package}.convert"), "CONVERTERS", ()))
 
 
 def convert(args: argparse.Namespace, converters: list[Converter]) -> None:
@@ -113,7 +111,9 @@ def convert(args: argparse.Namespace, converters: list[Converter]) -> None:
     source = fetch(args.source)
     if len(converters) > 1:
         fields = read_json(source / "config.json")
-        converters = [c for c in converters if knows(c, fields, args.back)] or refuse(source, fields, args.back)
+        converters = [c for c in converters if knows(c, fields, args.back)] or refuse(
+            source, fields, args.back, converters
+        )
     (converters[0].back if args.back else converters[0].read)(source, args).write(target)
     print(f"{target}: {'in the released layout' if args.back else 'one of our checkpoints'}")
 
@@ -126,7 +126,7 @@ def knows(converter: Converter, fields: dict, back: bool) -> bool:
     )
 
 
-def refuse(source: Path, fields: dict, back: bool) -> list[Converter]:
+def refuse(source: Path, fields: dict, back: bool, converters: list[Converter]) -> list[Converter]:
     """Raise the CheckpointError of a checkpoint that no converter knows."""
     kind, own = fields.get("model_type"), fields.get("model_type") == VideoLLMConfig.model_type
     if own and not back:
@@ -136,8 +136,8 @@ def refuse(source: Path, fields: dict, back: bool) -> list[Converter]:
     if back:
         raise CheckpointError(f"{source}: model_type is {kind!r}, so it is in a released layout; leave --back out")
     raise CheckpointError(
-        f"{source}: model_type is {kind!r}; known are {', '.join(sorted(CONVERTERS.keys()))}, and what the package of "
-        "a head reads: name it with --head"
+        f"{source}: model_type is {kind!r}; known are {', '.join(c.name for c in converters)}, and what the package "
+        "of a head reads: name it with --head"
     )
 
 

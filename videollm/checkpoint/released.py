@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import internvl
-from videollm.checkpoint.conversion import CONVERTERS, HEAD_FILE, Conversion, Converter, compared, with_more_tokens
+from videollm.checkpoint.conversion import HEAD_FILE, Conversion, Converter, compared, with_more_tokens
 from videollm.checkpoint.load import read_config, read_tokenizer
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, fold_adapters, need, read_json
 from videollm.heads import head_class
@@ -37,9 +37,8 @@ MAX_LENGTH = 32768  # tokens of a conversation with a video; no published file s
 
 
 class Layout(Converter):
-    """One published layout; ``kind`` is the ``model_type`` of its config.json."""
+    """One published layout; ``name`` is the ``model_type`` of its config.json."""
 
-    kind: ClassVar[str]
     template: ClassVar[str]
     sampler: ClassVar[dict]
     two_matrices: ClassVar[bool] = False  # whether its code never ties the output layer, whatever the config says
@@ -65,11 +64,11 @@ class Layout(Converter):
         return read_tokenizer(folder)
 
     def reads(self, fields: dict) -> bool:
-        return fields.get("model_type") == self.kind
+        return fields.get("model_type") == self.name
 
     def writes(self, config: VideoLLMConfig) -> bool:
         kept = getattr(config, "published", {}).get("files", {})
-        return json.loads(kept.get("config.json", "{}")).get("model_type") == self.kind
+        return json.loads(kept.get("config.json", "{}")).get("model_type") == self.name
 
     def read(self, folder: Path, args: Namespace) -> Conversion:
         files = {name: read_json(folder / name) for name in KEPT if (folder / name).is_file()}
@@ -77,7 +76,7 @@ class Layout(Converter):
         texts = {name: json.dumps(fields) for name, fields in files.items()}  # before configs change mappings
         config = self.our_config(files, str(folder / "config.json"))
         config.published = {"files": texts, "names": self.spelling(source)}
-        config.head = told.get("head") or head_options(args.head, self.kind)
+        config.head = told.get("head") or head_options(args.head, self.name)
         if self.two_matrices and OUTPUT in self.to_ours(source):
             config.text_config.tie_word_embeddings = False
         settle(config.text_config, self.to_ours(source), folder)
@@ -177,11 +176,11 @@ class Native(Layout):
     """A layout that differs from ours in the beginnings of names: that of transformers, for a family of backbones."""
 
     def to_ours(self, state: Mapping[str, Tensor]) -> LazyTensors:
-        names = FAMILIES[self.kind].NAMES.items()
+        names = FAMILIES[self.name].NAMES.items()
         return LazyTensors.of(state, {exchanged(name, names): name for name in state})
 
     def spelling(self, names: Iterable[str]) -> list[tuple[str, str]]:
-        rows = FAMILIES[self.kind].NAMES.items()
+        rows = FAMILIES[self.name].NAMES.items()
         used = {next((row for row in rows if name.startswith(row[0])), None) for name in names}
         return [row for row in rows if row in used]
 
@@ -192,7 +191,7 @@ class Native(Layout):
     def our_config(self, files: dict[str, dict], where: str) -> VideoLLMConfig:
         fields = files["config.json"]
         need(isinstance(fields.get("vision_config"), dict), f"{where}: no vision_config; fetch the file again")
-        parts = FAMILIES[self.kind].parts(fields)
+        parts = FAMILIES[self.name].parts(fields)
         language = {key: value for key, value in parts["language"].items() if value is not None}
         image = files.get("preprocessor_config.json", {})
         return VideoLLMConfig(
@@ -206,7 +205,7 @@ class Native(Layout):
     def preprocess(self, vision: dict, files: dict[str, dict]) -> dict:
         """The ``preprocess`` mapping of our config."""
         factor = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
-        return {"kind": self.kind, "factor": factor, **limits(files)}
+        return {"kind": self.name, "factor": factor, **limits(files)}
 
 
 def exchanged(name: str, rows: Iterable[Sequence[str]]) -> str:
@@ -231,27 +230,24 @@ def limits(files: dict[str, dict]) -> dict:
     return {key: value for key, value in found.items() if value is not None}
 
 
-@CONVERTERS.register(name="qwen2_5_vl")
 class Qwen25VL(Native):
     """Qwen2.5-VL, and what is tuned from it."""
 
-    kind, template = "qwen2_5_vl", "qwen2"
+    name, template = "qwen2_5_vl", "qwen2"
     sampler: ClassVar[dict] = {"rule": "qwen2_5_vl", "fps": 2.0, "max_frames": 768}
 
 
-@CONVERTERS.register(name="qwen3_vl")
 class Qwen3VL(Native):
     """Qwen3-VL, dense, and what is tuned from it."""
 
-    kind, template = "qwen3_vl", "qwen3_vl"
+    name, template = "qwen3_vl", "qwen3_vl"
     sampler: ClassVar[dict] = {"rule": "qwen3_vl", "fps": 2.0, "max_frames": 768}
 
 
-@CONVERTERS.register(name="internvl")
 class InternVL(Native):
     """transformers' own layout (``-hf``) of InternVL3 and 3.5."""
 
-    kind, template = "internvl", internvl.CHAT_TEMPLATE
+    name, template = "internvl", internvl.CHAT_TEMPLATE
     sampler: ClassVar[dict] = INTERNVL_FRAMES
 
     def preprocess(self, vision: dict, files: dict[str, dict]) -> dict:
@@ -259,11 +255,10 @@ class InternVL(Native):
         return {"kind": "internvl", "size": size[0] if isinstance(size, list | tuple) else size}
 
 
-@CONVERTERS.register(name="internvl_chat")
 class InternVLChat(Layout):
     """OpenGVLab's own layout of InternVL2.5 to 3.5 on Qwen2 and Qwen3."""
 
-    kind, template = "internvl_chat", internvl.CHAT_TEMPLATE
+    name, template = "internvl_chat", internvl.CHAT_TEMPLATE
     sampler: ClassVar[dict] = INTERNVL_FRAMES
     two_matrices = True
 
@@ -286,3 +281,6 @@ class InternVLChat(Layout):
         config = internvl.our_config(fields, known[name], where, TEMPLATES[self.template].system_message)
         config.sampler, config.visual_tokens = dict(self.sampler), TOKENS
         return config
+
+
+LAYOUTS = {layout.name: layout for layout in (Qwen25VL, Qwen3VL, InternVL, InternVLChat)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.golden.test_backbone_sizes import SIZES
-from videollm.checkpoint.conversion import CONVERTERS
+from videollm.checkpoint.released import LAYOUTS
 from videollm.common.config import build, read_yaml, to_dict
 from videollm.heads import head_class
 from videollm.model.lora import add_lora
@@ -43,7 +43,7 @@ def test_a_recipe_opens_with_download_launch_and_memory(path):
 def test_a_recipe_trains_adapters_merger_and_head_of_its_model(path):
     settings, family = build(Settings, read_yaml(ROOT / path)), path.split("/")[1]
     fields = SIZES[FAMILIES[family]][0]
-    config = CONVERTERS.get(fields["model_type"])().our_config({"config.json": dict(fields)}, path)
+    config = LAYOUTS[fields["model_type"]]().our_config({"config.json": dict(fields)}, path)
     config.head = dict(settings.model.head)
     cls = head_class(config.head["name"])
     config.token_ids = {name: i for i, name in enumerate((*cls.span_tokens, *cls.extra_tokens))}
