@@ -9,15 +9,17 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from tests.models import byte_tokenizer, clips
+from tests.models import byte_tokenizer, clips, read_log, write_config
 from videollm.checkpoint import internvl, load
 from videollm.checkpoint.released import LAYOUTS, Native
 from videollm.checkpoint.tensors import write_tensors
 from videollm.convert import main
 from videollm.infer import main as infer
+from videollm.train import main as train
 
 pytestmark = pytest.mark.golden
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "internvl3", "internvl3_5")
@@ -238,3 +240,32 @@ def test_a_converted_backbone_answers_as_it_is(released, golden_dir, family, tmp
     assert infer([*map(str, given), "--device", "cpu", "generate.max_new_tokens=4"]) == 0
     (line,) = map(json.loads, out.read_text().splitlines())
     assert not line["error"] and line["finish_reason"]
+
+
+CELLS = [("qwen3_vl", "distime"), ("qwen2_5_vl", "text"), ("internvl3_5", "distime")]
+
+
+@pytest.mark.parametrize(("family", "head"), CELLS)
+def test_a_converted_backbone_is_trained_as_the_recipes_train_it_and_goes_back(
+    released, family, head, tmp_path, capsys
+):
+    """Adapters, merger, head and new tokens on the base that the command made; then transformers loads what is left."""
+    assert run(capsys, released(family), tmp_path / "base", "--head", head)[0] == 0
+    path = write_config(tmp_path, head)
+    config = yaml.safe_load(path.read_text())
+    options = {"unit": "seconds", "style": family} if head == "text" else {}
+    config["model"] = {"checkpoint": str(tmp_path / "base"), "head": {"name": head, **options}}
+    rule = "internvl" if family.startswith("internvl") else family
+    config["data"]["sampler"] = {"rule": rule, "fps": 2.0, "max_frames": 8, "num_frames": 4}
+    dynamic = {"kind": family, "factor": 8, "min_pixels": 256, "max_pixels": 4096, "image_min_pixels": 256}
+    config["data"]["preprocess"] = {"kind": "internvl", "size": 32} if rule == "internvl" else dynamic
+    config["train"] |= {"steps": 2, "lora": {"r": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "down_proj"]}}
+    config["train"]["parts"] = {"connector": {"train": True, "lr": 1e-4}, "vision_tower": {"train": False}}
+    if head != "text":
+        config["train"]["parts"] |= {"embeddings": {"train": True}, "lm_head": {"train": True}}
+    path.write_text(yaml.safe_dump(config))
+    assert train(["--config", str(path)]) == 0
+    assert [entry["step"] for entry in read_log(tmp_path / "run")] == [1, 2]
+    assert run(capsys, tmp_path / "run/final", tmp_path / "back", "--back")[0] == 0
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "back")
+    assert (tmp_path / "back" / "head.safetensors").is_file() == (head != "text")

@@ -11,7 +11,7 @@ import torch
 
 from tests.golden.test_backbone_sizes import SIZES
 from videollm.checkpoint.released import LAYOUTS
-from videollm.common.config import build, read_yaml, to_dict
+from videollm.common.config import build, override, read_yaml, to_dict
 from videollm.heads import head_class
 from videollm.model.lora import add_lora
 from videollm.model.videollm import VideoLLM
@@ -65,4 +65,14 @@ def test_a_recipes_longest_video_keeps_to_the_tokens_that_are_said(path):
     for height, width in ((720, 1280), (1080, 1920), (240, 320), (640, 360)):
         rows, columns = (side // preprocess.factor for side in preprocess.frame_size(height, width, frames))
         assert 2000 < rows * columns * frames / 2 <= 4096
-    assert "which is\n# 4096 visual tokens" in text_of(path) or "which is 4096 visual\n# tokens" in text_of(path)
+    assert "which is 4096 visual tokens" in text_of(path)
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_what_a_recipe_offers_beside_its_own_values_is_accepted(path):
+    offers = re.findall(r"((?:(?:model|train)\.\S+=\S+ ?)+)$", text_of(path).partition("\nmodel:")[0], re.MULTILINE)
+    assert len(offers) == 3  # another size, full training, the tower too
+    for offer in offers:
+        settings = build(Settings, override(read_yaml(ROOT / path), offer.split()))
+        assert settings.train.deepspeed is None or (ROOT / settings.train.deepspeed).is_file()
+    assert build(Settings, override(read_yaml(ROOT / path), offers[1].split())).train.lora is None
