@@ -20,6 +20,7 @@ from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, 
 from all_benchmark_eval.items import Asked, known_length, need, question_line, read_span, seconds, video_file
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.parsing import split_evidence
+from videollm.heads.styles import STYLES
 from videollm.reading.spans import explain_spans
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -268,6 +269,7 @@ def published_wordings(videos: str = "") -> dict[str, str]:
         "sentence: '{sentence}'. The format of your response should be: 'The event happens in <start time> - <end "
         "time>'.",
         "plain": "When does this happen in the video: '{query}'?",
+        **{name: style.moment for name, style in STYLES.items()},
     }
 
 

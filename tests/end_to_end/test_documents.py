@@ -76,7 +76,7 @@ RULES = (
     Rule(r"(CLEAN=\S+ )?bash scripts/d2vlm/prepare_data\.sh ", "run"),
     Rule(r"python -m d2vlm\.preference --packed ", "parse", why="made from files of the hub"),
     Rule(r"python -m d2vlm\.(preference|rank) ", "run"),
-    Rule(r"python -m (d2vlm|distime)\.convert ", "parse", why="released weights"),
+    Rule(r"python -m (d2vlm|distime|videollm)\.convert ", "parse", why="released weights"),
     # answers and scores
     Rule(r"for seed in 0 1 2; do\n +python -m videollm\.infer", "run", swaps=(("=1.0 ", f"=1.0{SHORT} "),)),
     Rule(r"bash scripts/infer\.sh runs/(quickstart/d2vlm|NAME)/final ", "run"),

@@ -39,6 +39,7 @@ BAD = {
         "check --annotations {lines} --videos {none}",
     ],
     "videollm.checkpoint": ["{none} {folder}/merged", "{model} {nowhere}", "{model} {nowhere} --adapters {model}"],
+    "videollm.convert": ["{none} {folder}/out", "{model} {nowhere} --back", "{model} {folder}/out --head {none}"],
     "d2vlm.convert": ["{none} {folder}/out", "{model} {nowhere} --back", "{model} {folder}/out --base {none}"],
     "d2vlm.preference": [
         "--annotations {lines} --output {nowhere}.jsonl",

@@ -294,8 +294,9 @@ def test_a_head_written_for_the_old_code_is_found(tmp_path, monkeypatch):
 
 DOORS = (  # not videollm.launch, which hands its process over: tests/unit/test_launch.py
     "videollm.train videollm.infer videollm.ask videollm.memory videollm.frames videollm.data videollm.checkpoint "
-    "d2vlm.convert d2vlm.preference d2vlm.rank distime.convert all_benchmark_eval.score all_benchmark_eval.compare "
-    "all_benchmark_eval.check all_benchmark_eval.evaluate all_benchmark_eval.moving_shapes.task"
+    "videollm.convert d2vlm.convert d2vlm.preference d2vlm.rank distime.convert all_benchmark_eval.score "
+    "all_benchmark_eval.compare all_benchmark_eval.check all_benchmark_eval.evaluate "
+    "all_benchmark_eval.moving_shapes.task"
 )
 
 

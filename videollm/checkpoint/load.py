@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
@@ -117,10 +117,10 @@ def read_spread(
     return model, {"missing_keys": set(lacks), "unexpected_keys": set(), "mismatched_keys": set()}
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder; CheckpointError where its files cannot be read."""
+def read_tokenizer(folder: Path, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or of a model of ``config``; CheckpointError where its files cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         raise CheckpointError(
             f"{folder}: cannot read its tokenizer ({' '.join(str(error).split())[:200]}); copy it from the run that "

@@ -37,7 +37,7 @@ class TemporalHead(nn.Module):
     """
 
     Options: ClassVar[type] = HeadOptions
-    wording: ClassVar[str] = "plain"  # of a benchmark's questions: which system's, where they are published
+    wording: str = "plain"  # of a benchmark's questions: which system's, where they are published
     published: ClassVar[dict] = {}  # config values under which all is as in the published system (presets.py)
     span_tokens: ClassVar[tuple[str, ...]] = ()  # empty: times are written as text
     extra_tokens: ClassVar[tuple[str, ...]] = ()

@@ -16,6 +16,9 @@ NAMES = {  # of the release and of later transformers, and ours; the first that 
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
+TOKENS = {  # ``visual_tokens``
+    "token": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>", "before": "Frame{number}: ", "between": "\n",
+}  # fmt: skip
 
 
 def parts(config: dict) -> dict:
@@ -24,7 +27,5 @@ def parts(config: dict) -> dict:
         "vision": {"type": "internvl", **known_fields(InternVLVisionConfig, config["vision_config"])},
         "connector": {"type": "mlp", "downsample": config["downsample_ratio"]},
         "language": text_of(config),
-        "visual_tokens": {
-            "token": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>", "before": "Frame{number}: ", "between": "\n",
-        },
-    }  # fmt: skip
+        "visual_tokens": TOKENS,
+    }
