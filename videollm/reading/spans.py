@@ -12,11 +12,11 @@ import re
 
 from videollm.reading.claims import denied, kept
 from videollm.reading.pairs import Span, seconds, tell_spans
-from videollm.reading.part import Reading, answer_part
+from videollm.reading.part import ANSWER_TAGS, Reading, answer_part
 from videollm.reading.quantities import quantities
 from videollm.reading.structured import structured_spans
 
-SPAN_TAGS = ("glue", "answer")  # a tag of VideoChat-R1 holds spans beside the choice in <answer>
+SPAN_TAGS = ("glue", *ANSWER_TAGS)  # a tag of VideoChat-R1 holds spans beside the choice in <answer>
 _WHOLE = re.compile(
     r"\b(?:entire|whole|full|complete)\s+(?:duration\s+of\s+the\s+)?(?:video|clip|footage|recording|duration)\b"
     r"|\b(?:throughout|all\s+through)\s+the\s+(?:video|clip)\b|整个视频|全程",
