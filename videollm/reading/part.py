@@ -70,6 +70,14 @@ def answer_part(text: str, tags: tuple[str, ...] = ANSWER_TAGS) -> tuple[str, st
     return told, rule if told.strip() else NOTHING
 
 
+def beside_answer(text: str) -> str:
+    """What stands beside the answer part and is no thought: "5 - 10 s." of "5 - 10 s. Answer: C"."""
+    text = text.translate(_WIDE)
+    part, rest = answer_part(text)[0], _END_TOKEN.sub(" ", _without_thoughts(text))
+    before, _, behind = rest.rpartition(part)
+    return f"{before} {behind}" if part else rest
+
+
 def _without_thoughts(text: str) -> str:
     """Without what stands in the tags of reasoning, before a lone closing one, and behind one never closed."""
     kept: list[str] = []
