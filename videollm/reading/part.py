@@ -71,11 +71,10 @@ def answer_part(text: str, tags: tuple[str, ...] = ANSWER_TAGS) -> tuple[str, st
 
 
 def beside_answer(text: str) -> str:
-    """What stands beside the answer part and is no thought: "5 - 10 s." of "5 - 10 s. Answer: C"."""
+    """What stands beside an answer part and is no thought: "5 - 10 s." of "5 - 10 s. Answer: C"."""
     text = text.translate(_WIDE)
     part, rest = answer_part(text)[0], _END_TOKEN.sub(" ", _without_thoughts(text))
-    before, _, behind = rest.rpartition(part)
-    return f"{before} {behind}" if part else rest
+    return " ".join(rest.rsplit(part, maxsplit=1)) if part.strip() else ""
 
 
 def _without_thoughts(text: str) -> str:
