@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 
@@ -124,6 +123,8 @@ def set_f1(predicted: ArrayLike, true: ArrayLike, threshold: float, allowed: Arr
     predicted, true = as_spans(predicted, "predicted"), as_spans(true, "true")
     if not len(predicted) and not len(true):
         return 1.0
+    from scipy.optimize import linear_sum_assignment  # here: it costs most scorers half of their start, for nothing
+
     hit = tiou_matrix(predicted, true) >= threshold  # [P, T]
     if allowed is not None:
         hit = hit & np.asarray(allowed, dtype=bool).reshape(hit.shape)

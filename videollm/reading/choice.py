@@ -132,9 +132,10 @@ class _Reader:
 
     def read(self, text: str) -> tuple[int | None, str]:
         """(choice, rule). Behind a "wait" or "actually" stands what counts, if that chooses."""
-        before, rule = self._read(text.strip())
-        turned = list(_TURNED.finditer(text.strip()))
-        after, later = self._read(text.strip()[turned[-1].end() :].strip()) if turned else (None, NO_CHOICE)
+        text = text.strip()
+        before, rule = self._read(text)
+        turned = list(_TURNED.finditer(text))
+        after, later = self._read(text[turned[-1].end() :].strip()) if turned else (None, NO_CHOICE)
         if later == NO_CHOICE:
             return before, rule
         sure = after == before or later not in _UNSURE

@@ -70,6 +70,13 @@ def answer_part(text: str, tags: tuple[str, ...] = ANSWER_TAGS) -> tuple[str, st
     return told, rule if told.strip() else NOTHING
 
 
+def beside_answer(text: str) -> str:
+    """What stands beside an answer part and is no thought: "5 - 10 s." of "5 - 10 s. Answer: C"."""
+    text = text.translate(_WIDE)
+    part, rest = answer_part(text)[0], _END_TOKEN.sub(" ", _without_thoughts(text))
+    return " ".join(rest.rsplit(part, maxsplit=1)) if part.strip() else ""
+
+
 def _without_thoughts(text: str) -> str:
     """Without what stands in the tags of reasoning, before a lone closing one, and behind one never closed."""
     kept: list[str] = []

@@ -74,8 +74,6 @@ def _header(text: str, told: Told, first: bool) -> tuple[int, int, Told] | None:
     """(start, end, span) of what opens an event: list mark, "Step 2:", the span, "seconds:"."""
     floor = max(0, told.start - 60)
     opens = _OPENS.search(text, floor, told.start)
-    if opens and opens.start() == floor > 0 and text[floor] not in "\n.!?;|":
-        opens = None  # the window's edge is not the beginning of a text
     if opens is None and first and not _LINE_END.match(text, told.end):
         opens = _AFTER_COLON.search(text, floor, told.start)
     behind = _BEHIND.match(text, told.end)  # none where a letter sticks to the time
