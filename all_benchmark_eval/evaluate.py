@@ -112,9 +112,10 @@ def _keep_answers(questions: Path, answers: Path, lines: Sequence[dict], may_cha
 
 
 def _places(task: Benchmark, args: argparse.Namespace) -> tuple[Path, Path]:
-    """(annotations, videos) as the command line says; without ``--annotations`` they lie beside the videos."""
+    """(annotations, videos) as the command line says; without ``--annotations`` they lie as in the task's layout."""
     videos = args.videos or benchmark.data_folder(task, args.data) / task.layout.videos
-    return args.annotations or benchmark.find_annotations(task, videos.parent), videos
+    folder = videos.joinpath(*[".."] * len(Path(task.layout.videos).parts))
+    return args.annotations or benchmark.find_annotations(task, folder), videos
 
 
 def wording_of(model: Path) -> str:

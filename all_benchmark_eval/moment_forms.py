@@ -6,6 +6,7 @@ VideoMind's as they stand. How a text tells its times is ``videollm.reading``'s.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from all_benchmark_eval.forms import Content, Form, entries, need, rows_with
@@ -87,20 +88,24 @@ def _read_keyed(content: Content, truth: Moments) -> Located:
             length = questions.durations[rows[0]]  # of one video
             true = next(iter(read_spans(parts[-1], length)), None)
             same = [row for row in rows if true is not None and truth.spans[row].tolist() == true]
-            yield where, same[:1] if len(rows) > 1 and same else rows, _told(answer, where, length)
+            yield where, same if len(rows) > 1 and same else rows, _told(answer, where, length)
 
     return located(truth, found(), questions)
 
 
 def _told(answer: Any, where: str, duration_s: float | None) -> tuple[Any, str | None]:
-    """(first span, text if there is one) of a text, {"timestamps": [[s, e]], "answers": text}, [[s, e]] or [s, e]."""
+    """(spans, text if that tells them) of a text, {"timestamps": [[s, e]], "answers": text}, [[s, e]] or [s, e].
+
+    An object may have either key; timestamps come first.
+    """
     if isinstance(answer, dict):
-        answer = as_object(answer, where, ("timestamps",))["timestamps"]
+        key = "answers" if "answers" in answer and "timestamps" not in answer else "timestamps"
+        answer = as_object(answer, where, (key,))[key]
     if are_texts(answer) and answer:
         answer = answer[0]
     if isinstance(answer, str):
         return next(iter(read_spans(answer, duration_s)), NO_TIME), answer
-    return first_span(answer), None
+    return answer, None
 
 
 PREDICTIONS = (
@@ -142,6 +147,21 @@ def _lines(spans: str) -> Callable[[Content], list[Query]]:
     return read
 
 
+def of_moments(form: Form, wording: Callable[[str], str] = str) -> Form:
+    """A form whose rows are those of ``Moments.of``, read as ``Moments``; ``wording``: what is made of a query."""
+
+    def read(content: Content) -> Moments:
+        rows = [(name, video, wording(text), span, length) for name, video, text, span, length in form.read(content)]
+        return Moments.of(rows, content.path)
+
+    return replace(form, read=read)
+
+
+def tidy(query: str) -> str:
+    """A query as TimeLens and VideoMind ask it: blanks made one, no period at either end."""
+    return " ".join(query.split()).strip(".").strip()
+
+
 def _by_video(content: Content) -> list[Query]:
     """{video: {"duration", "spans": [[s, e]], "queries": [text]}}."""
     queries = []
@@ -166,6 +186,10 @@ def _only(windows: Any, where: str) -> Any:
     return first_span(windows)
 
 
+BY_VIDEO = Form(
+    "TimeLens", '{video: {"duration", "spans", "queries"}}',
+    entries(lambda key, value: isinstance(value, dict) and "spans" in value and "queries" in value), _by_video,
+)  # fmt: skip
 TRUTHS = (
     Form(
         "moment_detr lines", '{"qid", "vid", "query", "duration", "relevant_windows": [[s, e]]}',
@@ -175,8 +199,5 @@ TRUTHS = (
         "VideoMind lines", '{"vid" or "video_path", "query", "duration", "span": [[s, e]]}',
         rows_with("query", "span"), _lines("span"),
     ),
-    Form(
-        "TimeLens", '{video: {"duration", "spans", "queries"}}',
-        entries(lambda key, value: isinstance(value, dict) and "spans" in value and "queries" in value), _by_video,
-    ),
+    BY_VIDEO,
 )  # fmt: skip

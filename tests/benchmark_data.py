@@ -104,6 +104,17 @@ def moment_retrieval(root: Path, place: Place) -> None:
     _lines(root / "moment_retrieval/test.jsonl", list(map(json.dumps, rows)))
 
 
+def timelens(root: Path, place: Place) -> None:
+    """All three data sets."""
+    for name in ("charades", "activitynet", "qvhighlights"):
+        truth = {}
+        for i in range(CLIPS):
+            spans, phrases = map(list, zip(*events(i), strict=True))
+            truth[f"t_{i}"] = {"duration": duration(i), "spans": spans, "queries": [f"{p}." for p in phrases]}
+            place(i, root / f"TimeLens-Bench/videos/{name}/t_{i}.mp4")
+        _json(root / f"TimeLens-Bench/{name}-timelens.json", truth)
+
+
 def youcook2(root: Path, place: Place) -> None:
     rows = []
     for i in range(CLIPS):
@@ -196,7 +207,7 @@ def moving_shapes(root: Path, place: Place) -> None:
 
 WRITERS = (
     charades, anet, qvhighlights, youcook2, nextgqa, etbench, mvbench, videomme, longvideobench, moving_shapes,
-    moment_retrieval,
+    moment_retrieval, timelens,
 )  # fmt: skip
 
 

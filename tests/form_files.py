@@ -55,6 +55,7 @@ FILES = {  # benchmark -> form -> predictions
         "DisTime": {"results": {"AAA-0": {"timestamp": [[10, 20]]}, "BBB-0": {"timestamp": [[0, 2.5]]}}},
     },
     "moment_retrieval": MOMENTS,
+    "charades_timelens": MOMENTS,
     "qvhighlights": {
         "DisTime": [{"qid": f"QVHighlight_{i}", "prediction": str([s])} for i, (_, _, s) in enumerate(GIVEN)],
         "moment_detr, TimeChat": lines(*(row | {"qid": i} for i, row in enumerate(window_rows()))),
@@ -98,6 +99,7 @@ SHARED = {
         for v, a in ANET.items()
     },
 }
+TRUTHS["charades_timelens"] = {"TimeLens": SHARED["TimeLens"]}
 TRUTHS["charades"] |= SHARED
 TRUTHS["moment_retrieval"] |= SHARED
 

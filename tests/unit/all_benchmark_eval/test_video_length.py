@@ -46,6 +46,10 @@ MOMENTS = {
     ),
     "qvhighlights": (lambda span: lines(LINE | {"qid": 0, "relevant_windows": [span]}), "0", "mIoU", 100),
     "moment_retrieval": (lambda span: lines(LINE | {"qid": 0, "relevant_windows": [span]}), "0", "mIoU", 100),
+    "charades_timelens": (
+        lambda span: {"AAA": {"duration": SECONDS, "spans": [span], "queries": ["a door."]}},
+        "AAA-0", "mIoU", 100,
+    ),
     "nextgqa": (lambda span: {"AAA": {"duration": SECONDS, "location": {"0": [span]}}}, "AAA_0", "mIoU", 100),
     "etbench": (lambda span: [ET | {"task": "tvg", "tgt": span}], "tvg/a/0", "TVG_F1", 1),
     "moving_shapes": (lambda span: lines(SHAPE | {"tgt": span}), None, "mIoU", 1),
@@ -67,7 +71,7 @@ def moment_files(name: str, text: str, span: list) -> dict:
             {"doc_id": 0, "doc": {"video": "AAA", "question": "a door."}, "target": "", "filtered_resps": [text]}
         ),
     }
-    if name in ("charades", "anet", "moment_retrieval", "qvhighlights"):
+    if name in ("charades", "anet", "moment_retrieval", "qvhighlights", "charades_timelens"):
         files |= {"video>>>query>>>[s, e]": {key: text}, "timestamps": {key: {"timestamps": text, "answers": ""}}}
     return files
 
@@ -158,7 +162,8 @@ def test_one_time_and_its_evidence_are_shares_of_the_video(text, tmp_path):
 
 def test_no_benchmark_with_times_is_left_out():
     timed = {name for name in names() if not isinstance(get(name), ChoiceBenchmark)}
-    assert timed == {*MOMENTS, "anet_dvc", "youcook2"}
+    as_charades = {"activitynet_timelens", "qvhighlights_timelens"}
+    assert timed == {*MOMENTS, "anet_dvc", "youcook2", *as_charades}
 
 
 @pytest.mark.parametrize("length", [float("nan"), float("inf"), 0, -1.0, None, "40", True])
