@@ -5,12 +5,22 @@ is found by its id, or by video and text; several windows are ranked by their sc
 VideoMind's as they stand. How a text tells its times is ``videollm.reading``'s.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from all_benchmark_eval.forms import Content, Form, entries, need, rows_with
-from all_benchmark_eval.items import Questions, are_texts, as_object, duration_of, first_span, read_span, seconds, stem
+from all_benchmark_eval.items import (
+    Questions,
+    are_texts,
+    as_object,
+    duration_of,
+    first_span,
+    read_rows,
+    read_span,
+    seconds,
+    stem,
+)
 from all_benchmark_eval.metrics.moments import Located, Moments
 from videollm.reading import read_spans
 
@@ -126,7 +136,8 @@ PREDICTIONS = (
 
 # ---- annotations -----------------------------------------------------------------------------------------------------
 
-Query = tuple[str, str, str, Any, float]  # id, video, text, true span, seconds of the video: a row of ``Moments.of``
+# id, video, text, true span, seconds of the video: a row of ``Moments.of``; then its kind, where there are kinds
+Query = tuple[str, str, str, Any, float] | tuple[str, str, str, Any, float, str]
 
 
 def _lines(spans: str) -> Callable[[Content], list[Query]]:
@@ -148,13 +159,19 @@ def _lines(spans: str) -> Callable[[Content], list[Query]]:
 
 
 def of_moments(form: Form, wording: Callable[[str], str] = str) -> Form:
-    """A form whose rows are those of ``Moments.of``, read as ``Moments``; ``wording``: what is made of a query."""
+    """A form whose rows are those of ``Moments.of``, each with its kind behind it if there are kinds, read as
+    ``Moments``; ``wording``: what is made of a query."""
 
     def read(content: Content) -> Moments:
-        rows = [(name, video, wording(text), span, length) for name, video, text, span, length in form.read(content)]
-        return Moments.of(rows, content.path)
+        rows = [(name, video, wording(text), *rest) for name, video, text, *rest in form.read(content)]
+        return Moments.of([row[:5] for row in rows], content.path, [row[5] for row in rows if len(row) > 5])
 
     return replace(form, read=read)
+
+
+def rows_of(each: Callable[[str, Mapping[str, Any], int], Query], *keys: str) -> Callable[[Content], list[Query]]:
+    """A form's ``read`` of rows with ``keys``, from what one row is: its place, itself, its number from 0."""
+    return lambda content: [each(where, row, n) for n, (where, row) in enumerate(read_rows(content, keys))]
 
 
 def tidy(query: str) -> str:

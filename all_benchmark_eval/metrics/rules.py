@@ -93,7 +93,7 @@ def taken(truth: Moments, located: Located, rule: Rule) -> Located:
         else:
             own = [located.spans[row].tolist()] if located.state[row] == State.PARSED else []
             pairs = located.ranked.get(row, own)
-        found.put(row, list(map(list, pairs)) if rule.ranks else rule.pick(pairs), text)
+        found.put(row, list(map(list, pairs)) if rule.ranks and row in located.ranked else rule.pick(pairs), text)
     return found
 
 

@@ -40,11 +40,13 @@ FORMS = {
     "videomme": lambda data: all({"question_id", "answer", "a"} <= row.keys() for row in data),
     "longvideobench": lambda data: all(row.keys() == {"id", "pred", "gt"} for row in data),
     "moving_shapes": lambda data: all("spans" in row for row in data),
-    "moment_retrieval": lambda data: all({"qid", "pred_relevant_windows"} <= row.keys() for row in data),
-    "charades_timelens": keyed,
-    "activitynet_timelens": keyed,
-    "qvhighlights_timelens": keyed,
 }
+FORMS |= dict.fromkeys(
+    ("moment_retrieval", "tacos", "ego4d_nlq", "hirest"),
+    lambda data: all({"qid", "pred_relevant_windows"} <= row.keys() for row in data),
+)
+FORMS |= dict.fromkeys(("charades_timelens", "activitynet_timelens", "qvhighlights_timelens"), keyed)
+FORMS |= dict.fromkeys(("tvgbench", "activitynet_rtl", "extremewhenbench"), keyed)
 
 
 @pytest.fixture(scope="module")
