@@ -154,6 +154,20 @@ def moments(root: Path, place: Place) -> None:
             place(i, root / f"{name}/videos/{vid}.mp4")
 
 
+def grounded(root: Path, place: Place) -> None:
+    """ReXTime and CG-Bench."""
+    rex, cg = [], []
+    for i in range(CLIPS):
+        span, phrase = events(i)[0]
+        rex.append({"vid": f"r{i}", "question": phrase, "options": OPTIONS[:4], "ans": "B", "span": span})
+        cg.append({"qid": i, "video_uid": f"c{i}", "question": phrase, "choices": OPTIONS, "right_answer": "B"})
+        cg[-1]["clue_intervals"] = [span]
+        place(i, root / f"rextime/videos/qvhighlights/r{i}.mp4")
+        place(i, root / f"cgbench/videos/c{i}.mp4")
+    _json(root / "rextime/rextime_val.json", rex)
+    _json(root / "cgbench/cgbench_mini.json", cg)
+
+
 def youcook2(root: Path, place: Place) -> None:
     rows = []
     for i in range(CLIPS):
@@ -246,7 +260,7 @@ def moving_shapes(root: Path, place: Place) -> None:
 
 WRITERS = (
     charades, anet, qvhighlights, youcook2, nextgqa, etbench, mvbench, videomme, longvideobench, moving_shapes,
-    moment_retrieval, timelens, moments,
+    moment_retrieval, timelens, moments, grounded,
 )  # fmt: skip
 
 

@@ -219,10 +219,21 @@ SHAPES = {
     "id": "g", "video": "g.mp4", "duration": 20, "task": "grounding", "source": "moving_shapes", "tgt": [5, 10],
     "events": [], "conversations": [{"from": "human", "value": "<video>\nwhen?"}, {"from": "gpt", "value": "<span>"}],
 }  # fmt: skip
+REX = [
+    {"vid": v, "question": q, "options": ["he", "she"], "ans": "A", "span": s, "duration": LENGTH[v]}
+    for v, q, s in QUERIES
+]
+CLUES = [
+    {"qid": i, "video_uid": v, "question": q, "choices": ["he", "she"], "right_answer": "A", "clue_intervals": [s]}
+    for i, (v, q, s) in enumerate(QUERIES)
+]
+FOUND = [{"vid": v, "question": q, "pred": [s], "conf": [1], "response": "A"} for v, q, s in GIVEN]
 GSUB = {"111": {"duration": 30, "location": {"0": [[5, 10]], "2": [[0, 30]]}}}
 OWN = {  # benchmark -> annotations' name, annotations, predictions in its own form
     "mvbench": ("object_shuffle.json", MV, [{"task_type": "Object Shuffle", "pred": "(B)", "gt": "(B) she"}] * 2),
     "longvideobench": ("lvb_val.json", LONG, [{"id": f"x_{i}", "pred": "B", "gt": "B. she"} for i in range(2)]),
+    "rextime": ("rextime_val.json", REX, FOUND),
+    "cgbench": ("cgbench_mini.json", CLUES, FOUND),
     "etbench": ("t.json", ET, [row | {"a": "10 - 20"} for row in ET]),
     "nextgqa": (
         "gsub_test.json", GSUB,

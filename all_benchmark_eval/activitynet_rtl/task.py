@@ -56,8 +56,8 @@ class ActivityNetRTL(RuledBenchmark):
 
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
         """``published`` of ``lita``: an answer without two times is the whole video; spans, the true ones too, are
-        ordered and cut to the video; a mean over videos of the mean over the questions of each that are in the file. ``corrected``, and
-        ``published`` of the others: see ``RuledBenchmark.score``.
+        ordered and cut to the video; a mean over videos of the mean over the questions of each that are in the file.
+        ``corrected``, and ``published`` of the others: see ``RuledBenchmark.score``.
         """
         if (options.protocol, options.variant) != ("published", "lita"):
             return super().score(truth, predictions, options)

@@ -46,6 +46,7 @@ FORMS |= dict.fromkeys(
     lambda data: all({"qid", "pred_relevant_windows"} <= row.keys() for row in data),
 )
 FORMS |= dict.fromkeys(("charades_timelens", "activitynet_timelens", "qvhighlights_timelens"), keyed)
+FORMS |= dict.fromkeys(("rextime", "cgbench"), lambda data: all({"qid", "pred", "response"} <= r.keys() for r in data))
 FORMS |= dict.fromkeys(("tvgbench", "activitynet_rtl", "extremewhenbench"), keyed)
 
 

@@ -52,6 +52,15 @@ MOMENTS = {
         "AAA-0", "mIoU", 100,
     ),
     "nextgqa": (lambda span: {"AAA": {"duration": SECONDS, "location": {"0": [span]}}}, "AAA_0", "mIoU", 100),
+    "rextime": (
+        lambda span: [{"vid": "AAA", "question": "a door.", "ans": "A", "span": span, "duration": SECONDS}],
+        "rextime_0", "mIoU", 100,
+    ),
+    "cgbench": (
+        lambda span: [{"video_uid": "AAA", "question": "a door.", "choices": ["a"], "right_answer": "A"}
+                      | {"clue_intervals": [span], "duration": SECONDS}],
+        "cgbench_0", "mIoU", 100,
+    ),
     "etbench": (lambda span: [ET | {"task": "tvg", "tgt": span}], "tvg/a/0", "TVG_F1", 1),
     "moving_shapes": (lambda span: lines(SHAPE | {"tgt": span}), None, "mIoU", 1),
 }  # fmt: skip
