@@ -28,6 +28,7 @@ from all_benchmark_eval.metrics.moments import (
     order_and_clip,
     published_wordings,
 )
+from all_benchmark_eval.moment_forms import asked_of
 
 WHERE, CHOICE = "where", "choice"  # the two questions, as the beginning of an id
 MOMENT = published_wordings() | {"plain": "Which part of the video answers this question: '{query}'?"}
@@ -89,8 +90,8 @@ class Script:
 
 
 def lines(spans: str, choice: str) -> Callable[[Content, Grounded], Answered]:
-    """A form's ``read``: rows with spans, of a score each or not, and a choice under these keys; which question it is
-    says its ``qid``, or video and question."""
+    """A form's ``read``: rows with spans, of a score each or not, and a choice under these keys; which question a row
+    is about: ``moment_forms.asked_of``."""
 
     def read(content: Content, truth: Grounded) -> Answered:
         nowhere, questions = Located.nowhere(len(truth.questions)), Questions(_asked(truth))
@@ -99,11 +100,7 @@ def lines(spans: str, choice: str) -> Callable[[Content, Grounded], Answered]:
         def given() -> Iterable[tuple[str, list[int], Mapping[str, Any]]]:
             for where, row in content.rows:
                 row = as_object(row, where, (spans, choice))
-                rows = questions.by_id(row.get("qid"))
-                if not rows:
-                    row = as_object(row, where, ("vid", "question"))
-                    rows = questions.find(row["vid"], row["question"], where)
-                yield where, rows, row
+                yield where, asked_of(where, row, questions), row
 
         for place, row in questions.spread(given()):
             windows = row[spans] if isinstance(row[spans], list) else []

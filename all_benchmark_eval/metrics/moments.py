@@ -20,8 +20,9 @@ from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, 
 from all_benchmark_eval.items import Asked, known_length, need, question_line, read_span, seconds, video_file
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.parsing import split_evidence
+from videollm.common.answers import split_spans
 from videollm.heads.styles import STYLES
-from videollm.reading.spans import explain_spans
+from videollm.reading.spans import explain_spans, read_spans
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 RANKS = 5  # spans of a query that R5 looks at
@@ -312,4 +313,9 @@ class MomentBenchmark(Benchmark):
         return explain_span(predictions, row, truth.spans[[row]].tolist(), float(truth.durations[row]))
 
     def keep_texts(self, truth: Moments, predictions: Located, texts: Mapping[str, str]) -> None:
-        predictions.told.update({row: texts[name] for name, row in truth.rows.items() if name in texts})
+        """Also, which spans are told by the text alone: not those of a head's tokens, nor of evidence before it."""
+        for row, text in ((row, texts[name]) for name, row in truth.rows.items() if name in texts):
+            predictions.told[row] = text
+            span = predictions.spans[[row]][predictions.parsed[[row]]].tolist()
+            if not split_spans(text)[1] and read_spans(text, known_length(truth.durations[row]))[:1] == span:
+                predictions.worded.add(row)

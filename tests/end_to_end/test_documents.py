@@ -82,7 +82,7 @@ RULES = (
     Rule(r"bash scripts/infer\.sh runs/(quickstart/d2vlm|NAME)/final ", "run"),
     Rule(r"python -m videollm\.ask ", "run"),
     Rule(r"python -m videollm\.infer ", "run", SHORT),
-    Rule(r"python -m all_benchmark_eval\.(score|compare|check|moving_shapes\.task) ", "run"),
+    Rule(r"python -m all_benchmark_eval\.(score|compare|check|report|moving_shapes\.task) ", "run"),
     Rule(r"python -m all_benchmark_eval\.evaluate MODEL ", "run", f" --skip-meteor{CPU}", ONE_GPU),
     Rule(r"GPUS=8 bash all_benchmark_eval/charades/inference\.sh MODEL VIDEOS", "run", CPU, CHARADES),
     Rule(r"bash all_benchmark_eval/\w+/inference\.sh MODEL$", "parse"),

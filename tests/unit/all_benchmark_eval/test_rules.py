@@ -239,3 +239,36 @@ def test_300_odd_texts_score_as_by_the_second_reading(seed, tmp_path):
 def test_no_rule_is_left_out():
     assert set(FINDS) | {"videomind", "unitime", "default"} == set(RULES) == set(BY_HAND)
     assert get("charades_timelens").variants == tuple(RULES)
+
+
+# ---- other benchmarks of moments -------------------------------------------------------------------------------------
+
+ANET = {"v_a": {"duration": 100, "timestamps": [[0, 10], [20, 40]], "sentences": ["one.", "two."]}}
+CHARADES = "AAA 0 10##one.\nAAA 20 40##two.\n"
+IDS = {"anet": ("v_a-0", "v_a-1"), "charades": ("AAA/one.", "AAA/two.")}
+
+
+@pytest.mark.parametrize(("name", "truth"), [("anet", ANET), ("charades", CHARADES)])
+def test_charades_and_activitynet_by_the_scripts_of_other_repositories(name, truth, tmp_path):
+    first, second_id = IDS[name]
+    texts = {first: "From 0 to 5 seconds.", second_id: "From 20 to 40 seconds, and 1 to 2."}
+    paths = write(tmp_path / "p.json", texts), write(tmp_path / "t.json", truth)
+    found = score_file(name, paths[0], paths[1:], tmp_path / "s.json", variant="all")["protocols"]
+    first_r1 = {key: entry["metrics"]["R1@0.5"] for key, entry in found.items()}
+    assert first_r1["published time_r1"] == 0  # 0.5 is not above 0.5; the last pair of the second text is wrong
+    assert first_r1["published videomind"] == 100 and first_r1["corrected"] == 100
+    assert first_r1["published unitime"] == 50
+    if name == "charades":
+        assert (first_r1["published lmms_charades"], first_r1["published exactly_one"]) == (100, 50)
+
+
+def test_spans_of_tokens_and_of_evidence_are_not_looked_for_in_the_text(tmp_path):
+    task = get("anet")
+    truth = task.load(write(tmp_path / "t.json", ANET))
+    given = task.read(
+        write(tmp_path / "p.json", {"results": {i: {"timestamp": [[0, 5.04]]} for i in IDS["anet"]}}), truth
+    )
+    task.keep_texts(truth, given, {"v_a-0": "In [0.0 s - 5.0 s].", "v_a-1": "It happens."})
+    assert given.worded == set() and given.told[0] == "In [0.0 s - 5.0 s]."
+    task.keep_texts(truth, given, {"v_a-0": "From 0 to 5.04 seconds."})
+    assert given.worded == {0}
