@@ -145,6 +145,7 @@ def common_start(one: Item, other: Item) -> int:
         one.features is not None
         and one.features is other.features
         and np.array_equal(one.times_s, other.times_s)
+        and one.grids == other.grids
         and start == b.prefix_length
         and a.ids[:start] == b.ids[:start]
         and a.visual == b.visual
