@@ -248,11 +248,18 @@ def test_answers_too_long_for_the_context_are_refused_before_a_file_is_begun(mod
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_broken_anywhere_ends_with_the_bytes_of_an_unbroken_one(model, tmp_path, monkeypatch, workers):
-    annotations = write_lines(tmp_path / "a.jsonl", four_a_clip())
+    """Two units of questions, whose answers are of unequal length: broken within the first, the second, and again."""
+    lines = [
+        line | {"id": f"{line['id']}.{k}", "generate": {"max_new_tokens": 1 + 2 * k}}
+        for k in range(3)
+        for line in four_a_clip()
+    ]
+    annotations = write_lines(tmp_path / "a.jsonl", lines)
     sampled = ("generate.do_sample=true", "--workers", workers)
     assert ask(model, annotations, tmp_path / "whole.jsonl", *sampled) == 0
     answer, written = answering.answer_records, tmp_path / "broken.jsonl"
-    for stop in (1, 3, 2):
+    assert len(lines) > 2 * UNIT + 12  # so that there are two
+    for stop in (1, 3, 27, 2):
 
         def killed(*args, stop=stop, **options):
             for i, line in enumerate(answer(*args, **options)):
