@@ -30,7 +30,7 @@ from videollm.checkpoint import Bundle
 from videollm.common.command import ended
 from videollm.data import parse_record
 from videollm.heads import Answer
-from videollm.inference.plan import UNIT
+from videollm.inference import plan
 from videollm.inference.rows import Question, Seating
 from videollm.model.generate import GenerateOptions
 from videollm.model.lora import merge_lora
@@ -132,7 +132,7 @@ def batched(bundle: Bundle, questions: list[Question], rows: int, clock: Callabl
 
 def lengths(args: argparse.Namespace, kind: str) -> list[int]:
     """Of the answers: every length as often as any other, or short ones more often (evenly over the logarithm)."""
-    rng, count = np.random.default_rng(1), UNIT * args.rows
+    rng, count = np.random.default_rng(1), plan.LONG * args.rows
     if kind == "even":
         return rng.integers(SHORT, LONG + 1, count).tolist()
     return np.exp(rng.uniform(np.log(SHORT), np.log(LONG), count)).round().astype(int).tolist()
