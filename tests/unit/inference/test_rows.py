@@ -11,6 +11,7 @@ from tests.unit.model.test_generate import likely_spans
 from videollm.checkpoint import Bundle
 from videollm.inference import rows as seating
 from videollm.inference.answer import answer_records
+from videollm.model import generate
 from videollm.model.generate import GenerateOptions, Rows
 from videollm.model.videollm import VideoLLM
 
@@ -255,3 +256,14 @@ def test_a_question_ends_when_it_is_cancelled_or_out_of_time_and_the_next_one_en
         if question is asked[1]:
             asked[2].cancel()  # which has just entered, or waits
     assert answered == {"q0": (12, "length"), "q1": (1, "time"), "q2": (1, "time"), "q3": (12, "length")}
+
+
+def test_attention_without_masks_of_ours_sees_the_same(monkeypatch):
+    """As flash attention does, which is told what is seen and gets nothing behind the last token; sdpa stands in."""
+    bundle = likely_spans(make_bundle("internvl", "distime"))
+    ended_by_a_word(bundle, LONG, monkeypatch)
+    wanted = {one.id: one for one in answer_records(bundle, records(), NoiseReader(), LONG, batch_size=3)}
+    monkeypatch.setattr(generate, "FLASH", "sdpa")
+    monkeypatch.setattr(Rows, "follow", None)  # which needs a mask
+    found = {one.id: one for one in answer_records(bundle, records(), NoiseReader(), LONG, batch_size=3)}
+    assert {name: one.raw_text for name, one in found.items()} == {name: one.raw_text for name, one in wanted.items()}
