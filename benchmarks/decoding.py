@@ -49,7 +49,7 @@ def bare(model: VideoLLM, batch: Batch, tokens: int) -> Tensor:
     """The prompt's pass and ``tokens`` - 1 passes of one token, nothing decided; the last states."""
     rows, whole = torch.arange(len(batch), device=batch.input_ids.device), slice(0, batch.input_ids.shape[1])
     cache, position = RowCache(len(model.decoder.layers), len(batch), False, rows.device), batch.last[:, None].clone()
-    embeds, _ = model.prompt(batch, GenerateOptions())
+    embeds, *_ = model.prompt(batch, GenerateOptions())
     cache.hold(whole.stop + tokens)
     with cache.filled(rows, whole):
         states = model.run(batch, embeds, whole, {-1}, cache)[-1]

@@ -170,14 +170,20 @@ def golden_items(bundle: Bundle, family: str, case: str) -> list[Item]:
     return items
 
 
-def golden_batch(bundle: Bundle, family: str, case: str, left: bool = True) -> Batch:
-    """The rows of a case, padded on the left as in the golden arrays; not ``left`` with its labels."""
+def golden_batch(bundle: Bundle, family: str, case: str, asked: bool = True) -> Batch:
+    """The rows of a case; not ``asked`` with its labels."""
     items = golden_items(bundle, family, case)
     labels = arrays(family, case).get("labels")
     for item in items:
-        if not left:
+        if not asked:
             label(item.prompts[0], labels[0])
-    return bundle.collator(left=left)(items)
+    return bundle.collator(asked=asked)(items)
+
+
+def padded_in_front(batch: Batch, values: Tensor) -> Tensor:
+    """[B, L, ...] of a batch as the golden arrays have it: rows end in the last column."""
+    behind = values.shape[1] - 1 - batch.last
+    return torch.stack([row.roll(shift, 0) for row, shift in zip(values, behind.tolist(), strict=True)])
 
 
 def label(prompt: Prompt, labels: Tensor) -> None:

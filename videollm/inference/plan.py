@@ -22,7 +22,8 @@ from videollm.model.videollm import VideoLLMConfig
 from videollm.video.patching import Grid
 
 AHEAD = 2  # times as many questions as are answered at a time: so many have their videos read ahead
-UNIT = 8  # times as many questions as are answered at a time, about: at a unit's end rows are empty
+UNITS = 16  # of a list of questions, at least, so that as many processes have something to do
+SHORT, LONG = 4, 16  # times as many questions as are answered at a time, in a unit: at its end rows are empty
 
 Alike = list[tuple[Record, GenerateOptions]]  # questions that can be decoded beside each other, and how each one is
 Unit = list[Alike]
@@ -34,14 +35,19 @@ def plan(records: Sequence[Record], options: GenerateOptions, batch_size: int) -
     Raises:
         ConfigError: see ``by_options``.
     """
-    units, open_unit = [], []
+    units, open_unit, size = [], [], unit_size(len(records), batch_size)
     for group in pack_by_video(records, len(records)):
         open_unit += [records[i] for i in group]
-        if len(open_unit) >= UNIT * batch_size:
+        if len(open_unit) >= size:
             units.append(open_unit)
             open_unit = []
     units += [open_unit] if open_unit else []
     return [by_options(unit, options) for unit in units]
+
+
+def unit_size(questions: int, batch_size: int) -> int:
+    """How many of so many questions a unit has, about: all of its last video's are in it."""
+    return batch_size * min(LONG, max(SHORT, questions // (UNITS * batch_size)))
 
 
 def by_options(records: Sequence[Record], options: GenerateOptions) -> list[Alike]:

@@ -102,10 +102,8 @@ class Seating:
             self.follow(rows, group)
         if whole:
             together = [question for group in whole for question in group.questions]
-            batch = self.batch([question.item for question in together])
-            rows.enter(
-                batch, [row for group in whole for row in group.rows], own=[question.options for question in together]
-            )
+            batch, own = self.batch([one.item for one in together]), [one.options for one in together]
+            rows.enter(batch, [row for group in whole for row in group.rows], own=own)
         for group in groups[len(before) :]:
             if group.source is not None:
                 self.follow(rows, group)
@@ -128,8 +126,8 @@ class Seating:
 
     def follow(self, rows: Rows, group: Group) -> None:
         """The questions of a group enter behind the frames that a row has already."""
-        batch = self.batch([replace(question.item, features=None, pixels=None) for question in group.questions])
-        rows.follow(batch, group.rows, group.source, group.start, [question.options for question in group.questions])
+        batch = self.batch([replace(one.item, features=None, pixels=None) for one in group.questions])
+        rows.follow(batch, group.rows, group.source, group.start, [one.options for one in group.questions])
 
     def batch(self, items: list[Item]) -> Batch:
         """Items as the model takes them, where it takes them."""
@@ -145,6 +143,7 @@ def common_start(one: Item, other: Item) -> int:
         one.features is not None
         and one.features is other.features
         and np.array_equal(one.times_s, other.times_s)
+        and one.grids == other.grids
         and start == b.prefix_length
         and a.ids[:start] == b.ids[:start]
         and a.visual == b.visual

@@ -26,7 +26,8 @@ from videollm.inference import answer as answering
 from videollm.inference import output as outputs
 from videollm.inference import run
 from videollm.inference.answer import Speed, answer_records
-from videollm.inference.plan import UNIT, plan
+from videollm.inference.plan import SHORT as SHORTEST
+from videollm.inference.plan import plan, unit_size
 from videollm.model.generate import GenerateOptions, Rows
 
 SHORT = GenerateOptions(max_new_tokens=4)
@@ -80,7 +81,7 @@ def test_a_plan_holds_every_question_once_and_every_video_in_one_unit(asked, siz
     assert sum(map(len, units)) == sum(len({own.top_p for alike in unit for _, own in alike}) for unit in units)
     homes = [{r.video for alike in unit for r, _ in alike if r.video} for unit in units]
     assert sum(map(len, homes)) == len(set().union(*homes)) if homes else not asked
-    assert all(sum(map(len, unit)) >= UNIT * size for unit in units[:-1])
+    assert all(sum(map(len, unit)) >= unit_size(len(asked), size) >= SHORTEST * size for unit in units[:-1])
 
 
 @pytest.mark.parametrize("backbone", ["internvl", "etchat", *NATIVE])
@@ -253,11 +254,18 @@ def test_answers_too_long_for_the_context_are_refused_before_a_file_is_begun(mod
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_broken_anywhere_ends_with_the_bytes_of_an_unbroken_one(model, tmp_path, monkeypatch, workers):
-    annotations = write_lines(tmp_path / "a.jsonl", four_a_clip())
+    """Units of questions whose answers are of unequal length: broken within the first, the last, and again."""
+    lines = [
+        line | {"id": f"{line['id']}.{k}", "generate": {"max_new_tokens": 1 + 2 * k}}
+        for k in range(3)
+        for line in four_a_clip()
+    ]
+    annotations = write_lines(tmp_path / "a.jsonl", lines)
     sampled = ("generate.do_sample=true", "--workers", workers)
     assert ask(model, annotations, tmp_path / "whole.jsonl", *sampled) == 0
     answer, written = answering.answer_records, tmp_path / "broken.jsonl"
-    for stop in (1, 3, 2):
+    assert len(lines) > unit_size(len(lines), 2) + 12 * 2  # so that there are several
+    for stop in (1, 3, 27, 2):
 
         def killed(*args, stop=stop, **options):
             for i, line in enumerate(answer(*args, **options)):
