@@ -16,7 +16,6 @@ from torch.nn.functional import pad
 from videollm.batches.batch import PAD, PREFIX, Batch, Pairs
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt
-from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
 from videollm.heads import SpanRefs
 
@@ -79,10 +78,7 @@ class Collator:
         row.add(first, 0, first.prefix_length, segment=PREFIX if split else 1)
         for s, prompt in enumerate(item.prompts):
             if prompt.ids[: prompt.prefix_length] != first.ids[: first.prefix_length]:
-                raise ConfigError(
-                    f"data.pack: {item.ids[s]} and {item.ids[0]} ask about the same video, but what stands before it "
-                    "in their first turns differs; write the same, or start a new run with data.pack=false"
-                )
+                raise ValueError(f"{item.ids[s]} and {item.ids[0]} are packed, but their prefixes differ")
             row.add(prompt, prompt.prefix_length, len(prompt), segment=s + 1, sample=s)
         return row
 

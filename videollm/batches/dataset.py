@@ -21,12 +21,11 @@ from videollm.batches.prompt import Prompt, PromptEncoder, Visual
 from videollm.batches.reader import VisualReader
 from videollm.data import Record
 from videollm.data.annotations import SLACK_S
-from videollm.data.conversation import SpanMark, Turn
+from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.data.letter import without_times
 from videollm.video.decode import VideoError
 from videollm.video.patching import Grid
 from videollm.video.sampling import thinned_places
-from videollm.video.view import View
 
 KEPT = 5000  # items; more would cost memory that matters
 
@@ -336,12 +335,28 @@ def share_prompt(prompts: Sequence[Prompt], text_only: bool, to_the_letter: bool
 
 
 def pack_by_video(records: Sequence[Record], most: int) -> list[list[int]]:
-    """Indices of records that ask about the same view of a video, in groups of at most ``most``, in order of first
-    appearance."""
-    groups: dict[tuple[str, View], list[int]] = {}
+    """Indices of records that ask about the same view of a video behind the same words, in groups of at most ``most``,
+    in order of first appearance."""
+    groups: dict[tuple, list[int]] = {}
     for i, record in enumerate(records):
-        groups.setdefault((record.video or f"record {i}", record.asking.view), []).append(i)
+        before = words_before(record.turns)
+        alone = not record.video or before is None
+        groups.setdefault((i,) if alone else (record.video, record.asking.view, before), []).append(i)
     return [g[k : k + most] for g in groups.values() for k in range(0, len(g), most)]
+
+
+def words_before(turns: Sequence[Turn]) -> tuple[tuple[str, str], ...] | None:
+    """What stands before the video, by speaker; None where it is a span, whose time is the record's own, or no video
+    comes."""
+    found: list[tuple[str, str]] = []
+    for turn in turns:
+        for part in turn.parts if turn.written is None else turn.written:
+            if isinstance(part, VisualMark):
+                return tuple(found)
+            if not isinstance(part, str):
+                return None
+            found.append((turn.role, part))
+    return None
 
 
 def as_it_is(found: Any) -> Any:

@@ -1,13 +1,19 @@
-"""A language model's attention: which implementation computes it, which layers see a window only, what cannot be.
+"""A language model's attention and norms: which implementation computes them, which layers see a window only.
 
 In: the language model's config and the implementation that was asked for. Out: the implementation's name, the windows
-of its kinds of layers, or a ConfigError that names the remedy, also for heads and contexts that do not fit. Knows no
-batch and no weights; masks are made in ``videollm.py``. Everything that decides between implementations stands here.
+of its kinds of layers, or a ConfigError that names the remedy, also for heads and contexts that do not fit; and torch's
+norms in place of those that compute the same. Knows no batch; masks are made in ``videollm.py``. What decides between
+implementations stands here.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import rms_norm
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -129,3 +135,36 @@ def check_context(text: PretrainedConfig, tokens: int, key: str) -> None:
         tokens <= longest,
         f"{key}: {tokens}, but the language model has {longest} positions (max_position_embeddings); {remedy}",
     )
+
+
+def one_kernel_norms(model: nn.Module) -> None:
+    """Put ``torch.nn.RMSNorm`` in place of every norm of ``model`` that computes the same; weights keep their names.
+
+    A norm of transformers is eight operations, torch's is one kernel where the device has it (CUDA). In bf16 it rounds
+    once, after the weight, and not before it too. Norms of another formula stay, such as Gemma's (1 + weight).
+    """
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            if is_rms_norm(norm):
+                # On the meta device: the weight is the one that is there, or will be.
+                new = nn.RMSNorm(norm.weight.shape, eps_of(norm), device="meta").train(norm.training)
+                new.weight = norm.weight
+                setattr(parent, name, new)
+
+
+def eps_of(norm: nn.Module) -> float | None:
+    """What a norm adds to the mean square, under either of the names that transformers has for it."""
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+def is_rms_norm(module: nn.Module) -> bool:
+    """Whether a module computes ``rms_norm``, found by trying its formula; its weight is not touched."""
+    sizes = {name: weight.shape for name, weight in module.named_parameters()}
+    gated = len(signature(module.forward).parameters) != 1
+    if list(sizes) != ["weight"] or len(sizes["weight"]) != 1 or eps_of(module) is None or gated:
+        return False
+    with torch.no_grad(), torch.device("cpu"):  # also where a model is made that has no memory
+        weight = torch.linspace(-1, 2, *sizes["weight"])
+        states = torch.stack([weight.flip(0) - 1, eps_of(module) ** 0.5 * weight.cos()])  # the second: as small as eps
+        found = functional_call(module, {"weight": weight}, (states,))
+        return torch.allclose(found, rms_norm(states, weight.shape, weight, eps_of(module)), rtol=1e-5, atol=0)

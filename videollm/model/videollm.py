@@ -22,7 +22,7 @@ from videollm.common.config import build, need, unusable
 from videollm.common.spread import without_weights
 from videollm.heads import FrameBatch, SpanRefs, build_head
 from videollm.model import backbones  # noqa: F401 - registers towers, connectors and language models
-from videollm.model.attention import causal_alone, implementation, no_mask_made, windows
+from videollm.model.attention import causal_alone, implementation, no_mask_made, one_kernel_norms, windows
 from videollm.model.connectors import build_connector
 from videollm.model.generate import SpanGeneration
 from videollm.model.lora import add_lora
@@ -366,9 +366,11 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
 def build_language(text: PretrainedConfig, attention: str) -> PreTrainedModel:
     """A language model with random weights; ConfigError for a config that transformers cannot build it from."""
     try:
-        return AutoModelForCausalLM.from_config(text, attn_implementation=implementation(text, attention))
+        model = AutoModelForCausalLM.from_config(text, attn_implementation=implementation(text, attention))
     except Exception as error:  # of any kind
         raise unusable("model.language", f"a {text.model_type}", error) from error
+    one_kernel_norms(model)
+    return model
 
 
 def tower_shape(tower: nn.Module) -> tuple[int, int, int]:

@@ -1,40 +1,20 @@
 """A step of generation costs few operations and no wait for the device, at the depth of the published models."""
 
-from collections import Counter
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import _language, make_batch, make_bundle
+from tests.ops import Operations
 from videollm.common.config import ConfigError
 from videollm.model.generate import GenerateOptions
 
 LOOK = 8
 NAMES = ["two_spans", "turns", "text"]  # of unequal length: padded
-WAITS = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "_unique2"}
-VIEWS = {"_unsafe_view"}  # that torch does not call so
-CASES = {  # the most operations a token that was reached, greedily; 900 and 700 are the goals
-    "d2vlm": ("etchat", _language("phi3", num_hidden_layers=32), 1390),
-    "distime": ("internvl", _language("qwen2", num_hidden_layers=24), 1040),
+CASES = {  # the most operations a token that was reached, greedily; 900 and 700 are the goals, and are held
+    "d2vlm": ("etchat", _language("phi3", num_hidden_layers=32), 895),
+    "distime": ("internvl", _language("qwen2", num_hidden_layers=24), 692),
 }
 SAMPLED = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1, "min_new_tokens": 3 * LOOK}
-
-
-class Operations(TorchDispatchMode):
-    """Counts what is dispatched, and what of it makes the host wait or copies from it."""
-
-    def __init__(self):
-        super().__init__()
-        self.all, self.waits = Counter(), Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        moved = name == "_to_copy" and (kwargs or {}).get("device", args[0].device) != args[0].device
-        self.waits[name] += name in WAITS or moved
-        if not func.is_view and name not in VIEWS:
-            self.all[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def steps(head, **options):
@@ -53,14 +33,16 @@ def steps(head, **options):
 @pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("head", CASES)
 def test_a_step_waits_for_nothing(head, options):
-    assert +steps(head, **options).waits == {"_local_scalar_dense": 1}, "the look; between looks nothing waits"
+    """But for the look. The number that top-p puts into a slice is a tensor on a CPU and a fill on a GPU."""
+    waits = [place for place in steps(head, **options).waits.elements() if "lift_fresh in generation/" not in place]
+    assert len(waits) == 1 and waits[0].startswith("_local_scalar_dense in model/decoding.py")
 
 
 @pytest.mark.parametrize("head", CASES)
 def test_a_step_has_few_operations(head):
     counted, most = steps(head), CASES[head][-1]
-    each = counted.all.total() / LOOK
-    assert each <= most, f"{each:.0f} operations a token: {counted.all.most_common()}"
+    each = counted.total / LOOK
+    assert each <= most, f"{each:.0f} operations a token: {counted.calls.most_common()}"
 
 
 @pytest.mark.parametrize("head", ["d2vlm", "distime"])
