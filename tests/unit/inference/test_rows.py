@@ -52,7 +52,7 @@ def records(count: int = 3) -> list:
 @pytest.fixture
 def seen(monkeypatch):
     """{question: [its logits, step by step]} of whatever is asked; empty it between two runs."""
-    found, processors, begin = {}, VideoLLM._processors, Rows.begin
+    found, processors, begin = {}, VideoLLM.processors, Rows.begin
 
     class Seen:
         def __init__(self, state):
@@ -72,7 +72,7 @@ def seen(monkeypatch):
         rows.state.names |= dict(zip(where, batch.ids, strict=True))
         begin(rows, batch, frames, states, start, where, *rest)
 
-    monkeypatch.setattr(VideoLLM, "_processors", recording)
+    monkeypatch.setattr(VideoLLM, "processors", recording)
     monkeypatch.setattr(Rows, "begin", named)
     return found
 
