@@ -87,13 +87,13 @@ class Generation:
         line = {"video": "clip", "conversations": [{"from": "human", "value": "<image>\n" + info["query"]}]}
         line |= {"src": info["src"]} if info["src"] else {}
         self.batch = golden_batch(bundle, [line], {"frames_u8.clip": arrays["frames_u8"]}, asked=True)
-        forced, self.inputs, processors = Forced(info["forced"]), [], VideoLLM._processors
+        forced, self.inputs, processors = Forced(info["forced"]), [], VideoLLM.processors
 
         def recording(options, state, *rest):
             self.recorded = Recorded(state)
             return LogitsProcessorList([self.recorded, *processors(model, options, state, *rest), forced])
 
-        model._processors = recording
+        model.processors = recording
         fed = model.decoder.register_forward_pre_hook(
             lambda _module, _args, given: self.inputs.append(given["inputs_embeds"][0]), with_kwargs=True
         )
@@ -104,7 +104,7 @@ class Generation:
             ids, self.state = model.generate_ids(self.batch, bundle.tokenizer.pad_token_id, end_id, options)
         finally:
             fed.remove()
-            del model._processors
+            del model.processors
         self.ids, self.scores = ids[0].tolist(), torch.cat(forced.scores)
         self.logits, self.queries = self.recorded.logits, self.recorded.queries
 

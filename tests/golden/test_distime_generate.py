@@ -83,7 +83,7 @@ def generated(monkeypatch):
             recorded.append(Recorded(state))
             return LogitsProcessorList([recorded[0], Forced(schedule or {})])
 
-        monkeypatch.setattr(model, "_processors", recording)
+        monkeypatch.setattr(model, "processors", recording)
         fed = model.decoder.register_forward_pre_hook(
             lambda _module, _args, given: inputs.append(given["inputs_embeds"][0]), with_kwargs=True
         )

@@ -124,7 +124,7 @@ class SpanGeneration:
         frames.states[layer] = self.states_of_frames(batch, states[layer])
         return self.embed_refs(embeds, refs.select(batch.late_refs), frames), frames, maps
 
-    def _processors(self, options: GenerateOptions, state: Decoding) -> LogitsProcessorList:
+    def processors(self, options: GenerateOptions, state: Decoding) -> LogitsProcessorList:
         """What happens to the scores before the highest is taken; to sample, noise is added last."""
         found, device, words = LogitsProcessorList(), state.ids.device, self.config.text_config.vocab_size
         if options.min_new_tokens:
@@ -174,7 +174,7 @@ class Rows:
         self.state = Decoding.start(
             self.head, number, options.max_new_tokens, model.span_ids, [stop_id], pad_id, device
         )
-        self.state.processors = model._processors(options, self.state)
+        self.state.processors = model.processors(options, self.state)
         self.cache = RowCache(len(model.decoder.layers), number, exact, device)
         self.layers = {-1, self.head.query_layer, *self.head.frame_layers, self.head.inject_layer} - {None}
         self.tap = LayerTap(model.decoder, self.layers)

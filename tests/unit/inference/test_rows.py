@@ -52,7 +52,7 @@ def records(count: int = 3) -> list:
 @pytest.fixture
 def seen(monkeypatch):
     """{question: [its logits, step by step]} of whatever is asked; empty it between two runs."""
-    found, processors, begin = {}, VideoLLM._processors, Rows.begin
+    found, processors, begin = {}, VideoLLM.processors, Rows.begin
 
     class Seen:
         def __init__(self, state):
@@ -72,7 +72,7 @@ def seen(monkeypatch):
         rows.state.names |= dict(zip(where, batch.ids, strict=True))
         begin(rows, batch, frames, states, start, where, *rest)
 
-    monkeypatch.setattr(VideoLLM, "_processors", recording)
+    monkeypatch.setattr(VideoLLM, "processors", recording)
     monkeypatch.setattr(Rows, "begin", named)
     return found
 
@@ -144,10 +144,10 @@ def passes(bundle) -> list[tuple[int, int]]:
 
 
 def test_a_row_that_is_free_is_taken_by_the_next_question(monkeypatch):
-    """Twelve answers of unequal length in three rows take fewer steps than the longest of every three."""
+    """Ten answers of unequal length in three rows take fewer steps than the longest of every three."""
     bundle = likely_spans(make_bundle("internvl", "distime"))
     ended_by_a_word(bundle, LONG, monkeypatch)
-    asked, seen_passes = records(4), passes(bundle)
+    asked, seen_passes = records(), passes(bundle)  # in one unit
     made = list(answer_records(bundle, asked, NoiseReader(), LONG, batch_size=3))
     steps = [rows for rows, tokens in seen_passes if tokens == 1]
     assert set(steps) == {3}
