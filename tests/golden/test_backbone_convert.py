@@ -275,3 +275,30 @@ def test_a_converted_backbone_is_trained_as_the_recipes_train_it_and_goes_back(
     assert run(capsys, tmp_path / "run/final", tmp_path / "back", "--back")[0] == 0
     AutoModelForImageTextToText.from_pretrained(tmp_path / "back")
     assert (tmp_path / "back" / "head.safetensors").is_file() == (head != "text")
+
+
+def test_the_own_layout_of_internvl_keeps_two_matrices_whatever_its_config_says(released, tmp_path, capsys):
+    chat = as_chat(released("internvl3"), tmp_path / "chat")
+    fields = json.loads((chat / "config.json").read_text())
+    change(chat, llm_config=fields["llm_config"] | {"tie_word_embeddings": True})
+    state = load_file(chat / "model.safetensors")
+    embeddings = state["language_model.model.embed_tokens.weight"]
+    save_file(state | {"language_model.lm_head.weight": embeddings.clone()}, chat / "model.safetensors")
+    assert run(capsys, chat, tmp_path / "ours")[0] == 0
+    assert not load(tmp_path / "ours").config.text_config.tie_word_embeddings
+    assert run(capsys, tmp_path / "ours", tmp_path / "again", "--back")[0] == 0
+    assert load_file(tmp_path / "again/model.safetensors").keys() == state.keys()
+
+
+def test_a_tied_backbone_stays_tied(released, tmp_path, capsys):
+    folder = shutil.copytree(released("qwen3_vl"), tmp_path / "hub")
+    fields = json.loads((folder / "config.json").read_text())
+    change(folder, tie_word_embeddings=True, text_config=fields["text_config"] | {"tie_word_embeddings": True})
+    lose(folder, "lm_head.weight")
+    status, said = run(capsys, folder, tmp_path / "ours")
+    assert status == 0 and "0 missing" in said
+    assert run(capsys, tmp_path / "ours", tmp_path / "again", "--back")[0] == 0
+    again, before = (load_file(place / "model.safetensors") for place in (tmp_path / "again", folder))
+    assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in before)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "again")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
