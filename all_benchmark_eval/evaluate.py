@@ -27,7 +27,7 @@ from videollm.checkpoint import read_config
 from videollm.common.command import USERS, ended, message, whole
 from videollm.common.config import ConfigError
 from videollm.common.files import check_writable, json_lines, json_text
-from videollm.heads import build_head
+from videollm.heads import head_class
 
 INFER_OPTIONS = ("batch_size", "workers", "device", "backend", "precision")
 
@@ -120,11 +120,10 @@ def _places(task: Benchmark, args: argparse.Namespace) -> tuple[Path, Path]:
 
 def wording_of(model: Path) -> str:
     """The wording that a checkpoint's head was made with. Raises BenchmarkError for a head that is not there."""
-    config = read_config(model)
-    head = config.head.get("name")
+    options = read_config(model).head
+    head = options.get("name")
     try:
-        with torch.device("meta"):
-            return build_head(config.head, config.text_config.hidden_size).wording
+        return head_class(head).wording_with(options)
     except ConfigError:
         known = ", ".join(WORDINGS)
         raise BenchmarkError(f"--wording: no wording is known for the head {head!r}; choose of {known}") from None

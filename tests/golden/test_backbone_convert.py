@@ -231,7 +231,8 @@ def test_a_converted_backbone_answers_as_it_is(released, golden_dir, family, tmp
     if preprocess.dynamic:
         assert preprocess.max_pixels == processor["video_size"]["longest_edge"]
         assert preprocess.image_min_pixels == processor["image_size"]["shortest_edge"]
-        assert list(preprocess.mean) == processor["mean"] and preprocess.factor == 8
+        factor = processor["patch_size"] * processor["merge_size"]
+        assert list(preprocess.mean) == processor["mean"] and preprocess.factor == factor
     questions, out = tmp_path / "questions.jsonl", tmp_path / "out.jsonl"
     name = next(path.name for path in sorted(clips().glob("*.mp4")) if path.stem != "broken")
     ask = {"from": "human", "value": "<video>\nwhen?"}
@@ -247,7 +248,7 @@ CELLS = [("qwen3_vl", "distime"), ("qwen2_5_vl", "text"), ("internvl3_5", "disti
 
 @pytest.mark.parametrize(("family", "head"), CELLS)
 def test_a_converted_backbone_is_trained_as_the_recipes_train_it_and_goes_back(
-    released, family, head, tmp_path, capsys
+    released, golden_dir, family, head, tmp_path, capsys
 ):
     """Adapters, merger, head and new tokens on the base that the command made; then transformers loads what is left."""
     assert run(capsys, released(family), tmp_path / "base", "--head", head)[0] == 0
@@ -257,8 +258,13 @@ def test_a_converted_backbone_is_trained_as_the_recipes_train_it_and_goes_back(
     config["model"] = {"checkpoint": str(tmp_path / "base"), "head": {"name": head, **options}}
     rule = "internvl" if family.startswith("internvl") else family
     config["data"]["sampler"] = {"rule": rule, "fps": 2.0, "max_frames": 8, "num_frames": 4}
-    dynamic = {"kind": family, "factor": 8, "min_pixels": 256, "max_pixels": 4096, "image_min_pixels": 256}
-    config["data"]["preprocess"] = {"kind": "internvl", "size": 32} if rule == "internvl" else dynamic
+    processor = json.loads((golden_dir / "backbones" / family / "cases.json").read_text())["processor"]
+    if rule == "internvl":
+        config["data"]["preprocess"] = {"kind": "internvl", "size": processor["size"]}
+    else:
+        factor = processor["patch_size"] * processor["merge_size"]
+        limits = {"min_pixels": factor**2, "max_pixels": 64 * factor**2, "image_min_pixels": factor**2}
+        config["data"]["preprocess"] = {"kind": family, "factor": factor, **limits}
     config["train"] |= {"steps": 2, "lora": {"r": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "down_proj"]}}
     config["train"]["parts"] = {"connector": {"train": True, "lr": 1e-4}, "vision_tower": {"train": False}}
     if head != "text":
@@ -269,3 +275,30 @@ def test_a_converted_backbone_is_trained_as_the_recipes_train_it_and_goes_back(
     assert run(capsys, tmp_path / "run/final", tmp_path / "back", "--back")[0] == 0
     AutoModelForImageTextToText.from_pretrained(tmp_path / "back")
     assert (tmp_path / "back" / "head.safetensors").is_file() == (head != "text")
+
+
+def test_the_own_layout_of_internvl_keeps_two_matrices_whatever_its_config_says(released, tmp_path, capsys):
+    chat = as_chat(released("internvl3"), tmp_path / "chat")
+    fields = json.loads((chat / "config.json").read_text())
+    change(chat, llm_config=fields["llm_config"] | {"tie_word_embeddings": True})
+    state = load_file(chat / "model.safetensors")
+    embeddings = state["language_model.model.embed_tokens.weight"]
+    save_file(state | {"language_model.lm_head.weight": embeddings.clone()}, chat / "model.safetensors")
+    assert run(capsys, chat, tmp_path / "ours")[0] == 0
+    assert not load(tmp_path / "ours").config.text_config.tie_word_embeddings
+    assert run(capsys, tmp_path / "ours", tmp_path / "again", "--back")[0] == 0
+    assert load_file(tmp_path / "again/model.safetensors").keys() == state.keys()
+
+
+def test_a_tied_backbone_stays_tied(released, tmp_path, capsys):
+    folder = shutil.copytree(released("qwen3_vl"), tmp_path / "hub")
+    fields = json.loads((folder / "config.json").read_text())
+    change(folder, tie_word_embeddings=True, text_config=fields["text_config"] | {"tie_word_embeddings": True})
+    lose(folder, "lm_head.weight")
+    status, said = run(capsys, folder, tmp_path / "ours")
+    assert status == 0 and "0 missing" in said
+    assert run(capsys, tmp_path / "ours", tmp_path / "again", "--back")[0] == 0
+    again, before = (load_file(place / "model.safetensors") for place in (tmp_path / "again", folder))
+    assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in before)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "again")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import internvl
+from videollm.checkpoint.adapters import has_adapters
 from videollm.checkpoint.conversion import HEAD_FILE, Conversion, Converter, compared, with_more_tokens
 from videollm.checkpoint.load import read_config, read_tokenizer
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, fold_adapters, need, read_json
@@ -108,6 +109,7 @@ class Layout(Converter):
 
     def back(self, folder: Path, args: Namespace) -> Conversion:
         config = read_config(folder)
+        need(not has_adapters(folder), f"{folder}: adapters without their base; first python -m videollm.checkpoint")
         files = {name: json.loads(text) for name, text in config.published["files"].items()}
         source, text = TensorSource(folder, ["model"]), config.text_config
         settle(text, source, folder)

@@ -6,9 +6,9 @@ state, no trainer. A head named ``foo`` lives in a package ``foo`` whose import 
 new folder and one config (docs/heads.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ class TemporalHead(nn.Module):
     """
 
     Options: ClassVar[type] = HeadOptions
-    wording: str = "plain"  # of a benchmark's questions: which system's, where they are published
+    wording: ClassVar[str] = "plain"  # of a benchmark's questions: which system's, where they are published
     published: ClassVar[dict] = {}  # config values under which all is as in the published system (presets.py)
     span_tokens: ClassVar[tuple[str, ...]] = ()  # empty: times are written as text
     extra_tokens: ClassVar[tuple[str, ...]] = ()
@@ -52,6 +52,11 @@ class TemporalHead(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise the head's own parameters; called when a model is made without a checkpoint of this head."""
+
+    @classmethod
+    def wording_with(cls, options: Mapping[str, Any]) -> str:
+        """``wording`` of a model whose head has these ``options``, those of its config."""
+        return cls.wording
 
     # ---- wording -------------------------------------------------------------------------------------------------
 

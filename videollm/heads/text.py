@@ -7,9 +7,9 @@ frames and no network.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,9 +53,9 @@ class TextTimeHead(TemporalHead):
 
     Options = TextOptions
 
-    def __init__(self, options: TextOptions, hidden_size: int):
-        super().__init__(options, hidden_size)
-        self.wording = options.style or "plain"
+    @classmethod
+    def wording_with(cls, options: Mapping[str, Any]) -> str:
+        return options.get("style") or cls.wording
 
     def compose(self, turns: Sequence[Turn], spans_s: Sequence[Sequence[float]], duration_s: float) -> list[Turn]:
         """Every mark becomes text, in questions and answers alike."""

@@ -44,7 +44,8 @@ class VideoLLMConfig(PretrainedConfig):
     ``vision``, ``connector``, ``head``, ``preprocess``, ``sampler`` and ``visual_tokens`` are the mappings of the
     training config, kept as they are. ``token_ids`` maps the head's tokens to ids. ``headless``: a base, as converters
     write it, whose head training has to start. ``generate`` and ``precision`` are those of the training, with which the
-    model is asked unless told otherwise; empty and None in checkpoints of before 2026-12.
+    model is asked unless told otherwise; empty and None in checkpoints of before 2026-12. A model that was converted
+    from a released one has ``published`` too: what ``videollm.convert --back`` needs.
     """
 
     model_type = "videollm"

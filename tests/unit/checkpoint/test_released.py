@@ -71,3 +71,13 @@ def test_a_grown_vocabulary_goes_back_with_its_tokens(hub, tmp_path):
     assert config["text_config"]["vocab_size"] == rows >= hub[1]["lm_head.weight"].shape[0]
     tokens = load(tmp_path / "trained").tokenizer
     assert len(tokens) <= rows and set(load_file(tmp_path / "again/head.safetensors"))
+
+
+def test_adapters_alone_have_to_be_merged_before_they_go_back(ours, tmp_path, capsys):
+    bundle = load(ours)
+    config = {"r": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj"]}
+    add_lora(bundle.model.language_model, config)
+    bundle.config.lora = config
+    bundle.save_adapters(tmp_path / "adapters", ours)
+    assert main(["--back", str(tmp_path / "adapters"), str(tmp_path / "again")]) == 2
+    assert "adapters without their base; first python -m videollm.checkpoint" in capsys.readouterr().err

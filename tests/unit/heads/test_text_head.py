@@ -106,7 +106,7 @@ def test_a_released_models_own_words_are_written_and_read_again(style):
     text = "".join(turn.parts)
     answer = head.read([ord(c) for c in text], None, Tokenizer, 60.0)
     assert answer.text == text and answer.spans == [pytest.approx([3.25, 10.5], abs=0.051)]
-    assert head.wording == style and build_head({"name": "text"}, 8).wording == "plain"
+    assert head.wording_with({"style": style}) == style and head.wording_with({}) == "plain"
 
 
 @pytest.mark.parametrize(
