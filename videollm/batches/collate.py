@@ -20,6 +20,8 @@ from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
 from videollm.heads import SpanRefs
 
+MOST_ASKED = 256  # tokens of a question for a connector that reads it; as published, the end of a longer one is kept
+
 
 @dataclass
 class Collator:
@@ -217,7 +219,7 @@ class Collator:
 
     def _questions(self, items: Sequence[Item]) -> dict:
         texts = [item.question for item in items]
-        out = self.question_tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        out = self.question_tokenizer(texts, padding=True, truncation=True, max_length=MOST_ASKED, return_tensors="pt")
         # Where every question is empty the tokenizer may return no column at all (and floats). One masked column keeps
         # the connector's text layers on the graph of every rank.
         lack = max(0, 1 - out["input_ids"].shape[1])

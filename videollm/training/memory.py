@@ -31,8 +31,8 @@ from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build
 from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.objective import build_objective
-from videollm.model.videollm import VideoLLM, tower_shape
-from videollm.training.assemble import planned_config
+from videollm.model.videollm import VideoLLM
+from videollm.training.assemble import check_frames_fit, planned_config
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preflight import read_deepspeed, stage_of
 from videollm.training.settings import Settings
@@ -198,21 +198,30 @@ def make_prompt(bundle: Bundle, frames: int, text: int) -> Prompt:
 
 
 def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
-    """A batch of the collator's; pixels, or features where they are stored, are shapes."""
+    """A batch of the collator's; frames, as pixels or features where they are stored, are shapes."""
     bundle, pairs = word_bundle(model), model.objective.rejected is not None
     prompt = make_prompt(bundle, load.frames, load.text)
     prompts = [replace(prompt) for _ in range(2 if pairs else load.questions)]
     if pairs:
         share_prompt(prompts, text_only=False)
-    tower, kind = model.vision_tower, "features" if settings.data.features else "pixels"
-    shape = (tower.num_patches, tower.hidden_size) if settings.data.features else tower_shape(tower)
+    kind = "features" if settings.data.features else "pixels"
     spans_s, times_s = [np.asarray([[0.0, float(load.frames)]])] * len(prompts), np.arange(load.frames, dtype=float)
     one = Item(prompts, spans_s, times_s=times_s, duration_s=float(load.frames), question="w " * QUESTION)
     with SHAPES:  # a tensor a row: the collator takes one of several rows only once
-        items = [replace(one, **{kind: torch.empty(load.frames, *shape)}) for _ in range(load.rows)]
+        items = [replace(one, **{kind: frames_of(model, kind, load.frames)}) for _ in range(load.rows)]
     data, unseen = settings.data, None if settings.data.unseen_id is None else WORD
     collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=pairs, unseen_id=unseen)
     return collate(items)
+
+
+def frames_of(model: VideoLLM, kind: str, count: int) -> Tensor:
+    """``count`` frames of a video as they travel to the device."""
+    tower, made = model.vision_tower, model.preprocess
+    if kind == "features":
+        return torch.empty(count, tower.num_patches, tower.hidden_size)
+    side = (made.size, made.size)
+    decoded = torch.empty(count, 3, *side) if made.kind == "clip" else torch.empty(count, *side, 3, dtype=torch.uint8)
+    return made.before_device(decoded)
 
 
 def planned_model(settings: Settings) -> VideoLLM:
@@ -222,6 +231,7 @@ def planned_model(settings: Settings) -> VideoLLM:
         config._attn_implementation = "sdpa"  # what flash_attention_2 keeps is the same
     with torch.device("meta"):
         model = VideoLLM(config)
+    check_frames_fit(model)
     if settings.train.precision == "bf16" and settings.train.deepspeed:
         model.to(torch.bfloat16)  # DeepSpeed's way; without it, autocast makes copies
     with SHAPES:

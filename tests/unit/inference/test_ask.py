@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -86,6 +87,21 @@ def test_frames_that_the_context_has_no_room_for_are_told(capsys, model, video, 
     told = run(capsys, model, video, "sampler.rule=segments", "sampler.num_frames=5000")[1]
     said = re.search(r"room for (\d+) of the 5000 frames that the sampler chose; they were thinned uniformly", told)
     assert 0 < int(said[1]) < 5000
+
+
+def test_a_video_that_is_cut_short_is_told_once(capsys, model, video, answers, tmp_path, caplog):
+    """Though the file is opened to see whether it can be read, to read it, and to draw it."""
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    with av.open(str(video)) as source, av.open(str(whole), "w", options={"movflags": "faststart"}) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 4 // 5])
+    answers(Answer("yes", ""))
+    assert run(capsys, model, cut, "--output", str(tmp_path / "a.png"))[0] == 0
+    assert caplog.text.count("cut.mp4: is truncated: ") == 1
 
 
 def test_generate_overrides_reach_the_model(capsys, model, video, answers):

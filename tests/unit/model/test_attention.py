@@ -117,7 +117,7 @@ BF16 = {"precision": "bf16"}
 def test_what_flash_attention_cannot_do_is_refused_before_anything_is_built(monkeypatch, backbone, head, changes, says):
     for name in ("VideoLLM", "load"):
         monkeypatch.setattr(assemble, name, lambda *_args, **_options: pytest.fail("built"))
-    monkeypatch.setattr(assemble, "is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("videollm.model.attention.is_flash_attn_2_available", lambda: False)
     with pytest.raises(ConfigError, match=r"^model\.attention: ") as error:
         assemble.assemble(settings(backbone, head, **FLASH, **changes))
     assert says in str(error.value)
