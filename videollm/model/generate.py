@@ -4,6 +4,7 @@ The prompt is embedded and run here, once for all of its answers; ``decoding.py`
 ``cache.py`` keeps keys and values. Answers come out in neutral form. Knows batches of the collator; no files.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,8 +54,8 @@ class GenerateOptions:
                 f"generate.min_new_tokens: {self.min_new_tokens}, but it must be from 0 to generate.max_new_tokens"
             )
         for name in ("temperature", "repetition_penalty"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0 and finite")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
 
