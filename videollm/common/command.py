@@ -6,6 +6,7 @@ traceback into the text). This file knows no command and no model.
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -50,6 +51,8 @@ def message(error: Exception) -> str:
 def usable_device(name: str) -> torch.device:
     """The device ``name``; ConfigError where it is unknown or not there."""
     try:
+        if torch.device(name).type == "meta":
+            raise RuntimeError("it holds no numbers")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
@@ -63,4 +66,15 @@ def whole(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
         return int(text)
 
+    return number
+
+
+def seconds(text: str) -> float:
+    """Reads a number of seconds above 0, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return number
