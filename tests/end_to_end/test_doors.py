@@ -54,7 +54,12 @@ BAD = {
     ],
     "d2vlm.rank": ["--model {none} --annotations {lines} --videos {videos} --output {nowhere}.json"],
     "distime.convert": ["{none} {folder}/out", "{model} {nowhere} --back"],
-    "all_benchmark_eval.check": ["{none}", "{folder} --output {nowhere}.json", "{folder} --benchmarks nothing"],
+    "all_benchmark_eval.check": [
+        "{none}",
+        "{folder} --output {nowhere}.json",
+        "{folder} --benchmarks nothing",
+        "{folder} --benchmarks=",
+    ],
     "all_benchmark_eval.compare": ["{none}.json {none}.json", "{lines} {lines}"],
     "all_benchmark_eval.score": [
         "charades --predictions {none}.json --annotations {lines} --output {folder}/s.json",
@@ -63,6 +68,7 @@ BAD = {
     ],
     "all_benchmark_eval.evaluate": [
         "{none} --benchmarks moving_shapes --data {folder}",
+        "{model} --benchmarks=, --data {folder}",
         "{model} --benchmarks moving_shapes --data {folder} --output {nowhere}",
     ],
     "all_benchmark_eval.moving_shapes.task": [
