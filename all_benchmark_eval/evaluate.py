@@ -152,6 +152,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 ...")
     args = parser.parse_intermixed_args(argv)
     args.benchmarks = list(dict.fromkeys(filter(None, args.benchmarks.split(","))))
+    if not args.benchmarks:
+        parser.error("--benchmarks: names none")
     if len(args.benchmarks) != 1 and (args.videos or args.annotations):
         parser.error("--videos and --annotations are for a single benchmark; use --data for several")
     return args

@@ -7,6 +7,7 @@ seconds, and scoring does without.
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def usable_device(name: str) -> "torch.device":
     import torch
 
     try:
+        if torch.device(name).type == "meta":
+            raise RuntimeError("it holds no numbers")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
@@ -69,4 +72,15 @@ def whole(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
         return int(text)
 
+    return number
+
+
+def seconds(text: str) -> float:
+    """Reads a number of seconds above 0, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return number

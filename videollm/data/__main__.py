@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import ended, whole
+from videollm.common.command import ended, seconds, whole
 from videollm.common.config import ConfigError, UserError, need
 from videollm.common.files import check_folder, check_writable, json_text, write_text
 from videollm.data.check import Visuals, check_visuals, report_on, write_clean
@@ -37,7 +37,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check.add_argument("--model", type=Path, metavar="MODEL", help="checkpoint or config: are records too long for it?")
     check.add_argument("--max-length", type=whole(1), metavar="N", help="tokens, in place of the model's own limit")
     check.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes that look")
-    check.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
+    check.add_argument("--timeout", type=seconds, default=300.0, metavar="S", help="seconds a video may take")
     check.add_argument("--output", type=Path, metavar="CLEAN.jsonl", help="write the records that are good")
     imports = commands.add_parser("import", help="other groups' training files in our own schema")
     imports.add_argument("form", metavar="FORM", help=", ".join(FORMS))
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output:
         _writable(options.output)
     need(options.model or not options.max_length, "--max-length: tokens are those of a model; name it with --model")
-    if options.videos:
+    if options.videos is not None:
         check_folder(options.videos, "--videos")
     encoder, context, raw_spans = planned(options.model) if options.model else (None, 0, False)
     records, problems, root = load_to_check(options.annotations, options.videos or ".", raw_spans)

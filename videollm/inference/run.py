@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         check_folder(args.videos, "--videos")
         bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
         reader = bundle.reader(args.videos, options.sampler, backend=args.backend, timeout_s=args.decode_timeout)
-        if args.frames:
+        if args.frames is not None:
             open_store(args.frames, reader, records)
         for _, own in chain(*chain(*units)):
             room_for_question(bundle.config, own)  # said before a file is begun
