@@ -21,7 +21,7 @@ def as_spans(spans: ArrayLike, name: str = "spans") -> NDArray[np.float64]:
     """
     try:
         array = np.asarray(spans, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name}: expected [start, end] pairs of numbers, got {spans!r}") from error
     if array.shape == (0,):
         return array.reshape(0, 2)

@@ -30,7 +30,7 @@ _BE = (
     + _HEDGES
 )
 _IS = rf"(?:{_BE}|\bare|\bes|\best|\bist|(?:应该|应当|应|可能|大概|就|只能|一定|必须)*[是为]|は|은|는|:|=|\s[-–—]\s)"
-_NOT_BUT = r"(?:\bnot\s[(\[*]{0,3}(?:option\s)?\w[)\]*]{0,3},?\s(?:but\s)?(?:rather\s)?)?"  # "not A but C"
+_NOT_BUT = r"(?:\bnot\s[(\[*]{0,3}(?:option\s)?\w[)\]*]{0,3},?\s(?:but|rather)\s(?:rather\s)?)?"  # "not A but C"
 _SIGNS = r"[\s*_\"'`(\[{:.$<]{0,8}"
 _NAME = r"(?:(?:the\s+)?(?:option|choice|letter|number|answer)\b|选项)?"
 _ANSWER = (
@@ -156,7 +156,7 @@ class _Reader:
             ("the answer told", lambda: self._last(self.rules.told, text)),
             ("its first label", lambda: self._first(text)),
             ("the option called right", lambda: self._last(self.rules.correct, text)),
-            ("the option chosen", lambda: self._last(self.rules.chosen, text)),
+            ("the option chosen", lambda: self._last(self.rules.chosen, text, alone=True)),
             ("its last line", lambda: self._last_line(text)),
             (_UNSURE[0], lambda: self._only_marked(text)),
             (_UNSURE[1], lambda: self._held(text)),
@@ -171,17 +171,23 @@ class _Reader:
         index = int(label) if label.isdecimal() else ord(label.upper()) - ord("A")
         return index if 0 <= index < self.count else None
 
-    def _last(self, rule: re.Pattern, text: str) -> Found:
-        """The last label that ``rule`` finds, passing over those that are denied, an article, or no option."""
+    def _last(self, rule: re.Pattern, text: str, alone: bool = False) -> Found:
+        """The last label that ``rule`` finds, passing over those that are denied, an article, or no option.
+
+        ``alone``: it must be the only one that it finds.
+        """
+        last: Found = None
         for found in reversed(list(rule.finditer(text))):
             label, (start, end) = found["label"], found.span("label")
             if _DENIED.search(re.sub(_NOT_BUT, "", found.group(), flags=re.I)) or not self._is_label(text, label, end):
                 continue
-            if self._several(text, start, end):
+            several, index = self._several(text, start, end), self._index(label)
+            if last is None and several or not several and None not in (last, index) and index != last:
                 return SEVERAL
-            if (index := self._index(label)) is not None:
-                return index
-        return None
+            last = index if last is None else last
+            if last is not None and not alone:
+                break
+        return last
 
     def _is_label(self, text: str, label: str, end: int) -> bool:
         """Whether a letter is a label, and no article or word: "A dog runs" is none, "C because" is one."""

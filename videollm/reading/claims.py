@@ -34,7 +34,7 @@ _LENGTH_OF = re.compile(  # "In the video (0-120 s)", "The clip, which runs from
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(
-    r"\b(?:therefore|thus|hence|in\s+conclusion|to\s+conclude|in\s+summary|conclusion|actually(?!.{0,40}\balso))\b"
+    r"\b(?:therefore|thus|hence|in\s+conclusion|to\s+conclude|in\s+summary|conclusion|best\s+(?:match|guess|estimate)\s+is|actually(?!.{0,40}\balso))\b"
     rf"|(?:^|[.!?\n])\s{{0,3}}(?:so|no)\b|因此|所以|{TURNS}",
     re.IGNORECASE,
 )

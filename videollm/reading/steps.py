@@ -34,7 +34,7 @@ _BEHIND = re.compile(
 )
 _LINE_END = re.compile(rf"{_SECONDS}(?:[.,;|]*[ \t]*(?=\n|$)|(?<=[)\]])[.,;])", re.IGNORECASE)
 _BEFORE = re.compile(r"[(\[|:–—]\s*[*_]*\s*(?:from\s+|between\s+|at\s+)?$", re.IGNORECASE)
-_CLAUSE_END = re.compile(rf"{_SECONDS}[.;](?=\s|$)", re.IGNORECASE)
+_CLAUSE_END = re.compile(rf"{_SECONDS}(?:[.;](?=\s|$)|,(?=\s(?:and|then|before|while|followed)\b))", re.IGNORECASE)
 _NAMED_BEFORE = re.compile(r"[,\s]\s*(?:from|between)\s+$", re.IGNORECASE)
 _BROKEN_OFF = re.compile(
     r"(?<=[.;\n])\s*(?:from\s+)?\d[\d.:]*\s*(?:s|seconds)?\s*(?:(?:-|–|to)\s*[\d.:]*)?\s*$", re.IGNORECASE
