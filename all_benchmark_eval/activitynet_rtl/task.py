@@ -9,13 +9,14 @@ the benchmarks of moments; LITA's own text tells its times in the same way::
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from all_benchmark_eval import moment_forms
 from all_benchmark_eval.benchmark import Layout, Options, Scores
-from all_benchmark_eval.forms import Form, need, rows_with
+from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import duration_of
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.moments import Located, Moments, State, means_of, order_and_clip
@@ -53,6 +54,13 @@ class ActivityNetRTL(RuledBenchmark):
     headline = ("mIoU", "P@0.5", "R1@0.5")
     truths = (moment_forms.of_moments(_FORM, moment_forms.tidy),)
     forms = moment_forms.PREDICTIONS
+
+    def read(self, path: Path | Content, truth: Moments) -> Located:
+        """Times in angle brackets, which elsewhere may be anything, are read in a text that tells none otherwise."""
+        located = super().read(path, truth)
+        for row in [row for row in located.worded if located.state[row] == State.UNPARSED]:
+            located.put(row, _pairs(located.told[row]) or moment_forms.NO_TIME, located.told[row])
+        return located
 
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
         """``published`` of ``lita``: an answer without two times is the whole video; spans, the true ones too, are

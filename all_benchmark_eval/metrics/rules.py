@@ -129,7 +129,7 @@ def by_kind(scores: Scores, truth: Moments) -> Scores:
     """With every mean broken down by the kind of query, as ``<metric>/<kind>``."""
     kinds = dict(zip(truth.ids, truth.kinds, strict=False))
     scale = 100.0 if scores.unit == "percent" else 1.0
-    for kind in sorted(set(truth.kinds)):
+    for kind in sorted({*truth.kinds} - {""}):
         for metric, values in list(scores.per_sample.items()):
             own = {name: value for name, value in values.items() if kinds.get(name) == kind}
             if own and "/" not in metric:

@@ -1,6 +1,6 @@
 """Moment retrieval: the one span a sentence describes, for any data set that has a file in one of the common forms.
 
-TACoS, Ego4D-NLQ, TimeLens-Bench and one's own data, none of which needs a folder here. Ground truth and predictions as
+One's own data, which needs no folder here; ``tacos`` and others are based on it. Ground truth and predictions as
 moment_detr, VideoMind, TimeLens and lmms-eval write them (``moment_forms.py``)::
 
     {"qid": 3, "vid": "s27-d50", "query": "He washes a knife.", "duration": 209.7, "relevant_windows": [[11.2, 15.9]]}

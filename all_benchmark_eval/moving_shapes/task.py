@@ -46,6 +46,7 @@ def load(path: str | Path) -> list[dict]:
     items, seen = [], {}
     for where, item in read_rows(Path(path), ("id", "task"), "a line for every question"):
         _check(item, where)
+        need(isinstance(item["id"], str), f"{where}: the id {item['id']!r:.60} is not a text")
         need(item["id"] not in seen, f"{where}: the id {item['id']!r} stands in {seen.get(item['id'])} already")
         seen[item["id"]] = where
         items.append(item)

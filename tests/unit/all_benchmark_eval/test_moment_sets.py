@@ -107,6 +107,8 @@ def test_lita_takes_the_whole_video_for_no_answer_and_means_over_videos(tmp_path
     found = metrics("activitynet_rtl", RTL, texts, tmp_path)
     assert found == pytest.approx({"mIoU": 100 * ((0.5 + 0.5 / 40) / 2 + 0.5) / 2, "P@0.5": 100 * (0.5 + 1) / 2})
     assert metrics("activitynet_rtl", RTL, texts[: texts.index("\n") + 1], tmp_path)["mIoU"] == 50  # one video asked
+    corrected = metrics("activitynet_rtl", RTL, texts, tmp_path, "corrected")
+    assert corrected["mIoU"] == pytest.approx(100 * (0.5 + 0 + 0.5) / 3)
     plain = metrics("activitynet_rtl", RTL, texts, tmp_path, variant="timelens")
     assert plain["mIoU"] == pytest.approx(100 * 10 / 79 / 3)  # a reversed pair and none at all are 0, nothing is cut
 
