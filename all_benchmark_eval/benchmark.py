@@ -20,10 +20,11 @@ from all_benchmark_eval.forms import read_text as read_text
 from all_benchmark_eval.items import Asked, known_length
 from videollm.common import files
 from videollm.common.answers import NEEDED, AnswerLine
+from videollm.heads.styles import STYLES
 
 Protocol = Literal["published", "corrected"]
 PROTOCOLS: tuple[Protocol, ...] = ("published", "corrected")
-WORDINGS = ("d2vlm", "distime", "plain")
+WORDINGS = ("d2vlm", "distime", "plain", *STYLES)
 
 
 @dataclass
@@ -244,9 +245,12 @@ def read_answers(path: Path) -> dict[str, AnswerLine]:
 
 
 def worded(wordings: Mapping[str, Any], wording: str) -> Any:
-    """The entry of a task's table of wordings. Raises BenchmarkError listing the known ones."""
-    need(wording in wordings, f"unknown wording {wording!r}; known: {', '.join(wordings)}")
-    return wordings[wording]
+    """The entry of a task's table of wordings; where it has none of a released model's, the plain one.
+
+    Raises BenchmarkError listing the known ones.
+    """
+    need(wording in wordings or wording in STYLES, f"unknown wording {wording!r}; known: {', '.join(wordings)}")
+    return wordings[wording if wording in wordings else "plain"]
 
 
 def sha256(path: Path) -> str:

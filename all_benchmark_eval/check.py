@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     need(args.root.is_dir(), f"{args.root}: not a folder; give the one with a folder for each benchmark")
     if args.output:
         check_writable(args.output, "--output")
-    tasks = [get(name) for name in (args.benchmarks.split(",") if args.benchmarks else names())]
+    tasks = [get(name) for name in (names() if args.benchmarks is None else args.benchmarks.split(","))]
     found = {task.name: check(task, args.root) for task in tasks}
     if args.output:
         benchmark.write_text(args.output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")

@@ -112,16 +112,18 @@ def _keep_answers(questions: Path, answers: Path, lines: Sequence[dict], may_cha
 
 
 def _places(task: Benchmark, args: argparse.Namespace) -> tuple[Path, Path]:
-    """(annotations, videos) as the command line says; without ``--annotations`` they lie beside the videos."""
+    """(annotations, videos) as the command line says; without ``--annotations`` they lie as in the task's layout."""
     videos = args.videos or benchmark.data_folder(task, args.data) / task.layout.videos
-    return args.annotations or benchmark.find_annotations(task, videos.parent), videos
+    folder = videos.joinpath(*[".."] * len(Path(task.layout.videos).parts))
+    return args.annotations or benchmark.find_annotations(task, folder), videos
 
 
 def wording_of(model: Path) -> str:
     """The wording that a checkpoint's head was made with. Raises BenchmarkError for a head that is not there."""
-    head = read_config(model).head.get("name")
+    options = read_config(model).head
+    head = options.get("name")
     try:
-        return head_class(head).wording
+        return head_class(head).wording_with(options)
     except ConfigError:
         known = ", ".join(WORDINGS)
         raise BenchmarkError(f"--wording: no wording is known for the head {head!r}; choose of {known}") from None
@@ -150,6 +152,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 ...")
     args = parser.parse_intermixed_args(argv)
     args.benchmarks = list(dict.fromkeys(filter(None, args.benchmarks.split(","))))
+    if not args.benchmarks:
+        parser.error("--benchmarks: names none")
     if len(args.benchmarks) != 1 and (args.videos or args.annotations):
         parser.error("--videos and --annotations are for a single benchmark; use --data for several")
     return args

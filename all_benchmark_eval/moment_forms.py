@@ -5,11 +5,22 @@ is found by its id, or by video and text; several windows are ranked by their sc
 VideoMind's as they stand. How a text tells its times is ``videollm.reading``'s.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from all_benchmark_eval.forms import Content, Form, entries, need, rows_with
-from all_benchmark_eval.items import Questions, are_texts, as_object, duration_of, first_span, read_span, seconds, stem
+from all_benchmark_eval.items import (
+    Questions,
+    are_texts,
+    as_object,
+    duration_of,
+    first_span,
+    read_rows,
+    read_span,
+    seconds,
+    stem,
+)
 from all_benchmark_eval.metrics.moments import Located, Moments
 from videollm.reading import read_spans
 
@@ -87,20 +98,24 @@ def _read_keyed(content: Content, truth: Moments) -> Located:
             length = questions.durations[rows[0]]  # of one video
             true = next(iter(read_spans(parts[-1], length)), None)
             same = [row for row in rows if true is not None and truth.spans[row].tolist() == true]
-            yield where, same[:1] if len(rows) > 1 and same else rows, _told(answer, where, length)
+            yield where, same if len(rows) > 1 and same else rows, _told(answer, where, length)
 
     return located(truth, found(), questions)
 
 
 def _told(answer: Any, where: str, duration_s: float | None) -> tuple[Any, str | None]:
-    """(first span, text if there is one) of a text, {"timestamps": [[s, e]], "answers": text}, [[s, e]] or [s, e]."""
+    """(spans, text if that tells them) of a text, {"timestamps": [[s, e]], "answers": text}, [[s, e]] or [s, e].
+
+    An object may have either key; timestamps come first.
+    """
     if isinstance(answer, dict):
-        answer = as_object(answer, where, ("timestamps",))["timestamps"]
+        key = "answers" if "answers" in answer and "timestamps" not in answer else "timestamps"
+        answer = as_object(answer, where, (key,))[key]
     if are_texts(answer) and answer:
         answer = answer[0]
     if isinstance(answer, str):
         return next(iter(read_spans(answer, duration_s)), NO_TIME), answer
-    return first_span(answer), None
+    return answer, None
 
 
 PREDICTIONS = (
@@ -121,7 +136,8 @@ PREDICTIONS = (
 
 # ---- annotations -----------------------------------------------------------------------------------------------------
 
-Query = tuple[str, str, str, Any, float]  # id, video, text, true span, seconds of the video: a row of ``Moments.of``
+# id, video, text, true span, seconds of the video: a row of ``Moments.of``; then its kind, where there are kinds
+Query = tuple[str, str, str, Any, float] | tuple[str, str, str, Any, float, str]
 
 
 def _lines(spans: str) -> Callable[[Content], list[Query]]:
@@ -140,6 +156,27 @@ def _lines(spans: str) -> Callable[[Content], list[Query]]:
         return queries
 
     return read
+
+
+def of_moments(form: Form, wording: Callable[[str], str] = str) -> Form:
+    """A form whose rows are those of ``Moments.of``, each with its kind behind it if there are kinds, read as
+    ``Moments``; ``wording``: what is made of a query."""
+
+    def read(content: Content) -> Moments:
+        rows = [(name, video, wording(text), *rest) for name, video, text, *rest in form.read(content)]
+        return Moments.of([row[:5] for row in rows], content.path, [row[5] for row in rows if len(row) > 5])
+
+    return replace(form, read=read)
+
+
+def rows_of(each: Callable[[str, Mapping[str, Any], int], Query], *keys: str) -> Callable[[Content], list[Query]]:
+    """A form's ``read`` of rows with ``keys``, from what one row is: its place, itself, its number from 0."""
+    return lambda content: [each(where, row, n) for n, (where, row) in enumerate(read_rows(content, keys))]
+
+
+def tidy(query: str) -> str:
+    """A query as TimeLens and VideoMind ask it: blanks made one, no period at either end."""
+    return " ".join(query.split()).strip(".").strip()
 
 
 def _by_video(content: Content) -> list[Query]:
@@ -166,6 +203,10 @@ def _only(windows: Any, where: str) -> Any:
     return first_span(windows)
 
 
+BY_VIDEO = Form(
+    "TimeLens", '{video: {"duration", "spans", "queries"}}',
+    entries(lambda key, value: isinstance(value, dict) and "spans" in value and "queries" in value), _by_video,
+)  # fmt: skip
 TRUTHS = (
     Form(
         "moment_detr lines", '{"qid", "vid", "query", "duration", "relevant_windows": [[s, e]]}',
@@ -175,8 +216,5 @@ TRUTHS = (
         "VideoMind lines", '{"vid" or "video_path", "query", "duration", "span": [[s, e]]}',
         rows_with("query", "span"), _lines("span"),
     ),
-    Form(
-        "TimeLens", '{video: {"duration", "spans", "queries"}}',
-        entries(lambda key, value: isinstance(value, dict) and "spans" in value and "queries" in value), _by_video,
-    ),
+    BY_VIDEO,
 )  # fmt: skip

@@ -20,7 +20,7 @@ from rich.table import Column, Table
 
 from all_benchmark_eval import benchmark
 from all_benchmark_eval.answer_forms import INFER, answer_form, official_answers
-from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, Options, Scores, get
+from all_benchmark_eval.benchmark import PROTOCOLS, WORDINGS, Benchmark, Options, Protocol, Scores, get
 from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
@@ -28,30 +28,32 @@ from videollm.common.code import code
 from videollm.common.command import ended, whole
 from videollm.common.files import check_writable
 
-WIDTH = 110  # characters that the widest table needs
+WIDTH, COLUMN = 110, 24  # characters that a table needs, and a column of many
 MANY_UNREAD = 0.02  # share of unparsed answers from which on the table says so
 SHOWN = 200  # characters of an unparsed answer
+ALL = "all"  # in place of a variant: every one, side by side
 
 
 def score_file(
     name: str, predictions: Path, annotations: Sequence[Path], output: Path, *,
-    protocols: Sequence[str] = PROTOCOLS, variant: str | None = None, wording: str | None = None, bootstrap: int = 0,
-    skip_meteor: bool = False, sentence_model: str | None = None, seed: int = 0, explain: str | None = None,
-    texts: Mapping[str, str] = MappingProxyType({}),
+    protocols: Sequence[Protocol] = PROTOCOLS, variant: str | None = None, wording: str | None = None,
+    bootstrap: int = 0, skip_meteor: bool = False, sentence_model: str | None = None, seed: int = 0,
+    explain: str | None = None, texts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:  # fmt: skip
     """Score ``predictions`` and write the result to ``output``; returns what is written, see :func:`_result`.
 
     Answers in a model's own words (``answer_forms.ANSWERS``) are turned into the benchmark's own form first, which
     stays beside the output as ``<output>.predictions.json``; of ``infer`` output ``wording`` says how the questions
-    were worded. ``annotations``: none, one, or several references. ``explain``: the id of a sample of which is told
-    what was read. ``texts``: of answers by the question's id, where ``predictions`` are made from them.
+    were worded. ``annotations``: none, one, or several references. ``variant``: one of the benchmark's, or ``ALL``, for
+    which ``protocols`` has "published <variant>" of each. ``explain``: the id of a sample of which is told what was
+    read. ``texts``: of answers by the question's id, where ``predictions`` are made from them.
 
     Raises BenchmarkError for whatever the user can mend; then nothing is written.
     """
     task = get(name)
     variant = variant or task.variants[0]
     known = ", ".join(task.variants)
-    need(variant in task.variants, f"--variant: {name} has no variant {variant!r}; known: {known}")
+    need(variant in (*task.variants, ALL), f"--variant: {name} has no variant {variant!r}; known: {known}, {ALL}")
     enough = annotations or task.own_truth
     need(enough, f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)")
     truth = task.joined([task.load(path) for path in annotations]) if annotations else None
@@ -60,11 +62,20 @@ def score_file(
     names = ("annotations", *(f"annotations {number}" for number in range(2, len(annotations) + 1)))
     files = {"predictions": predictions} | dict(zip(names, annotations, strict=False))
     options = {"skip_meteor": skip_meteor, "sentence_model": sentence_model, "seed": seed}
-    scores = {p: task.score(truth, given, Options(protocol=p, variant=variant, **options)) for p in protocols}
+    columns = _columns(task, protocols, variant)
+    scores = {key: task.score(truth, given, Options(*column, **options)) for key, column in columns.items()}
     result = _result(task, variant, scores, files, options | {"bootstrap": bootstrap, "wording": wording})
     result |= {} if told is None else {"explained": told}
     benchmark.write_text(output, _dump(result))
     return result
+
+
+def _columns(task: Benchmark, protocols: Sequence[Protocol], variant: str) -> dict[str, tuple[Protocol, str]]:
+    """{what it is called: (protocol, variant)}; the corrected protocol is the same for all variants."""
+    if variant != ALL:
+        return {protocol: (protocol, variant) for protocol in protocols}
+    of = {"published": task.variants, "corrected": task.variants[:1]}
+    return {f"{p} {v}" if p == "published" else p: (p, v) for p in protocols for v in of[p]}
 
 
 def _read(
@@ -136,7 +147,8 @@ def tables(result: dict[str, Any]) -> Table:
     """Metrics down, protocols across; then counts, denominators, and notes."""
     protocols, shown = result["protocols"], [Column("metric", no_wrap=True)]
     for protocol, entry in protocols.items():
-        shown.append(Column(f"{protocol}\n{entry['unit']}", justify="right", no_wrap=True))
+        heading = f"{protocol.replace(' ', chr(10))}\n{entry['unit']}"
+        shown.append(Column(heading, justify="right", no_wrap=True))
         if "intervals" in entry:
             shown.append(Column(f"{CONFIDENCE:.0%} interval", justify="right", no_wrap=True, style="dim"))
     title = f"{result['title']}, variant {result['variant']}"
@@ -151,9 +163,9 @@ def tables(result: dict[str, Any]) -> Table:
     return table
 
 
-def wide_console() -> Console:
-    """A console on which the tables are whole, also where the output goes to a file."""
-    return Console(width=max(Console().width, WIDTH), highlight=False, soft_wrap=True)
+def wide_console(columns: int = 1) -> Console:
+    """A console on which tables of so many columns are whole, also where the output goes to a file."""
+    return Console(width=max(Console().width, WIDTH, COLUMN * columns), highlight=False, soft_wrap=True)
 
 
 def _cells(entry: dict[str, Any], name: str, digits: int) -> list[str]:
@@ -173,7 +185,7 @@ def show(result: dict[str, Any], output: Path, unparsed: int | None = None) -> N
 
     ``unparsed``: how many unparsed answers are printed; None: one, where they are many.
     """
-    console = wide_console()
+    console = wide_console(2 * len(result["protocols"]))
     console.print(tables(result))
     for protocol, entry in result["protocols"].items():
         console.print(f"{protocol}: means over {entry['denominator']}", markup=False)
@@ -212,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--annotations", type=Path, nargs="+", default=[], metavar="FILE", help=which)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: both; published is the headline")
-    parser.add_argument("--variant", help="whose script; the benchmark's README lists them")
+    parser.add_argument("--variant", help=f"whose script (the benchmark's README lists them), or {ALL}")
     parser.add_argument("--wording", choices=WORDINGS, help="of the questions that videollm.infer answered")
     parser.add_argument("--show-unparsed", type=whole(0), metavar="N", help="print N answers that could not be read")
     parser.add_argument("--explain", metavar="ID", help="what was read of the answer of this sample, and by which rule")

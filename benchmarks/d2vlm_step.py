@@ -38,7 +38,7 @@ EVIDENCE, EVIDENCE_END = 10, 11  # token ids
 class TwoPass(VideoLLM):
     """The published order: the prefix through all layers for the frames' states, then the whole sequence anew."""
 
-    def training_states(self, batch, embeds, refs, frames):
+    def training_states(self, batch, embeds, refs, frames, maps=None):
         layer, length = self.head.inject_layer, embeds.shape[1]
         embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
         prefix = self.run(batch, embeds, slice(0, batch.prefix_columns), {layer, -1})

@@ -19,7 +19,7 @@ from benchmarks.rounds import command_line, rounds, write_json
 from videollm.batches.batch import Batch
 from videollm.batches.collate import Collator
 from videollm.batches.prompt import Prompt
-from videollm.model.cache import AnswerCache
+from videollm.model.cache import RowCache
 from videollm.model.generate import GenerateOptions
 from videollm.model.videollm import VideoLLM
 
@@ -39,7 +39,7 @@ def make_batch(args: argparse.Namespace, model: VideoLLM) -> Batch:
             )
         ]  # fmt: skip
         item.spans_s = [item.spans_s[0][:0]]
-    batch = Collator(pad_id=0, split_prefix=False, bidirectional=True, average="samples", left=True)(items)
+    batch = Collator(pad_id=0, split_prefix=False, bidirectional=True, average="samples")(items)
     batch.features = torch.randn(len(items) * FRAMES, 1, args.width, generator=torch.Generator().manual_seed(1))
     return batch.to(args.device)
 
@@ -47,18 +47,21 @@ def make_batch(args: argparse.Namespace, model: VideoLLM) -> Batch:
 @torch.no_grad()
 def bare(model: VideoLLM, batch: Batch, tokens: int) -> Tensor:
     """The prompt's pass and ``tokens`` - 1 passes of one token, nothing decided; the last states."""
-    known, position = batch.segment_ids >= 0, batch.position_ids[:, -1:].clone()
-    cache = AnswerCache(len(model.decoder.layers), known, tokens - 1, 1, False)
-    embeds, _ = model.prompt(batch, GenerateOptions())
-    mask, positions = model.masks(batch, slice(0, embeds.shape[1]), embeds.dtype), batch.position_ids
-    for step in range(tokens):
-        if step:
-            cache.advance()
-            embeds, positions = embeds[:, -1:], position.add_(1)
-            mask = cache.masks(model.windows, embeds.dtype)
+    rows, whole = torch.arange(len(batch), device=batch.input_ids.device), slice(0, batch.input_ids.shape[1])
+    cache, position = RowCache(len(model.decoder.layers), len(batch), False, rows.device), batch.last[:, None].clone()
+    embeds, *_ = model.prompt(batch, GenerateOptions())
+    cache.hold(whole.stop + tokens)
+    with cache.filled(rows, whole):
+        states = model.run(batch, embeds, whole, {-1}, cache)[-1]
+    cache.begin(range(len(batch)), rows, batch.segment_ids >= 0, batch.last)
+    logits, steps = model.get_output_embeddings()(states[rows, batch.last]), torch.zeros_like(rows)
+    embeds = embeds[:, -1:]
+    for _ in range(tokens - 1):
+        cache.advance(steps.add_(1))
         out = model.decoder(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+            inputs_embeds=embeds, attention_mask=cache.masks(model.windows, embeds.dtype),
+            position_ids=position.add_(1), past_key_values=cache, use_cache=True,
+        )  # fmt: skip
         logits = model.get_output_embeddings()(out.last_hidden_state[:, -1])
     return logits
 

@@ -99,9 +99,9 @@ def make_item(args: argparse.Namespace, seed: int, answered: bool = True, frames
     return Item([prompt], [spans], features=features, times_s=times, duration_s=30.0, ids=[str(seed)])
 
 
-def make_batch(args: argparse.Namespace, items: list[Item], left: bool = False) -> Batch:
+def make_batch(args: argparse.Namespace, items: list[Item]) -> Batch:
     """The collator's batch, on the device."""
-    batch = Collator(pad_id=0, split_prefix=False, bidirectional=False, average="samples", left=left)(items)
+    batch = Collator(pad_id=0, split_prefix=False, bidirectional=False, average="samples")(items)
     return batch.to(args.device)
 
 
@@ -144,7 +144,7 @@ def stored(args: argparse.Namespace, model: VideoLLM) -> dict:
 def answers(args: argparse.Namespace, model: VideoLLM) -> dict:
     """``args.answers`` questions at once against one, ``args.tokens`` tokens each; tokens a second and their ratio."""
     items = [make_item(args, seed, answered=False, frames=1) for seed in range(args.answers)]
-    one, many = (make_batch(args, some, left=True) for some in (items[:1], items))
+    one, many = (make_batch(args, some) for some in (items[:1], items))
     merge_lora(model)  # as a finished run is asked
     model.eval()
 

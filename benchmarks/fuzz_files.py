@@ -110,7 +110,7 @@ class Trial:
             assert read_image(path).pixels.shape[::3] == (1, 3), "not one RGB picture"
             return "good"
         info = probe(path)
-        frames = read_video(path, Sampler(rule="segments", num_frames=FRAMES), resize=lambda rgb: rgb[:8, :8].copy())
+        frames = read_video(path, Sampler(rule="segments", num_frames=FRAMES), resize=lambda rgb, _: rgb[:8, :8].copy())
         assert frames.pixels.shape == (FRAMES, 8, 8, 3), f"frames of shape {tuple(frames.pixels.shape)}"
         assert np.isfinite(frames.times_s).all() and (np.diff(frames.times_s) >= 0).all(), "times out of order"
         assert 0 <= frames.times_s[-1] <= info.duration_s < float("inf"), "a time behind the end"

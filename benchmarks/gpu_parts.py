@@ -227,7 +227,7 @@ def fpo(run: Run) -> None:
 
 
 def asked(run: Run, model: VideoLLM, rows: int) -> Batch:
-    """``rows`` questions about one video whose features are there, left-padded."""
+    """``rows`` questions about one video whose features are there."""
     bundle, tower = word_bundle(model), model.vision_tower
     turns = [Turn("user", (VisualMark(0), " w" * 32))]
     features = torch.randn(run.frames, tower.num_patches, tower.hidden_size).bfloat16()
@@ -239,7 +239,7 @@ def asked(run: Run, model: VideoLLM, rows: int) -> Batch:
             Item([prompt], [np.zeros((0, 2))], features=features, times_s=times, duration_s=float(run.frames),
                  question="w " * 32, ids=[str(row)])
         )  # fmt: skip
-    return bundle.collator(left=True)(items).to(run.device)
+    return bundle.collator(asked=True)(items).to(run.device)
 
 
 def generation(run: Run) -> None:

@@ -5,14 +5,14 @@
     python -m d2vlm.convert LLM DST --vision eva_vit_g.pth --qformer instruct_blip.pth      # the raw parts
     python -m d2vlm.convert SRC DST --back           # one of ours, for the official code
 
-SRC, BASE and LLM are folders or hub names. Files and messages are handled here; names and settings in ``names.py``.
+SRC, BASE and LLM are folders or hub names. ``python -m videollm.convert --head d2vlm`` is the same command. Files and
+messages are handled here; names and settings in ``names.py``.
 """
 
-import argparse
-import json
 import sys
+from argparse import ArgumentParser, Namespace
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,10 @@ from d2vlm.names import (
     text_config,
     tower_fields,
 )
-from videollm.checkpoint import QUESTION_TOKENIZER, CheckpointError, load_tokenizer, need, read_config, tensors
+from videollm.checkpoint import CheckpointError, load_tokenizer, need, read_config, tensors
+from videollm.checkpoint.conversion import Conversion, Converter
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, read_json
-from videollm.common.command import ended
+from videollm.convert import main as command
 from videollm.model.connectors import build_connector
 from videollm.model.tying import EMBEDDINGS, OUTPUT, differ, settle, stored, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
@@ -218,63 +219,70 @@ def check(where: Path, published: Published, report: KeyReport) -> None:
     missing = [name for name in report.missing if not name.startswith(fresh)] if fresh else report.missing
     reshaped = [row[0] for row in report.reshaped if row[0] not in VOCABULARY or row[1][0] > row[2][0]]
     if missing or reshaped:
+        report.print()
         raise CheckpointError(
             f"{where}: {len(missing)} tensors are missing and {len(reshaped)} of another shape, first "
             f"{(missing + reshaped)[0]} (all of them above); is the checkpoint complete, and config.json its own?"
         )
 
 
-def convert(published: Published, where: Path, output: Path, tokenizers: tuple, **parts: dict | None) -> KeyReport:
-    """Write an official checkpoint as one of ours.
+def made(published: Published, where: Path, tokenizers: tuple, **parts: dict | None) -> Conversion:
+    """An official checkpoint as one of ours.
 
     Args:
         published: what was read from ``where``.
-        output: new folder.
         tokenizers: of the language model and of the Q-Former.
         parts: fields laid over those of the ``vision`` tower and the ``connector``.
 
     Raises:
-        CheckpointError: keys or shapes that no part of the model explains; nothing is written then.
+        CheckpointError: keys or shapes that no part of the model explains.
     """
     tokenizer, question = tokenizers
     token_ids = add_tokens(where, tokenizer, published.fields)
     question.truncation_side = "left"  # as published: the end of a long question is kept
     question.add_special_tokens({"bos_token": "[DEC]"})
     config, wanted, report = fitted(where, published, len(tokenizer), token_ids, **parts)
-    report.print()
     check(where, published, report)
     words = config.connector["vocab_size"]
     known = len(question) <= words
     need(known, f"{where}: its Q-Former knows {words} words, --question-tokenizer {len(question)}")
-    tensors.write_tensors(output, filled(published, config, wanted))
-    config.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    question.save_pretrained(output / QUESTION_TOKENIZER)
-    return report
+    end = "a base, without evidence head: train from it (model.checkpoint); it cannot be evaluated"
+    notes = [f"{where}: {end}"] if published.base else []
+    return Conversion(config, tokenizer, filled(published, config, wanted), report, notes, question)
 
 
-def filled(published: Published, config: VideoLLMConfig, wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of our checkpoint, one at a time; rows and projections that it lacks are made here."""
+def convert(published: Published, where: Path, output: Path, tokenizers: tuple, **parts: dict | None) -> KeyReport:
+    """Write an official checkpoint as one of ours into the new folder ``output``; all else as of ``made``."""
+    conversion = made(published, where, tokenizers, **parts)
+    conversion.write(output)
+    return conversion.report
+
+
+def filled(published: Published, config: VideoLLMConfig, wanted: Mapping[str, Tensor]) -> LazyTensors:
+    """The tensors of our checkpoint; rows and projections that it lacks are made here."""
     found = ours(published.state)
     drawn = {}
     if published.fresh:
         torch.manual_seed(0)
         own = build_connector(config.connector, config.vision["hidden_size"], config.text_config.hidden_size)
         drawn = {f"connector.{name}": tensor for name, tensor in own.state_dict().items()}
-    for name, outlined in wanted.items():
-        if name in found:
-            tensor = found[name]
-            lack = len(outlined) - len(tensor) if name in VOCABULARY else 0
-            yield name, torch.cat([tensor, tensor.mean(0, keepdim=True).expand(lack, -1)]) if lack else tensor
-        elif name in drawn:
-            yield name, drawn[name]
+
+    def grown(name: str) -> Tensor:
+        tensor, lack = found[name], 0
+        if name in VOCABULARY:
+            lack = len(wanted[name]) - len(tensor)
+        return torch.cat([tensor, tensor.mean(0, keepdim=True).expand(lack, -1)]) if lack else tensor
+
+    makers = {name: (lambda name=name: grown(name)) for name in wanted if name in found}
+    makers |= {name: (lambda name=name: drawn[name]) for name in wanted if name not in found and name in drawn}
+    return LazyTensors({name: makers[name] for name in wanted if name in makers})
 
 
 # ---- back ------------------------------------------------------------------------------------------------------------
 
 
-def convert_back(folder: Path, output: Path) -> KeyReport:
-    """Write one of our checkpoints in the published, whole form; adapters are folded in.
+def back(folder: Path) -> Conversion:
+    """One of our checkpoints in the published, whole form; adapters are folded in.
 
     Raises:
         CheckpointError: the folder is none of ours, or incomplete.
@@ -294,61 +302,63 @@ def convert_back(folder: Path, output: Path) -> KeyReport:
         plain = VideoLLMConfig.from_dict(config.to_dict() | {"lora": None})
         wanted = official(kept(VideoLLM(plain).state_dict(), text))
     report = KeyReport.compare(found, wanted)
-    report.print()
-    fits = not (report.missing or report.unexpected or report.reshaped)
-    need(fits, f"{folder}: its weights do not fit its config.json (see above); is the run complete?")
-    tensors.write_tensors(output, ((name, state[name]) for name in state))
+    if report.missing or report.unexpected or report.reshaped:
+        report.print()
+        raise CheckpointError(f"{folder}: its weights do not fit its config.json (see above); is the run complete?")
     kind = config.text_config.model_type
     fields["architectures"] = [f"ETChat{kind.capitalize()}ForCausalLM"]
-    (output / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
     sampling = {"temperature": None, "top_k": None, "top_p": None, "repetition_penalty": None}  # as published
-    (output / "generation_config.json").write_text(json.dumps(sampling, indent=2), encoding="utf-8")
-    load_tokenizer(str(folder), "SRC").save_pretrained(output)
-    return report
+    tokenizer = load_tokenizer(str(folder), "SRC")
+    return Conversion(fields, tokenizer, state, report, files={"generation_config.json": sampling})
 
 
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m d2vlm.convert", description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="folder or hub name of the checkpoint (of the language model, for raw parts)")
-    parser.add_argument("output", help="new folder")
-    parser.add_argument("--base", help="folder or hub name of the model that an adapter belongs to")
-    parser.add_argument("--vision", help="raw parts: eva_vit_g.pth")
-    parser.add_argument("--qformer", help="raw parts: InstructBLIP's Q-Former, .pth")
-    parser.add_argument("--tokenizer", help="folder or hub name; by default that of SRC, or of BASE")
-    told = "of the Q-Former (default: %(default)s)"
-    parser.add_argument("--question-tokenizer", default="bert-base-uncased", help=told)
-    parser.add_argument("--back", action="store_true", help="ours -> the published form")
-    args = parser.parse_args(arguments)
-    return ended(lambda: run(args))
+class D2VLM(Converter):
+    """E.T. Chat and D2VLM, whole, as adapters or in raw parts."""
 
+    name = "E.T. Chat, D2VLM"
 
-def run(args: argparse.Namespace) -> None:
-    """Carry out the command."""
-    output = Path(args.output)
-    need(not (output.is_dir() and any(output.iterdir())), f"{output}: not empty; give a new folder")
-    source = tensors.fetch(args.source)
-    others = [f"--{name}" for name in ("base", "vision", "qformer") if getattr(args, name)]
-    if args.back:
+    def options(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--base", help="folder or hub name of the model that an adapter belongs to")
+        parser.add_argument("--vision", help="raw parts (SRC is the language model): eva_vit_g.pth")
+        parser.add_argument("--qformer", help="raw parts: InstructBLIP's Q-Former, .pth")
+        parser.add_argument("--tokenizer", help="folder or hub name; by default that of SRC, or of BASE")
+        told = "of the Q-Former (default: %(default)s)"
+        parser.add_argument("--question-tokenizer", default="bert-base-uncased", help=told)
+
+    def reads(self, fields: dict) -> bool:
+        kind = str(fields.get("model_type"))
+        return kind.startswith("etchat_") or kind in TEMPLATE_OF
+
+    def writes(self, config: VideoLLMConfig) -> bool:
+        return config.head.get("name") == "d2vlm" and not hasattr(config, "published")
+
+    def read(self, folder: Path, args: Namespace) -> Conversion:
+        both = bool(args.vision) == bool(args.qformer)
+        need(both, "raw parts: give --vision and --qformer, and the language model as SRC")
+        need(not (args.vision and args.base), "--base: raw parts have none; leave it out")
+        base = tensors.fetch(args.base) if args.base else None
+        raw = bool(args.vision)
+        published = read_parts(folder, Path(args.vision), Path(args.qformer)) if raw else read_published(folder, base)
+        own = next((f for f in (folder, base) if f and list(f.glob("tokenizer*"))), folder)
+        tokenizer = load_tokenizer(args.tokenizer or str(own), "--tokenizer")
+        question = load_tokenizer(args.question_tokenizer, "--question-tokenizer")
+        return made(published, folder, (tokenizer, question))
+
+    def back(self, folder: Path, args: Namespace) -> Conversion:
+        others = [f"--{name}" for name in ("base", "vision", "qformer") if getattr(args, name)]
         need(not others, f"--back: {', '.join(others)} cannot be given with it; leave them out")
-        convert_back(source, output)
-        print(f"{output}: in the published form")
-        return
-    both = bool(args.vision) == bool(args.qformer)
-    need(both, "raw parts: give --vision and --qformer, and the language model as SRC")
-    need(not (args.vision and args.base), "--base: raw parts have none; leave it out")
-    base = tensors.fetch(args.base) if args.base else None
-    raw = bool(args.vision)
-    published = read_parts(source, Path(args.vision), Path(args.qformer)) if raw else read_published(source, base)
-    own = next((f for f in (source, base) if f and list(f.glob("tokenizer*"))), source)
-    tokenizer = load_tokenizer(args.tokenizer or str(own), "--tokenizer")
-    question = load_tokenizer(args.question_tokenizer, "--question-tokenizer")
-    convert(published, source, output, (tokenizer, question))
-    end = "a base, without evidence head: train from it (model.checkpoint); it cannot be evaluated"
-    print(f"{output}: {end if published.base else 'ready to use'}")
+        return back(folder)
+
+
+CONVERTERS = (D2VLM(),)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m videollm.convert --head d2vlm`` for these checkpoints alone; returns the exit status."""
+    return command(arguments, D2VLM(), "d2vlm.convert")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ class EvidenceHead(TemporalHead):
         self, token_embeds: Tensor, prediction: Prediction, owner: Tensor, frames: FrameBatch
     ) -> Tensor:
         """Word embedding plus the mean state of the predicted run of frames (``prediction.raw``)."""
-        mean = mean_over_run(frames.states[self.inject_layer], prediction.raw, owner, frames.mask)
+        states = frames.once("injected", lambda: frames.states[self.inject_layer].float())
+        mean = mean_over_run(states, prediction.raw, owner, frames.mask)
         return token_embeds + mean.to(token_embeds.dtype)
 
     # ---- time ----------------------------------------------------------------------------------------------------
@@ -147,12 +148,12 @@ class EvidenceHead(TemporalHead):
 
     def compare(self, evidence: Tensor, owner: Tensor, frames: FrameBatch) -> Tensor:
         """``similarity`` of already projected queries. [N, D] -> [N, F]."""
-        keys = frames.once("keys", lambda: project(self.frm_head, frames.states[self.query_layer]))  # [B, F, D]
+        keys = frames.once("keys", lambda: project(self.frm_head, frames.states[self.query_layer]).float())  # [B, F, D]
         with torch.autocast(evidence.device.type, enabled=False):
             # Against every row's frames, then each query's own row: no [N, F, D] copy of the keys.
-            logits = evidence.float() @ keys.float().flatten(0, 1).mT  # [N, B * F]
+            logits = evidence.float() @ keys.flatten(0, 1).mT  # [N, B * F]
         rows = logits.unflatten(-1, keys.shape[:2])  # [N, B, F]
-        return rows[torch.arange(len(owner), device=owner.device), owner] / self.hidden_size**0.5
+        return rows.gather(1, owner[:, None, None].expand(-1, 1, keys.shape[1]))[:, 0] / self.hidden_size**0.5
 
     def targets(self, refs: SpanRefs, frames: FrameBatch, rounded: bool) -> Tensor:
         """alpha^-distance of every frame to the span, in frames. [N, F], float32.

@@ -61,17 +61,17 @@ def best_run(similarity: Tensor, mask: Tensor, keep_ratio: float) -> tuple[Tenso
     values = similarity.float().masked_fill(~mask, 0)
     kept = mask & (values >= keep_ratio * values.amax(-1, keepdim=True))  # [N, F]
     starts = kept & ~pad(kept[:, :-1], (1, 0))
-    run = (starts.cumsum(-1) - 1).clamp(min=0)  # [N, F], number of the run each kept frame belongs to
+    run = starts.cumsum(-1)  # [N, F], the run each kept frame belongs to, from 1; 0 is before the first one
     # In float64 these sums are exact, so that equal runs tie whatever the order of summation.
-    zeros = torch.zeros_like(values, dtype=torch.float64)
+    zeros = values.new_zeros(len(values), values.shape[1] + 1, dtype=torch.float64)
     total = zeros.scatter_add(1, run, torch.where(kept, values, 0).double())
     length = zeros.scatter_add(1, run, kept.double())
-    mean = (total / length.clamp(min=1)).float()  # [N, F], by run
+    mean = (total / length.clamp(min=1)).float()  # [N, F + 1], by run
     best = mean.amax(-1, keepdim=True)
     chosen = kept & (mean.gather(1, run) == best)
     found = chosen.any(-1, keepdim=True)
     chosen = torch.where(found, chosen, mask).int()
-    first, last = chosen.argmax(-1), mask.shape[1] - 1 - chosen.flip(-1).argmax(-1)
+    first, last = chosen.argmax(-1), chosen.cumsum(-1).argmax(-1)  # of the highest values the first one
     return torch.stack([first, last], -1), torch.where(found, best, 0).squeeze(-1)
 
 
@@ -103,14 +103,22 @@ def run_seconds(run: Tensor, owner: Tensor, frames: FrameBatch, edges: str) -> T
     ``frame_times`` is the first and the last frame's time; ``half_gap`` reaches half way to the neighbouring frames
     (as far again beyond the first and the last frame of the video, and over all of it if it has one frame).
     """
-    times, duration = frames.times_s[owner], frames.duration_s[owner].unsqueeze(-1)  # [N, F], [N, 1]
-    ends = times.gather(1, run)  # [N, 2]
+    ends = frames.once(f"ends by {edges}", lambda: frame_ends(frames, edges))  # [B, F, 2]
+    return ends[owner].gather(1, run[:, None])[:, 0]
+
+
+def frame_ends(frames: FrameBatch, edges: str) -> Tensor:
+    """Where a run begins whose first frame this is, and where one ends whose last frame it is. [B, F, 2] float32."""
+    times, duration = frames.times_s, frames.duration_s[:, None, None]  # [B, F], [B, 1, 1]
+    ends = times[:, :, None].expand(-1, -1, 2)
     if edges == "half_gap":
-        last = frames.mask[owner].sum(-1, keepdim=True) - 1  # [N, 1]
-        step = 2 * torch.arange(2, device=run.device) - 1  # before the start, after the end
-        outside = (run + step < 0) | (run + step > last)
-        neighbour = torch.where(outside, run - step, run + step)  # at the border the gap on the other side counts
-        gap = (ends - times.gather(1, torch.minimum(neighbour.clamp(min=0), last.clamp(min=0)))).abs()
+        frame = torch.arange(times.shape[1], device=times.device)[:, None]  # [F, 1]
+        last = frames.mask.sum(-1)[:, None, None] - 1  # [B, 1, 1]
+        step = 2 * torch.arange(2, device=times.device) - 1  # before the start, after the end
+        outside = (frame + step < 0) | (frame + step > last)
+        neighbour = torch.where(outside, frame - step, frame + step)  # at the border the gap on the other side counts
+        neighbour = torch.minimum(neighbour.clamp(min=0), last.clamp(min=0))  # [B, F, 2]
+        gap = (ends - ends.gather(1, neighbour)).abs()
         gap = torch.where(last > 0, gap, 2 * duration)
         ends = ends + step * gap / 2
     return torch.minimum(ends.clamp(min=0), duration)

@@ -1,58 +1,32 @@
 """Official InternVL2.5 and DisTime checkpoints -> ours: ``python -m distime.convert SRC DST``; ``--back`` returns.
 
-SRC is a folder or a hub name; its weights may be sharded, safetensors or .bin, with adapters merged or not. Names and
-shapes are compared on the meta device before anything is written, and every missing, unexpected and re-shaped key is
-printed. A checkpoint without a time head becomes a base: training starts a head on it, evaluation refuses it.
+``python -m videollm.convert --head distime`` is the same command, and reads all other families too. SRC is a folder or
+a hub name; its weights may be sharded, safetensors or .bin, with adapters merged or not. Names and shapes are compared
+on the meta device before anything is written, and every missing, unexpected and re-shaped key is printed. A checkpoint
+without a time head becomes a base: training starts a head on it, evaluation refuses it.
 """
 
-import argparse
-import json
 import sys
+from argparse import Namespace
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from distime.names import BINS, merge_lora, to_official, to_ours, with_more_tokens
-from distime.official_config import layout_of, official_config, our_config, our_layout
+from distime.names import BINS, merge_lora, to_official, to_ours
+from distime.official_config import LANGUAGE, layout_of, official_config, our_config, our_layout
 from distime.tokenizer import TIME_TOKENS, add_time_tokens
 from distime.tokenizer import read_tokenizer as read_official_tokenizer
-from videollm.checkpoint import CheckpointError, need, read_config, read_tokenizer, tensors
+from videollm.checkpoint import conversion, need, read_config, read_tokenizer, tensors
+from videollm.checkpoint.conversion import Conversion, Converter, compared, only, with_more_tokens
 from videollm.checkpoint.load import some
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource
-from videollm.common.command import ended
+from videollm.convert import main as command
 from videollm.model.tying import EMBEDDINGS, OUTPUT, settle, stored, tied
-from videollm.model.videollm import VideoLLM, VideoLLMConfig
-
-
-@dataclass
-class Conversion:
-    """A checkpoint that is to be written, how its keys compare with those it should have, and remarks to print.
-
-    ``weights`` are read when asked for; ``config`` is ours, or the JSON mapping of an official one.
-    """
-
-    config: VideoLLMConfig | dict
-    tokenizer: PreTrainedTokenizerBase
-    weights: Mapping[str, Tensor]
-    report: KeyReport
-    notes: list[str]
-
-    def write(self, target: Path) -> None:
-        """Print remarks and keys, then write the folder; its config comes last, as nothing is read without it."""
-        for note in self.notes:
-            print(note)
-        self.report.print()
-        tensors.write_tensors(target, self.weights.items())
-        self.tokenizer.save_pretrained(target)
-        if isinstance(self.config, dict):
-            (target / "config.json").write_text(json.dumps(self.config, indent=2, ensure_ascii=False), encoding="utf-8")
-        else:
-            self.config.save_pretrained(target)
+from videollm.model.videollm import VideoLLMConfig
 
 
 def from_official(folder: Path) -> Conversion:
@@ -84,7 +58,7 @@ def from_official(folder: Path) -> Conversion:
         config.text_config.vocab_size = rows
     config.token_ids = {name: tokenizer.convert_tokens_to_ids(name) for name in TIME_TOKENS}
     config.dtype = source[next(iter(source))].dtype
-    report = checked(outlines, config, folder, has_head)
+    report = compared(outlines, config, folder, has_head)
     report.reshaped = reshaped
     config.headless = not has_head
     if not has_head:
@@ -122,25 +96,6 @@ def vocabulary(
     return max(stored, len(tokenizer))
 
 
-def checked(outlines: Mapping[str, Tensor], config: VideoLLMConfig, folder: Path, has_head: bool) -> KeyReport:
-    """Our keys in ``outlines`` against those of the model that ``config`` describes.
-
-    Raises:
-        CheckpointError: a key is missing (but for a whole head), or has another shape.
-    """
-    with torch.device("meta"):
-        whole = VideoLLM(config).state_dict()
-    wanted = {name: whole[name] for name in stored(whole, config.text_config)}
-    report = KeyReport.compare(outlines, wanted)
-    lost = [name for name in report.missing if has_head or not name.startswith("head.")]
-    if lost or report.reshaped:
-        report.print()
-        shapes = [f"{name} {list(found)}, not {list(right)}" for name, found, right in report.reshaped]
-        what = f"missing: {some(lost)}" if lost else f"of another shape: {some(shapes)}"
-        raise CheckpointError(f"{folder}: its weights do not fit its config.json; {what}; fetch both again")
-    return report
-
-
 def to_official_folder(folder: Path) -> Conversion:
     """One of our DisTime checkpoints in the official layout; InternLM2's projections are fused again.
 
@@ -155,7 +110,7 @@ def to_official_folder(folder: Path) -> Conversion:
     has_head = any(name.startswith("head.") for name in source)
     settle(text, source, folder)
     outlines = source.outlines()
-    report = checked({name: outlines[name] for name in stored(source, text)}, config, folder, has_head)
+    report = compared({name: outlines[name] for name in stored(source, text)}, config, folder, has_head)
     ours = only(source, report)
     if tied(text):
         ours = ChainMap(LazyTensors({OUTPUT: lambda: source[EMBEDDINGS].clone()}), ours)  # no file stores views
@@ -166,28 +121,36 @@ def to_official_folder(folder: Path) -> Conversion:
     return Conversion(official, read_tokenizer(folder), weights, report, [])
 
 
-def only(weights: Mapping[str, Tensor], report: KeyReport) -> Mapping[str, Tensor]:
-    """``weights`` without the unexpected ones."""
-    return LazyTensors.of(weights, {name: name for name in weights if name not in report.unexpected})
+class DisTime(Converter):
+    """InternVL2.5 as a base of the time head, and DisTime, in their official layout."""
+
+    name = "InternVL2.5, DisTime"
+
+    def reads(self, fields: dict) -> bool:
+        llm = fields.get("llm_config", {}) if fields.get("model_type") == "internvl_chat" else {}
+        return not {*(llm.get("architectures") or ())}.isdisjoint(LANGUAGE)
+
+    def writes(self, config: VideoLLMConfig) -> bool:
+        return config.head.get("name") == "distime" and not hasattr(config, "published")
+
+    def read(self, folder: Path, args: Namespace | None = None) -> Conversion:
+        return from_official(folder)
+
+    def back(self, folder: Path, args: Namespace | None = None) -> Conversion:
+        return to_official_folder(folder)
+
+
+CONVERTERS = (DisTime(),)
 
 
 def convert(source: str, target: str, back: bool = False) -> None:
     """Convert ``source`` (a folder or hub name) into the new folder ``target``; raises CheckpointError."""
-    place = Path(target)
-    free = not place.exists() or (place.is_dir() and not any(place.iterdir()))
-    need(free, f"{place}: exists and is not an empty folder; choose another place")
-    read = to_official_folder if back else from_official
-    read(tensors.fetch(source)).write(place)
+    conversion.convert(Namespace(source=source, target=target, back=back), [DisTime()])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m distime.convert", description=__doc__.splitlines()[0])
-    parser.add_argument("source", metavar="SRC", help="folder, or hub name such as OpenGVLab/InternVL2_5-1B")
-    parser.add_argument("target", metavar="DST", help="folder to write, new or empty")
-    parser.add_argument("--back", action="store_true", help="from one of our checkpoints to the official layout")
-    args = parser.parse_args(argv)
-    return ended(lambda: convert(args.source, args.target, args.back))
+    """``python -m videollm.convert --head distime`` for this layout alone; returns the exit status."""
+    return command(argv, DisTime(), "distime.convert")
 
 
 if __name__ == "__main__":

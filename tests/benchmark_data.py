@@ -104,6 +104,70 @@ def moment_retrieval(root: Path, place: Place) -> None:
     _lines(root / "moment_retrieval/test.jsonl", list(map(json.dumps, rows)))
 
 
+def timelens(root: Path, place: Place) -> None:
+    """All three data sets."""
+    for name in ("charades", "activitynet", "qvhighlights"):
+        truth = {}
+        for i in range(CLIPS):
+            spans, phrases = map(list, zip(*events(i), strict=True))
+            truth[f"t_{i}"] = {"duration": duration(i), "spans": spans, "queries": [f"{p}." for p in phrases]}
+            place(i, root / f"TimeLens-Bench/videos/{name}/t_{i}.mp4")
+        _json(root / f"TimeLens-Bench/{name}-timelens.json", truth)
+
+
+def moments(root: Path, place: Place) -> None:
+    """The benchmarks of one moment a query that have files of their own."""
+    rows = [(i, f"m{i}", *events(i)[0], duration(i)) for i in range(CLIPS)]
+    lines = [
+        {"qid": i, "vid": vid, "query": phrase, "duration": length, "relevant_windows": [span]}
+        for i, vid, span, phrase, length in rows
+    ]
+    _lines(root / "tacos/test.jsonl", list(map(json.dumps, lines)))
+    _lines(root / "ego4d_nlq/nlq_val.jsonl", list(map(json.dumps, lines)))
+    clips = {
+        phrase: {f"{vid}.mp4": {"relevant": True, "clip": True, "bounds": span, "v_duration": length}}
+        for _, vid, span, phrase, length in rows
+    }
+    _json(root / "hirest/all_data_val.json", clips)
+    rtl = [
+        {"vid": vid, "question": phrase, "answer": f"<{span[0]}> <{span[1]}>", "duration": length}
+        for _, vid, span, phrase, length in rows
+    ]
+    _json(root / "activitynet_rtl/annot_val_1_q229.json", rtl)
+    tvg = [
+        {"path": f"./x/{vid}.mp4", "question": phrase, "answer": f"{span[0]}-{span[1]}", "duration": length}
+        | {"qsemtype": "Pose"}
+        for _, vid, span, phrase, length in rows
+    ]
+    _json(root / "tvgbench/tvgbench.json", tvg)
+    extreme = [
+        {"qid": str(i), "video_id": vid, "source_corpus": "MLVU", "question": phrase, "correct_interval": span}
+        | {"video_duration_s": length, "category": "action"}
+        for i, vid, span, phrase, length in rows
+    ]
+    _lines(root / "extremewhenbench/extreme-when-bench.jsonl", list(map(json.dumps, extreme)))
+    for i, vid, *_ in rows:
+        place(i, root / f"tacos/videos/{vid}-cam-002.mp4")
+        place(i, root / f"activitynet_rtl/videos/v_{vid}.mp4")
+        place(i, root / f"extremewhenbench/videos/MLVU/{vid}.mp4")
+        for name in ("ego4d_nlq", "hirest", "tvgbench"):
+            place(i, root / f"{name}/videos/{vid}.mp4")
+
+
+def grounded(root: Path, place: Place) -> None:
+    """ReXTime and CG-Bench."""
+    rex, cg = [], []
+    for i in range(CLIPS):
+        span, phrase = events(i)[0]
+        rex.append({"vid": f"r{i}", "question": phrase, "options": OPTIONS[:4], "ans": "B", "span": span})
+        cg.append({"qid": i, "video_uid": f"c{i}", "question": phrase, "choices": OPTIONS, "right_answer": "B"})
+        cg[-1]["clue_intervals"] = [span]
+        place(i, root / f"rextime/videos/qvhighlights/r{i}.mp4")
+        place(i, root / f"cgbench/videos/c{i}.mp4")
+    _json(root / "rextime/rextime_val.json", rex)
+    _json(root / "cgbench/cgbench_mini.json", cg)
+
+
 def youcook2(root: Path, place: Place) -> None:
     rows = []
     for i in range(CLIPS):
@@ -196,7 +260,7 @@ def moving_shapes(root: Path, place: Place) -> None:
 
 WRITERS = (
     charades, anet, qvhighlights, youcook2, nextgqa, etbench, mvbench, videomme, longvideobench, moving_shapes,
-    moment_retrieval,
+    moment_retrieval, timelens, moments, grounded,
 )  # fmt: skip
 
 

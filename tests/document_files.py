@@ -80,6 +80,9 @@ def annotations(folder: Path) -> None:
     evidence = folder / "data/D2VLM-Dataset/ET-Instruct/evi.json"
     evidence.parent.mkdir(parents=True)
     evidence.write_text(json.dumps(first), encoding="utf-8")
+    moment = {"source": "shapes", "video_path": first[0]["video"], "duration": first[0]["duration"]}
+    moment |= {"events": [{"query": "a square turns", "span": [[1, 2]]}]}
+    (folder / "timelens-100k.jsonl").write_text(f"{json.dumps(moment)}\n", encoding="utf-8")
     (folder / "held_out.jsonl").write_text("".join(f"{json.dumps(pair(row))}\n" for row in asked(first)))
     (folder / "pairs.jsonl").write_text((folder / "held_out.jsonl").read_text())
 

@@ -28,6 +28,7 @@ def window_rows(**more) -> list[dict]:
     return [{"vid": v, "query": q, "pred_relevant_windows": [[0, 1, 0.1], [*s, 0.9]]} | more for v, q, s in GIVEN]
 
 
+NO_CLIP = {"relevant": True, "clip": False, "bounds": [], "v_duration": 1}
 SENTENCES = {"AAA": {"a door.": {"start": 10, "end": 20}}, "BBB": {"a cat.": {"start": 0, "end": 2.5}}}
 TEXTS = [f"From {s[0]} to {s[1]} seconds." for _, _, s in GIVEN]
 MOMENTS = {  # of charades, anet and moment_retrieval alike
@@ -98,6 +99,33 @@ SHARED = {
         for v, a in ANET.items()
     },
 }
+OWN_TRUTHS = {  # of benchmarks of moments that have one form of annotations
+    "charades_timelens": ("TimeLens", SHARED["TimeLens"]),
+    "tvgbench": ("Time-R1", [
+        {"path": f"x/{v}.mp4", "question": q, "answer": f"{s[0]}.0-{s[1]}", "duration": LENGTH[v], "qsemtype": "Pose"}
+        for v, q, s in QUERIES
+    ]),
+    "hirest": ("HiREST", {
+        q: {f"{v}.mp4": {"relevant": True, "clip": True, "bounds": s, "v_duration": LENGTH[v]}, "CCC.mp4": NO_CLIP}
+        for v, q, s in QUERIES
+    }),
+    "activitynet_rtl": ("LITA", [
+        {"vid": v, "question": q, "answer": f"It is <{s[0]}> to <{s[1]}.0>.", "duration": LENGTH[v]}
+        for v, q, s in QUERIES
+    ]),
+    "extremewhenbench": ("ExtremeWhenBench", lines(*(
+        {"qid": i, "video_id": v, "source_corpus": "MLVU", "question": q, "correct_interval": s,
+         "video_duration_s": LENGTH[v], "category": "action"} for i, (v, q, s) in enumerate(QUERIES)
+    ))),
+}  # fmt: skip
+TRUTHS |= {name: dict([own]) for name, own in OWN_TRUTHS.items()} | {"tacos": SHARED, "ego4d_nlq": SHARED}
+FILES |= dict.fromkeys((*OWN_TRUTHS, "tacos", "ego4d_nlq"), MOMENTS)
+FILES["tvgbench"] = MOMENTS | {
+    "Time-R1 lines": lines(
+        *({"qid": f"x_{i}", "pred": s, "target": QUERIES[i][2], "output_text": f"<answer>{s[0]} to {s[1]}</answer>"}
+          for i, (_, _, s) in enumerate(GIVEN))
+    )
+}  # fmt: skip
 TRUTHS["charades"] |= SHARED
 TRUTHS["moment_retrieval"] |= SHARED
 
@@ -191,10 +219,21 @@ SHAPES = {
     "id": "g", "video": "g.mp4", "duration": 20, "task": "grounding", "source": "moving_shapes", "tgt": [5, 10],
     "events": [], "conversations": [{"from": "human", "value": "<video>\nwhen?"}, {"from": "gpt", "value": "<span>"}],
 }  # fmt: skip
+REX = [
+    {"vid": v, "question": q, "options": ["he", "she"], "ans": "A", "span": s, "duration": LENGTH[v]}
+    for v, q, s in QUERIES
+]
+CLUES = [
+    {"qid": i, "video_uid": v, "question": q, "choices": ["he", "she"], "right_answer": "A", "clue_intervals": [s]}
+    for i, (v, q, s) in enumerate(QUERIES)
+]
+FOUND = [{"vid": v, "question": q, "pred": [s], "conf": [1], "response": "A"} for v, q, s in GIVEN]
 GSUB = {"111": {"duration": 30, "location": {"0": [[5, 10]], "2": [[0, 30]]}}}
 OWN = {  # benchmark -> annotations' name, annotations, predictions in its own form
     "mvbench": ("object_shuffle.json", MV, [{"task_type": "Object Shuffle", "pred": "(B)", "gt": "(B) she"}] * 2),
     "longvideobench": ("lvb_val.json", LONG, [{"id": f"x_{i}", "pred": "B", "gt": "B. she"} for i in range(2)]),
+    "rextime": ("rextime_val.json", REX, FOUND),
+    "cgbench": ("cgbench_mini.json", CLUES, FOUND),
     "etbench": ("t.json", ET, [row | {"a": "10 - 20"} for row in ET]),
     "nextgqa": (
         "gsub_test.json", GSUB,

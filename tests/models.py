@@ -49,6 +49,14 @@ _QWEN3 = {
     "type": "qwen3_vl", "patch_size": 4, "hidden_size": 32, "depth": 3, "num_heads": 4, "intermediate_size": 64,
     "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1, 2],
 }  # fmt: skip
+_QWEN2_5 = {
+    "type": "qwen2_5_vl", "patch_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 4, "intermediate_size": 64,
+    "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2, "out_hidden_size": 32,
+}  # fmt: skip
+_SMOL = {
+    "type": "smolvlm", "image_size": SIZE, "patch_size": 7, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "intermediate_size": 64,
+}  # fmt: skip
 _CONV = {"type": "conv", "image_size": SIZE, "channels": 3}
 _IMG = {"token": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>"}
 _PADS = {"token": "<|video_pad|>", "image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"}
@@ -79,10 +87,22 @@ BACKBONES = {
         "vision": _INTERNVL, "connector": {"type": "mlp"}, "language": _language("gemma2", head_dim=8),
         "template": "gemma2", "bidirectional_frames": True,
     },
+    "internvl3_5": {
+        "vision": _INTERNVL, "connector": {"type": "mlp"}, "language": _language("qwen3", head_dim=8),
+        "template": "internvl2_5", "visual_tokens": {**_IMG, "before": "Frame{number}: ", "between": "\n"},
+    },
+    "smolvlm": {
+        "vision": _SMOL, "connector": {"type": "smolvlm"}, "language": _language("llama"), "template": "llama3",
+    },
     "qwen3_vl": {
         "vision": _QWEN3, "connector": {"type": "qwen3_vl"}, "template": "qwen2",
         "language": _language("qwen3_vl_text", head_dim=8, rope_parameters=_mrope(2, 1, 1)),
         "visual_tokens": {**_PADS, "before": "<{time:.1f} seconds>", "after": ""},
+    },
+    "qwen2_5_vl": {
+        "vision": _QWEN2_5, "connector": {"type": "qwen2_5_vl"}, "template": "qwen2",
+        "language": _language("qwen2_5_vl_text", rope_parameters=_mrope(2, 1, 1)),
+        "visual_tokens": {**_PADS, "after": ""},
     },
 }  # fmt: skip
 HEADS = {
@@ -90,8 +110,10 @@ HEADS = {
     "distime": {"name": "distime", "reg_max": 8},
     "text": {"name": "text"},
 }
-NATIVE = ("qwen3_vl",)  # of frames of any size
-PAIRS = [(backbone, head) for backbone in BACKBONES for head in HEADS]
+NATIVE = ("qwen3_vl", "qwen2_5_vl")  # of frames of any size
+# Of every backbone all heads, but for some of those that differ from another in one part alone.
+SAME = (("qwen2_5_vl", "text"), ("internvl3_5", "distime"), ("internvl3_5", "text"), ("smolvlm", "distime"))
+PAIRS = [(backbone, head) for backbone in BACKBONES for head in HEADS if (backbone, head) not in SAME]
 LENGTHS = {"a.mp4": 4, "b.mp4": 6, "c.mp4": 5}  # frames, one a second
 SHAPES = {"a.mp4": (16, 24), "b.mp4": (8, 16), "c.mp4": (16, 16)}  # height and width, where a tower takes any
 
@@ -132,9 +154,17 @@ def model_settings(backbone: str, head_name: str, **changes) -> dict:
     return parts | changes
 
 
+def preprocess_of(backbone: str) -> dict:
+    """How frames are made for a backbone: of any size in multiples of 8 pixels, small ones, or square."""
+    if backbone not in NATIVE:
+        return {"kind": "plain", "size": SIZE}
+    limits = {"min_pixels": 128, "max_pixels": 2048, "image_min_pixels": 64, "image_max_pixels": 1024}
+    return {"kind": backbone, "factor": 8, "budget": "frame", **limits}
+
+
 def settings(backbone: str, head_name: str, train: dict | None = None, data: dict | None = None, **model) -> Settings:
     """The settings of a tiny run, from dicts."""
-    data = {"preprocess": {"kind": "plain", "size": SIZE}, "max_length": 1024} | (data or {})
+    data = {"preprocess": preprocess_of(backbone), "max_length": 1024} | (data or {})
     return build(Settings, {"model": model_settings(backbone, head_name, **model), "data": data, "train": train or {}})
 
 
@@ -222,10 +252,10 @@ def make_dataset(bundle: Bundle, names, **options) -> VideoDataset:
     return VideoDataset([record(n) for n in names], reader, bundle.encoder(), **options)
 
 
-def make_batch(bundle: Bundle, names, *, left: bool = False, pack: bool = False, average: str = "tokens", **options):
-    """A batch as the model takes it: for training, or (``left``) to generate the last answer."""
-    dataset = make_dataset(bundle, names, answers=not left, pack=pack, **options)
-    collate = bundle.collator(left=left, pack=pack, average=average)
+def make_batch(bundle: Bundle, names, *, asked: bool = False, pack: bool = False, average: str = "tokens", **options):
+    """A batch as the model takes it: for training, or (``asked``) to generate the last answer."""
+    dataset = make_dataset(bundle, names, answers=not asked, pack=pack, **options)
+    collate = bundle.collator(asked=asked, pack=pack, average=average)
     return collate([dataset[i] for i in range(len(dataset))])
 
 
@@ -290,7 +320,7 @@ def write_config(folder: Path, head: str, *, backbone: str = "internvl", lines=N
         "model": model_settings(backbone, head) | (model or {}),
         "data": {
             "train": [annotations], "validation": [annotations], "videos": str(clips()), "max_length": 1024,
-            "preprocess": {"kind": "plain", "size": SIZE}, "sampler": {"rule": "segments", "num_frames": 4},
+            "preprocess": preprocess_of(backbone), "sampler": {"rule": "segments", "num_frames": 4},
         },
         "train": {"output": str(folder / "run"), "steps": 3, "lr": 1e-3, "log_every": 1, "report_to": [], **train},
         "generate": {"max_new_tokens": 8},

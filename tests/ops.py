@@ -3,7 +3,8 @@
 An operation is a call that reaches torch's dispatcher; views, which move nothing, are left out. A wait is an operation
 for whose result the host waits where the tensor is on a GPU (``WAITS``, an index of booleans among them), or a tensor
 made of Python's numbers, which is a copy to the device. What never reaches the dispatcher on a CPU is not seen:
-``cpu``, ``numpy`` and ``tolist`` of a whole tensor. Used by the tests that hold steps to a number of both.
+``cpu``, ``numpy`` and ``tolist`` of a whole tensor. What is one kernel on CUDA and several operations on a CPU counts
+as one (``rms_norm``). Used by the tests that hold steps to a number of both.
 """
 
 import traceback
@@ -11,6 +12,7 @@ from collections import Counter
 
 import torch
 from torch import Tensor
+from torch.library import Library
 from torch.utils._python_dispatch import TorchDispatchMode
 
 WAITS = {  # operator -> what waits there
@@ -33,6 +35,17 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.calls: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
+        self.kernels: Library | None = None
+
+    def __enter__(self) -> "Operations":
+        self.kernels = Library("aten", "IMPL")
+        self.kernels.impl("_fused_rms_norm", normed, "CPU")
+        self.kernels.impl("_fused_rms_norm_backward", normed_back, "CPU")
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        self.kernels._destroy()
 
     @property
     def total(self) -> int:
@@ -63,3 +76,18 @@ def place() -> str:
     """File and line of the innermost call that is neither torch's nor this file's."""
     calls = [c for c in traceback.extract_stack() if "/torch/" not in c.filename and c.filename != __file__]
     return f"{'/'.join(calls[-1].filename.split('/')[-2:])}:{calls[-1].lineno}" if calls else "?"
+
+
+def normed(states: Tensor, _shape: list[int], weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What CUDA's kernel behind ``rms_norm`` gives: the normed states, and 1 / their root mean square in float32."""
+    inverse = (states.float().square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (states.float() * inverse * weight).to(states.dtype), inverse
+
+
+def normed_back(
+    grad: Tensor, states: Tensor, _shape: list[int], inverse: Tensor, weight: Tensor, _wanted: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of states and weight."""
+    unit, own = states.float() * inverse, grad.float() * weight
+    of_states = inverse * (own - unit * (own * unit).mean(-1, keepdim=True))
+    return of_states.to(states.dtype), (grad.float() * unit).flatten(0, -2).sum(0).to(weight.dtype)

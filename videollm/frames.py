@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videollm.checkpoint import read_config
-from videollm.common.command import ended, whole
-from videollm.common.config import ConfigError, build, override, read_yaml
+from videollm.common.command import ended, seconds, whole
+from videollm.common.config import ConfigError, build, merge, override, read_yaml
 from videollm.common.files import check_folder
 from videollm.data import load_records
 from videollm.model.videollm import VideoLLMConfig
@@ -36,7 +36,7 @@ def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
     elif unknown := [key for key in values if key != "sampler"]:
         raise ConfigError(f"{unknown[0]}: unknown key; with --model the known key is sampler")
     kept = read_config(Path(folder)) if folder else VideoLLMConfig()
-    sampler = given.sampler or build(Sampler, kept.sampler | values.get("sampler", {}), "sampler")
+    sampler = given.sampler or build(Sampler, merge({"sampler": kept.sampler}, values)["sampler"], "sampler")
     return sampler, given.preprocess or build(Preprocess, kept.preprocess, "preprocess")
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--model", help="checkpoint folder that says which frames")
     make.add_argument("--backend", choices=list(BACKENDS), default="pyav")
     make.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="decoding processes")
-    make.add_argument("--decode-timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
+    make.add_argument("--decode-timeout", type=seconds, default=300.0, metavar="S", help="seconds a video may take")
     make.add_argument("overrides", nargs="*", help="data.sampler.num_frames=32 (--config), sampler.fps=2 (--model)")
     args = parser.parse_args(argv)
     return ended(lambda: build_frames(args))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from videollm.common.command import ended, whole
+from videollm.common.command import ended, seconds, whole
 from videollm.inference.options import PRECISIONS
 from videollm.inference.run import run
 from videollm.video.decode import BACKENDS
@@ -28,7 +28,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="FILE.jsonl, one line an answer")
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N")
     parser.add_argument("--workers", type=whole(0), metavar="N", help="processes that read videos; by default up to 4")
-    parser.add_argument("--decode-timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
+    parser.add_argument("--decode-timeout", type=seconds, default=300.0, metavar="S", help="seconds a video may take")
     parser.add_argument("--frames", metavar="STORE", help="decoded frames of python -m videollm.frames build")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     told = "of weights and states; by default that of the training on a GPU, fp32 on the CPU"

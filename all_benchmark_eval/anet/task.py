@@ -23,6 +23,7 @@ from all_benchmark_eval.metrics.moments import (
     grounding,
     top_recalls,
 )
+from all_benchmark_eval.metrics.rules import published, rules
 
 
 def _sentences(content: Content) -> Moments:
@@ -54,12 +55,16 @@ def _results(content: Content, truth: Moments) -> Located:
     return located
 
 
+OTHERS = rules("time_r1", "videomind", "unitime")
+
+
 class ActivityNet(MomentBenchmark):
     """Recall of the first span at IoU 0.3, 0.5, 0.7 and mean IoU."""
 
     name = "anet"
     title = "ActivityNet Captions moment retrieval"
     layout = Layout(("val_2.json",))
+    variants = ("default", *OTHERS)
     truths = (
         Form(
             "ActivityNet Captions", '{video: {"duration", "timestamps", "sentences"}}',
@@ -85,10 +90,12 @@ class ActivityNet(MomentBenchmark):
 
         ``R5@t`` is there where an entry has several spans. ``published``: IoU with 1e-8 added to the denominator; a
         reversed span is not ordered and scores 0; recalls are means in float32; a missing sentence counts as 0.
-        ``corrected``: see ``moments.corrected_grounding``.
+        The other variants: by ``rules.RULES``. ``corrected``: see ``moments.corrected_grounding``.
         """
         if options.protocol == "corrected":
             return corrected_grounding(truth, predictions)
+        if options.variant in OTHERS:
+            return published(truth, predictions, OTHERS[options.variant])
         ious = np.where(predictions.parsed, iou_epsilon(predictions.spans, truth.spans), 0.0)
         scores = grounding(truth, predictions, ious, top=top_recalls(truth.spans, predictions, iou_epsilon))
         for name in scores.metrics.keys() - {"mIoU"}:

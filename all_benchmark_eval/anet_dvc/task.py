@@ -27,6 +27,7 @@ from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Wo
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
 from all_benchmark_eval.metrics.paragraphs import METRICS as PARAGRAPH_METRICS
+from videollm.heads.styles import STYLES
 from videollm.reading import measured_spans
 
 WORDINGS = {
@@ -37,6 +38,7 @@ WORDINGS = {
     "need to determine the start and ends times and provide a concise description. The format of your response should "
     "be: '<start time> - <end time>, <description>'.",
     "plain": "Describe every event of the video in order, each as: '<start time> - <end time>, <description>'.",
+    **{name: style.events for name, style in STYLES.items()},
 }
 ROUNDED_S = 0.05 + 1e-9  # a head's times stand in its text with one decimal
 SAME_SENTENCE = 0.98  # difflib's ratio above which neighbouring events are one, if they touch

@@ -9,6 +9,7 @@ Ground truth: the data set's ``VID start end##sentence`` lines, UMT's ``{"databa
 """
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,12 @@ from all_benchmark_eval.items import Answers, answered, video_file
 from all_benchmark_eval.metrics import moments
 from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
 from all_benchmark_eval.metrics.moments import THRESHOLDS, Located, Moments, State, grounding
+from all_benchmark_eval.metrics.rules import published, rules
+
+OTHERS = {
+    name: partial(published, rule=rule)
+    for name, rule in rules("lmms_charades", "exactly_one", "time_r1", "videomind", "unitime").items()
+}
 
 
 class Charades(moments.MomentBenchmark):
@@ -29,7 +36,7 @@ class Charades(moments.MomentBenchmark):
     title = "Charades-STA"
     layout = Layout(("charades_sta_test.txt", "charades_sta_test.json"))
     wordings = moments.published_wordings(" about indoor activities")
-    variants = ("distime", "d2vlm", "timechat", "timechat_sample")
+    variants = ("distime", "d2vlm", "timechat", "timechat_sample", *OTHERS)
     truths, forms = TRUTHS, FORMS
 
     def load(self, path: Path) -> Moments:
@@ -75,8 +82,9 @@ class Charades(moments.MomentBenchmark):
         * ``timechat``: mean over all queries; its script prints no mIoU.
         * ``timechat_sample``: the same over the queries in the prediction file (its option ``--sample``). These are all
           there are, under ``corrected`` as well.
+        * the others: by ``rules.RULES``.
         """
-        if options.protocol == "published":
+        if options.protocol == "published" and options.variant not in OTHERS:
             predictions = predictions.published or predictions
         if options.variant == "timechat_sample":
             asked = predictions.state != State.MISSING
@@ -84,7 +92,7 @@ class Charades(moments.MomentBenchmark):
         if options.protocol == "corrected":
             scores = moments.corrected_grounding(truth, predictions)
         else:
-            scores = PUBLISHED[options.variant](truth, predictions)
+            scores = (PUBLISHED | OTHERS)[options.variant](truth, predictions)
         if options.variant == "timechat_sample":
             scores.denominator = "the queries in the prediction file"
         return scores

@@ -179,6 +179,17 @@ CAREFULLY = (
     "objects{comma} and the action and pose of persons. Based on your observations, select the best option that "
     "accurately addresses the question.\n"
 )
+LETTERED = {
+    "d2vlm": (
+        CAREFULLY.format(comma="") + "Question: {question}\nOptions:\n{options}\nBest Option: (",
+        "({letter}) {option}.",
+    ),
+    "distime": (
+        CAREFULLY.format(comma=",") + "\nQuestion: {question}\nOptions:\n{options}\nOnly give the best option.",
+        "({letter}) {option}",
+    ),
+    "plain": ("{question}\n{options}\nAnswer with the letter of the right option.", "({letter}) {option}"),
+}
 
 
 @dataclass(frozen=True)

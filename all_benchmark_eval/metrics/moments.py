@@ -20,7 +20,9 @@ from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, 
 from all_benchmark_eval.items import Asked, known_length, need, question_line, read_span, seconds, video_file
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.parsing import split_evidence
-from videollm.reading.spans import explain_spans
+from videollm.common.answers import split_spans
+from videollm.heads.styles import STYLES
+from videollm.reading.spans import explain_spans, read_spans
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 RANKS = 5  # spans of a query that R5 looks at
@@ -42,7 +44,8 @@ class State(enum.IntEnum):
 class Moments:
     """Ground truth of N queries with one true span each.
 
-    ``durations`` is NaN where unknown. ``ids`` are those of questions, per-sample scores and messages.
+    ``durations`` is NaN where unknown. ``ids`` are those of questions, per-sample scores and messages. ``kinds``: of
+    which kind each query is, by which the scores are broken down; empty where the data set tells none.
     """
 
     ids: list[str]
@@ -50,16 +53,17 @@ class Moments:
     queries: list[str]
     spans: Floats  # [N, 2]
     durations: Floats  # [N]
+    kinds: Texts = ()  # [N] or none
 
     @staticmethod
-    def of(queries: Iterable[tuple[str, str, str, Any, float]], path: object) -> "Moments":
+    def of(queries: Iterable[tuple[str, str, str, Any, float]], path: object, kinds: Texts = ()) -> "Moments":
         """From the (id, video, query, span, duration) of each. Raises BenchmarkError for a bad or repeated one."""
         queries = list(queries)
         need(queries, f"{path}: no sentence in it")
         ids, videos, texts, spans, durations = map(list, zip(*queries, strict=True))
         twice, times = Counter(ids).most_common(1)[0]
         need(times == 1, f"{path}: {twice!r} stands twice; answers to it could not be told apart")
-        return Moments(ids, videos, texts, true_spans(spans, ids, path), np.array(durations))
+        return Moments(ids, videos, texts, true_spans(spans, ids, path), np.array(durations), kinds)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,7 +80,7 @@ class Moments:
     def select(self, keep: NDArray[np.bool_]) -> "Moments":
         """The queries where ``keep`` [N] holds."""
         lists = (list(compress(values, keep)) for values in (self.ids, self.videos, self.queries))
-        return Moments(*lists, self.spans[keep], self.durations[keep])
+        return Moments(*lists, self.spans[keep], self.durations[keep], list(compress(self.kinds, keep)))
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class Located:
 
     ``published``: what a published script reads in the same file, where that is something else. ``ranked``: of a query
     with several spans all of them, the best first; ``told``: the text of an answer, or of what the file has in place of
-    a span. Both by the place of the query, where the reader of the file knows them.
+    a span. Both by the place of the query, where the reader of the file knows them. ``worded``: the queries whose
+    answer is told by such a text alone, from which a published script may read something else.
     """
 
     spans: Floats  # [N, 2], raw: as the file has them
@@ -93,6 +98,7 @@ class Located:
     published: "Located | None" = field(default=None, kw_only=True)
     ranked: dict[int, list[tuple[float, float]]] = field(default_factory=dict, kw_only=True)
     told: dict[int, str] = field(default_factory=dict, kw_only=True)
+    worded: set[int] = field(default_factory=set, kw_only=True)
 
     @staticmethod
     def nowhere(count: int) -> "Located":
@@ -111,11 +117,14 @@ class Located:
             self.ranked[row] = [span for span in spans if span is not None]
         if text is not None or spans[0] is None:
             self.told[row] = str(value) if text is None else text
+        if text is not None:
+            self.worded.add(row)
 
     def select(self, keep: NDArray[np.bool_]) -> "Located":
         place = np.cumsum(keep) - 1
         kept = [{int(place[row]): v for row, v in d.items() if keep[row]} for d in (self.ranked, self.told)]
-        return Located(self.spans[keep], self.state[keep], ranked=kept[0], told=kept[1])
+        worded = {int(place[row]) for row in self.worded if keep[row]}
+        return Located(self.spans[keep], self.state[keep], ranked=kept[0], told=kept[1], worded=worded)
 
     @property
     def parsed(self) -> NDArray[np.bool_]:
@@ -187,10 +196,12 @@ def top_recalls(
 def grounding(
     truth: Moments, located: Located, ious: NDArray[np.floating], slack: float = 0.0, clipped: int = 0,
     top: Mapping[str, NDArray] = MappingProxyType({}), keep: NDArray[np.bool_] | None = None,
+    reaches: Callable[[NDArray, float], NDArray] = np.greater_equal,
 ) -> Scores:  # fmt: skip
     """``R1@t`` and ``mIoU`` in percent, as plain means over N queries with IoU [N] (0 without a usable answer), and the
-    means of ``top`` (see ``top_recalls``). ``keep`` [N]: the means are over these queries only."""
-    samples = {f"R1@{t:g}": ious >= t - slack for t in THRESHOLDS} | dict(top) | {"mIoU": ious}
+    means of ``top`` (see ``top_recalls``). ``keep`` [N]: the means are over these queries only. ``reaches``: whether an
+    IoU is a hit at a threshold."""
+    samples = {f"R1@{t:g}": reaches(ious, t - slack) for t in THRESHOLDS} | dict(top) | {"mIoU": ious}
     ids = truth.ids
     if keep is not None:
         ids, samples = list(compress(ids, keep)), {name: values[keep] for name, values in samples.items()}
@@ -259,16 +270,21 @@ def published_wordings(videos: str = "") -> dict[str, str]:
         "sentence: '{sentence}'. The format of your response should be: 'The event happens in <start time> - <end "
         "time>'.",
         "plain": "When does this happen in the video: '{query}'?",
+        **{name: style.moment for name, style in STYLES.items()},
     }
 
 
-def moment_questions(ids: Texts, videos: Texts, queries: Texts, durations: Floats, wording: str) -> list[dict]:
+def moment_questions(
+    ids: Texts, videos: Texts, queries: Texts, durations: Floats, wording: str,
+    file_of: Callable[[str], str] = video_file,
+) -> list[dict]:  # fmt: skip
     """One line for ``videollm.infer`` a query. ``wording`` has a place for ``{query}`` or, without its final period,
-    ``{sentence}``; the video is ``<name>.mp4``."""
+    ``{sentence}``, and may have one for the seconds of the video, ``{duration}``; ``file_of``: name -> path of a video.
+    """
     lines = []
     for name, video, query, duration in zip(ids, videos, queries, durations.tolist(), strict=True):
-        text = wording.format(query=query.lstrip(), sentence=query.strip().removesuffix("."))
-        lines.append(question_line(name, video_file(video), text, duration=known_length(duration)))
+        text = wording.format(query=query.lstrip(), sentence=query.strip().removesuffix("."), duration=duration)
+        lines.append(question_line(name, file_of(video), text, duration=known_length(duration)))
     return lines
 
 
@@ -281,10 +297,14 @@ class MomentBenchmark(Benchmark):
     def asked(self, truth: Moments) -> Iterable[Asked]:
         return truth.asked()
 
+    def file_of(self, video: str) -> str:
+        """The path of a video below the folder of the videos."""
+        return video_file(video)
+
     def questions(self, truth: Moments, wording: str) -> list[dict]:
-        """One question a query; videos are ``<video>.mp4``."""
+        """One question a query."""
         text = worded(self.wordings, wording)
-        return moment_questions(truth.ids, truth.videos, truth.queries, truth.durations, text)
+        return moment_questions(truth.ids, truth.videos, truth.queries, truth.durations, text, self.file_of)
 
     def explain(self, truth: Moments, predictions: Located, name: str) -> Explanation:
         """The span that counts, and how it was read."""
@@ -293,4 +313,9 @@ class MomentBenchmark(Benchmark):
         return explain_span(predictions, row, truth.spans[[row]].tolist(), float(truth.durations[row]))
 
     def keep_texts(self, truth: Moments, predictions: Located, texts: Mapping[str, str]) -> None:
-        predictions.told.update({row: texts[name] for name, row in truth.rows.items() if name in texts})
+        """Also, which spans are told by the text alone: not those of a head's tokens, nor of evidence before it."""
+        for row, text in ((row, texts[name]) for name, row in truth.rows.items() if name in texts):
+            predictions.told[row] = text
+            span = predictions.spans[[row]][predictions.parsed[[row]]].tolist()
+            if not split_spans(text)[1] and read_spans(text, known_length(truth.durations[row]))[:1] == span:
+                predictions.worded.add(row)

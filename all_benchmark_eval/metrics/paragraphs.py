@@ -8,9 +8,9 @@ TimeChat's for YouCook2 follows): letters only, no tokenizer. Times and files ar
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.rouge.rouge import Rouge
 
 from all_benchmark_eval.metrics import captions
 
@@ -31,7 +31,7 @@ def paragraph_scores(
     hypotheses, targets = {k: [text] for k, text in enumerate(texts)}, dict(enumerate(references))
     bleu, _ = Bleu(4).compute_score(targets, hypotheses, verbose=0)
     found = {"Para_CIDEr": Cider().compute_score(targets, hypotheses)[0]}
-    found |= {"Para_ROUGE_L": Rouge().compute_score(targets, hypotheses)[0]}
+    found |= {"Para_ROUGE_L": np.mean([captions.rouge_l_of(*pair) for pair in zip(texts, references, strict=True)])}
     found |= {f"Para_BLEU_{n}": value for n, value in enumerate(bleu, start=1)}
     if meteor:
         found["Para_METEOR"] = captions.meteor_of_best(texts, references)

@@ -1,8 +1,8 @@
 """What the published scripts read in an answer's text, quirks included, and where evidence ends and the answer starts.
 
-``published_*`` find what the scripts of E.T. Bench find (spec METRICS 10.1, 10.4); what a text means is read by
-``videollm.reading``. Seconds out. Every function takes any text, in a time that grows about linearly with its length.
-Ground truth, tasks and metrics are not known here.
+``published_*`` find what the scripts of E.T. Bench find (spec METRICS 10.1, 10.4), ``*_pairs`` what those of moment
+retrieval find; what a text means is read by ``videollm.reading``. Seconds out. Every function takes any text, in a time
+that grows about linearly with its length. Ground truth, tasks and metrics are not known here.
 """
 
 import re
@@ -57,6 +57,53 @@ def evidence_and_answer_spans(text: str) -> tuple[Spans, Spans]:
     except ValueError:
         return [], []
     return evidence or [], answer or []
+
+
+# ---- published: pairs of moment retrieval, reversed ones as they stand -----------------------------------------------
+
+_SECONDS = r"(?<!\d)\d+(?:\.\d*)?"
+_CLOCK = re.compile(r"\b(?:(\d{1,2}):(?=\d\d:))?(\d{1,2}):(\d{2}(?:\.\d+)?)\b")
+_BY_DASH = re.compile(rf"({_SECONDS})\s*-\s*({_SECONDS})")
+_BY_TO = re.compile(rf"({_SECONDS})\s+to\s+({_SECONDS})")
+_BY_TO_OR_AND = re.compile(rf"({_SECONDS}) (?:to|and) ({_SECONDS})")
+_BY_ANY_DASH = re.compile(r"((?<!\d)\d+(?:\.\d+)?)\s*(?:-|to|~|–|—)\s*(\d+(?:\.\d+)?)")
+_ANY_NUMBER = re.compile(r"\b\d+(?:\.\d*)?\b")
+_EXAMPLE = "a specific example is : 20.8 - 30.0 seconds"  # of a question, which an answer may repeat
+
+
+def timelens_pairs(text: str) -> Spans:
+    """TimeLens, lmms-eval's timelens: clock times two by two; else "a - b"; else "a to b"; else numbers two by two."""
+    text = text.lower()
+    clock = [3600.0 * int(h or 0) + 60.0 * int(m) + float(s) for h, m, s in _CLOCK.findall(text)]
+    found = _BY_DASH.findall(text) or _BY_TO.findall(text)
+    if len(clock) > 1 or found:
+        return _two_by_two(clock) if len(clock) > 1 else _floats(found)
+    return _two_by_two([float(number) for number in _ANY_NUMBER.findall(text)])
+
+
+def charades_pairs(text: str) -> Spans:
+    """lmms-eval's charades_sta: every "a - b" where "to" is a dash as well; else a number of each sentence about a
+    start, an end or a happening, two by two. Numbers such as ``10..``, at which the script stops, tell nothing."""
+    text = text.lower().replace(_EXAMPLE, "").replace("to", "-")
+    try:
+        return _floats(_RANGE.findall(text) or _keyword_pairs(text))
+    except ValueError:
+        return []
+
+
+def time_r1_pairs(text: str) -> Spans:
+    """Time-R1: every "a to b" or "a and b"."""
+    return _floats(_BY_TO_OR_AND.findall(text))
+
+
+def any_dash_pairs(text: str) -> Spans:
+    """ExtremeWhenBench: every pair joined by a dash of any kind, a tilde or "to"."""
+    return _floats(_BY_ANY_DASH.findall(text))
+
+
+def _two_by_two(times: Sequence[float]) -> Spans:
+    """An odd one is dropped."""
+    return [list(pair) for pair in zip(times[::2], times[1::2], strict=False)]
 
 
 def published_number(text: str) -> float | None:

@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -28,7 +29,7 @@ from rich.table import Column, Table
 from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Explanation, Layout, Options, Scores, Setting, need
 from all_benchmark_eval.forms import Content, Form, rows_with
-from all_benchmark_eval.items import read_rows
+from all_benchmark_eval.items import known_length, read_rows, seconds
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.common.command import ended
 from videollm.common.files import check_writable
@@ -45,6 +46,7 @@ def load(path: str | Path) -> list[dict]:
     items, seen = [], {}
     for where, item in read_rows(Path(path), ("id", "task"), "a line for every question"):
         _check(item, where)
+        need(isinstance(item["id"], str), f"{where}: the id {item['id']!r:.60} is not a text")
         need(item["id"] not in seen, f"{where}: the id {item['id']!r} stands in {seen.get(item['id'])} already")
         seen[item["id"]] = where
         items.append(item)
@@ -139,20 +141,25 @@ def oracle(items: list[dict], num_frames: int = 32) -> dict:
 def _check(item: dict, where: str) -> None:
     absent = [k for k in ("id", "video", "duration", "task", "conversations", "tgt", "events") if k not in item]
     need(not absent, f"{where}: no key {', '.join(absent)}")
+    texts = all(isinstance(item[key], str) for key in ("id", "video", "task"))
+    need(texts, f"{where}: id, video and task must be texts")
     duration, turns, tgt, task = item["duration"], item["conversations"], item["tgt"], item["task"]
     need(task in TASKS, f"{where}: task {task!r} is none of {', '.join(TASKS)}")
-    positive = isinstance(duration, int | float) and 0 < duration < np.inf
-    need(positive, f"{where}: duration {duration!r} is not a number of seconds above 0")
-    answered = len(turns) >= 2 and turns[-1].get("from") == "gpt"
-    need(answered, f"{where}: conversations must end with the answer ('from': 'gpt')")
-    paired = tgt and len(tgt) % 2 == 0
-    need(paired, f"{where}: tgt needs a start and an end for every span, got {len(tgt)} numbers")
+    need(known_length(duration), f"{where}: duration {duration!r:.40} is not a number of seconds above 0")
+    answered = isinstance(turns, list) and len(turns) >= 2 and all(map(_is_turn, turns)) and turns[-1]["from"] == "gpt"
+    need(answered, f"{where}: conversations must end with the answer ('from': 'gpt', 'value': text)")
+    paired = isinstance(tgt, list) and tgt and len(tgt) % 2 == 0 and None not in map(seconds, tgt)
+    need(paired, f"{where}: tgt needs a start and an end for every span, in seconds; it has {str(tgt)[:60]}")
     spans = as_spans(_truth(item), f"{where}: tgt")
     inside = spans.min() >= 0 and spans.max() <= duration
     need(inside, f"{where}: tgt {tgt} lies outside the video (0 to {duration} s)")
     need(task != "grounded_mc" or _true_choice(item), f"{where}: the answer names no option, such as (b)")
     each = task != "dense_caption" or len(_true_phrases(item)) == len(spans)
     need(each, f"{where}: the answer does not hold one <span> for each of the {len(spans)} spans of tgt")
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("from", "value"))
 
 
 def _pair(items: list[dict], predictions: list[dict]) -> list[tuple[dict, dict]]:
@@ -244,7 +251,10 @@ def _random_event(items: list[dict]) -> dict:
 
 def _predictions(content: Content, truth: list[dict]) -> list[dict]:
     keys = to_prediction(truth[0], None).keys()
-    return [row for _, row in read_rows(content, tuple(keys))]
+    rows = read_rows(content, tuple(keys))
+    for where, row in rows:
+        need(isinstance(row["id"], str), f"{where}: the id {row['id']!r:.40} is not a text")
+    return [row for _, row in rows]
 
 
 class MovingShapes(Benchmark):
@@ -295,7 +305,7 @@ class MovingShapes(Benchmark):
 
     def keep_texts(self, truth: list[dict], predictions: list[dict], texts: Mapping[str, str]) -> None:
         for prediction in predictions:
-            if prediction.get("id") in texts:
+            if prediction["id"] in texts:
                 prediction["text"] = texts[prediction["id"]]
 
 

@@ -17,20 +17,10 @@ from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Options, Scores
 from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import Asked, are_texts, asked_questions, read_rows, seconds
 from all_benchmark_eval.metrics import choices
-from all_benchmark_eval.metrics.choices import CAREFULLY, Mark, Predictions, Question, Row, letter_of
+from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of
 from videollm.reading import Reading
 
-WORDINGS = {
-    "d2vlm": (
-        CAREFULLY.format(comma="") + "Question: {question}\nOptions:\n{options}\nBest Option: (",
-        "({letter}) {option}.",
-    ),
-    "distime": (
-        CAREFULLY.format(comma=",") + "\nQuestion: {question}\nOptions:\n{options}\nOnly give the best option.",
-        "({letter}) {option}",
-    ),
-    "plain": ("{question}\n{options}\nAnswer with the letter of the right option.", "({letter}) {option}"),
-}
+WORDINGS = choices.LETTERED
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,8 @@ def _chosen(prediction: Any, text: Any, options: tuple[str, ...]) -> tuple[int |
     """(number as the published script has it, option that the text says, text). ``text``: what was said, if that is in
     the file beside the ``prediction``."""
     number, said = _number(prediction), str(prediction) if text is None else str(text)
+    if text is None and (isinstance(prediction, int) or said.isdecimal()):
+        return number, number if number in range(len(LETTERS)) else None, said
     return number, chosen(said, len(LETTERS), options, "digit").value, said
 
 

@@ -34,6 +34,7 @@ from all_benchmark_eval.metrics.moments import (
 )
 from all_benchmark_eval.nextgqa.files import FORMS, TRUTHS, Answers, Grounded
 from videollm.common.answers import AnswerLine
+from videollm.reading import span_beside
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 WHERE, CHOICE = "where", "choice"  # the two stages, as the beginning of a question's id
@@ -105,11 +106,12 @@ class NextGQA(Benchmark):
         both = {f"{CHOICE}-{q.id}": answers[q.id] for q in questions if q.id in answers} | dict(answers)
         for choice, _, q in items.answered(both, [f"{CHOICE}-{q.id}" for q in questions], questions):
             number = _NUMBER.search(choice.text)
-            span = _found(answers.get(f"{WHERE}-{q.id}", answers.get(q.id))) or [-1, -1]
+            span = _found(answers.get(f"{WHERE}-{q.id}", answers.get(q.id)))
             found = number.group(1) if number else -1
             if q.id in answers:
-                found = _chosen(choice.text, q)
-            line = {"qid": q.id, "prediction": found, "timestamp": span, "target": q.answer, "text": choice.text}
+                found, span = _chosen(choice.text, q), span or span_beside(choice.text, choice.duration)
+            line = {"qid": q.id, "prediction": found, "timestamp": span or [-1, -1], "target": q.answer}
+            line["text"] = choice.text
             lines.append(line)
         return lines
 

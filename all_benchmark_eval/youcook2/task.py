@@ -24,6 +24,7 @@ from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
 from all_benchmark_eval.metrics.paragraphs import paragraph_scores
 from all_benchmark_eval.metrics.parsing import published_steps_with_evidence, split_evidence
+from videollm.heads.styles import STYLES
 from videollm.reading import read_steps
 
 WORDINGS = {
@@ -34,6 +35,7 @@ WORDINGS = {
     "cooking steps. For each step, you need to determine the start and ends times and provide a concise description. "
     "The format of your response should be: '<start time> - <end time>, <description>'.",
     "plain": "Describe every cooking step of the video in order, each as: '<start time> - <end time>, <description>'.",
+    **{name: style.events for name, style in STYLES.items()},
 }
 METRICS = (
     *("SODA_c", "CIDEr", "METEOR", "F1", "Precision", "Recall"),

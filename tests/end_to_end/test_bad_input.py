@@ -192,15 +192,6 @@ def test_text_that_does_not_fit_is_named_also_from_a_data_worker(tmp_path, model
     assert rows[1]["error"] is None
 
 
-def test_questions_that_cannot_be_packed_are_named(tmp_path, capsys):
-    other = line("clip0", id="other", conversations=turns("look: <video>\nwhen?", "<span>"))
-    for workers in (0, 1):
-        folder = tmp_path / str(workers)
-        assert run_train(folder, [line("clip0"), other], "data.pack=true", f"data.workers={workers}") == 2
-        message = the_error(capsys)
-        assert message.startswith("data.pack: other and clip0") and "data.pack=false" in message
-
-
 # ---- configs, checkpoints, outputs -----------------------------------------------------------------------------------
 
 

@@ -20,6 +20,13 @@ from tests.models import make_bundle
 pytestmark = pytest.mark.end_to_end
 
 SMALL = ("--device", "cpu", "--batch-size", "8", "generate.max_new_tokens=4")
+
+
+def keyed(data: dict) -> bool:
+    """Whether predictions are in the form of TimeLens and lmms-eval."""
+    return all(key.count(">>>") == 2 and "answers" in entry for key, entry in data.items())
+
+
 # What an item of the official form has; moving_shapes has no other scorer than ours.
 FORMS = {
     "charades": lambda data: all({"start", "end"} <= s.keys() for queries in data.values() for s in queries.values()),
@@ -33,8 +40,14 @@ FORMS = {
     "videomme": lambda data: all({"question_id", "answer", "a"} <= row.keys() for row in data),
     "longvideobench": lambda data: all(row.keys() == {"id", "pred", "gt"} for row in data),
     "moving_shapes": lambda data: all("spans" in row for row in data),
-    "moment_retrieval": lambda data: all({"qid", "pred_relevant_windows"} <= row.keys() for row in data),
 }
+FORMS |= dict.fromkeys(
+    ("moment_retrieval", "tacos", "ego4d_nlq", "hirest"),
+    lambda data: all({"qid", "pred_relevant_windows"} <= row.keys() for row in data),
+)
+FORMS |= dict.fromkeys(("charades_timelens", "activitynet_timelens", "qvhighlights_timelens"), keyed)
+FORMS |= dict.fromkeys(("rextime", "cgbench"), lambda data: all({"qid", "pred", "response"} <= r.keys() for r in data))
+FORMS |= dict.fromkeys(("tvgbench", "activitynet_rtl", "extremewhenbench"), keyed)
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,7 @@ ONE_GPU = ("GPUS=8 ", ""), ("--gpus 8", "--gpus 1")
 SHORT = " generate.max_new_tokens=4"  # models that have learnt nothing never end by themselves
 CPU = f" --device cpu{SHORT}"
 CHARADES = *ONE_GPU, ("VIDEOS", "CHARADES")
+CARD = (("checkpoints/distime_1b", "checkpoints/internvl2_5_1b"),)  # of released weights
 RULES = (
     Rule(r"pip install (decord|torchcodec)$", "told", why="optional decoders, extras of setup.py"),
     Rule(r"(GPUS=8 )?sh evaluate\.sh ", "told", why="of DisTime's repository"),
@@ -76,14 +77,15 @@ RULES = (
     Rule(r"(CLEAN=\S+ )?bash scripts/d2vlm/prepare_data\.sh ", "run"),
     Rule(r"python -m d2vlm\.preference --packed ", "parse", why="made from files of the hub"),
     Rule(r"python -m d2vlm\.(preference|rank) ", "run"),
-    Rule(r"python -m (d2vlm|distime)\.convert ", "parse", why="released weights"),
+    Rule(r"python -m (d2vlm|distime|videollm)\.convert ", "parse", why="released weights"),
     # answers and scores
     Rule(r"for seed in 0 1 2; do\n +python -m videollm\.infer", "run", swaps=(("=1.0 ", f"=1.0{SHORT} "),)),
     Rule(r"bash scripts/infer\.sh runs/(quickstart/d2vlm|NAME)/final ", "run"),
     Rule(r"python -m videollm\.ask ", "run"),
     Rule(r"python -m videollm\.infer ", "run", SHORT),
-    Rule(r"python -m all_benchmark_eval\.(score|compare|check|moving_shapes\.task) ", "run"),
+    Rule(r"python -m all_benchmark_eval\.(score|compare|check|report|moving_shapes\.task) ", "run"),
     Rule(r"python -m all_benchmark_eval\.evaluate MODEL ", "run", f" --skip-meteor{CPU}", ONE_GPU),
+    Rule(r"python -m all_benchmark_eval\.card ", "run", f" --benchmarks charades{CPU}", CARD),
     Rule(r"GPUS=8 bash all_benchmark_eval/charades/inference\.sh MODEL VIDEOS", "run", CPU, CHARADES),
     Rule(r"bash all_benchmark_eval/\w+/inference\.sh MODEL$", "parse"),
     Rule(r"(\w+=\w+ )*bash scripts/(evaluate|inference)\.sh ", "parse"),

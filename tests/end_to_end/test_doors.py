@@ -28,6 +28,9 @@ BAD = {
         "--model {none} --annotations {lines} --videos {videos} --output {folder}/a.jsonl",
         "--model {model} --annotations {lines} --videos {none} --output {folder}/a.jsonl",
         "--model {model} --annotations {none}.jsonl --videos {videos} --output {folder}/a.jsonl",
+        "--model {model} --annotations {lines} --videos {videos} --output {folder}/a.jsonl --decode-timeout nan",
+        "--model {model} --annotations {lines} --videos {videos} --output {folder}/listed.jsonl",
+        "--model {model} --annotations {lines} --videos {videos} --output {folder}/a.jsonl --frames=",
     ],
     "videollm.ask": [
         "--model {none} --video {videos}/clip0.mp4 --question when",
@@ -37,14 +40,18 @@ BAD = {
     "videollm.frames": [
         "build --annotations {lines} --videos {videos} --output {nowhere} --model {model}",
         "build --annotations {lines} --videos {videos} --output {folder}/store --config {none}.yaml",
+        "build --annotations {lines} --videos {videos} --output {folder}/store --model {model} sampler=3",
     ],
     "videollm.launch": [""],
     "videollm.data": [
         "check --annotations {lines} --output {nowhere}.jsonl",
         "check --annotations {lines} --output {folder}/clean.txt",
         "check --annotations {lines} --videos {none}",
+        "check --annotations {lines} --videos=",
+        "check --annotations {lines} --timeout -1",
     ],
     "videollm.checkpoint": ["{none} {folder}/merged", "{model} {nowhere}", "{model} {nowhere} --adapters {model}"],
+    "videollm.convert": ["{none} {folder}/out", "{model} {nowhere} --back", "{model} {folder}/out --head {none}"],
     "d2vlm.convert": ["{none} {folder}/out", "{model} {nowhere} --back", "{model} {folder}/out --base {none}"],
     "d2vlm.preference": [
         "--annotations {lines} --output {nowhere}.jsonl",
@@ -54,7 +61,12 @@ BAD = {
     ],
     "d2vlm.rank": ["--model {none} --annotations {lines} --videos {videos} --output {nowhere}.json"],
     "distime.convert": ["{none} {folder}/out", "{model} {nowhere} --back"],
-    "all_benchmark_eval.check": ["{none}", "{folder} --output {nowhere}.json", "{folder} --benchmarks nothing"],
+    "all_benchmark_eval.check": [
+        "{none}",
+        "{folder} --output {nowhere}.json",
+        "{folder} --benchmarks nothing",
+        "{folder} --benchmarks=",
+    ],
     "all_benchmark_eval.compare": ["{none}.json {none}.json", "{lines} {lines}"],
     "all_benchmark_eval.score": [
         "charades --predictions {none}.json --annotations {lines} --output {folder}/s.json",
@@ -63,6 +75,7 @@ BAD = {
     ],
     "all_benchmark_eval.evaluate": [
         "{none} --benchmarks moving_shapes --data {folder}",
+        "{model} --benchmarks=, --data {folder}",
         "{model} --benchmarks moving_shapes --data {folder} --output {nowhere}",
     ],
     "all_benchmark_eval.moving_shapes.task": [
@@ -97,6 +110,7 @@ BAD = {
     "benchmarks.load_memory": ["--layers 0"],
     "benchmarks.rl": ["--quickstart {none} --output {nowhere}"],
     "benchmarks.scoring": ["--repeats 0"],
+    "benchmarks.serving": ["--rows 0", "--answers 0"],
     "benchmarks.tiny_checkpoint": ["{nowhere}"],
     "benchmarks.vision_cost": ["--frames 0"],
 }
@@ -108,6 +122,7 @@ def places(tmp_path_factory) -> dict[str, str]:
     """What the command lines name."""
     folder = tmp_path_factory.mktemp("doors")
     make_bundle("internvl", "distime", {"lora": {}}).save(folder / "model")
+    (folder / "listed.jsonl.meta.json").write_text("[]")
     return {
         "folder": str(folder), "none": str(folder / "none"), "nowhere": NOWHERE, "videos": str(clips()),
         "model": str(folder / "model"), "lines": write_lines(folder / "lines.jsonl", clip_lines()),

@@ -114,15 +114,15 @@ def test_interrupted_inference_goes_on_and_refuses_other_settings(trained, capsy
     whole = output.read_text()
     cut = whole.splitlines(keepends=True)
     output.write_text("".join(cut[:2]) + cut[2][:20])  # killed in the middle of a line
-    asked, answer = [], inference_run.answer_records
+    again, answer = [], inference_run.answer_records
 
-    def watched(*args, batches, **options):
-        asked.extend(record.id for _, batch in batches for record in batch)
-        return answer(*args, batches=batches, **options)
+    def watched(*args, asked, **options):
+        again.extend(record.id for alike in asked for record, _ in alike)
+        return answer(*args, asked=asked, **options)
 
     monkeypatch.setattr(inference_run, "answer_records", watched)
     assert run_infer(model, annotations, output, small) == 0
-    assert asked == ["q2", "q3"] and output.read_text() == whole
+    assert again == ["q0", "q1", "q2", "q3"] and output.read_text() == whole
     capsys.readouterr()
     assert run_infer(model, annotations, output, "generate.max_new_tokens=5") == 2
     assert "decoding" in one_line_error(capsys) and output.read_text() == whole

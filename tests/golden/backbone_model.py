@@ -40,7 +40,9 @@ def named(folder: Path, known: str) -> list[str]:
     return sorted({path.stem[-1] for path in folder.glob("case_*.safetensors")} | set(known.split()))
 
 
-CASES = [(family, case) for family in FAMILIES for case in named(ROOT / family, "a b c d")]
+KNOWN = {"qwen2_5_vl", "qwen3_vl", "internvl3", "internvl3_5"}
+FOUND = sorted(KNOWN | {file.parent.name for file in ROOT.glob("*/config.json")})
+CASES = [(family, case) for family in FOUND for case in named(ROOT / family, "a b c d")]
 
 
 def settings(family: str) -> dict:
@@ -58,9 +60,14 @@ def arrays(family: str, case: str) -> dict[str, Tensor]:
     return load_file(ROOT / family / f"case_{case}.safetensors")
 
 
+def described(family: str):
+    """Our description of a golden family: the file of ``backbones/`` for its kind of model."""
+    return FAMILIES[settings(family)["model_type"]]
+
+
 def our_name(family: str, name: str) -> str:
     """A released tensor's name as ours."""
-    names = FAMILIES[family].NAMES
+    names = described(family).NAMES
     start = next(start for start in names if name.startswith(start))
     return names[start] + name.removeprefix(start)
 
@@ -68,7 +75,7 @@ def our_name(family: str, name: str) -> str:
 def golden_bundle(family: str, head: str = "text", attention: str = "eager", **vision) -> Bundle:
     """The golden model with the text head, or another one that starts fresh."""
     config, processor = settings(family), json.loads((ROOT / family / "cases.json").read_text("utf-8"))["processor"]
-    parts = FAMILIES[family].parts(config)
+    parts = described(family).parts(config)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(ROOT / family / "tokenizer.json"))
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config["text_config"]["pad_token_id"])
     head_class = HEADS.get(head)
@@ -78,7 +85,7 @@ def golden_bundle(family: str, head: str = "text", attention: str = "eager", **v
         text_config=dict(parts["language"]), vision=parts["vision"] | vision, connector=parts["connector"],
         head={"name": head}, template="bare", visual_tokens=parts["visual_tokens"] | {"after": ""},
         token_ids={name: tokenizer.convert_tokens_to_ids(name) for name in tokens},
-        preprocess={"kind": "plain", "mean": processor["mean"], "std": processor["std"]},
+        preprocess={"kind": "plain", "size": 1} | {k: processor[k] for k in ("size", "mean", "std") if k in processor},
         attn_implementation=attention,
     )  # fmt: skip
     model = VideoLLM(made)
@@ -108,12 +115,17 @@ def text_bundle(family: str, rule: str = "") -> Bundle:
 def visuals_of(bundle: Bundle, family: str, case: str) -> list[tuple[Visual, Tensor]]:
     """The visuals of a case in the order of their places in its texts, each with its pixels as they travel."""
     data, info, patching = arrays(family, case), told(family, case), bundle.model.patching
-    found = []
-    counts = {"video": 0, "image": 0}
+    found, counts, tiles = [], {"video": 0, "image": 0}, data.get("pixel_values")
     for place in PLACE.findall("".join(info["texts"])):
         kind = "video" if "video" in place else "image"
         k = counts[kind]
         counts[kind] += 1
+        if patching is None:  # square frames and tiles, as the golden processor makes them
+            times_s = data[f"frame_times_s_{k}"].numpy() if kind == "video" else ()
+            count = len(times_s) or info["images"][k]["tiles_with_thumbnail"]
+            found.append((Visual(kind, count, times_s), tiles[:count]))
+            tiles = tiles[count:]
+            continue
         frames = data.get(f"resized_frames_{k}", data[f"frames_{k}"]) if kind == "video" else image(data, info, k)
         grid, pixels = patching.grid(*frames.shape[1:3]), patching.group(frames).flatten(0, 1)
         if kind == "image":
@@ -144,27 +156,34 @@ def golden_items(bundle: Bundle, family: str, case: str) -> list[Item]:
         own, visuals = visuals[: len(places)], visuals[len(places) :]
         words = PLACE.split(text)
         parts = [part for i, word in enumerate(words) for part in (VisualMark(i - 1), word)][1:]
-        prompt = encoder.encode([Turn("user", tuple(parts))], [], [visual for visual, _ in own], 1.0)
-        times = [visual.times_s for visual, _ in own if visual.kind == "video"]
+        seen = [visual for visual, _ in own]
+        prompt = encoder.encode([Turn("user", tuple(parts))], [], seen, 1.0)
+        times = [visual.times_s for visual in seen if visual.kind == "video"]
         items.append(
             Item(
                 [prompt], [np.zeros((0, 2))], torch.cat([pixels for _, pixels in own]) if own else None,
                 times_s=np.concatenate(times) if times else np.zeros(0), duration_s=1.0,
-                tiles=[1] * (len(own) if not times else 0), grids=[g for visual, _ in own for g in visual.grids],
+                tiles=[visual.count for visual in seen if not times], grids=[g for one in seen for g in one.grids],
                 ids=["row"],
             )
         )  # fmt: skip
     return items
 
 
-def golden_batch(bundle: Bundle, family: str, case: str, left: bool = True) -> Batch:
-    """The rows of a case, padded on the left as in the golden arrays; not ``left`` with its labels."""
+def golden_batch(bundle: Bundle, family: str, case: str, asked: bool = True) -> Batch:
+    """The rows of a case; not ``asked`` with its labels."""
     items = golden_items(bundle, family, case)
     labels = arrays(family, case).get("labels")
     for item in items:
-        if not left:
+        if not asked:
             label(item.prompts[0], labels[0])
-    return bundle.collator(left=left)(items)
+    return bundle.collator(asked=asked)(items)
+
+
+def padded_in_front(batch: Batch, values: Tensor) -> Tensor:
+    """[B, L, ...] of a batch as the golden arrays have it: rows end in the last column."""
+    behind = values.shape[1] - 1 - batch.last
+    return torch.stack([row.roll(shift, 0) for row, shift in zip(values, behind.tolist(), strict=True)])
 
 
 def label(prompt: Prompt, labels: Tensor) -> None:

@@ -90,12 +90,12 @@ class GoldenReader:
 
 
 def golden_batch(
-    bundle: Bundle, lines: list[dict], frames: dict[str, Tensor], *, left: bool = False, raw: bool = True
+    bundle: Bundle, lines: list[dict], frames: dict[str, Tensor], *, asked: bool = False, raw: bool = True
 ) -> Batch:
     """Annotation ``lines`` as a batch, their spans as published (``raw``); ``video`` is a key of ``frames``."""
     records = [parse_record({**line, "id": str(k)}, 1, "golden.jsonl", raw_spans=raw) for k, line in enumerate(lines)]
-    dataset = VideoDataset(records, GoldenReader(bundle, frames), bundle.encoder(), max_length=4096, answers=not left)
-    batch = bundle.collator(left=left)([dataset[k] for k in range(len(records))])
+    dataset = VideoDataset(records, GoldenReader(bundle, frames), bundle.encoder(), max_length=4096, answers=not asked)
+    batch = bundle.collator(asked=asked)([dataset[k] for k in range(len(records))])
     assert not batch.bad, batch.bad
     return batch
 

@@ -123,11 +123,11 @@ def golden_batch(bundle: Bundle, folder: Path, samples: list[str]) -> dict:
 
 
 def golden_question(bundle: Bundle, folder: Path, *cases: dict) -> dict:
-    """The prompts of generation cases as a left-padded batch; frames stand where a case has its frame block."""
+    """The prompts of generation cases as a batch; frames stand where a case has its frame block."""
     encoder = bundle.encoder()
     encoder.visual = replace(encoder.visual, after="")  # most published prompts have no newline here (spec 3)
     items = [question_item(encoder, folder, case) for case in cases]
-    return bundle.collator(left=True)(items)
+    return bundle.collator(asked=True)(items)
 
 
 def question_item(encoder: PromptEncoder, folder: Path, case: dict) -> Item:

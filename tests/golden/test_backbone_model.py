@@ -16,6 +16,7 @@ from tests.golden.backbone_model import (
     golden_batch,
     golden_bundle,
     our_name,
+    padded_in_front,
     settings,
     text_bundle,
     told,
@@ -33,9 +34,14 @@ def test_backbone_pixels_ids_and_positions(family, case, rule):
     bundle, data = text_bundle(family, rule), arrays(family, case)
     batch = golden_batch(bundle, family, case)
     known = data["attention_mask"].bool()
-    assert torch.equal(batch.segment_ids >= 0, known)
-    assert torch.equal(batch.input_ids[known], data["input_ids"][known])
-    assert torch.equal(batch.position_ids[:, known], data[by_rule(family, "position_ids", rule)][:, known])
+    own = batch.segment_ids >= 0
+    assert torch.equal(padded_in_front(batch, own), known)
+    assert torch.equal(batch.input_ids[own], data["input_ids"][known])
+    if bundle.model.patching is None:
+        rows = zip(batch.position_ids, own, strict=True)
+        assert all(torch.equal(row[here], torch.arange(here.sum())) for row, here in rows)
+        return
+    assert torch.equal(batch.position_ids[:, own], data[by_rule(family, "position_ids", rule)][:, known])
     processor = bundle.model.preprocess
     for kind, name in (("video", "pixel_values_videos"), ("image", "pixel_values")):
         found = [pixels for visual, pixels in visuals_of(bundle, family, case) if visual.kind == kind]
@@ -50,6 +56,9 @@ def test_backbone_tower_and_connector(family, case):
     bundle, data = text_bundle(family), arrays(family, case)
     batch = golden_batch(bundle, family, case)
     tokens = bundle.model.frame_tokens(batch)
+    if bundle.model.patching is None:
+        torch.testing.assert_close(tokens, data["image_embeds"], **FEATURES)
+        return
     ids = batch.input_ids.flatten()[batch.visual_index]
     for kind in ("video", "image"):
         if f"{kind}_embeds" not in data:
@@ -72,15 +81,16 @@ def test_backbone_states_and_logits(family, case, rule):
         batch, model.embed(batch, tokens), slice(0, batch.input_ids.shape[1]), {*range(depth), -1},
         maps=model.maps(tokens),
     )  # fmt: skip
+    known, states = data["attention_mask"].bool(), {k: padded_in_front(batch, part) for k, part in states.items()}
     for layer in range(depth):  # what layer k receives: DeepStack is in it
         if f"layer_input.{layer}" in data:
-            torch.testing.assert_close(states[layer], data[f"layer_input.{layer}"], **LOGITS)
+            torch.testing.assert_close(states[layer][known], data[f"layer_input.{layer}"][known], **LOGITS)
     if "final_norm" in data:
-        torch.testing.assert_close(states[-1], data["final_norm"], **LOGITS)
-    first, stop = told(family, case)["logits_positions"]
-    logits = logits_of(model.language_model, states[-1][:, first:stop])
+        torch.testing.assert_close(states[-1][known], data["final_norm"][known], **LOGITS)
+    columns = slice(*told(family, case)["logits_positions"])
+    logits = logits_of(model.language_model, states[-1][:, columns])
     golden = data.get(by_rule(family, "logits", rule), data["logits"])
-    torch.testing.assert_close(logits, golden, **LOGITS)
+    torch.testing.assert_close(logits[known[:, columns]], golden[known[:, columns]], **LOGITS)
 
 
 @pytest.mark.parametrize(("family", "case"), CASES)
@@ -99,7 +109,7 @@ def test_backbone_loss_and_gradients(family, case):
     bundle, info = golden_bundle(family), told(family, case)
     model = bundle.model
     model.frozen_tower = False
-    output = model(golden_batch(bundle, family, case, left=False))
+    output = model(golden_batch(bundle, family, case, asked=False))
     assert output.loss.item() == pytest.approx(info["loss"], rel=LOSS)
     output.loss.backward()
     found = {name: p.grad.norm().item() for name, p in model.named_parameters()}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from videollm.video.budget import SizeError, smart_resize
 from videollm.video.decode import VideoInfo
+from videollm.video.patching import Patching
 from videollm.video.preprocess import Preprocess, tile, tile_grid
 from videollm.video.sampling import Sampler
 
@@ -47,10 +48,11 @@ def qwen(family, processor):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", ["qwen2_5_vl", "qwen3_vl", "image_factor_32"])
+@pytest.mark.parametrize("rule", [*QWEN, "image"])
 def test_backbone_sizes_are_the_released_ones(folder, rule):
     for row in rows(folder, "smart_resize"):
-        said, frames = row[rule], row["frames"] if rule == "qwen3_vl" else None
+        said = next(row[key] for key in row if key.startswith(rule))  # of images the key tells a factor too
+        frames = row["frames"] if rule == "qwen3_vl" else None
         asked = (row["height"], row["width"], said["factor"], said["min_pixels"], said["max_pixels"], frames)
         if "error" in said:
             with pytest.raises(SizeError):
@@ -60,6 +62,17 @@ def test_backbone_sizes_are_the_released_ones(folder, rule):
             if rule in QWEN:
                 limits = {key: said[key] for key in ("factor", "min_pixels", "max_pixels")}
                 assert list(Preprocess(kind=rule, **limits).frame_size(*asked[:2], row["frames"])) == said["result"]
+
+
+def test_backbone_group_times_of_qwen3_are_the_released_ones(folder):
+    for row in rows(folder, "sampling"):
+        family = row["qwen3_vl"]
+        if "group_times_s" in family:
+            info = VideoInfo("golden.mp4", 1.0, row["video_fps"], row["total_frames"], 64, 48, np.zeros(0))
+            even = Sampler(even_times=True).times_s(info, np.array(family["result"]))
+            times, _ = Patching(16).times(even)
+            np.testing.assert_allclose(times, family["group_times_s"], rtol=0, atol=1e-9)
+            assert [f"<{time:.1f} seconds>" for time in times] == family["time_strings"], row
 
 
 def chosen(row, **settings):
@@ -96,13 +109,11 @@ def test_backbone_tiles_of_internvl_are_the_released_ones(folder):
         assert len(small) == row["patches_with_thumbnail"]
 
 
-def patches(frames, processor):
-    """Normalised frames [F, 3, H, W] -> rows of patches as the golden README orders them."""
-    p, m, t = (processor[name] for name in ("patch_size", "merge_size", "temporal_patch_size"))
-    frames = torch.cat([frames, frames[-1:].expand(-len(frames) % t, -1, -1, -1)])
-    n, _, height, width = frames.shape
-    x = frames.view(n // t, t, 3, height // p // m, m, p, width // p // m, m, p)
-    return x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 3 * t * p * p)
+def patches(frames, preprocess, processor):
+    """Frames after the first stage, bytes [F, H, W, 3] -> rows of patches as the tower takes them."""
+    frames = preprocess.before_device(torch.from_numpy(np.array(frames)))
+    patching = Patching(*(processor[f"{name}_size"] for name in ("patch", "merge", "temporal_patch")))
+    return patching.normalised(patching.group(frames).flatten(0, 1), preprocess.mean, preprocess.std)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,11 +127,11 @@ def test_backbone_frames_and_images_of_qwen_have_the_released_pixels(folder, fam
         small = np.stack([resize(frame, len(frames)) for frame in frames])
         assert list(small.shape[1:3]) == [video["resized_height"], video["resized_width"]]
         np.testing.assert_array_equal(small, arrays.get(f"resized_frames_{k}", arrays[f"frames_{k}"]))
-        made["pixel_values_videos"].append(patches(preprocess(torch.from_numpy(small)), processor))
+        made["pixel_values_videos"].append(patches(small, preprocess, processor))
     for k, image in enumerate(case["images"]):
         small = preprocess.while_decoding(image=True)(arrays[f"image_{k}"].numpy())
         assert list(small.shape[:2]) == [image["resized_height"], image["resized_width"]]
-        made["pixel_values"].append(patches(preprocess(torch.tensor(small)[None]), processor))
+        made["pixel_values"].append(patches(small[None], preprocess, processor))
     for key, values in made.items():
         if values:
             torch.testing.assert_close(torch.cat(values), arrays[key], rtol=0, atol=1e-6)

@@ -86,14 +86,14 @@ class Generation:
         model = bundle.model
         line = {"video": "clip", "conversations": [{"from": "human", "value": "<image>\n" + info["query"]}]}
         line |= {"src": info["src"]} if info["src"] else {}
-        self.batch = golden_batch(bundle, [line], {"frames_u8.clip": arrays["frames_u8"]}, left=True)
-        forced, self.inputs, processors = Forced(info["forced"]), [], VideoLLM._processors
+        self.batch = golden_batch(bundle, [line], {"frames_u8.clip": arrays["frames_u8"]}, asked=True)
+        forced, self.inputs, processors = Forced(info["forced"]), [], VideoLLM.processors
 
         def recording(options, state, *rest):
             self.recorded = Recorded(state)
             return LogitsProcessorList([self.recorded, *processors(model, options, state, *rest), forced])
 
-        model._processors = recording
+        model.processors = recording
         fed = model.decoder.register_forward_pre_hook(
             lambda _module, _args, given: self.inputs.append(given["inputs_embeds"][0]), with_kwargs=True
         )
@@ -104,7 +104,7 @@ class Generation:
             ids, self.state = model.generate_ids(self.batch, bundle.tokenizer.pad_token_id, end_id, options)
         finally:
             fed.remove()
-            del model._processors
+            del model.processors
         self.ids, self.scores = ids[0].tolist(), torch.cat(forced.scores)
         self.logits, self.queries = self.recorded.logits, self.recorded.queries
 
@@ -169,7 +169,7 @@ def test_an_answer_equals_the_published_one_step_by_step(bundle, folder, name):
 
 
 def test_answers_in_a_batch_equal_those_alone(bundle, folder):
-    """Cases without penalty and without forced tokens, of unequal length, left-padded together."""
+    """Cases without penalty and without forced tokens, of unequal length, padded together."""
     config = read_config(folder)
     cases = [case for case in infer_cases(folder) if not case[0]["repetition_penalty"] and not case[0]["forced"]]
     if len(cases) < 2:
@@ -180,7 +180,7 @@ def test_answers_in_a_batch_equal_those_alone(bundle, folder):
         for k, (info, _) in enumerate(cases)
     ]
     frames = {f"frames_u8.{k}": arrays["frames_u8"] for k, (_, arrays) in enumerate(cases)}
-    batch = golden_batch(bundle, lines, frames, left=True)
+    batch = golden_batch(bundle, lines, frames, asked=True)
     options = GenerateOptions(max_new_tokens=max(info["max_new_tokens"] for info, _ in cases))
     with torch.no_grad():
         ids, _ = bundle.model.generate_ids(batch, bundle.tokenizer.pad_token_id, config["end_token_id"], options)

@@ -172,7 +172,7 @@ def test_a_single_time_behind_the_end_is_the_last_frame(bundle, folder, behind):
             continue
         line = {"video": "clip", "duration": float(count), "src": [count - 1 + behind]}
         line["conversations"] = [{"from": "human", "value": "<image>\n" + info["query"]}]
-        batch = golden_batch(bundle, [line], {"frames_u8.clip": arrays["frames_u8"]}, left=True)
+        batch = golden_batch(bundle, [line], {"frames_u8.clip": arrays["frames_u8"]}, asked=True)
         with torch.no_grad():
             tokens = bundle.model.frame_tokens(batch)
             frames = bundle.model.frame_batch(batch, tokens)

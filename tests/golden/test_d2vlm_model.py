@@ -46,10 +46,10 @@ class Trace:
         finally:
             del self.model.run
 
-    def run(self, batch, embeds, columns, layers, cache=None):
+    def run(self, batch, embeds, columns, layers, cache=None, **others):
         """``VideoLLM.run`` with more layers kept: of a pass that ends early, none behind its end."""
         more = {0, self.inject, -2} if -1 in layers else {0}
-        states = VideoLLM.run(self.model, batch, embeds, columns, layers | more, cache)
+        states = VideoLLM.run(self.model, batch, embeds, columns, layers | more, cache, **others)
         self.passes.append((columns, states))
         return states
 

@@ -83,7 +83,7 @@ def generated(monkeypatch):
             recorded.append(Recorded(state))
             return LogitsProcessorList([recorded[0], Forced(schedule or {})])
 
-        monkeypatch.setattr(model, "_processors", recording)
+        monkeypatch.setattr(model, "processors", recording)
         fed = model.decoder.register_forward_pre_hook(
             lambda _module, _args, given: inputs.append(given["inputs_embeds"][0]), with_kwargs=True
         )
@@ -125,7 +125,7 @@ def test_every_step_is_the_published_one(folder, llm, bundles, generated, case):
 
 
 def test_a_batch_of_cases_gives_each_the_answer_it_has_alone(folder, llm, bundles):
-    """Left padding, several videos of other lengths, stamps at other steps."""
+    """Padding, several videos of other lengths, stamps at other steps."""
     bundle = bundles["fp32"]
     free = [c for c in GENERATED if (folder / "generate" / llm / f"{c}.json").is_file()]
     infos = [info for c in free if not (info := read(folder / "generate" / llm / c))["forced_schedule"]]

@@ -97,3 +97,15 @@ def test_the_floor_of_a_step_has_all_its_products():
     assert linear == counted.get_total_flops()  # which knows the layer, and no attention on a CPU
     assert floor.operations(found) == linear + attention
     floor.bare(found, "cpu")()  # the operands fit each other
+
+
+def test_rows_and_batches_answer_the_same_questions_at_their_lengths(args, monkeypatch):
+    serving = importlib.import_module("serving")
+    monkeypatch.setattr(serving, "LONG", 12)
+    args.rows, args.answers = 2, 2
+    bundle = serving.small_model(args)
+    found = serving.mixed(args, bundle)
+    assert set(found) == {"even", "short"}
+    for told in found.values():
+        assert told["waits"]["steady"].keys() == {"first", "whole"} and all(v > 0 for v in told["tokens/s"].values())
+    assert set(serving.several(args, bundle)["ms"]) == {"prompt", "prompts", "apart", "shared"}

@@ -150,6 +150,16 @@ def test_set_up_uses_the_given_interpreter_and_installs_nothing(small_checkout):
     assert "VIDEOLLM_PYTHON=no-such-python is not an executable" in refused.stderr
 
 
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="a GPU computes")
+def test_large_blocks_stay_with_a_process_where_a_cpu_computes(small_checkout):
+    """Without it a step at batch 8 pays for its memory anew; what the user sets stays."""
+    code = f'source "{small_checkout}/scripts/_venv.sh" && echo "$MALLOC_MMAP_THRESHOLD_ $MALLOC_TRIM_THRESHOLD_"'
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    clean["VIDEOLLM_PYTHON"] = sys.executable
+    for own, told in ({}, f"{2**30} {2**32}"), ({"MALLOC_MMAP_THRESHOLD_": "7"}, f"7 {2**32}"):
+        assert subprocess.check_output(["bash", "-c", code], env=clean | own, text=True).strip() == told
+
+
 @pytest.mark.slow
 @pytest.mark.end_to_end
 @pytest.mark.parametrize(

@@ -52,9 +52,10 @@ class Batch:
     position_ids: Tensor  # [B, L] int64, or [3, B, L] on the axes time, row and column
     segment_ids: Tensor  # [B, L] int64: -1 padding, 0 prefix, 1.. segments
     block_ids: Tensor  # [B, L] int64: run of frame tokens that see each other, -1 elsewhere
+    last: Tensor  # [B] int64, column of each row's last token
     prefix_columns: int  # columns that hold all prefixes; 0 where they are not aligned
     plain_causal: bool  # a place sees all of its row before it
-    needs_mask: bool  # but for that: padding in front, or unseen places
+    needs_mask: bool  # but for that: unseen places
     # labels
     label_index: Tensor  # [M] int64, the place whose state predicts the label
     label_ids: Tensor  # [M] int64

@@ -16,9 +16,10 @@ from torch.nn.functional import pad
 from videollm.batches.batch import PAD, PREFIX, Batch, Pairs
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt
-from videollm.common.config import ConfigError
 from videollm.data.conversation import Role
 from videollm.heads import SpanRefs
+
+MOST_ASKED = 256  # tokens of a question for a connector that reads it; as published, the end of a longer one is kept
 
 
 @dataclass
@@ -30,7 +31,6 @@ class Collator:
         split_prefix: align all prefixes in the first columns, as a separate prefix pass and packing need.
         bidirectional: frame tokens of one run see each other.
         average: ``tokens`` or ``samples``: what the language-model loss is a mean over.
-        left: pad on the left and leave labels out, for generation.
         question_tokenizer: tokenises the question for a connector that reads it, or None.
         rank: every item's first answer is the chosen one, all others are rejected and get no weight.
         unseen_id: places with this id are seen by no other place (published DisTime: 0, spec 2), or None.
@@ -40,7 +40,6 @@ class Collator:
     split_prefix: bool
     bidirectional: bool
     average: str = "tokens"
-    left: bool = False
     question_tokenizer: object = None
     rank: bool = False
     unseen_id: int | None = None
@@ -79,18 +78,13 @@ class Collator:
         row.add(first, 0, first.prefix_length, segment=PREFIX if split else 1)
         for s, prompt in enumerate(item.prompts):
             if prompt.ids[: prompt.prefix_length] != first.ids[: first.prefix_length]:
-                raise ConfigError(
-                    f"data.pack: {item.ids[s]} and {item.ids[0]} ask about the same video, but what stands before it "
-                    "in their first turns differs; write the same, or start a new run with data.pack=false"
-                )
+                raise ValueError(f"{item.ids[s]} and {item.ids[0]} are packed, but their prefixes differ")
             row.add(prompt, prompt.prefix_length, len(prompt), segment=s + 1, sample=s)
         return row
 
     def _columns(self, row: "Row", prefix: int, length: int) -> np.ndarray:
         """Column of every token of a row."""
         columns = np.arange(len(row.ids))
-        if self.left:
-            return columns + length - len(row.ids)
         if self.split_prefix:
             columns[row.prefix :] += prefix - row.prefix
         return columns
@@ -113,8 +107,9 @@ class Collator:
         arrays = (ids, position if len(position) > 1 else position[0], segment, block)
         batch = {n: torch.as_tensor(a, dtype=torch.long) for n, a in zip(names, arrays, strict=True)}
         causal = not self.bidirectional and all(r.segments == 1 for r in rows) and prefix == 0
-        batch |= {"plain_causal": causal, "needs_mask": not causal or self.left or bool(unseen.any())}
-        return batch | {"prefix_columns": 0 if self.left else prefix}
+        batch |= {"plain_causal": causal, "needs_mask": not causal or bool(unseen.any())}
+        last = torch.as_tensor([columns[-1] for columns in places], dtype=torch.long)
+        return batch | {"prefix_columns": prefix, "last": last}
 
     def _labels(self, rows: list["Row"], places: list[np.ndarray], length: int) -> dict:
         index, ids, weight = [], [], []
@@ -217,7 +212,7 @@ class Collator:
 
     def _questions(self, items: Sequence[Item]) -> dict:
         texts = [item.question for item in items]
-        out = self.question_tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        out = self.question_tokenizer(texts, padding=True, truncation=True, max_length=MOST_ASKED, return_tensors="pt")
         # Where every question is empty the tokenizer may return no column at all (and floats). One masked column keeps
         # the connector's text layers on the graph of every rank.
         lack = max(0, 1 - out["input_ids"].shape[1])

@@ -21,12 +21,11 @@ from videollm.batches.prompt import Prompt, PromptEncoder, Visual
 from videollm.batches.reader import VisualReader
 from videollm.data import Record
 from videollm.data.annotations import SLACK_S
-from videollm.data.conversation import SpanMark, Turn
+from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.data.letter import without_times
 from videollm.video.decode import VideoError
 from videollm.video.patching import Grid
 from videollm.video.sampling import thinned_places
-from videollm.video.view import View
 
 KEPT = 5000  # items; more would cost memory that matters
 
@@ -38,8 +37,9 @@ class Item:
     ``pixels`` of F frames as ``reader.Seen`` has them, or ``features`` [F, P, Dv] from a frozen tower; ``times_s`` [F]
     is empty for images. ``spans_s[i]`` are the spans of ``prompts[i]``. ``bad`` says why the visual could not be read.
 
-    For a tower that takes frames of any size, a frame is a group: ``pixels`` are patches [N, W] of all groups and
-    images, ``features`` [T, X] of all their tokens, and ``grids`` says how many belong to each.
+    For a tower that takes frames of any size, frames become groups in the end (``VideoDataset._grouped``): ``pixels``
+    are then patches [N, W] of all groups and images, ``features`` [T, X] of all their tokens (before that [G, rows,
+    columns, X]), ``times_s`` those of the groups, and ``grids`` says how many patches belong to each.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -50,6 +50,7 @@ class Item:
     duration_s: float = 0.0
     tiles: list[int] = field(default_factory=list)  # tiles of each image
     grids: list[Grid] = field(default_factory=list)  # [F] rows and columns of patches; empty: all frames are alike
+    frames: int = 0  # of the video, where the F of ``times_s`` are groups of them
     question: str = ""
     ids: list[str] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)  # that they are of
@@ -195,10 +196,13 @@ class VideoDataset(Dataset):
     def _grouped(self, item: Item) -> Item:
         """The item as its tower takes it: frames of any size as groups of patches."""
         patching = self.encoder.patching
-        if patching is None or item.pixels is None:
+        if patching is None or (item.pixels is None and item.features is None):
             return item
         visuals = self._visuals(item)
-        item.grids = [grid for visual in visuals for grid in visual.grids]
+        item.grids, item.frames = [grid for visual in visuals for grid in visual.grids], len(item.times_s)
+        if item.features is not None:
+            item.features, item.times_s = item.features.flatten(0, 2), np.asarray(visuals[0].times_s)
+            return item
         if item.pixels is not self.patched[0]:  # items that show the same share it, as they do frames
             made = torch.cat([patching.group(frames).flatten(0, 1) for frames in pictures(item)])
             self.patched = item.pixels, made
@@ -240,8 +244,10 @@ class VideoDataset(Dataset):
         if not len(item.times_s):
             return []
         times_s, starts_s = patching.times(item.times_s)
-        grids = [patching.grid(*item.pixels.shape[1:3])] * len(times_s)
-        return [Visual("video", len(times_s), times_s, grids, starts_s)]
+        size = (
+            [patching.factor * n for n in item.features.shape[1:3]] if item.pixels is None else item.pixels.shape[1:3]
+        )
+        return [Visual("video", len(times_s), times_s, [patching.grid(*size)] * len(times_s), starts_s)]
 
     def _conversation(self, record: Record, duration_s: float) -> tuple[list, list, str | None]:
         """Turns and spans to encode, and the text behind the video: all, or what stands before the answer to generate.
@@ -263,7 +269,7 @@ class VideoDataset(Dataset):
 
     def _thin(self, item: Item, conversations: Sequence[tuple[list, list, str | None]]) -> None:
         """Drop frames uniformly so that the longest prompt fits ``max_length``."""
-        count = keep = len(item.times_s)
+        keep = len(item.times_s)
         frames = item.pixels, item.features, item.times_s, item.thinned, item.kept
         while item.longest > self.max_length and keep > 1:  # more than once only where frames are of any size
             each = self.encoder.tokens_per_frame
@@ -271,8 +277,18 @@ class VideoDataset(Dataset):
                 each = len(item.prompts[0].visual) / len(item.times_s)
             keep = max(1, keep - math.ceil((item.longest - self.max_length) / each))
             item.pixels, item.features, item.times_s, item.thinned, item.kept = frames
-            _keep(item, thinned_places(count, keep))
+            _keep(item, self._thinned_places(item, keep))
             item.prompts = self._prompts(item, conversations)
+
+    def _thinned_places(self, item: Item, keep: int) -> np.ndarray:
+        """Which frames are left of an item if ``keep`` are; of stored features whole groups."""
+        count, patching = len(item.times_s), self.encoder.patching
+        if patching is None or item.features is None:
+            return thinned_places(count, keep)
+        size = patching.temporal
+        groups = thinned_places(len(item.features), max(1, keep // size))
+        frames = (groups[:, None] * size + np.arange(size)).ravel()
+        return frames[frames < count]
 
     def _turns(self, record: Record) -> list[Turn]:
         """What is encoded of a conversation: all, or what stands before the answer to generate."""
@@ -298,7 +314,8 @@ def _keep(item: Item, index: np.ndarray) -> None:
     item.kept = index if item.kept is None else item.kept[index]
     item.times_s = item.times_s[index]
     item.pixels = item.pixels[index] if item.pixels is not None else None
-    item.features = item.features[index] if item.features is not None else None
+    if item.features is not None:
+        item.features = item.features[np.unique(index // math.ceil(count / len(item.features)))]  # also of groups
 
 
 def share_prompt(prompts: Sequence[Prompt], text_only: bool, to_the_letter: bool = False) -> None:
@@ -319,12 +336,28 @@ def share_prompt(prompts: Sequence[Prompt], text_only: bool, to_the_letter: bool
 
 
 def pack_by_video(records: Sequence[Record], most: int) -> list[list[int]]:
-    """Indices of records that ask about the same view of a video, in groups of at most ``most``, in order of first
-    appearance."""
-    groups: dict[tuple[str, View], list[int]] = {}
+    """Indices of records that ask about the same view of a video behind the same words, in groups of at most ``most``,
+    in order of first appearance."""
+    groups: dict[tuple, list[int]] = {}
     for i, record in enumerate(records):
-        groups.setdefault((record.video or f"record {i}", record.asking.view), []).append(i)
+        before = words_before(record.turns)
+        alone = not record.video or before is None
+        groups.setdefault((i,) if alone else (record.video, record.asking.view, before), []).append(i)
     return [g[k : k + most] for g in groups.values() for k in range(0, len(g), most)]
+
+
+def words_before(turns: Sequence[Turn]) -> tuple[tuple[str, str], ...] | None:
+    """What stands before the video, by speaker; None where it is a span, whose time is the record's own, or no video
+    comes."""
+    found: list[tuple[str, str]] = []
+    for turn in turns:
+        for part in turn.parts if turn.written is None else turn.written:
+            if isinstance(part, VisualMark):
+                return tuple(found)
+            if not isinstance(part, str):
+                return None
+            found.append((turn.role, part))
+    return None
 
 
 def as_it_is(found: Any) -> Any:

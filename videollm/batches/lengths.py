@@ -10,18 +10,24 @@ import numpy as np
 from tqdm import tqdm
 
 from videollm.batches.dataset import VideoDataset, share_prompt
-from videollm.batches.prompt import Prompt, PromptEncoder
+from videollm.batches.prompt import Prompt, PromptEncoder, Visual
 from videollm.common.config import ConfigError
 from videollm.data import Record
 from videollm.data.load import LONG_FILE
+from videollm.video.patching import Patching
+from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
+
+BY_TIME = ("fps", "qwen2_5_vl", "qwen3_vl")  # rules of a sampler by which a longer video has more frames
+LARGE = 1 << 14  # pixels a side of a picture that every budget makes smaller
 
 
 def item_sizes(dataset: VideoDataset, setting: str) -> np.ndarray:
     """Tokens of each item's prefix and of what stands behind it, [N, 2] int64: those of the collator's row.
 
     Frames follow from duration and sampler, so that a count is off by a frame where a file is longer or shorter than
-    its annotation says. Of an image it is the most tiles that it can have.
+    its annotation says. Of an image it is the most tiles that it can have, of frames of any size what their budget of
+    pixels lets through at most.
 
     Raises:
         ConfigError: a video without ``duration``, where that decides on the number of its frames.
@@ -44,10 +50,30 @@ def item_size(dataset: VideoDataset, group: Sequence[int], step: int, setting: s
         prefix, (chosen, *others) = prompts[0].prefix_length, [len(p) - p.prefix_length for p in (prompts[0], *worse)]
         rest = chosen + (sum(others) if dataset.rejected == "all" else max(others))
         prompts += worse
+    if dataset.encoder.patching is not None:
+        more = of_any_size(dataset, first, count)
+        return prefix + max(0, min(more, dataset.max_length - max(map(len, prompts)))), rest
     if first.video is None:
         return prefix + (count - len(first.images)) * dataset.encoder.visual.per_frame, rest
     room = dataset.max_length - max(map(len, prompts))  # for more than one frame
     return prefix + step * (min(count, max(1, room // step + 1)) - 1), rest
+
+
+def of_any_size(dataset: VideoDataset, record: Record, count: int) -> int:
+    """Tokens of ``count`` frames, or of images, as large as their budget allows, beyond one of the smallest."""
+    patching, preprocess = dataset.encoder.patching, dataset.reader.preprocess
+    if record.video is None:
+        size = patching.tokens(patching.grid(*preprocess.image_size(LARGE, LARGE)))
+        return len(record.images) * (size - 1)
+    video = largest_video(patching, preprocess, count)
+    return video.count * (patching.tokens(video.grids[0]) - 1) + (video.count - 1) * dataset.encoder.tokens_per_frame
+
+
+def largest_video(patching: Patching, preprocess: Preprocess, frames: int) -> Visual:
+    """A video of ``frames``, one a second, as large as their budget of pixels allows."""
+    times_s, starts_s = patching.times(np.arange(frames, dtype=float))
+    grid = patching.grid(*preprocess.frame_size(LARGE, LARGE, max(frames, patching.temporal)))
+    return Visual("video", len(times_s), times_s, [grid] * len(times_s), starts_s)
 
 
 def conversation(record: Record) -> tuple:
@@ -85,7 +111,7 @@ def frames_of(record: Record, sampler: Sampler, max_tiles: int, setting: str) ->
     if record.video is None:
         tiles = max(1, (record.max_tiles or max_tiles) // max(1, len(record.images)))
         return len(record.images) * (tiles + (tiles > 1))
-    if sampler.rule == "segments":
+    if sampler.rule not in BY_TIME:
         return sampler.num_frames
     if record.duration_s is None:
         raise ConfigError(
@@ -94,4 +120,5 @@ def frames_of(record: Record, sampler: Sampler, max_tiles: int, setting: str) ->
         )
     start, end = record.asking.view.bound_s or (0.0, record.duration_s)
     seconds = min(end, record.duration_s) - max(start, 0.0)
-    return min(max(1, math.ceil(seconds * sampler.fps)), sampler.max_frames or math.inf)
+    least = 1 if sampler.rule == "fps" else sampler.min_frames
+    return min(max(least, math.ceil(seconds * sampler.fps)), sampler.max_frames or math.inf)

@@ -8,7 +8,7 @@ runs no network.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from videollm.batches.templates import Template
-from videollm.common.config import ConfigError, need
+from videollm.common.config import ConfigError, later, need
 from videollm.data.conversation import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
 from videollm.heads import TemporalHead
 from videollm.video.patching import Grid, Patching, Run
@@ -31,9 +31,10 @@ class VisualTokenSettings:
     start: str = ""  # special token before a run of adjacent frames (InternVL's <img>)
     end: str = ""  # special token behind it
     after: str = "\n"  # text behind a whole video or image
-    image: str = field(default="", kw_only=True)  # the token of an image; empty: as of a frame
-    before: str = field(default="", kw_only=True)  # text before every frame of a video: {number} from 1, {time} in s
-    between: str = field(default="", kw_only=True)  # text between two frames of a video
+    _: KW_ONLY
+    image: str = later("")  # the token of an image; empty: as of a frame
+    before: str = later("")  # text before every frame of a video: {number} from 1, {time} in s
+    between: str = later("")  # text between two frames of a video
 
     def __post_init__(self):
         need(self.token, "model.visual_tokens.token: is empty; frames need a token to stand at, such as <frame>")

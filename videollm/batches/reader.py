@@ -20,7 +20,7 @@ from videollm.data import Record
 from videollm.video.decode import VideoError, video_error
 from videollm.video.folder import read_frame_folder
 from videollm.video.preprocess import Preprocess, each, through_jpeg, tile
-from videollm.video.read import Frames, read_image, read_video, safe_join
+from videollm.video.read import Frames, read_image, read_video, resized, safe_join
 from videollm.video.sampling import Sampler
 from videollm.video.store import FrameStore
 from videollm.video.view import WHOLE, View
@@ -138,6 +138,7 @@ class VisualReader:
         Images that keep their own sizes are one tile each, in a list.
         """
         limit = max(1, (max_tiles or self.max_tiles) // len(names))
+        limit = 1 if self.preprocess.dynamic else limit
         tiles = [self._tiles(read_image(safe_join(self.root, name)), limit, jpeg) for name in names]
         alike = len({t.shape[1:] for t in tiles}) == 1
         return torch.cat(tiles) if alike else tiles, [len(t) for t in tiles]
@@ -146,8 +147,9 @@ class VisualReader:
         """One image as tiles, [T, S, S, 3] or [T, C, S, S] as ``Seen.pixels``; one tile is the whole image."""
         pixels = image.pixels[0].numpy()
         if limit == 1:
-            resize = self.preprocess.while_decoding(jpeg, jpeg=jpeg is not None)
-            return self.preprocess.before_device(torch.as_tensor(np.array(resize(pixels)))[None])
+            resize = self.preprocess.while_decoding(jpeg, jpeg=jpeg is not None, image=True)
+            made = resized(image.path, resize, pixels, 1)
+            return self.preprocess.before_device(torch.as_tensor(np.array(made))[None])
         tiles = tile(pixels, limit, self.preprocess.size)
         if jpeg is not None:
             tiles = torch.from_numpy(np.stack([through_jpeg(t, jpeg) for t in tiles.numpy()]))

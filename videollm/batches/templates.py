@@ -51,6 +51,7 @@ TEMPLATES = {
         tagged("llama3", *LLAMA3, "You are a helpful AI assistant"),
         tagged("gemma2", "<start_of_turn>{}\n", "<end_of_turn>", model="model"),
         Template("vicuna", ("USER: ", " "), "ASSISTANT:", "</s>", system=("", " "), system_message=VICUNA_SYSTEM),
+        tagged("qwen3_vl", *CHATML),
         tagged("internvl2_5", *CHATML, INTERNVL_SYSTEM, closing="\n"),
     )
 }

@@ -55,12 +55,12 @@ class Bundle:
         options = {"max_tiles": self.config.max_tiles} | options
         return VisualReader(Path(videos), sampler, build(Preprocess, self.config.preprocess, "preprocess"), **options)
 
-    def collator(self, *, left: bool = False, pack: bool = False, **options) -> Collator:
-        """Batches as this model takes them; ``left`` for generation, ``pack`` for packed rows, and ``Collator``'s own
-        options."""
-        split = (self.model.head.inject_layer is not None or pack) and not left
+    def collator(self, *, asked: bool = False, pack: bool = False, **options) -> Collator:
+        """Batches as this model takes them; ``asked`` for questions without their answers, ``pack`` for packed rows,
+        and ``Collator``'s own options."""
+        split = (self.model.head.inject_layer is not None or pack) and not asked
         pad = self.tokenizer.pad_token_id or 0
-        options |= {"left": left, "question_tokenizer": self.question_tokenizer}
+        options |= {"question_tokenizer": self.question_tokenizer}
         return Collator(pad, split, self.config.bidirectional_frames, **options)
 
     def save(self, folder: str | Path, state_dict: dict | None = None) -> None:

@@ -8,22 +8,32 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
-from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource
-from videollm.common.config import ConfigError
+from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource, need
+from videollm.common.config import ConfigError, at_least, convert, unusable
 from videollm.common.spread import Spread, fill, misfits, without_weights
-from videollm.heads import build_head
+from videollm.heads import build_head, head_class
 from videollm.model.tying import settle, stored, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
 logger = logging.getLogger(__name__)
+COUNTS = {"context_length": None, "max_tiles": None}
+KINDS = {  # of what stands beside the parts in config.json, where it does
+    "template": Literal[*TEMPLATES], "visual_tokens": dict | None, "token_ids": dict[str, int] | None,
+    "bidirectional_frames": bool | None, "preprocess": dict | None, "sampler": dict | None,
+    "context_length": int, "max_tiles": int, "lora": dict | None, "headless": bool, "generate": dict | None,
+    "precision": Literal["fp32", "bf16"] | None, "base": str | None,
+}  # fmt: skip
 
 
 def load(
@@ -45,6 +55,9 @@ def load(
     folder = Path(folder)
     config = read_config(folder)
     config.head = config.head | (head or {})
+    unknown = [name for name in head_class(config.head.get("name", "")).span_tokens if name not in config.token_ids]
+    if unknown:
+        raise CheckpointError(f"{folder}/config.json: token_ids lacks {unknown[0]}; copy it from the run that made it")
     if not list(folder.glob("tokenizer*.json")):
         raise CheckpointError(f"{folder}: no tokenizer (tokenizer.json); copy it from the run that made the checkpoint")
     if not has_adapters(folder) and not list(folder.glob("model*.safetensors")):
@@ -117,10 +130,10 @@ def read_spread(
     return model, {"missing_keys": set(lacks), "unexpected_keys": set(), "mismatched_keys": set()}
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder; CheckpointError where its files cannot be read."""
+def read_tokenizer(folder: Path, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or of a model of ``config``; CheckpointError where its files cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         raise CheckpointError(
             f"{folder}: cannot read its tokenizer ({' '.join(str(error).split())[:200]}); copy it from the run that "
@@ -148,10 +161,17 @@ def read_config(folder: Path) -> VideoLLMConfig:
         raise CheckpointError(
             f"{path}: {', '.join(odd)} is no object; copy the file from the run that made the checkpoint"
         )
-    known = (None, "fp32", "bf16")
-    if fields.get("precision") not in known:
-        raise CheckpointError(f"{path}: precision {fields['precision']!r} is none of fp32, bf16, null; set one of them")
-    return VideoLLMConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        for key, kind in KINDS.items():
+            if key in fields:
+                convert(fields[key], kind, key)
+        lacks = [name for name in ("r", "alpha", "dropout", "targets") if name not in (fields.get("lora") or {name: 0})]
+        need(not lacks, f"lora: has no {', '.join(lacks)}")
+        at_least("config", SimpleNamespace(**COUNTS | fields), 1, *COUNTS)
+        return VideoLLMConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of any kind: transformers builds the config of the language model
+        said = str(unusable("text_config", "a language model's config", error))
+        raise CheckpointError(f"{path}: {said}; copy the file from the run that made the checkpoint") from None
 
 
 def start_head(folder: Path, model: VideoLLM, report: dict) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from videollm.common import config
 
 SHARD_BYTES = 4 << 30
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
+HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
 
 
 class CheckpointError(config.UserError, ValueError):

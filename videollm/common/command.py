@@ -2,18 +2,21 @@
 
 An error of the user is a ``UserError``, whose text is the message, or an ``OSError``: a file that is not there, a place
 that cannot be written. It is told as it was raised here or as a data worker passed it on (torch then puts the worker's
-traceback into the text). This file knows no command and no model.
+traceback into the text). This file knows no command and no model. torch is loaded where it is needed only: that takes
+seconds, and scoring does without.
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from videollm.common.config import ConfigError, UserError
-from videollm.common.processes import this_rank
+
+if TYPE_CHECKING:
+    import torch
 
 USERS = (UserError, OSError)
 HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see that
@@ -32,6 +35,8 @@ def tell(error: Exception) -> int:
 
     What all ranks find, rank 0 says: the others wait, and the launcher ends them before they repeat it.
     """
+    from videollm.common.processes import this_rank
+
     if this_rank() > 0:
         time.sleep(HEAD_START_S)
     print(f"error: {message(error)}", file=sys.stderr, flush=True)
@@ -47,9 +52,13 @@ def message(error: Exception) -> str:
     return str(error).rpartition(f"{name}: ")[2].strip()
 
 
-def usable_device(name: str) -> torch.device:
+def usable_device(name: str) -> "torch.device":
     """The device ``name``; ConfigError where it is unknown or not there."""
+    import torch
+
     try:
+        if torch.device(name).type == "meta":
+            raise RuntimeError("it holds no numbers")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
@@ -63,4 +72,15 @@ def whole(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
         return int(text)
 
+    return number
+
+
+def seconds(text: str) -> float:
+    """Reads a number of seconds above 0, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return number

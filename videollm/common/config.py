@@ -6,6 +6,7 @@ overrides the file. An unknown key is an error that names the nearest known one.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -80,6 +81,8 @@ def convert(value: typing.Any, hint: typing.Any, key: str) -> typing.Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
+        if value == "" and type(None) in args:
+            raise ConfigError(f"{key}: it is empty; give a value, or null for none")
         options = [a for a in args if a is not type(None)]
         for option in options:
             try:
@@ -119,6 +122,27 @@ def convert_scalar(value: typing.Any, hint: type, key: str) -> typing.Any:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """As ``yaml.safe_load``, but a key stands once in a mapping: the second would silently win."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> typing.Any:
+    """A value from YAML; yaml.YAMLError for what is none, a key that stands twice, and what is nested too deep."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe one
+    except RecursionError:
+        raise yaml.YAMLError("too many lists and mappings within each other") from None
+
+
 def read_yaml(path: str | Path) -> dict:
     """A YAML mapping from ``path``.
 
@@ -126,7 +150,7 @@ def read_yaml(path: str | Path) -> dict:
         ConfigError: missing file, malformed YAML (with its line), or no mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config file ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -147,6 +171,8 @@ def override(values: dict, assignments: list[str]) -> dict:
     result = merge(values, {})
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
+        if equals and key and not text.strip():
+            raise ConfigError(f"{assignment} has no value (an empty variable?); write {key}=null for none")
         if not equals or not key:
             raise ConfigError(f"{assignment!r}: overrides are written key=value, for example train.steps=100")
         node = result
@@ -156,7 +182,7 @@ def override(values: dict, assignments: list[str]) -> dict:
             if not isinstance(node, dict):
                 raise ConfigError(f"{key}: {parent} is a plain value, nothing stands below it")
         try:
-            node[last] = yaml.safe_load(text)
+            node[last] = parse_yaml(text)
         except yaml.YAMLError:
             node[last] = text
     return result
@@ -171,19 +197,32 @@ def merge(base: dict, extra: dict) -> dict:
     return result
 
 
+def later(default: typing.Any) -> typing.Any:
+    """A field that a dataclass got after its values were first written into files, compared or hashed there: at its
+    default ``to_dict`` leaves it out, so that they stay what they were."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def to_dict(config: typing.Any) -> dict:
     """A dataclass as plain nested dicts and lists, ready for YAML or json."""
-    return dataclasses.asdict(config, dict_factory=lambda pairs: {k: plain(v) for k, v in pairs})
+    values = ((f, getattr(config, f.name)) for f in dataclasses.fields(config))
+    return {f.name: plain(value) for f, value in values if not (f.metadata.get("later") and value == f.default)}
 
 
 def plain(value: typing.Any) -> typing.Any:
-    """Tuples as lists, so that YAML stays readable."""
+    """Dataclasses as dicts and tuples as lists, so that YAML stays readable."""
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def at_least(where: str, settings: object, least: float, *names: str) -> None:
-    """Raise ConfigError for a value below ``least`` (or NaN) among the fields ``names``; None is left alone."""
+    """ConfigError for a value below ``least``, infinite or NaN among the fields ``names``; None is left alone."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and not value >= least:
             raise ConfigError(f"{where}.{name}: {value}, but it must be at least {least}")
+        if value == math.inf:
+            raise ConfigError(f"{where}.{name}: {value}, but it must be finite")

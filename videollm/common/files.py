@@ -129,6 +129,8 @@ def json_lines(
 
 def check_folder(path: str | Path, key: str) -> None:
     """ConfigError unless ``path``, the value of option ``key``, is the folder that paths are relative to."""
+    if not str(path):
+        raise ConfigError(f"{key}: it is empty; give the folder that the paths are below")
     if not Path(path).is_dir():
         raise ConfigError(f"{key}: {path} is not a folder; give the one that the paths are below")
 

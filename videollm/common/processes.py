@@ -1,13 +1,16 @@
 """The processes of one command, as a launcher starts them, and how one of them ends: alone, out of memory, by a peer.
 
-In inference they share a few numbers over gloo and otherwise work alone; a rank that has died is noticed when the
-others next speak to each other. Knows nothing of models and files.
+They begin together: what one cannot read ends all (``one_fate``). In inference they share a few numbers over gloo and
+otherwise work alone; a rank that has died is noticed when the others next speak to each other. Knows nothing of models
+and files.
 """
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,6 +19,9 @@ import torch.distributed as dist
 from videollm.common.config import UserError
 
 LONGEST = timedelta(days=7)  # that one share may take longer than another
+LAST_S = 10.0  # that rank 0 stays until all have heard: what the others read goes with it
+AGAIN = "every answer so far is kept: run the same command again, with any number of processes"
+MEETING = timedelta(minutes=30)  # that one process may begin later than another
 
 
 def this_rank() -> int:
@@ -46,18 +52,68 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class RankError(UserError, RuntimeError):
-    """Another process of the command is gone."""
+    """Another process of the command is gone, or has said why it ends."""
 
 
 @contextlib.contextmanager
-def _noticed() -> Iterator[None]:
+def _noticed(remedy: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo: the connection was closed by the peer
-        raise RankError(
-            f"another process of this command has ended ({str(error).splitlines()[0][:200]}); every answer so far is "
-            "kept: run the same command again, with any number of processes"
-        ) from None
+    except RuntimeError as error:  # the connection was closed by the peer
+        gone = f"another process of this command has ended ({str(error).splitlines()[0][:200]})"
+        raise RankError(f"{gone}; {remedy}") from None
+
+
+_meetings = count()
+_stores: list[dist.Store] = []  # at most one, where the processes meet; kept, for rank 0 holds what is in it
+_together = False  # within ``one_fate``
+
+
+@contextlib.contextmanager
+def one_fate() -> Iterator[None]:
+    """Begin alike or not at all: what ends one process within this block ends all of them, with its message.
+
+    They hear of it at their next ``meet``, at the latest at the end of the block. Else the others would wait for the
+    lost one until a launcher ends them, and one on another machine does not know.
+    """
+    global _together
+    if world_size() == 1:
+        yield
+        return
+    if not _stores:  # at the address where process groups meet, too
+        with _noticed("start all of them"):
+            _stores.append(next(dist.rendezvous("env://", timeout=MEETING))[0])
+    _together = True
+    try:
+        yield
+        meet()
+    except RankError:
+        raise
+    except BaseException as error:
+        with contextlib.suppress(RankError):
+            meet(error)
+        raise
+    finally:
+        _together = False
+
+
+def meet(error: BaseException | None = None) -> None:
+    """Within ``one_fate``, wait for all processes; RankError with the message of one that brings an ``error``.
+
+    To stand before whatever all of them have to come to, so that none waits there for one that has ended.
+    """
+    if not _together:
+        return
+    (store,), key, rank, world = _stores, f"videollm/{next(_meetings)}", this_rank(), world_size()
+    with _noticed("it tells why"):
+        store.set(f"{key}/{rank}", "" if error is None else str(error) or type(error).__name__)
+        said = [store.get(f"{key}/{other}").decode() for other in range(world)]
+        store.add(f"{key}/heard", 1)
+        end = time.monotonic() + LAST_S
+        while rank == 0 and store.add(f"{key}/heard", 0) < world and time.monotonic() < end:
+            time.sleep(0.01)
+    if any(said) and error is None:
+        raise RankError("; ".join(f"rank {other}: {text}" for other, text in enumerate(said) if text))
 
 
 class Ranks:
@@ -67,7 +123,7 @@ class Ranks:
         self.rank, self.world = this_rank(), world_size()
         self.started = self.world > 1 and not dist.is_initialized()
         if self.started:
-            with _noticed():
+            with _noticed(AGAIN):
                 dist.init_process_group("gloo", timeout=LONGEST)
 
     def told(self, value: Any) -> Any:
@@ -75,7 +131,7 @@ class Ranks:
         if self.world == 1:
             return value
         found = [value]
-        with _noticed():
+        with _noticed(AGAIN):
             dist.broadcast_object_list(found)
         return found[0]
 
@@ -84,7 +140,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
-        with _noticed():
+        with _noticed(AGAIN):
             dist.all_gather_object(found, value)
         return found
 

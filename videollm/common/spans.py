@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 
@@ -22,7 +21,7 @@ def as_spans(spans: ArrayLike, name: str = "spans") -> NDArray[np.float64]:
     """
     try:
         array = np.asarray(spans, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name}: expected [start, end] pairs of numbers, got {spans!r}") from error
     if array.shape == (0,):
         return array.reshape(0, 2)
@@ -124,6 +123,8 @@ def set_f1(predicted: ArrayLike, true: ArrayLike, threshold: float, allowed: Arr
     predicted, true = as_spans(predicted, "predicted"), as_spans(true, "true")
     if not len(predicted) and not len(true):
         return 1.0
+    from scipy.optimize import linear_sum_assignment  # here: it costs most scorers half of their start, for nothing
+
     hit = tiou_matrix(predicted, true) >= threshold  # [P, T]
     if allowed is not None:
         hit = hit & np.asarray(allowed, dtype=bool).reshape(hit.shape)

@@ -14,6 +14,9 @@ import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from videollm.common.config import UserError
+from videollm.common.processes import meet
+
 
 @contextmanager
 def without_weights() -> Iterator[None]:
@@ -42,9 +45,11 @@ class Spread:
     def __init__(self, zero: dict, dtype: torch.dtype, whole: str | None = None):
         import deepspeed  # takes seconds, and only ZeRO-3 needs it
 
+        meet()
         deepspeed.init_distributed(auto_mpi_discovery=False)
         self.zero, self.dtype, self.whole = zero, dtype, whole
         self.room = torch.empty(0, dtype=dtype)  # for the parameter that is read
+        self.failed: Exception | None = None  # what could not be read here; the others wait for a share all the same
         self.first: nn.Parameter | None = None  # of those that are spread: it can spread others
 
     def keeps(self, name: str) -> bool:
@@ -52,24 +57,40 @@ class Spread:
         return self.whole is not None and name.startswith(self.whole)
 
     def parameter(self, name: str, values: Mapping[str, Tensor], empty: nn.Parameter) -> nn.Parameter:
-        """The parameter ``name`` in place of ``empty``; rank 0 reads it for all."""
+        """The parameter ``name`` in place of ``empty``; rank 0 reads it for all. ``end`` raises what went wrong."""
         if self.keeps(name):
-            return nn.Parameter(values[name].to(torch.float32, copy=True), empty.requires_grad)
+            value = torch.empty(empty.shape)
+            self._read(value, values, name)
+            return nn.Parameter(value, empty.requires_grad)
         # One place for all in turn: tensors of many sizes, made and freed between the shares, would leave holes.
         if empty.numel() > self.room.numel():
             self.room = torch.empty(empty.numel(), dtype=self.dtype)
         value = self.room[: empty.numel()].view(empty.shape)
         if dist.get_rank() == 0:
-            value.copy_(values[name])
+            self._read(value, values, name)
         made = nn.Parameter(value, empty.requires_grad)
         self._spread(made)
         return made
+
+    def _read(self, value: Tensor, values: Mapping[str, Tensor], name: str) -> None:
+        try:
+            if self.failed is None:
+                value.copy_(values[name])
+        except (UserError, OSError) as error:
+            self.failed = error
+
+    def end(self) -> None:
+        """All ranks have been through all parameters; raises what one of them could not read."""
+        if self.failed is not None:
+            raise self.failed
+        meet()
 
     def rest(self, model: nn.Module, finished: bool = False) -> None:
         """Spread what of ``model`` is whole yet, as rank 0 has it, and move its buffers to where it trains.
 
         All of it, if ``finished``; else without what is to stay ``whole``.
         """
+        meet()
         self.whole, self.room = None if finished else self.whole, self.room.new_empty(0)
         for name, parameter in model.named_parameters():
             if not self.keeps(name) and not hasattr(parameter, "ds_id"):
@@ -99,6 +120,8 @@ def fill(model: nn.Module, values: Mapping[str, Tensor], spread: Spread | None =
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
             places.setdefault(parameter, []).append((module, name.rpartition(".")[2], name))
+    if spread is not None:
+        meet()
     for empty, at in places.items():
         if not empty.is_meta:
             continue
@@ -111,6 +134,8 @@ def fill(model: nn.Module, values: Mapping[str, Tensor], spread: Spread | None =
             made = nn.Parameter(values[name].to(empty.dtype, copy=True), empty.requires_grad)
         for module, leaf, _ in at:
             setattr(module, leaf, made)
+    if spread is not None:
+        spread.end()
     parameters = {name for at in places.values() for *_, name in at}
     for name in model.state_dict().keys() & values.keys() - parameters:
         model.get_buffer(name).copy_(values[name])

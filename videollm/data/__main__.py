@@ -1,20 +1,23 @@
-"""``python -m videollm.data check``: a report about annotation files and their videos, for people.
+"""``python -m videollm.data check``: a report about annotation files and their videos, for people; and ``import``:
+other groups' training files in our own schema.
 
 A door, as the files of ``videollm/`` are: what stands behind may be any room.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import ended, whole
+from videollm.common.command import ended, seconds, whole
 from videollm.common.config import ConfigError, UserError, need
-from videollm.common.files import check_folder, check_writable
+from videollm.common.files import check_folder, check_writable, json_text, write_text
 from videollm.data.check import Visuals, check_visuals, report_on, write_clean
 from videollm.data.filters import long_line
+from videollm.data.imports import FORMS, import_file
 from videollm.data.load import own_ids
 from videollm.data.mixture import load_to_check
 from videollm.data.record import Record, ending
@@ -26,15 +29,21 @@ if TYPE_CHECKING:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m videollm.data", description="Annotation files.")
-    check = parser.add_subparsers(dest="command", required=True).add_parser("check", help="check annotation files")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="check annotation files")
     check.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=".json, .jsonl, or list of sets")
     check.add_argument("--videos", metavar="FOLDER", help="folder that video paths are relative to; opens every video")
     check.add_argument("--decode", action="store_true", help="decode frames all over each video, too")
     check.add_argument("--model", type=Path, metavar="MODEL", help="checkpoint or config: are records too long for it?")
     check.add_argument("--max-length", type=whole(1), metavar="N", help="tokens, in place of the model's own limit")
     check.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes that look")
-    check.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds a video may take")
+    check.add_argument("--timeout", type=seconds, default=300.0, metavar="S", help="seconds a video may take")
     check.add_argument("--output", type=Path, metavar="CLEAN.jsonl", help="write the records that are good")
+    imports = commands.add_parser("import", help="other groups' training files in our own schema")
+    imports.add_argument("form", metavar="FORM", help=", ".join(FORMS))
+    imports.add_argument("file", type=Path, metavar="FILE", help=".json or .jsonl, optionally with .gz")
+    imports.add_argument("--output", type=Path, required=True, metavar="RECORDS.jsonl")
+    imports.add_argument("--videos", type=Path, metavar="FOLDER", help="that absolute paths of videos are below")
     return parser.parse_args(argv)
 
 
@@ -57,18 +66,36 @@ def lengths(records: Sequence[Record], encoder: "PromptEncoder", limit: int) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m videollm.data check``: print a report; 1 if anything is wrong, 2 for a user's error, else 0."""
+    """``check``: print a report; 1 if anything is wrong, 2 for a user's error, else 0. ``import``: 0, or 2."""
     options = arguments(argv)
-    return ended(lambda: run(options))
+    return ended(lambda: run(options) if options.command == "check" else bring(options))
+
+
+def bring(options: argparse.Namespace) -> None:
+    """Write the records of another group's file, and beside them what was dropped and why."""
+    _writable(options.output)
+    found = import_file(options.form, options.file, options.videos)
+    kinds = "; ".join(f"{kind}: {len(which)}" for kind, which in found.dropped.items())
+    need(
+        found.records, f"{options.file}: no record can be made of its {found.rows} rows ({kinds or 'nothing in them'})"
+    )
+    write_text(options.output, json_text(found.records))
+    beside = options.output.with_name(f"{options.output.name}.report.json")
+    write_text(beside, json.dumps(found.report(), indent=1, ensure_ascii=False) + "\n")
+    print(f"{options.file}: {found}\n{options.output}: {len(found.records)} records; what was dropped: {beside}")
+
+
+def _writable(output: Path) -> None:
+    need(ending(output) == ".jsonl", f"--output: {output} is not named .jsonl; name it so")
+    check_writable(output, "--output")
 
 
 def run(options: argparse.Namespace) -> int:
     """Check, print, write; the exit status."""
     if options.output:
-        need(ending(options.output) == ".jsonl", f"--output: {options.output} is not named .jsonl; name it so")
-        check_writable(options.output, "--output")
+        _writable(options.output)
     need(options.model or not options.max_length, "--max-length: tokens are those of a model; name it with --model")
-    if options.videos:
+    if options.videos is not None:
         check_folder(options.videos, "--videos")
     encoder, context, raw_spans = planned(options.model) if options.model else (None, 0, False)
     records, problems, root = load_to_check(options.annotations, options.videos or ".", raw_spans)

@@ -29,7 +29,7 @@ Paths = str | os.PathLike | Sequence[str | os.PathLike]
 Rows = list[tuple[int, Any]]  # (line or number of the item, value)
 
 
-def _read(path: str | os.PathLike) -> tuple[Rows, list[str]]:
+def read_rows(path: str | os.PathLike) -> tuple[Rows, list[str]]:
     """The rows of a file, and the problems of those that are no JSON data, or of the file as a whole."""
     kind = ending(path)
     if kind not in (".json", ".jsonl"):
@@ -118,7 +118,7 @@ def read_annotations(path: str | os.PathLike) -> list[dict]:
     Raises:
         AnnotationError: the file cannot be read, or some of its lines are not JSON objects (all of them are named).
     """
-    rows, problems = _read(path)
+    rows, problems = read_rows(path)
     problems += [not_an_object(path, line, item) for line, item in rows if not isinstance(item, dict)]
     if problems:
         raise AnnotationError(problems)
@@ -163,7 +163,7 @@ def load_with_problems(paths: Paths, raw_spans: bool = False) -> tuple[list[Reco
         raise AnnotationError(["no annotation file was named (paths) - name at least one"])
     records, problems, first_use = [], [], {}
     for path in paths:
-        rows, bad = _read(path)
+        rows, bad = read_rows(path)
         problems += bad
         records += parse_rows(path, rows, first_use, problems, raw_spans)
     return own_ids(records)[0] if raw_spans else records, problems

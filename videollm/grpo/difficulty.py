@@ -78,7 +78,7 @@ def subset(records: Sequence[Record], scores: dict[int, float], options: Difficu
     log_weight = np.where((values >= low) & (values <= high), 0.0, -math.inf)
     if options.mean is not None:
         log_weight -= ((values - options.mean) / options.spread) ** 2 / 2
-    keys = row_keys([records[index].id for index in scores], options.seed, torch.device("cpu"))
+    keys = row_keys([records[index].id for index in scores], [options.seed] * len(scores), torch.device("cpu"))
     # The highest of log-weight + Gumbel noise are drawn one after the other, by weight.
     order = np.argsort(-(log_weight + gumbel(keys, torch.zeros_like(keys), 1)[:, 0].numpy()), kind="stable")
     chosen = [int(place) for place in order if log_weight[place] > -math.inf][: options.count]

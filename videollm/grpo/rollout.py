@@ -89,7 +89,7 @@ class RollOuts:
     def __init__(self, bundle: Bundle, options: GenerateOptions, rewards: Rewards, answers: int, scale: bool):
         """``options`` say how answers are drawn, ``answers`` how many to a question; ``scale`` as of ``Group``."""
         self.bundle, self.options, self.rewards, self.answers, self.scale = bundle, options, rewards, answers, scale
-        self.ask, self.collate = bundle.collator(left=True), bundle.collator(rank=True)
+        self.ask, self.collate = bundle.collator(asked=True), bundle.collator(rank=True)
         self.last: list[Group] = []
 
     @torch.no_grad()

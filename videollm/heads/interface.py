@@ -6,9 +6,9 @@ state, no trainer. A head named ``foo`` lives in a package ``foo`` whose import 
 new folder and one config (docs/heads.md).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -53,6 +53,11 @@ class TemporalHead(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise the head's own parameters; called when a model is made without a checkpoint of this head."""
+
+    @classmethod
+    def wording_with(cls, options: Mapping[str, Any]) -> str:
+        """``wording`` of a model whose head has these ``options``, those of its config."""
+        return cls.wording
 
     # ---- wording -------------------------------------------------------------------------------------------------
 

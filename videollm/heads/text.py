@@ -1,22 +1,27 @@
 """The plain-text head: times are written out in the answer, as percent of the video or as seconds.
 
 A baseline without parameters or span tokens. ``compose`` writes a span as ``28 - 46 percent`` or ``12.3 - 20.1
-seconds``; ``parse_spans`` finds such times in an answer again. It knows no frames and no network.
+seconds``; ``parse_spans`` finds such times in an answer again. With a ``style`` (styles.py) it is a vision-language
+model as it is released: asked in the model's own words, its answers read in whatever form they tell times. It knows no
+frames and no network.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from videollm.common.answers import span_text
+from videollm.common.config import ConfigError
 from videollm.data.conversation import Turn
 from videollm.heads.interface import HEADS, TemporalHead, replace_marks
+from videollm.heads.styles import STYLES
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
+from videollm.reading.spans import read_spans
 
 Unit = Literal["percent", "seconds"]
 
@@ -33,6 +38,13 @@ class TextOptions:
     """Options of the plain-text head."""
 
     unit: Unit = "percent"  # how times are written; percent is of the video's duration
+    style: str | None = None  # a released model's own words (styles.py); then unit is seconds
+
+    def __post_init__(self):
+        if self.style is not None and (self.style not in STYLES or self.unit != "seconds"):
+            raise ConfigError(
+                f"model.head.style: {self.style!r} with unit {self.unit}; there are {', '.join(STYLES)}, with seconds"
+            )
 
 
 @HEADS.register(name="text")
@@ -41,8 +53,15 @@ class TextTimeHead(TemporalHead):
 
     Options = TextOptions
 
+    @classmethod
+    def wording_with(cls, options: Mapping[str, Any]) -> str:
+        return options.get("style") or cls.wording
+
     def compose(self, turns: Sequence[Turn], spans_s: Sequence[Sequence[float]], duration_s: float) -> list[Turn]:
         """Every mark becomes text, in questions and answers alike."""
+        if self.options.style is not None:
+            form = STYLES[self.options.style].span.format
+            return [replace_marks(turn, lambda mark: spelled(form, spans_s[mark.span])) for turn in turns]
         return [
             replace_marks(turn, lambda mark: write_span(*spans_s[mark.span], self.options.unit, duration_s))
             for turn in turns
@@ -51,9 +70,15 @@ class TextTimeHead(TemporalHead):
     def read(
         self, token_ids: list[int], prediction: Prediction | None, tokenizer: PreTrainedTokenizerBase, duration_s: float
     ) -> Answer:
-        """Generated ids -> answer, its spans parsed from the decoded text; the score of each is 1."""
-        decoded = tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        spans, text = parse_spans(decoded, self.options.unit, duration_s)
+        """Generated ids -> answer, its spans parsed from the decoded text; the score of each is 1.
+
+        With a style the text stays as the model wrote it: it may be JSON.
+        """
+        text = tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+        if self.options.style is not None:
+            spans = [sorted(min(end, duration_s) for end in span) for span in read_spans(text, duration_s)]
+        else:
+            spans, text = parse_spans(text, self.options.unit, duration_s)
         return Answer(text, tokenizer.decode(token_ids), spans, [], [1.0] * len(spans))
 
     def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
@@ -65,6 +90,11 @@ class TextTimeHead(TemporalHead):
     ) -> Tensor:
         """Zeros [N], for the same reason: what is drawn are words."""
         return queries.new_zeros(len(raw), dtype=torch.float32)
+
+
+def spelled(form: Callable[..., str], span_s: Sequence[float]) -> str:
+    """A span of seconds in the words of a style."""
+    return form(start=span_s[0], end=span_s[1])
 
 
 def write_span(start_s: float, end_s: float, unit: Unit, duration_s: float) -> str:

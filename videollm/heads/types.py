@@ -17,7 +17,8 @@ class FrameBatch:
 
     ``embeds`` is the connector's output and ``states[layer]`` the language model's hidden state (0 = input
     embeddings, k = output of layer k, -1 = after the final norm), one vector a frame: the mean where a frame has
-    several tokens. ``memo`` keeps what a head derives from them, so that generation derives it once.
+    several tokens. ``memo`` keeps what a head derives from them, so that generation derives it once, and again when a
+    question enters.
     """
 
     times_s: Tensor  # [B, F] float32, seconds

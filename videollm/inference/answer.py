@@ -1,14 +1,16 @@
-"""Batches of questions become lines of answers: every video through the tower once, batches that do not fit split.
+"""Questions become lines of answers, in rows that are never left empty; every video goes through the tower once.
 
 In: a bundle, records and a reader of their videos; out: a line a question, as it is answered, and what it cost in
-``Speed``. The batches come from plan.py. Knows neither files of answers nor ranks.
+``Speed``. What is asked together comes from plan.py, who is answered in which row from rows.py. Knows neither files of
+answers nor ranks.
 """
 
 import gc
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,8 +23,11 @@ from videollm.common.processes import out_of_memory
 from videollm.data import Record
 from videollm.heads import Answer
 from videollm.inference.plan import Alike, Asked, VideoGroups, plan, read_ahead
+from videollm.inference.rows import Question, Seating
+from videollm.model.cache import row_bytes
 from videollm.model.generate import GenerateOptions
-from videollm.model.towers import CHUNK, encode_frames
+from videollm.model.towers import CHUNK, encode_frames, encode_patches
+from videollm.video.patching import Grid
 
 
 @dataclass
@@ -44,35 +49,50 @@ def answer_records(
     batch_size: int = 8,
     workers: int = 0,
     progress: bool = False,
-    batches: Sequence[Alike] | None = None,
+    asked: Sequence[Alike] | None = None,
     speed: Speed | None = None,
 ) -> Iterator[AnswerLine]:
-    """Answer every record, or those of ``batches``; one whose video cannot be read gives a line with ``error``.
+    """Answer every record, or those of ``asked``, ``batch_size`` at a time; lines come as answers end.
 
-    Questions about one video stand together, and so do those that are decoded alike: see ``plan.plan``. The model
-    keeps the mode and device it has.
+    One whose video cannot be read gives a line with ``error``. Questions about one video stand together, and so do
+    those that are decoded alike: see ``plan.plan``. The model keeps the mode and device it has.
     """
-    if batches is None:
-        options = options.within(bundle.config.context_length)
-        batches = [batch for unit in plan(records, options, batch_size) for batch in unit]
+    if asked is None:
+        asked = [alike for unit in plan(records, options, batch_size) for alike in unit]
+    context = bundle.config.context_length
+    asked = [[(record, own.within(context)) for record, own in alike] for alike in asked]
     answerer = Answerer(bundle)
-    groups = read_ahead(VideoGroups(bundle, records, reader, batches), workers, answerer.device.type == "cuda")
+    groups = read_ahead(
+        VideoGroups(bundle, records, reader, asked), batch_size, workers, answerer.device.type == "cuda"
+    )
     speed, ready = speed or Speed(), {}
-    waiting = list(reversed(batches))
-    start = time.perf_counter()
-    total = sum(len(alike) for _, alike in batches)
+    waiting = timed(groups, speed)
+    start, total = time.perf_counter(), sum(map(len, asked))
     with tqdm(total=total, unit="question", disable=not progress, desc="answering") as bar:
-        for group in timed(groups, speed):
-            answerer.encode(group)
-            ready |= {item.ids[0]: item for item in group.items}
-            while waiting and all(record.id in ready for record in waiting[-1][1]):
-                own, alike = waiting.pop()
-                lines, tokens = answerer.answer(alike, [ready.pop(record.id) for record in alike], own)
-                speed.questions, speed.tokens = speed.questions + len(lines), speed.tokens + tokens
+        for alike in asked:
+            made = answerer.answer(encoded(alike, ready, waiting, answerer), of_any(alike), min(batch_size, len(alike)))
+            for line, tokens in made:
+                speed.questions, speed.tokens = speed.questions + 1, speed.tokens + tokens
                 speed.seconds += time.perf_counter() - start
                 start = time.perf_counter()
-                bar.update(len(lines))
-                yield from lines
+                bar.update()
+                yield line
+
+
+def of_any(alike: Alike) -> GenerateOptions:
+    """The options of questions that are decoded alike, with the bounds of all in ``max_`` and ``min_new_tokens``."""
+    bounds = {f"{of}_new_tokens": max(getattr(own, f"{of}_new_tokens") for _, own in alike) for of in ("max", "min")}
+    return replace(alike[0][1], **bounds)
+
+
+def encoded(alike: Alike, ready: dict[str, Item], groups: Iterator[Asked], answerer: "Answerer") -> Iterator[Question]:
+    """The questions, each as soon as its video has been through the tower; what comes with it waits in ``ready``."""
+    for record, own in alike:
+        while record.id not in ready:
+            group = next(groups)
+            answerer.encode(group)
+            ready |= {item.ids[0]: item for item in group.items}
+        yield Question(record, ready.pop(record.id), own)
 
 
 def timed(groups: Iterable[Asked], speed: Speed) -> Iterator[Asked]:
@@ -84,6 +104,12 @@ def timed(groups: Iterable[Asked], speed: Speed) -> Iterator[Asked]:
         start = time.perf_counter()
 
 
+def taken(lines: list) -> Iterator:
+    """The lines in order, which are then gone from the list."""
+    while lines:
+        yield lines.pop(0)
+
+
 def free_memory() -> None:
     """Give back what a failed attempt has left."""
     gc.collect()
@@ -92,23 +118,23 @@ def free_memory() -> None:
 
 
 class Answerer:
-    """Encodes videos and answers batches on the model's device; what does not fit is tried in smaller pieces."""
+    """Encodes videos and answers questions on the model's device; what does not fit is tried in smaller pieces."""
 
     def __init__(self, bundle: Bundle):
         self.bundle, self.chunk = bundle, CHUNK  # halved where it does not fit
-        self.collate, self.stop = bundle.collator(left=True), bundle.stop_id
         self.device = next(bundle.model.parameters()).device
 
     def encode(self, group: Asked) -> None:
         """The tower's features of a group, computed once, into all of its items."""
+        made: dict[bytes, Tensor] = {}
         try:
-            shared = self.features(group.pixels) if group.features is None else group.features.to(self.device)
+            own = group.features
+            shared = self.features(group.pixels, group.grids) if own is None else own.to(self.device)
             for item in group.items:
                 if item.pixels is not None:
-                    item.features, item.pixels = self.features(item.pixels), None
-                elif shared is not None and not item.bad:
-                    kept = None if item.kept is None else torch.as_tensor(item.kept, device=self.device)
-                    item.features = shared if kept is None else shared[kept]
+                    item.features, item.pixels = self.features(item.pixels, item.grids), None
+                elif item.features is None and shared is not None and not item.bad:
+                    item.features = self.thinned(shared, item.kept, made)
             return
         except RuntimeError as error:
             if not out_of_memory(error):
@@ -117,14 +143,26 @@ class Answerer:
         for item in group.items:
             item.bad = item.bad or "its frames do not fit into memory, one at a time; lower sampler.num_frames or fps"
 
-    def features(self, pixels: Tensor | None) -> Tensor | None:
-        """Frames as they travel -> [F, P, Dv]; raises out of memory only where one frame at a time does not fit."""
+    def thinned(self, shared: Tensor, kept: np.ndarray | None, made: dict[bytes, Tensor]) -> Tensor:
+        """The ``kept`` rows of ``features``, one tensor (in ``made``) for all questions that keep the same ones."""
+        if kept is None:
+            return shared
+        if kept.tobytes() not in made:
+            made[kept.tobytes()] = shared[torch.as_tensor(kept, device=self.device)]
+        return made[kept.tobytes()]
+
+    def features(self, pixels: Tensor | None, grids: list[Grid]) -> Tensor | None:
+        """Frames as they travel -> [F, P, Dv], those of any size with their grids -> [T, Dv]; raises out of memory only
+        where one frame at a time does not fit."""
         if pixels is None:
             return None
         model = self.bundle.model
         while True:
             try:
                 pixels = pixels.to(self.device, non_blocking=True)
+                if grids:
+                    prepare = model.as_the_tower_takes
+                    return encode_patches(model.vision_tower, pixels, np.asarray(grids), self.chunk, prepare)
                 return encode_frames(model.vision_tower, pixels, self.chunk, model.as_the_tower_takes)
             except RuntimeError as error:
                 if not out_of_memory(error) or self.chunk == 1:
@@ -133,41 +171,52 @@ class Answerer:
             self.chunk //= 2
 
     def answer(
-        self, records: Sequence[Record], items: Sequence[Item], options: GenerateOptions
-    ) -> tuple[list[AnswerLine], int]:
-        """The lines of one batch, and how many tokens were generated for them."""
-        pairs = list(zip(records, items, strict=True))
-        lines = [error_line(record, item.bad) for record, item in pairs if item.bad]
-        good = [(record, item) for record, item in pairs if not item.bad]
-        found, tokens = self._good(good, options) if good else ([], 0)
-        return lines + found, tokens
+        self, questions: Iterator[Question], options: GenerateOptions, number: int
+    ) -> Iterator[tuple[AnswerLine, int]]:
+        """A line for every question, as it is answered, and how many tokens were generated for it.
 
-    def _good(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[AnswerLine], int]:
-        """Answers of readable items; a batch that does not fit into memory is halved."""
-        try:
-            return self._together(pairs, options)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-        free_memory()  # here the failed attempt's tensors are out of reach
-        if len(pairs) == 1:
-            ((record, item),) = pairs
-            size = f"{len(item.times_s)} frames and {item.longest} tokens"
-            remedy = "lower sampler.num_frames, sampler.fps or generate.max_new_tokens"
-            return [error_line(record, f"does not fit into memory with {size}; {remedy}")], 0
-        half = len(pairs) // 2
-        (first, a), (second, b) = self._good(pairs[:half], options), self._good(pairs[half:], options)
-        return first + second, a + b
+        ``number`` are answered at a time. Where they do not fit into memory, half as many are, and the others wait.
+        """
+        unasked: list[tuple[AnswerLine, int]] = []
+        tried: dict[str, Question] = {}  # those that have no answer yet, in order
 
-    def _together(self, pairs: list[tuple[Record, Item]], options: GenerateOptions) -> tuple[list[AnswerLine], int]:
-        model, tokenizer = self.bundle.model, self.bundle.tokenizer
-        batch = self.collate([item for _, item in pairs]).to(self.device, non_blocking=True)
-        answers = model.answer(batch, tokenizer, self.stop, options)
-        lines = [
-            answer_line(record, answer, reason, item)
-            for (record, item), (answer, reason) in zip(pairs, answers, strict=True)
-        ]
-        return lines, sum(answer.tokens for answer, _ in answers)
+        def readable() -> Iterator[Question]:
+            yield from list(tried.values())
+            for question in questions:
+                if question.item.bad:
+                    unasked.append((error_line(question.record, question.item.bad), 0))
+                    continue
+                tried[question.record.id] = question
+                yield question
+
+        rows, full = number, True
+        while full:
+            full = False
+            try:
+                for question, answer, reason in Seating(self.bundle, options, rows).run(readable()):
+                    del tried[question.record.id]
+                    yield answer_line(question.record, answer, reason, question.item), answer.tokens
+                    yield from taken(unasked)
+            except RuntimeError as error:
+                full = out_of_memory(error)
+                if not full:
+                    raise
+            if full:
+                free_memory()  # here the failed attempt's tensors are out of reach
+                if rows == 1:
+                    unasked.append((self.too_large(tried.pop(next(iter(tried)))), 0))
+                rows = rows // 2 or number
+            yield from taken(unasked)
+
+    def too_large(self, question: Question) -> AnswerLine:
+        """The line of a question that does not fit into memory with nobody beside it."""
+        item, model = question.item, self.bundle.model
+        places = item.longest + question.options.max_new_tokens
+        size = row_bytes(model.language_model.config, places, model.dtype) / 2**20
+        frames = item.frames or len(item.times_s)
+        what = f"{frames} frames and {item.longest} tokens, whose keys and values take {size:.0f} MiB"
+        remedy = "lower sampler.num_frames, sampler.fps or generate.max_new_tokens"
+        return error_line(question.record, f"does not fit into memory with {what}; {remedy}")
 
 
 def answer_line(record: Record, answer: Answer, reason: str, item: Item) -> AnswerLine:
@@ -178,8 +227,8 @@ def answer_line(record: Record, answer: Answer, reason: str, item: Item) -> Answ
         spans=[[round(s, 3), round(e, 3)] for s, e in answer.spans],
         evidence_spans=[[round(s, 3), round(e, 3)] for s, e in answer.evidence_spans],
         scores=[round(s, 4) for s in answer.scores],
-        duration=round(item.duration_s, 3), finish_reason=reason, frames=len(item.times_s), thinned=item.thinned,
-        error=None,
+        duration=round(item.duration_s, 3), finish_reason=reason, frames=item.frames or len(item.times_s),
+        thinned=item.thinned, error=None,
     )  # fmt: skip
 
 

@@ -47,6 +47,8 @@ def read_options(
     for key in given:
         if key not in OVERRIDES:
             raise ConfigError(f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
+        if key != "compatibility" and not isinstance(given[key], dict):
+            raise ConfigError(f"{key}: expected a mapping, got {given[key]!r}; write {key}.OPTION=VALUE")
     sampling, head = (given.pop(key, {}) for key in ("sampler", "head"))
     laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"))
     asked, preset = given.get("generate", {}), laid.get("generate", {})

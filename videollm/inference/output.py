@@ -19,7 +19,7 @@ from typing import Any
 
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
-from videollm.common.files import json_lines, json_text, write_text
+from videollm.common.files import an_object, json_lines, json_text, write_text
 from videollm.data import Record
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
             )
         return meta
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = an_object(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); delete it with the output it belongs to") from None
     if differ := [told for key in FIXED if (told := difference(key, old.get(key), meta[key], absent.get(key)))]:

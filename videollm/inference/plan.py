@@ -1,13 +1,13 @@
 """Which questions are answered together, and their videos read ahead of the model.
 
-In: records, decoding options. Out: a plan of units and batches that depends on nothing else, so that whatever process
-answers a batch, and in which run, gives the same answers; and items of it, every video read once for all its
-questions. Knows no network beyond what the bundle tells of prompts, and no output file.
+In: records, decoding options. Out: a plan of units that depends on nothing else, so that whatever process answers a
+unit, and in which run, gives the same answers; and items of it, every video read once for all its questions. Knows no
+network beyond what the bundle tells of prompts, and no output file.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -19,48 +19,48 @@ from videollm.common.config import ConfigError, build, to_dict
 from videollm.data import Record
 from videollm.model.generate import GenerateOptions
 from videollm.model.videollm import VideoLLMConfig
+from videollm.video.patching import Grid
 
-AHEAD = 2  # batches whose videos are read while one is answered
-UNIT = 4  # full batches of a unit, about: the last one of a unit may be smaller
+AHEAD = 2  # times as many questions as are answered at a time: so many have their videos read ahead
+UNITS = 16  # of a list of questions, at least, so that as many processes have something to do
+SHORT, LONG = 4, 16  # times as many questions as are answered at a time, in a unit: at its end rows are empty
 
-Alike = tuple[GenerateOptions, list[Record]]  # a batch of questions that are decoded alike, and how
+Alike = list[tuple[Record, GenerateOptions]]  # questions that can be decoded beside each other, and how each one is
 Unit = list[Alike]
 
 
 def plan(records: Sequence[Record], options: GenerateOptions, batch_size: int) -> list[Unit]:
-    """Units of batches. A unit holds all questions about each of its videos, a batch only ones decoded alike.
+    """Units of questions, ``batch_size`` of which are answered at a time; each holds all about each of its videos.
 
     Raises:
         ConfigError: see ``by_options``.
     """
-    units, open_unit = [], []
+    units, open_unit, size = [], [], unit_size(len(records), batch_size)
     for group in pack_by_video(records, len(records)):
         open_unit += [records[i] for i in group]
-        if len(open_unit) >= UNIT * batch_size:
+        if len(open_unit) >= size:
             units.append(open_unit)
             open_unit = []
     units += [open_unit] if open_unit else []
-    return [
-        [
-            (own, alike[k : k + batch_size])
-            for own, alike in by_options(unit, options)
-            for k in range(0, len(alike), batch_size)
-        ]
-        for unit in units
-    ]
+    return [by_options(unit, options) for unit in units]
 
 
-def by_options(records: Sequence[Record], options: GenerateOptions) -> list[tuple[GenerateOptions, list[Record]]]:
-    """Records that are decoded alike, with how: ``options`` with the record's own laid over them.
+def unit_size(questions: int, batch_size: int) -> int:
+    """How many of so many questions a unit has, about: all of its last video's are in it."""
+    return batch_size * min(LONG, max(SHORT, questions // (UNITS * batch_size)))
+
+
+def by_options(records: Sequence[Record], options: GenerateOptions) -> list[Alike]:
+    """Records that are decoded alike, each with how: ``options`` with the record's own laid over them.
 
     Raises:
         ConfigError: a record's own option is unknown or has a bad value; the message names its line.
     """
-    groups: dict[tuple, tuple[GenerateOptions, list[Record]]] = {}
+    groups: dict[tuple, Alike] = {}
     for record in records:
         given = record.asking.generate
         own = build(GenerateOptions, to_dict(options) | given, f"{record.where}: generate") if given else options
-        groups.setdefault(astuple(own), (own, []))[1].append(record)
+        groups.setdefault(astuple(own.of_all), []).append((record, own))
     return list(groups.values())
 
 
@@ -83,6 +83,7 @@ class Asked:
     items: list[Item]
     pixels: Tensor | None = None  # of F frames, as ``reader.Seen`` has them
     features: Tensor | None = None  # [F, P, Dv]
+    grids: list[Grid] = field(default_factory=list)  # of frames of any size, as of an ``Item``
 
     def pin_memory(self) -> "Asked":
         """The pixels where a GPU takes them from while it works; the data loader calls it."""
@@ -91,18 +92,18 @@ class Asked:
 
 
 class VideoGroups(Dataset):
-    """The questions of ``batches`` by video, in order. Frames drawn at random depend on a record's place in
-    ``records`` only."""
+    """The questions of ``unit`` by video, in order. Frames drawn at random depend on a record's place in ``records``
+    only."""
 
-    def __init__(self, bundle: Bundle, records: Sequence[Record], reader: VisualReader, batches: Sequence[Alike]):
-        rooms = {record.id: room_for_question(bundle.config, options) for options, alike in batches for record in alike}
-        asked = [record for _, alike in batches for record in alike]
+    def __init__(self, bundle: Bundle, records: Sequence[Record], reader: VisualReader, unit: Unit):
+        rooms = {record.id: room_for_question(bundle.config, own) for alike in unit for record, own in alike}
+        asked = [record for alike in unit for record, _ in alike]
         place = {record.id: i for i, record in enumerate(records)}
         encoder = bundle.encoder()
         made = {
             room: VideoDataset(records, reader, encoder, max_length=room, answers=False) for room in set(rooms.values())
         }
-        self.reader, self.batches = reader, len(batches)
+        self.reader, self.questions = reader, len(asked)
         self.groups = [
             [(made[rooms[asked[i].id]], place[asked[i].id]) for i in group]
             for group in pack_by_video(asked, len(asked))
@@ -121,21 +122,34 @@ class VideoGroups(Dataset):
         found = Asked([])
         for dataset, i in group:
             item = dataset.item(i, limits)
-            item.pixels = item.features = None  # one question's choice of frames is never held beside another's
             found.items.append(item)
-        if not all(item.bad for item in found.items):
+            if dataset.encoder.patching is not None:
+                self._share(found, item)
+                continue
+            item.pixels = item.features = None  # one question's choice of frames is never held beside another's
+        if dataset.encoder.patching is None and not all(item.bad for item in found.items):
             seen = self.reader.video(record.video, None, record.asking.view, limits)
             found.pixels, found.features = seen.pixels, seen.features
         return found
 
+    def _share(self, group: Asked, item: Item) -> None:
+        """Of frames of any size, an item with all of them leaves its groups to ``group``; others have groups of their
+        own, which are none of those."""
+        if item.bad or item.kept is not None:
+            return
+        if group.pixels is None and group.features is None:
+            group.pixels, group.features, group.grids = item.pixels, item.features, item.grids
+        item.pixels = item.features = None
 
-def read_ahead(groups: VideoGroups, workers: int, pin: bool) -> DataLoader:
+
+def read_ahead(groups: VideoGroups, batch_size: int, workers: int, pin: bool) -> DataLoader:
     """The groups in order, read by worker processes while the caller is busy (in this one without any).
 
-    They are ahead by what ``AHEAD`` batches take on average; so many videos are held in memory.
+    They are ahead by what ``AHEAD`` times ``batch_size`` questions take on average; so many videos are held in memory.
     """
     workers = min(workers, len(groups))
-    ahead = math.ceil(AHEAD * len(groups) / groups.batches / workers) if workers else None
+    some = min(1.0, AHEAD * batch_size / max(groups.questions, 1))
+    ahead = math.ceil(some * len(groups) / workers) if workers else None
     return DataLoader(
         groups, batch_size=None, num_workers=workers, collate_fn=as_it_is, pin_memory=pin, prefetch_factor=ahead
     )

@@ -100,7 +100,7 @@ def draw(path: str | Path, video: str | Path, line: AnswerLine) -> None:
     timeline(path, list(frames.pixels.numpy()), frames.times_s, frames.duration_s, {}, spans, line.question)
 
 
-def small(frame: np.ndarray) -> np.ndarray:
+def small(frame: np.ndarray, frames: int = 1) -> np.ndarray:
     """One RGB frame [H, W, 3] at the picture's size."""
     height, width = frame.shape[:2]
     size = (max(1, round(width * PICTURE_HEIGHT / height)), PICTURE_HEIGHT)

@@ -17,7 +17,7 @@ from videollm.common.code import code
 from videollm.common.command import usable_device
 from videollm.common.config import ConfigError, to_dict
 from videollm.common.files import check_folder, check_writable
-from videollm.common.processes import Ranks, local_rank
+from videollm.common.processes import Ranks, local_rank, one_fate
 from videollm.data import Record, load_records
 from videollm.inference import output
 from videollm.inference.answer import Speed, answer_records
@@ -30,18 +30,19 @@ MOST_WORKERS = 4  # by default, for one process
 
 def run(args: argparse.Namespace) -> None:
     """Load, answer this rank's share, merge, and prove that every question has its line."""
-    device = usable_device(args.device if args.device != "cuda" else f"cuda:{local_rank()}")
-    options = read_options(args.overrides, read_config(Path(args.model)), device, args.precision)
-    records = load_records(args.annotations, raw_spans=options.raw_spans)
-    units = plan(records, options.generate, args.batch_size)  # says bad options of a record before the model is loaded
-    check_folder(args.videos, "--videos")
-    bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
-    reader = bundle.reader(args.videos, options.sampler, backend=args.backend, timeout_s=args.decode_timeout)
-    if args.frames:
-        open_store(args.frames, reader, records)
-    for own, _ in chain(*units):
-        room_for_question(bundle.config, own)  # said before a file is begun
-    check_writable(args.output, "--output")
+    with one_fate():
+        device = usable_device(args.device if args.device != "cuda" else f"cuda:{local_rank()}")
+        options = read_options(args.overrides, read_config(Path(args.model)), device, args.precision)
+        records = load_records(args.annotations, raw_spans=options.raw_spans)
+        units = plan(records, options.generate, args.batch_size)  # says bad options of a record before loading
+        check_folder(args.videos, "--videos")
+        bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
+        reader = bundle.reader(args.videos, options.sampler, backend=args.backend, timeout_s=args.decode_timeout)
+        if args.frames is not None:
+            open_store(args.frames, reader, records)
+        for _, own in chain(*chain(*units)):
+            room_for_question(bundle.config, own)  # said before a file is begun
+        check_writable(args.output, "--output")
     ranks = Ranks()
     with output.locked(args.output) if ranks.rank == 0 else contextlib.nullcontext():
         missing, meta = None, {}
@@ -73,16 +74,16 @@ def answer_share(
     args: argparse.Namespace, bundle: Bundle, records: list[Record], reader: VisualReader, units: list[Unit],
     missing: set[str], ranks: Ranks,
 ) -> Speed:  # fmt: skip
-    """Answer this rank's units as far as they are missing. A batch is always asked whole, so that its answers are those
-    of a run without a break; lines that are there already are not written again."""
-    left = [[batch for batch in unit if any(r.id in missing for r in batch[1])] for unit in units]
-    batches = [batch for unit in [unit for unit in left if unit][ranks.rank :: ranks.world] for batch in unit]
+    """Answer this rank's units as far as they are missing. Questions that are decoded alike are always asked whole, so
+    that their answers are those of a run without a break; lines that are there already are not written again."""
+    left = [[alike for alike in unit if any(record.id in missing for record, _ in alike)] for unit in units]
+    own = [alike for unit in [unit for unit in left if unit][ranks.rank :: ranks.world] for alike in unit]
     speed = Speed()
-    if not batches:
+    if not own:
         return speed
     lines = answer_records(
-        bundle, records, reader, GenerateOptions(), batches=batches, workers=workers_for(args.workers, ranks.world),
-        progress=ranks.rank == 0, speed=speed,
+        bundle, records, reader, GenerateOptions(), asked=own, batch_size=args.batch_size,
+        workers=workers_for(args.workers, ranks.world), progress=ranks.rank == 0, speed=speed,
     )  # fmt: skip
     part = args.output if ranks.world == 1 else output.beside(args.output, f".part{ranks.rank}")
     with open(part, "ab", buffering=0) as out:

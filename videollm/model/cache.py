@@ -1,97 +1,148 @@
-"""Keys and values of all layers, allocated once: for the prompt and for all tokens that an answer may get.
+"""Keys and values of R rows in which answers are made, one buffer a layer: prompts are put in, tokens follow.
 
-In: the keys and values of the prompt, then of one token a row and step. Out: what attention reads of them, and the
-masks of a step. A step's place and the seen places are tensors of fixed size, so that no step looks at a value on the
-device or makes the buffers anew. Knows no head, no batch and no language model.
+In: the keys and values of a prompt, or of what stands behind a prefix that another row holds; then of one token a row
+and step. Out: what attention reads of them, and the masks of a step. Every row is at a place of its own. Places and the
+seen ones are tensors of fixed size, so that no step looks at a value on the device or makes a buffer anew; only a
+prompt that is longer than all before it makes the buffers longer. Knows no head, no batch and no language model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from torch.nn.functional import pad
+from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import StaticLayer
 
-STRIDE = 64  # places by which the part that attention reads grows: few shapes, and rows that kernels like
+STRIDE = 64  # places by which buffers and the part that attention reads grow: few shapes, and rows that kernels like
 
 
 class Layer(StaticLayer):
-    """One layer's buffers [B * G, H, T, D] of the cache ``room``."""
+    """One layer's buffers [R, H, T, D] of the cache ``room``."""
 
-    def __init__(self, room: "AnswerCache"):
+    def __init__(self, room: "RowCache"):
         super().__init__(room.size)
         self.room = room
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
-        """The prompt's [B, H, L, D], given back as they are; then a token's [B * G, H, 1, D], for all up to ``reach``.
-
-        What lies behind the token is 0, which a mask hides.
-        """
+        """A prompt's [B, H, L, D] go into the rows that are being filled, else a token's [R, H, 1, D] into all; back
+        comes what attention reads. What lies behind a row's last token is hidden by a mask."""
         given, room = (key_states, value_states), self.room
         if not self.is_initialized:
-            self.keys, self.values = (allocated(states, room.size, room.repeats) for states in given)
+            self.keys, self.values = (new.new_zeros(room.rows, new.shape[1], room.size, new.shape[3]) for new in given)
             self.is_initialized = True
-            return given
-        for buffer, new in zip((self.keys, self.values), given, strict=True):
-            buffer.index_copy_(2, room.place, new)
-        return self.keys[:, :, : room.reach], self.values[:, :, : room.reach]
+        return tuple(room.exchange(*pair) for pair in zip((self.keys, self.values), given, strict=True))
+
+    def lengthen(self, size: int) -> None:
+        """Make room for ``size`` places."""
+        if self.is_initialized:
+            self.keys, self.values = (pad(buffer, (0, 0, 0, size - buffer.shape[2])) for buffer in self.kept)
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Keys and values."""
+        return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """How many keys a pass of ``query_length`` tokens reads, and the first one's place."""
-        return self.room.reach if self.is_initialized else query_length, 0
+        return self.get_seq_length() + query_length if self.room.filling else self.room.reach, 0
 
     def get_seq_length(self) -> int:
         """The tokens before this pass."""
-        return self.room.filled if self.is_initialized else 0
+        return self.room.start if self.room.filling else self.room.reach - 1
 
 
-def allocated(prompt: Tensor, size: int, repeats: int) -> Tensor:
-    """A buffer [B * G, H, T, D] that begins with ``prompt`` [B, H, L, D], every row ``repeats`` (G) times."""
-    rows, heads, length, width = prompt.shape
-    buffer = prompt.new_zeros(rows, repeats, heads, size, width)
-    buffer[:, :, :, :length] = prompt[:, None]
-    return buffer.flatten(0, 1)
+class RowCache(Cache):
+    """The cache of R rows, behind the interface of transformers.
 
-
-class AnswerCache(Cache):
-    """The cache of a batch of B prompts of L places with G answers each, behind the interface of transformers.
-
-    ``size`` T is the number of places, ``filled`` those before the token of this step, ``reach`` those that attention
-    reads in it. Rows are padded in front, so that the tokens of a step stand in one place.
+    ``size`` T is the number of places, ``reach`` how many of them attention reads in a step.
     """
 
-    def __init__(self, depth: int, known: Tensor, tokens: int, repeats: int, exact: bool):
-        """For ``tokens`` passes behind a prompt whose places are ``known`` [B, L] bool.
-
-        ``exact``: attention takes no masks of ours, so nothing may lie behind the token of a step.
-        """
-        self.prompt, self.repeats, self.exact = known.shape[1], repeats, exact
-        self.last = self.prompt + max(tokens, 1) - 1
-        self.size = -(-(self.last + 1) // STRIDE) * STRIDE
-        self.filled = self.prompt - 1
-        self.place = torch.full((1,), self.filled, device=known.device)
-        self.seen = known.new_zeros(len(known) * repeats, self.size)  # [B * G, T] bool
-        self.seen[:, : self.prompt] = known.repeat_interleave(repeats, 0)
-        self.column = torch.arange(self.size, device=known.device)
+    def __init__(self, depth: int, rows: int, exact: bool, device: torch.device):
+        """``exact``: attention takes no masks of ours, so nothing may lie behind the last row's token of a step."""
+        self.rows, self.exact, self.size = rows, exact, 0
+        self.used = [0] * rows  # places up to a row's last token, as far as the host knows; 0: nobody asks in it
+        self.prompt = torch.zeros(rows, dtype=torch.long, device=device)  # each prompt's last place
+        self.place = torch.zeros_like(self.prompt)  # of this step's token
+        self.seen = torch.zeros(rows, 0, dtype=torch.bool, device=device)  # [R, T]
+        self.row, self.column = torch.arange(rows, device=device), torch.arange(0, device=device)
+        self.filling: Tensor | None = None  # the rows [B] that a pass over prompts fills
+        self.start, self.stop = 0, 0  # the places that it fills
         super().__init__(layers=[Layer(self) for _ in range(depth)])
 
     @property
     def reach(self) -> int:
-        """The places that attention reads."""
-        return self.filled + 1 if self.exact else min(self.size, -(-(self.filled + 1) // STRIDE) * STRIDE)
+        """The places that attention reads in a step."""
+        return max(self.used) if self.exact else min(self.size, up(max(self.used)))
 
-    def advance(self) -> None:
-        """Make the next place the one of this step; the last one is taken again and again."""
-        if self.filled < self.last:
-            self.filled += 1
-            self.place += 1
-        self.seen.index_fill_(1, self.place, True)
+    # ---- prompts ---------------------------------------------------------------------------------------------------
+
+    def hold(self, places: int) -> None:
+        """See that a row has at least so many places."""
+        if places <= self.size:
+            return
+        self.size = up(places)
+        for layer in self.layers:
+            layer.lengthen(self.size)
+        self.seen = pad(self.seen, (0, self.size - self.seen.shape[1]))
+        self.column = torch.arange(self.size, device=self.column.device)
+
+    def copy(self, source: int, rows: Sequence[int], places: int) -> None:
+        """Give ``rows`` the first ``places`` of the row ``source``."""
+        rows = [row for row in rows if row != source]
+        for buffer in [buffer for layer in self.layers for buffer in layer.kept] if rows else ():
+            for row in rows:
+                buffer[row, :, :places] = buffer[source, :, :places]
+
+    @contextmanager
+    def filled(self, rows: Tensor, places: slice) -> Iterator[None]:
+        """A pass within it is one over prompts: their keys and values go to ``places`` of ``rows`` [B * G].
+
+        Of B prompts each goes to G rows, one behind the other. Where ``places`` do not begin with 0, the pass also
+        sees what stands before them in the rows (B of them).
+        """
+        self.filling, self.start, self.stop = rows, places.start, places.stop
+        try:
+            yield
+        finally:
+            self.filling = None
+
+    def exchange(self, buffer: Tensor, new: Tensor) -> Tensor:
+        """Put ``new`` into ``buffer`` and give what this pass reads."""
+        if self.filling is None:
+            buffer[self.row, :, self.place] = new[:, :, 0]
+            return buffer[:, :, : self.reach]
+        answers = len(self.filling) // len(new)
+        fanned = new.repeat_interleave(answers, 0) if answers > 1 else new
+        buffer[:, :, self.start : self.stop].index_copy_(0, self.filling, fanned)
+        return buffer[:, :, : self.stop].index_select(0, self.filling) if self.start else new
+
+    def begin(self, rows: Sequence[int], where: Tensor, known: Tensor, last: Tensor) -> None:
+        """Answers begin in ``rows`` (``where`` [N] on the device) behind prompts whose places are ``known`` [N, L]
+        bool; their last tokens stand at ``last`` [N]."""
+        self.seen[where] = pad(known, (0, self.size - known.shape[1]))
+        self.prompt[where] = last
+        for row in rows:
+            self.used[row] = known.shape[1]
+
+    def end(self, row: int) -> None:
+        """Nobody asks in the row any more."""
+        self.used[row] = 0
+
+    # ---- steps -----------------------------------------------------------------------------------------------------
+
+    def advance(self, steps: Tensor) -> None:
+        """Go to the place of the next token of rows that have ``steps`` [R] tokens."""
+        self.used = [min(used + 1, self.size) if used else 0 for used in self.used]
+        self.place = self.prompt + steps
+        self.seen[self.row, self.place] = True
 
     def masks(self, windows: Mapping[str, int | None], dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-        """What the decoder takes as ``attention_mask`` in this step: [B * G, 1, 1, reach], for each kind of layers one.
+        """What the decoder takes as ``attention_mask`` in this step: [R, 1, 1, reach], for each kind of layers one.
 
         ``windows``: of each kind, how many tokens a token sees, itself among them. Where attention takes no such mask,
-        [B * G, reach] bool.
+        [R, reach] bool.
         """
         seen = self.seen[:, : self.reach]
         if self.exact:
@@ -101,8 +152,20 @@ class AnswerCache(Cache):
         return {kind: made[window] for kind, window in reach.items()} if len(made) > 1 else made.popitem()[1]
 
     def mask(self, seen: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-        """The additive mask [B * G, 1, 1, reach] of layers that see the last ``window`` places, or all of them."""
+        """The additive mask [R, 1, 1, reach] of layers that see the last ``window`` places, or all of them."""
         if window:
-            seen = seen & (self.column[: self.reach] > self.place - window)
+            seen = seen & (self.column[: self.reach] > (self.place - window)[:, None])
         hidden = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype, device=seen.device)
         return hidden.masked_fill_(seen, 0)[:, None, None]
+
+
+def up(places: int) -> int:
+    """The next multiple of ``STRIDE``."""
+    return -(-places // STRIDE) * STRIDE
+
+
+def row_bytes(text: PretrainedConfig, places: int, dtype: torch.dtype) -> int:
+    """What the keys and values of ``places`` tokens take of a language model ``text``."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * width * dtype.itemsize * up(places)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
-from videollm.common.config import ConfigError, build
+from videollm.common.config import ConfigError, build, need
 from videollm.common.registry import new_registry
 from videollm.model.towers import build_config, build_part
 
@@ -45,6 +45,9 @@ class Connector(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that the connector holds itself; its parts initialise themselves."""
+
+    def check_question(self, words: int, longest: int) -> None:
+        """ConfigError where it cannot read questions of up to ``longest`` ids below ``words``."""
 
     def forward(self, features: Tensor, query_ids=None, query_mask=None, owner=None) -> Tensor:
         """features [V, P, Dv], query_ids and query_mask [B, Lq], owner [V] (row of each frame) -> [V, k, D]."""
@@ -196,6 +199,11 @@ class QFormerConnector(Connector):
 
     def tokens_per_frame(self, num_patches: int) -> int:
         return 1
+
+    def check_question(self, words: int, longest: int) -> None:
+        for key, needed in (("vocab_size", words), ("max_position_embeddings", longest)):
+            given, what = getattr(self.qformer.config, key), "its tokenizer's size or the longest question's"
+            need(given >= needed, f"{WHERE}.{key}: {given}, but questions need at least {needed} ({what})")
 
     def forward(self, features, query_ids=None, query_mask=None, owner=None) -> Tensor:
         """As ``Connector.forward``; without ``owner`` the text has one row a frame.

@@ -1,19 +1,19 @@
-"""The loop behind the prompt: the states that predict a token become tokens, spans, and what is fed for them.
+"""What is decided behind the prompts: the states that predict a token become tokens, spans, and what is fed for them.
 
-In: hidden states of the last place of every row, again and again, from a function that feeds one token a row. Out: ids
-and predictions in buffers of fixed size. No step waits for the device or asks what a token is: stopping, finding span
-tokens and decoding their times are done for all rows alike, and only every few steps the host looks whether all rows
-have ended. Knows no batch, no tokenizer and no attention.
+In: hidden states of the last place of every row, again and again. Out: ids and predictions in buffers of fixed size.
+Every row is at a step of its own: answers begin and end in rows while others go on. No step waits for the device or
+asks what a token is: stopping, finding span tokens and decoding their times are done for all rows alike, and only
+every few steps the host looks which rows have ended. Knows no batch, no tokenizer and no attention.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, get_world_size, is_initialized
-from transformers import LogitsProcessorList
+from torch.nn.functional import pad
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.heads import FrameBatch, Prediction, TemporalHead
@@ -25,108 +25,177 @@ LOOK = 8  # steps between two looks on a device that works while the host goes o
 
 @dataclass
 class Decoding:
-    """All that is known of the answers of one batch: R rows, up to T tokens."""
+    """All that is known of the answers in R rows, up to T tokens each; a row in which nobody asks is ``done``.
+
+    ``ids`` and ``found`` have a column more, into which goes what is decided in rows that are done.
+    """
 
     head: TemporalHead
-    frames: FrameBatch
-    owner: Tensor  # [R] int64, each answer's row of ``frames``
     span_ids: Tensor  # [S] int64
     stop_ids: Tensor  # [E] int64
-    pad_id: int
-    ids: Tensor  # [R, T] int64, ``pad_id`` behind an answer's stop token
+    ids: Tensor  # [R, T + 1] int64
+    row: Tensor  # [R] int64, the numbers of the rows
     done: Tensor  # [R] bool
-    length: int = 0  # tokens that were decided, a row's padding among them
+    steps: Tensor  # [R] int64, tokens that are decided
+    limit: Tensor  # [R] int64, the most tokens
+    least: Tensor  # [R] int64, the tokens before which no answer stops
+    keys: Tensor  # [R] int64, from which sampled rows draw
+    words: Tensor | None = None  # [R, V] bool, the tokens of prompt and answer, where anybody asks for them
+    frames: FrameBatch | None = None  # of R rows
+    length: int = 0  # the most tokens that a row has, as far as the host knows
     query: Tensor | None = None  # [R, D], the state that predicted the last token
-    found: Prediction | None = None  # [R, T, ...]: of every token, as if it were a span token
+    found: Prediction | None = None  # [R, T + 1, ...]: of every token, as if it were a span token
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     draw: Draw | None = None  # samples words
-    span_keys: Tensor | None = None  # [R] int64, of the noise with which spans are drawn; None: the best ones are taken
+    draws_spans: bool = False  # else the head's best ones are taken
     temperature: float = 1.0  # of drawn spans
-    log_probs: Tensor | None = None  # [R, T, 2] float32: of each token, and of its span if it is one; with span_keys
+    log_probs: Tensor | None = None  # [R, T + 1, 2] float32: of each token, and of its span; where spans are drawn
 
     @classmethod
     def start(
-        cls, head: TemporalHead, frames: FrameBatch, owner: Tensor, span_ids: Tensor, stop_ids: Tensor, pad_id: int,
-        tokens: int,
+        cls, head: TemporalHead, rows: int, tokens: int, span_ids: Sequence[int], stop_ids: Sequence[int], pad_id: int,
+        device: torch.device,
     ) -> "Decoding":  # fmt: skip
-        """Before the first of at most ``tokens`` tokens."""
-        ids = torch.full((len(owner), tokens), pad_id, device=owner.device)
-        return cls(head, frames, owner, span_ids, stop_ids, pad_id, ids, torch.zeros_like(owner, dtype=torch.bool))
+        """Before the first of at most ``tokens`` tokens; ids that are not decided are ``pad_id``."""
+        row = torch.arange(rows, device=device)
+        span_ids, stop_ids = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (span_ids, stop_ids))
+        ids = torch.full((rows, tokens + 1), pad_id, device=device)
+        none = [torch.zeros_like(row) for _ in range(4)]
+        return cls(head, span_ids, stop_ids, ids, row, torch.ones_like(row, dtype=torch.bool), *none)
+
+    def begin(
+        self, where: Tensor, frames: FrameBatch, limit: Tensor, least: Tensor, keys: Tensor | None,
+        words: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Answers begin in the rows ``where`` [N], which ``frames`` are about; see the fields for the rest."""
+        self.frames = frames_with(self.frames, where, frames, len(self.row))
+        self.done[where], self.steps[where], self.limit[where], self.least[where] = False, 0, limit, least
+        if keys is not None:
+            self.keys[where] = keys
+        if words is not None:
+            self.words[where] = words
 
     def take(self, language_model: nn.Module, embedding: nn.Module, last: Tensor, query: Tensor) -> Tensor:
-        """Decide the next token of every row and give what is fed for it. [R, D], [R, D] -> [R, D].
+        """Decide the next token of every row that is not done and give what is fed for it. [R, D], [R, D] -> [R, D].
 
-        For a span token the head makes that of its prediction. Behind the last token nothing is decided any more.
+        For a span token the head makes that of its prediction.
 
         Args:
             last: the last place's state after the final norm.
             query: its state in the head's query layer.
         """
         self.query = query
-        so_far = self.ids[:, : self.length]
-        scores = self.processors(so_far, logits_of(language_model, last).float())
-        chosen = scores if self.draw is None else self.draw(so_far, scores)
-        new = torch.where(self.done, self.pad_id, chosen.argmax(-1))
-        self.note(0, lambda: scores.log_softmax(-1).gather(1, new[:, None])[:, 0])
+        scores = self.processors(self.ids[:, : self.length], logits_of(language_model, last).float())
+        new = (scores if self.draw is None else self.draw(self.ids, scores)).argmax(-1)
+        place = self.steps.masked_fill(self.done, self.ids.shape[1] - 1)
+        self.note(0, place, lambda: scores.log_softmax(-1).gather(1, new[:, None])[:, 0])
         embeds = embedding(new)
         if len(self.span_ids):
-            prediction = self.span(query)
-            spans = self.head.embed_predicted(embeds, prediction, self.owner, self.frames)
+            prediction = self.span(query, place)
+            spans = self.head.embed_predicted(embeds, prediction, self.row, self.frames)
             embeds = torch.where(one_of(new, self.span_ids)[:, None], spans.to(embeds.dtype), embeds)
-            self.keep(prediction)
-        if not self.full:
-            self.ids[:, self.length] = new
-            self.done |= one_of(new, self.stop_ids)
-            self.length += 1
+            self.keep(prediction, place)
+        self.ids[self.row, place] = new
+        if self.words is not None:
+            self.words.scatter_(1, new[:, None], True)
+        self.steps += ~self.done
+        self.done |= one_of(new, self.stop_ids) | (self.steps >= self.limit)
+        self.length = min(self.length + 1, self.ids.shape[1] - 1)
         return embeds
 
-    def span(self, query: Tensor) -> Prediction:
-        """What the head says of the token that is being decided, or draws for it. [R, D]."""
-        if self.span_keys is None:
-            return self.head.predict(query, self.owner, self.frames)
-        noise = SpanNoise(self.span_keys, torch.full_like(self.span_keys, self.length))
-        drawn = self.head.draw(query, self.owner, self.frames, self.temperature, noise)
-        where = (self.owner, self.frames, self.temperature)
-        self.note(1, lambda: self.head.draw_log_prob(query, drawn.raw, *where))
+    def span(self, query: Tensor, place: Tensor) -> Prediction:
+        """What the head says of the tokens that are being decided, or draws for them. [R, D]."""
+        if not self.draws_spans:
+            return self.head.predict(query, self.row, self.frames)
+        where = (self.row, self.frames, self.temperature)
+        drawn = self.head.draw(query, *where, SpanNoise(self.keys, self.steps))
+        self.note(1, place, lambda: self.head.draw_log_prob(query, drawn.raw, *where))
         return drawn
 
-    def note(self, which: int, log_prob: Callable[[], Tensor]) -> None:
-        """Keep the log-probability [R] of what was drawn for the token that is being decided: a word 0 or a span 1."""
-        if self.span_keys is None or self.full:
+    def note(self, which: int, place: Tensor, log_prob: Callable[[], Tensor]) -> None:
+        """Keep the log-probability [R] of what was drawn for the tokens that are being decided: words 0 or spans 1."""
+        if not self.draws_spans:
             return
         if self.log_probs is None:
             self.log_probs = torch.zeros(*self.ids.shape, 2, device=self.ids.device)
-        self.log_probs[:, self.length, which] = log_prob()
+        self.log_probs[self.row, place, which] = log_prob()
 
-    def keep(self, prediction: Prediction) -> None:
-        """Take note of what the head says of the token that is being decided."""
+    def keep(self, prediction: Prediction, place: Tensor) -> None:
+        """Take note of what the head says of the token that is being decided, which goes to ``place`` [R]."""
+        parts = (prediction.seconds, prediction.score, prediction.raw)
         if self.found is None:
-            rows, steps = self.ids.shape
-            parts = (prediction.seconds, prediction.score, prediction.raw)
-            self.found = Prediction(*(part.new_zeros(rows, steps, *part.shape[1:]) for part in parts))
-        if not self.full:
-            for name in ("seconds", "score", "raw"):
-                getattr(self.found, name)[:, self.length] = getattr(prediction, name)
-
-    @property
-    def full(self) -> bool:
-        """Whether there is no room for another token."""
-        return self.length == self.ids.shape[1]
+            self.found = Prediction(*(part.new_zeros(*self.ids.shape, *part.shape[1:]) for part in parts))
+        for buffer, part in zip((self.found.seconds, self.found.score, self.found.raw), parts, strict=True):
+            buffer[self.row, place] = part
 
     def ended(self) -> bool:
         """Whether all rows have ended; waits for the device, and for the other ranks where all go on together."""
         if not together():
-            return self.full or bool(self.done.all())
-        flag = (self.done.all() | self.full).int()
+            return bool(self.done.all())
+        flag = self.done.all().int()
         all_reduce(flag, op=ReduceOp.MIN)
         return bool(flag)
 
     def sequences(self) -> Tensor:
-        """The ids [R, S] up to the last row's end."""
-        ids = self.ids[:, : self.length]
-        stops = one_of(ids, self.stop_ids).int()
-        behind = stops.cumsum(1) - stops  # [R, length], stop tokens before a place
-        return ids[:, : int((behind == 0).any(0).sum())]
+        """The ids [R, S] up to the last row's end, of rows in which one answer was made."""
+        return self.ids[:, : int(self.steps.max())]
+
+    def answers(self, rows: Sequence[int]) -> list[tuple[list[int], Prediction | None]]:
+        """Ids and predictions of the rows' answers so far, on the host."""
+        where = torch.tensor(rows, device=self.ids.device)
+        counts, ids = self.steps[where].tolist(), self.ids[where, : self.length].tolist()
+        parts = () if self.found is None else (self.found.seconds, self.found.score, self.found.raw)
+        parts = [part[where, : self.length].cpu() for part in parts]
+        return [
+            (ids[k][:count], Prediction(*(part[k, :count] for part in parts)) if parts else None)
+            for k, count in enumerate(counts)
+        ]
+
+
+class SpanPenalty(LogitsProcessor):
+    """Repetition penalty over prompt and answer that leaves span tokens alone (D2VLM spec section 5).
+
+    ``words`` [R, V] is true for the tokens that each row has had; frames are none.
+    """
+
+    def __init__(self, penalty: float, span_ids: Tensor, words: Tensor):
+        self.penalty, self.span_ids, self.words = penalty, span_ids, words
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        penalised = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
+        return torch.where(self.words.index_fill(1, self.span_ids, False), penalised, scores)
+
+
+class NotYet(LogitsProcessor):
+    """No stop token (``stops`` [V] bool) before a row has ``least`` [R] tokens; ``steps`` [R] are those it has."""
+
+    def __init__(self, stops: Tensor, least: Tensor, steps: Tensor):
+        self.stops, self.least, self.steps = stops, least, steps
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.masked_fill((self.steps < self.least)[:, None] & self.stops, -torch.inf)
+
+
+def frames_with(old: FrameBatch | None, where: Tensor, new: FrameBatch, rows: int) -> FrameBatch:
+    """The frames of R ``rows`` with those of ``where`` [N] replaced; what a head has derived from them is dropped."""
+    found = {}
+    for part in fields(FrameBatch):
+        before, now = (getattr(frames, part.name, None) for frames in (old, new))
+        if part.name == "states":
+            before = before or {}
+            found["states"] = {name: rows_with(before.get(name), where, now[name], rows) for name in now}
+        elif part.name != "memo":
+            found[part.name] = now if now is None else rows_with(before, where, now, rows)
+    return FrameBatch(**found)
+
+
+def rows_with(old: Tensor | None, where: Tensor, new: Tensor, rows: int) -> Tensor:
+    """[R, ...] with the rows ``where`` [N] replaced by ``new`` [N, F, ...], filled up with 0 to the larger F."""
+    old = new.new_zeros(rows, *new.shape[1:]) if old is None else old
+    if new.ndim > 1:
+        width, rest = max(old.shape[1], new.shape[1]), (0, 0) * (new.ndim - 2)
+        old, new = (pad(part, (*rest, 0, width - part.shape[1])) for part in (old, new))
+    return old.index_copy(0, where, new)
 
 
 def one_of(ids: Tensor, wanted: Tensor) -> Tensor:
@@ -137,24 +206,3 @@ def one_of(ids: Tensor, wanted: Tensor) -> Tensor:
 def together() -> bool:
     """Whether ranks wait for each other in every pass, so that one that has ended has to go on."""
     return is_deepspeed_zero3_enabled() and is_initialized() and get_world_size() > 1
-
-
-def decode(
-    state: Decoding, states: tuple[Tensor, Tensor], take: Callable[[Tensor, Tensor], Tensor],
-    feed: Callable[[Tensor], tuple[Tensor, Tensor]], look: int,
-) -> Iterator[int]:  # fmt: skip
-    """Go on until all rows have ended; after every look, the number of tokens that are decided.
-
-    Args:
-        states: the last place's, from the prompt: what ``take`` needs for the first token.
-        take: decides a token a row and gives its embeddings, [R, D].
-        feed: runs the language model on them and gives the next ``states``.
-        look: steps between two looks.
-    """
-    for step in count(1):
-        embeds = take(*states)
-        if step % look == 0 or (state.full and not together()):
-            yield state.length
-            if state.ended():
-                return
-        states = feed(embeds)

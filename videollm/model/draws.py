@@ -16,12 +16,13 @@ from transformers import LogitsProcessor
 WEYL = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number: the step of SplitMix64 (Steele et al. 2014)
 MIXERS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))  # its shifts and factors
 BITS = 52  # of a uniform number: that and a half is exact in float64
+SPANS = 0x5851F42D4C957F2D  # makes of a row's key another one, for its spans
 WIDEST, MOST = 1 << 20, 16  # numbers that a head asks for at once, and how often for one span
 
 
-def row_keys(ids: Sequence[str], seed: int, device: torch.device) -> Tensor:
-    """A number [B] int64 of each question's own, under ``seed``."""
-    digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in ids)
+def row_keys(ids: Sequence[str], seeds: Sequence[int], device: torch.device) -> Tensor:
+    """A number [B] int64 of each question's own, under its seed."""
+    digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name, seed in zip(ids, seeds, strict=True))
     return torch.tensor([int.from_bytes(d[:8], "big", signed=True) for d in digests], device=device)
 
 
@@ -45,22 +46,24 @@ def gumbel(keys: Tensor, steps: Tensor, count: int, stride: int | None = None) -
 
 
 class Draw(LogitsProcessor):
-    """Adds the noise of each row [B] to its scores, so that taking the highest draws from their softmax."""
+    """Adds the noise of each row [R] at its step to its scores, so that taking the highest draws from their softmax.
 
-    def __init__(self, keys: Tensor):
-        self.keys = keys
+    ``steps`` [R]: the tokens that each answer has so far; it is looked at anew in every step.
+    """
+
+    def __init__(self, keys: Tensor, steps: Tensor):
+        self.keys, self.steps = keys, steps
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        steps = torch.full_like(self.keys, input_ids.shape[1])  # the prompt is embeddings: only what is answered counts
-        return scores + gumbel(self.keys, steps, scores.shape[1])
+        return scores + gumbel(self.keys, self.steps, scores.shape[1])
 
 
 class SpanNoise:
     """Noise for the spans that a head draws in one step: called with a number n, it gives fresh [B, n] float64."""
 
     def __init__(self, keys: Tensor, steps: Tensor):
-        """For rows of ``keys`` [B] at their ``steps`` [B]; ``keys`` other than the words have."""
-        self.keys, self.steps, self.calls = keys, steps, 0
+        """For rows of ``keys`` [B] at their ``steps`` [B]; no number is one that words of the same key are drawn by."""
+        self.keys, self.steps, self.calls = keys ^ SPANS, steps, 0
 
     def __call__(self, count: int) -> Tensor:
         steps = self.steps * MOST + self.calls

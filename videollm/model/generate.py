@@ -1,31 +1,27 @@
-"""Batched generation: left-padded prompts, greedy or sampled, every span token turned into seconds as it is produced.
+"""Generation in rows: prompts enter them at any time, every span token is turned into seconds as it is produced.
 
-The prompt is embedded and run here, once for all of its answers; ``decoding.py`` goes on from its last states, and
-``cache.py`` keeps keys and values. Answers come out in neutral form. Knows batches of the collator; no files.
+A prompt is embedded and run here, once for all of its answers; of one whose beginning a row has already, only the rest.
+``decoding.py`` goes on from the last states, and ``cache.py`` keeps keys and values. Answers come out in neutral form.
+Which question enters when is decided elsewhere (``inference/rows.py``; ``stream`` has all enter at once). Knows batches
+of the collator; no files.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
 
 from videollm.batches.batch import Batch
 from videollm.common.config import ConfigError, need
 from videollm.data.conversation import Role
-from videollm.heads import NO_DRAW, Answer, FrameBatch, Prediction
+from videollm.heads import NO_DRAW, Answer, FrameBatch, Prediction, SpanRefs
 from videollm.model.attention import FLASH
-from videollm.model.cache import AnswerCache
-from videollm.model.decoding import LOOK, Decoding, decode
+from videollm.model.cache import RowCache
+from videollm.model.decoding import LOOK, Decoding, NotYet, SpanPenalty, together
 from videollm.model.draws import Draw, row_keys
 from videollm.model.passes import LayerTap
 
@@ -54,14 +50,19 @@ class GenerateOptions:
                 f"generate.min_new_tokens: {self.min_new_tokens}, but it must be from 0 to generate.max_new_tokens"
             )
         for name in ("temperature", "repetition_penalty"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0 and finite")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
         if self.draw_spans and not self.do_sample:
             raise ConfigError(
                 "generate.draw_spans: draws only when sampling; set generate.do_sample=true, or leave it out"
             )
+
+    @property
+    def of_all(self) -> "GenerateOptions":
+        """What has to be the same for answers that are made beside each other; the rest is each one's own."""
+        return replace(self, max_new_tokens=None, min_new_tokens=0, seed=0)
 
     def within(self, context: int) -> "GenerateOptions":
         """The options for a model that takes ``context`` tokens."""
@@ -86,52 +87,35 @@ class Drawn:
     spans_log_prob: Tensor  # [k]
 
 
-class SpanPenalty(LogitsProcessor):
-    """Repetition penalty over prompt and answer that leaves span tokens alone (D2VLM spec section 5).
-
-    ``prompt`` [B, V] is true for the tokens of each row's prompt; frames are none.
-    """
-
-    def __init__(self, penalty: float, span_ids: Tensor, prompt: Tensor):
-        self.penalty, self.span_ids, self.prompt = penalty, span_ids, prompt
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        seen = self.prompt.scatter(1, input_ids, True).index_fill_(1, self.span_ids, False)
-        penalised = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
-        return torch.where(seen, penalised, scores)
-
-
 class SpanGeneration:
     """The generating half of ``VideoLLM``."""
 
     def answer(
         self, batch: Batch, tokenizer: PreTrainedTokenizerBase, stop_id: int, options: GenerateOptions, answers: int = 1
     ) -> list[tuple[Answer, str]]:
-        """Answers and finish reasons (``stop`` or ``length``) for a left-padded batch, in order.
+        """Answers and finish reasons (``stop`` or ``length``) for a batch of questions, in order.
 
         ``answers`` of each prompt, one behind the other; they differ where they are sampled.
         """
-        sequences, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options, answers)
-        durations, found = batch.duration_s.repeat_interleave(answers).tolist(), on_host(state.found)
-        return [
-            self._read(ids, row, found, tokenizer, stop_id, durations[row])
-            for row, ids in enumerate(sequences.tolist())
-        ]
+        _, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options, answers)
+        durations = batch.duration_s.repeat_interleave(answers).tolist()
+        found = zip(state.answers(range(len(durations))), durations, strict=True)
+        return [self.read_answer(*made, tokenizer, stop_id, duration_s) for made, duration_s in found]
 
     def drawn(
         self, batch: Batch, tokenizer: PreTrainedTokenizerBase, stop_id: int, options: GenerateOptions, answers: int
     ) -> list[Drawn]:
         """As ``answer``, with every decision; ``options`` sample, and draw spans."""
-        sequences, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options, answers)
-        durations, found = batch.duration_s.repeat_interleave(answers).tolist(), on_host(state.found)
-        log_probs, drawn = state.log_probs.cpu(), []
-        for row, ids in enumerate(sequences.tolist()):
-            answer, reason = self._read(ids, row, found, tokenizer, stop_id, durations[row])
-            ids = ids[: answer.tokens]
+        _, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options, answers)
+        durations, log_probs = batch.duration_s.repeat_interleave(answers).tolist(), state.log_probs.cpu()
+        drawn = []
+        for (ids, found), duration_s, (words, spans) in zip(
+            state.answers(range(len(durations))), durations, log_probs.mT, strict=True
+        ):
+            answer, reason = self.read_answer(ids, found, tokenizer, stop_id, duration_s)
             steps = [step for step, token in enumerate(ids) if token in self.span_ids]
-            raw, seconds = (found.raw, found.seconds) if steps else (log_probs, log_probs)
-            words, spans = log_probs[row, : len(ids), 0], log_probs[row, steps, 1]
-            drawn.append(Drawn(answer, reason, ids, raw[row, steps], seconds[row, steps], words, spans))
+            raw, seconds = (torch.zeros(0, 2),) * 2 if found is None else (found.raw[steps], found.seconds[steps])
+            drawn.append(Drawn(answer, reason, ids, raw, seconds, words[: len(ids)], spans[steps]))
         return drawn
 
     def generate_ids(
@@ -146,64 +130,28 @@ class SpanGeneration:
         self, batch: Batch, pad_id: int | None, stop_id: int, options: GenerateOptions, answers: int = 1,
         look: int | None = None,
     ) -> Iterator[Decoding]:  # fmt: skip
-        """The answers so far, every ``look`` steps: ``length`` tokens in ``ids``, their times in ``found``.
+        """The answers so far, every ``look`` steps: a row's ``steps`` tokens in ``ids``, their times in ``found``.
 
         It is one object that goes on. On a CPU by default every step, elsewhere every ``LOOK``.
         """
+        number, device = len(batch) * answers, batch.input_ids.device
         options = options.within(self.config.context_length)
-        head, device = self.head, batch.input_ids.device
-        embeds, frames, maps = self.prompt(batch, options)
-        owner = torch.arange(len(batch), device=device).repeat_interleave(answers)
-        span_ids, stop_ids = batch.input_ids.new_tensor(self.span_ids), batch.input_ids.new_tensor([stop_id])
-        pad_id = stop_id if pad_id is None else pad_id
-        state = Decoding.start(head, frames, owner, span_ids, stop_ids, pad_id, options.max_new_tokens)
-        state.processors = self._processors(options, state, batch, answers)
-        if options.do_sample:
-            names = [f"{name} {k}" if k else name for name in batch.ids for k in range(answers)]
-            state.draw = Draw(row_keys(names, options.seed, device))
-            if options.draw_spans:
-                need(head.draws, f"generate.draw_spans: the {self.config.head['name']} head {NO_DRAW}")
-                names = [f"{name} spans" for name in names]
-                state.span_keys, state.temperature = row_keys(names, options.seed, device), options.temperature
-        known, most = batch.segment_ids >= 0, options.max_new_tokens - 1
-        exact = self.language_model.config._attn_implementation == FLASH
-        cache = AnswerCache(len(self.decoder.layers), known, most, answers, exact)
-        position = batch.position_ids[..., -1:].repeat_interleave(answers, -2)
-
-        def run(embeds: Tensor, mask: Tensor | dict[str, Tensor], positions: Tensor) -> dict[int, Tensor]:
-            out = self.decoder(
-                inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-            return tap.finish(embeds, out.last_hidden_state)
-
-        def last(states: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-            return states[-1][:, -1], states[head.query_layer][:, -1]
-
-        def feed(embeds: Tensor) -> tuple[Tensor, Tensor]:
-            cache.advance()
-            position.add_(1)
-            return last(run(embeds[:, None], cache.masks(self.windows, embeds.dtype), position))
-
-        layers = {-1, head.query_layer, *head.frame_layers, head.inject_layer} - {None}
-        with LayerTap(self.decoder, layers) as tap:
-            whole = slice(0, embeds.shape[1])
-            mask = known.long() if batch.plain_causal else self.masks(batch, whole, embeds.dtype)
-            with self.added(batch, maps, whole.stop):
-                states = run(embeds, mask, batch.position_ids)
-            for layer in {*head.frame_layers, head.inject_layer} - {None}:
-                frames.states[layer] = self.states_of_frames(batch, states[layer])
-            first = [part.repeat_interleave(answers, 0) for part in last(states)]
-            take = partial(state.take, self.language_model, self.get_input_embeddings())
-            for _ in decode(state, first, take, feed, look or (1 if device.type == "cpu" else LOOK)):
-                yield state
+        with Rows(self, number, options, stop_id, pad_id, device) as rows:
+            rows.enter(batch, range(number), answers)
+            for step in count(1):
+                rows.decide()
+                if step % (look or rows.look) == 0 or (step == options.max_new_tokens and not together()):
+                    yield rows.state
+                    if rows.state.ended():
+                        return
+                rows.feed()
 
     def prompt(self, batch: Batch, options: GenerateOptions) -> tuple[Tensor, FrameBatch, Tensor | None]:
         """The prompts' embeddings [B, L, D], spans in place, what a head sees of the frames, and what the first layers
         add to them."""
         tokens = self.frame_tokens(batch)
         frames, maps = self.frame_batch(batch, tokens), self.maps(tokens)
-        refs = batch.refs
-        refs = refs if options.encode_spans else refs.select(refs.role == Role.FRAME)
+        refs = shown(batch.refs, options)
         embeds, layer = self.embed(batch, tokens), self.head.inject_layer
         if layer is None or not options.encode_spans or not len(batch.late_refs):
             return self.embed_refs(embeds, refs, frames), frames, maps
@@ -213,38 +161,180 @@ class SpanGeneration:
         frames.states[layer] = self.states_of_frames(batch, states[layer])
         return self.embed_refs(embeds, refs.select(batch.late_refs), frames), frames, maps
 
-    def _processors(self, options: GenerateOptions, state: Decoding, batch: Batch, answers: int) -> LogitsProcessorList:
+    def processors(self, options: GenerateOptions, state: Decoding) -> LogitsProcessorList:
         """What happens to the scores before the highest is taken, or one is drawn."""
-        found, device = LogitsProcessorList(), batch.input_ids.device
+        found, device, words = LogitsProcessorList(), state.ids.device, self.config.text_config.vocab_size
         if options.min_new_tokens:
-            least, stops = options.min_new_tokens, state.stop_ids
-            found.append(MinNewTokensLengthLogitsProcessor(0, least, stops, device=device))
+            stops = torch.isin(torch.arange(words, device=device), state.stop_ids)
+            found.append(NotYet(stops, state.least, state.steps))
         if options.repetition_penalty != 1.0:
-            ids, words = batch.input_ids, batch.segment_ids >= 0  # [B, L]
-            words = words.flatten().index_fill(0, batch.visual_index, False).view_as(ids)
-            count = torch.zeros(len(ids), self.config.text_config.vocab_size, device=device)
-            prompt = count.scatter_add(1, ids, words.float()) > 0  # [B, V]
-            prompt = prompt.repeat_interleave(answers, 0)
-            found.append(SpanPenalty(options.repetition_penalty, state.span_ids, prompt))
+            state.words = torch.zeros(len(state.row), words, dtype=torch.bool, device=device)
+            found.append(SpanPenalty(options.repetition_penalty, state.span_ids, state.words))
         if options.do_sample:
             found += [TemperatureLogitsWarper(options.temperature)] if options.temperature != 1.0 else []
             found += [TopPLogitsWarper(options.top_p)] if options.top_p < 1.0 else []
         return found
 
-    def _read(
-        self, ids: list[int], row: int, found: Prediction | None, tokenizer: PreTrainedTokenizerBase, stop_id: int,
+    def read_answer(
+        self, ids: list[int], found: Prediction | None, tokenizer: PreTrainedTokenizerBase, stop_id: int,
         duration_s: float,
     ) -> tuple[Answer, str]:  # fmt: skip
-        """One row's answer: its ids up to the stop token, and the predictions of its span tokens."""
-        stopped = stop_id in ids
-        ids = ids[: ids.index(stop_id)] if stopped else ids
+        """One row's answer and finish reason, from its ids and what the head said of every one of them."""
+        tokens, stopped = len(ids), ids[-1:] == [stop_id]
+        ids = ids[:-1] if stopped else ids
         steps = [step for step, token in enumerate(ids) if token in self.span_ids]
-        own = [part[row, steps] for part in (found.seconds, found.score, found.raw)] if steps else None
-        answer = self.head.read(ids, own and Prediction(*own), tokenizer, duration_s)
-        answer.tokens = len(ids) + stopped
+        own = Prediction(*(part[steps] for part in (found.seconds, found.score, found.raw))) if steps else None
+        answer = self.head.read(ids, own, tokenizer, duration_s)
+        answer.tokens = tokens
         return answer, "stop" if stopped else "length"
 
 
-def on_host(found: Prediction | None) -> Prediction | None:
-    """A prediction on the CPU."""
-    return found and Prediction(found.seconds.cpu(), found.score.cpu(), found.raw.cpu())
+class Rows:
+    """R rows in which a model makes answers: questions enter, all rows take a step, ended ones are read and left.
+
+    A step is ``decide`` (a token of every row) and ``feed`` (the language model's pass over it). Questions enter where
+    no token waits to be fed: at the beginning or behind ``feed``.
+    """
+
+    def __init__(
+        self, model: SpanGeneration, number: int, options: GenerateOptions, stop_id: int, pad_id: int | None,
+        device: torch.device,
+    ):  # fmt: skip
+        """``options`` are those of all answers (complete, ``within``), with the most tokens that one of them may have;
+        with ``min_new_tokens`` where any has."""
+        self.model, self.options, self.head = model, options, model.head
+        self.look = 1 if device.type == "cpu" else LOOK  # steps between two looks
+        exact = model.language_model.config._attn_implementation == FLASH
+        self.shares = not (exact or model.connector.reads_question)  # whether a question can follow another's prefix
+        pad_id = stop_id if pad_id is None else pad_id
+        self.state = Decoding.start(
+            self.head, number, options.max_new_tokens, model.span_ids, [stop_id], pad_id, device
+        )
+        self.state.processors = model.processors(options, self.state)
+        if options.do_sample:
+            self.state.draw = Draw(self.state.keys, self.state.steps)
+        if options.draw_spans:
+            need(self.head.draws, f"generate.draw_spans: the {model.config.head['name']} head {NO_DRAW}")
+            self.state.draws_spans, self.state.temperature = True, options.temperature
+        self.cache = RowCache(len(model.decoder.layers), number, exact, device)
+        self.layers = {-1, self.head.query_layer, *self.head.frame_layers, self.head.inject_layer} - {None}
+        self.tap = LayerTap(model.decoder, self.layers)
+        self.prompt_end: Tensor | None = None  # [..., R, 1], the position of each prompt's last token
+        self.states: tuple[Tensor, Tensor] | None = None  # of each row's last place: final, and of the query layer
+        self.fed: Tensor | None = None  # [R, D], what is fed next
+
+    def __enter__(self) -> "Rows":
+        self.tap.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.tap.__exit__(*error)
+
+    # ---- prompts ---------------------------------------------------------------------------------------------------
+
+    def enter(
+        self, batch: Batch, rows: Sequence[int], answers: int = 1, own: Sequence[GenerateOptions] | None = None
+    ) -> None:
+        """The questions of ``batch`` enter ``rows``, each ``answers`` of them, one behind the other.
+
+        ``own``: how each question is answered, where they differ in what may (``GenerateOptions.of_all``).
+        """
+        model, length = self.model, batch.input_ids.shape[1]
+        embeds, frames, maps = model.prompt(batch, self.options)
+        states = self.pass_over(batch, embeds, slice(0, length), rows, maps)
+        for layer in {*self.head.frame_layers, self.head.inject_layer} - {None}:
+            frames.states[layer] = model.states_of_frames(batch, states[layer])
+        self.begin(batch, frames, states, 0, rows, answers, own)
+
+    def follow(
+        self, batch: Batch, rows: Sequence[int], source: int, start: int, own: Sequence[GenerateOptions] | None = None
+    ) -> None:
+        """As ``enter`` for questions whose first ``start`` tokens, all frames among them, are those of the question
+        that was the last to enter row ``source``. Only what stands behind them runs."""
+        model, length = self.model, batch.input_ids.shape[1]
+        frames = rows_of(self.state.frames, torch.full((len(rows),), source, device=batch.input_ids.device))
+        embeds = model.get_input_embeddings()(batch.input_ids)
+        embeds = model.embed_refs(embeds, shown(batch.refs, self.options), frames)
+        self.cache.copy(source, rows, start)
+        states = self.pass_over(batch, embeds, slice(start, length), rows)
+        self.begin(batch, frames, states, start, rows, 1, own)
+
+    def pass_over(
+        self, batch: Batch, embeds: Tensor, columns: slice, rows: Sequence[int], maps: Tensor | None = None
+    ) -> dict[int, Tensor]:
+        """The states of a pass over ``columns`` of the prompts, whose keys and values go into ``rows``."""
+        self.cache.hold(columns.stop + self.options.max_new_tokens)
+        with self.cache.filled(torch.tensor(rows, device=embeds.device), columns):
+            return self.model.run(batch, embeds, columns, self.layers, self.cache, maps)
+
+    def begin(
+        self, batch: Batch, frames: FrameBatch, states: dict[int, Tensor], start: int, rows: Sequence[int],
+        answers: int, given: Sequence[GenerateOptions] | None,
+    ) -> None:  # fmt: skip
+        """The answers begin behind the prompts, of which ``states`` has the columns from ``start`` on."""
+        device, number = batch.input_ids.device, len(self.state.row)
+        where = torch.tensor(rows, device=device)
+        own = torch.arange(len(batch), device=device).repeat_interleave(answers)  # the prompt of each of ``rows``
+        how = [options for options in given or [self.options] * len(batch) for _ in range(answers)]
+        numbers = torch.tensor([[options.max_new_tokens, options.min_new_tokens] for options in how], device=device)
+        keys = words = None
+        if self.options.do_sample:
+            names = [f"{name} {k}" if k else name for name in batch.ids for k in range(answers)]
+            keys = row_keys(names, [options.seed for options in how], device)
+        if self.state.words is not None:
+            words = words_of(batch, self.state.words.shape[1])[own]
+        self.state.begin(where, rows_of(frames, own), *numbers.unbind(1), keys, words)
+        self.cache.begin(rows, where, (batch.segment_ids >= 0)[own], batch.last[own])
+        first = [states[layer][own, batch.last[own] - start] for layer in (-1, self.head.query_layer)]
+        ends = batch.position_ids.gather(-1, batch.last[:, None].expand(*batch.position_ids.shape[:-1], 1))
+        ends = ends.index_select(-2, own)
+        if self.states is None:
+            self.states = tuple(part.new_zeros(number, part.shape[1]) for part in first)
+            self.prompt_end = ends.new_zeros(*ends.shape[:-2], number, 1)
+        self.states = tuple(old.index_copy(0, where, new) for old, new in zip(self.states, first, strict=True))
+        self.prompt_end.index_copy_(-2, where, ends)
+
+    # ---- steps -----------------------------------------------------------------------------------------------------
+
+    def decide(self) -> None:
+        """The next token of every row."""
+        model = self.model
+        self.fed = self.state.take(model.language_model, model.get_input_embeddings(), *self.states)
+
+    def feed(self) -> None:
+        """The states behind the token of every row."""
+        state, cache = self.state, self.cache
+        cache.advance(state.steps)
+        out = self.model.decoder(
+            inputs_embeds=self.fed[:, None],
+            attention_mask=cache.masks(self.model.windows, self.fed.dtype),
+            position_ids=self.prompt_end + state.steps[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        states = self.tap.finish(self.fed[:, None], out.last_hidden_state)
+        self.states = states[-1][:, -1], states[self.head.query_layer][:, -1]
+
+    def leave(self, row: int) -> None:
+        """Nobody asks in the row any more."""
+        self.state.done[row] = True
+        self.cache.end(row)
+
+
+def shown(refs: SpanRefs, options: GenerateOptions) -> SpanRefs:
+    """The places whose times the model is shown."""
+    return refs if options.encode_spans else refs.select(refs.role == Role.FRAME)
+
+
+def rows_of(frames: FrameBatch, which: Tensor) -> FrameBatch:
+    """The rows ``which`` [N] of the frames."""
+    states = {layer: part[which] for layer, part in frames.states.items()}
+    embeds = None if frames.embeds is None else frames.embeds[which]
+    return FrameBatch(frames.times_s[which], frames.mask[which], frames.duration_s[which], embeds, states)
+
+
+def words_of(batch: Batch, vocabulary: int) -> Tensor:
+    """The tokens of each prompt, frames left out. [B, V] bool."""
+    words = (batch.segment_ids >= 0).flatten().index_fill(0, batch.visual_index, False).view_as(batch.input_ids)
+    count = torch.zeros(len(batch), vocabulary, device=words.device)
+    return count.scatter_add(1, batch.input_ids, words.float()) > 0

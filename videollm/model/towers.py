@@ -10,8 +10,10 @@ A tower that takes frames of any size carries a ``patching`` (``videollm.video.p
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,11 +29,19 @@ from transformers import (
     PreTrainedModel,
 )
 
-from videollm.common.config import ConfigError, join, unusable
+from videollm.common.config import ConfigError, join, need, unusable
 from videollm.common.registry import Registry, new_registry
+from videollm.video.patching import Patching
+from videollm.video.preprocess import Preprocess
 
 TOWERS = new_registry("towers")
 WHERE = "model.vision"
+SIZES = (  # fields of transformers' configs that count something
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "sliding_window", "vocab_size", "num_channels", "image_size", "patch_size",
+    "cross_attention_frequency",
+)  # fmt: skip
+SHARES = ("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop")
 CHUNK = 64  # frames that go through a frozen tower at a time
 
 
@@ -73,13 +83,28 @@ def encode_patches(
         return torch.cat([tower(prepare(few), grid) for few, grid in pairs])
 
 
+def encode_video(tower: nn.Module, frames: Tensor, preprocess: Preprocess, device: torch.device) -> Tensor:
+    """A frozen tower's features of a video's frames as the reader gives them: what a store keeps, on the CPU.
+
+    [F, ...] -> [F, P, Dv], or for a tower that takes frames of any size [G, rows, columns, Dv], a row a token.
+    """
+    patching: Patching | None = getattr(tower, "patching", None)
+    if patching is None:
+        return encode_frames(tower, frames.to(device), CHUNK, preprocess.on_device).cpu().contiguous()
+    patches, grid = patching.group(frames), patching.grid(*frames.shape[1:3])
+    prepare = partial(patching.normalised, mean=preprocess.mean, std=preprocess.std)
+    grids = np.tile(grid, (len(patches), 1))
+    features = encode_patches(tower, patches.flatten(0, 1).to(device), grids, CHUNK, prepare).cpu()
+    return features.unflatten(0, (len(patches), *(side // patching.merge for side in grid))).contiguous()
+
+
 class InternVLTower(InternVLVisionModel):
     """InternViT: the last hidden state (no final norm, as ``use_mean_pooling`` says), CLS dropped. DISTIME.md 4, 10."""
 
     def __init__(self, config: InternVLVisionConfig):
         super().__init__(config)
         self.hidden_size = config.hidden_size
-        self.num_patches = self.embeddings.patch_embeddings.num_patches
+        self.num_patches = some(self.embeddings.patch_embeddings.num_patches)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, C, S, S] -> [N, P, Dv]. Raises ValueError for frames of another size."""
@@ -97,7 +122,7 @@ class InstructBlipTower(InstructBlipVisionModel):
         super().__init__(config)
         self.post_layernorm = nn.Identity()  # its weights would be dead: never read, yet stored and optimised
         self.hidden_size = config.hidden_size
-        self.num_patches = self.embeddings.num_patches
+        self.num_patches = some(self.embeddings.num_patches)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, S, S] -> [N, P, Dv]. Raises ValueError for frames of another size."""
@@ -173,6 +198,12 @@ def build_conv(fields: dict) -> nn.Module:
     return ConvTower(build_config(ConvTowerConfig, fields, WHERE))
 
 
+def some(patches: int) -> int:
+    """The number of patches; ConfigError where it is 0."""
+    need(patches, f"{WHERE}.patch_size: no patch fits into the frame; lower it, or raise {WHERE}.image_size")
+    return patches
+
+
 def check_frames(pixel_values: Tensor, channels: int, size: tuple[int, int]) -> None:
     """Raise ValueError unless the frames are [N, channels, *size]: a tower would resample its positions, or crash."""
     expected = (channels, *size)
@@ -211,6 +242,7 @@ def build_config(cls: type[PreTrainedConfig], fields: dict, where: str) -> PreTr
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {join(where, near[0])}?" if near else f"the fields are those of {cls.__name__}"
             raise ConfigError(f"{join(where, key)}: unknown key; {hint}")
+    check_numbers(where, fields)
     try:
         return cls(**fields)
     except StrictDataclassError as error:
@@ -218,3 +250,17 @@ def build_config(cls: type[PreTrainedConfig], fields: dict, where: str) -> PreTr
         field = re.search(r"field '(\w+)'", str(error))
         key = join(where, field[1]) if field else where
         raise ConfigError(f"{key}: {' '.join(str(error).split())}; {hint}") from None
+
+
+def check_numbers(where: str, fields: dict) -> None:
+    """ConfigError for a size below 1 or a share outside [0, 1] among the given ``fields`` of a transformers config.
+
+    Some are refused in words that do not name them, some in the first step, and some never.
+    """
+    for names, least, most in ((SIZES, 1, math.inf), (SHARES, 0, 1)):
+        for key in fields.keys() & set(names):
+            values = fields[key] if isinstance(fields[key], list | tuple) else [fields[key]]
+            for value in values:
+                if isinstance(value, int | float) and not least <= value <= most:
+                    wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                    raise ConfigError(f"{join(where, key)}: {value}, but it must be {wanted}")

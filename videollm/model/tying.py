@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from videollm.common.config import ConfigError
+
 EMBEDDINGS, OUTPUT = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
 logger = logging.getLogger(__name__)
@@ -68,3 +70,13 @@ def untie(model: PreTrainedModel) -> None:
     output.weight = nn.Parameter(output.weight.detach().clone(), output.weight.requires_grad)
     for config in (model.config.text_config, model.language_model.config):
         config.tie_word_embeddings = False
+
+
+def check_tie(base: PreTrainedModel, text: PretrainedConfig, where: str) -> None:
+    """ConfigError where ``text`` has one matrix for token embedding and output layer, and ``base`` two that differ."""
+    first, second = (part.weight for part in (base.get_input_embeddings(), base.get_output_embeddings()))
+    if tied(text) and not torch.equal(first, second):
+        raise ConfigError(
+            f"model.language_weights: {where} has a token embedding and an output layer that differ, but its config or "
+            "model.language ties them; set model.language.tie_word_embeddings=false"
+        )

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -22,7 +22,7 @@ from videollm.common.config import build, need, unusable
 from videollm.common.spread import without_weights
 from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head
 from videollm.model import backbones  # noqa: F401 - registers towers, connectors and language models
-from videollm.model.attention import causal_alone, implementation, no_mask_made, windows
+from videollm.model.attention import causal_alone, implementation, no_mask_made, one_kernel_norms, windows
 from videollm.model.connectors import build_connector
 from videollm.model.generate import SpanGeneration
 from videollm.model.lora import add_lora
@@ -44,7 +44,8 @@ class VideoLLMConfig(PretrainedConfig):
     ``vision``, ``connector``, ``head``, ``preprocess``, ``sampler`` and ``visual_tokens`` are the mappings of the
     training config, kept as they are. ``token_ids`` maps the head's tokens to ids. ``headless``: a base, as converters
     write it, whose head training has to start. ``generate`` and ``precision`` are those of the training, with which the
-    model is asked unless told otherwise; empty and None in checkpoints of before 2026-12.
+    model is asked unless told otherwise; empty and None in checkpoints of before 2026-12. A model that was converted
+    from a released one has ``published`` too: what ``videollm.convert --back`` needs.
     """
 
     model_type = "videollm"
@@ -288,7 +289,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
     def run(
-        self, batch: Batch, embeds: Tensor, columns: slice, layers: set[int], cache: PrefixCache | None = None,
+        self, batch: Batch, embeds: Tensor, columns: slice, layers: set[int], cache: Cache | None = None,
         maps: Tensor | None = None,
     ) -> dict[int, Tensor]:  # fmt: skip
         """One pass of the decoder over ``columns``; the wanted layers' states [B, Q, D], ``maps`` added to them."""
@@ -332,7 +333,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         again = checkpointing or not batch.keep_prefix or inject in (0, -1)
         shallow = {inject} | {layer for layer in layers if not again and not behind(self.decoder, layer, inject)}
         cache = None if again else PrefixCache()
-        prefix = self.run(batch, embeds, slice(0, cut), shallow, cache, maps)
+        prefix = self.run(batch, embeds, slice(0, cut), shallow, cache, maps=maps)
         frames.states[inject] = self.states_of_frames(batch, prefix[inject])
         embeds = self.embed_refs(embeds, refs.select(batch.late_refs), frames)
         if again:
@@ -372,9 +373,11 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
 def build_language(text: PretrainedConfig, attention: str) -> PreTrainedModel:
     """A language model with random weights; ConfigError for a config that transformers cannot build it from."""
     try:
-        return AutoModelForCausalLM.from_config(text, attn_implementation=implementation(text, attention))
+        model = AutoModelForCausalLM.from_config(text, attn_implementation=implementation(text, attention))
     except Exception as error:  # of any kind
         raise unusable("model.language", f"a {text.model_type}", error) from error
+    one_kernel_norms(model)
+    return model
 
 
 def tower_shape(tower: nn.Module) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from videollm.reading.part import Reading, answer_part
+from videollm.reading.part import TURNS, Reading, answer_part
 from videollm.reading.quantities import quantities
 from videollm.reading.structured import fragments
 
@@ -24,29 +24,36 @@ _KEYS = re.compile(
 )
 _KEYED = re.compile(rf"[\"']?(?:{_KEYS.pattern})[\"']?\s?:\s?[\"'(\[]{{0,2}}(\w{{1,2}})[\"')\]]{{0,2}}\s?[,}}\n]", re.I)
 _WORDS = r"(?:\s{1,3}(?!not\b|n[o']t\b)[\w']{1,12}){0,5}?"
-_IS = r"(?:'s|\bis|\bare|\b(?:would|should|must|will)\s+be|\bseems\s+to\s+be|\bes|\best|\bist|是|为|は|은|는|:|=)"
+_HEDGES = r"(?:\s+(?:most|very|likely|probably|clearly|definitely|certainly|obviously|surely|therefore|thus)\b){0,3}"
+_BE = (
+    r"(?:'s|\s+(?:is|was|(?:would|should|must|will|can\s+only|has\s+to|have\s+to|seems\s+to|appears\s+to)\s+be)\b)"
+    + _HEDGES
+)
+_IS = rf"(?:{_BE}|\bare|\bes|\best|\bist|(?:应该|应当|应|可能|大概|就|只能|一定|必须)*[是为]|は|은|는|:|=|\s[-–—]\s)"
+_NOT_BUT = r"(?:\bnot\s[(\[*]{0,3}(?:option\s)?\w[)\]*]{0,3},?\s(?:but|rather)\s(?:rather\s)?)?"  # "not A but C"
 _SIGNS = r"[\s*_\"'`(\[{:.$<]{0,8}"
 _NAME = r"(?:(?:the\s+)?(?:option|choice|letter|number|answer)\b|选项)?"
 _ANSWER = (
-    r"(?:\b(?:answer|ans|respuesta(?:\s+correcta)?|réponse|antwort|ответ)\b|\bchoice(?=\s{0,2}:)|\bmy\s+choice\b"
-    r"|\b(?:best|correct|right|selected|chosen|final)\s+(?:option|choice)\b"
-    r"|\b(?:good|best)\s+choice\b|答案|正解|答え|정답|(?:正确|最佳)选项)"
+    r"(?<!incorrect\s)(?<!wrong\s)(?<!least\s)(?:\b(?:answer|ans|respuesta(?:\s+correcta)?|réponse|antwort|ответ)\b|\bchoice(?=\s{0,2}:)|\bmy\s+choice\b"
+    r"|\b(?:best|good|correct|right|selected|chosen|final|appropriate|suitable|accurate|likely|plausible)\s+(?:option|choice)\b"
+    r"|答案|正解|答え|정답|(?:正确|最佳)选项)"
 )
 _CHOSEN = (
-    r"(?:\b(?:choose|pick|select|go\s+with|going\s+with|say|believe|think)\b(?:\s+(?:it|that|the\s+answer))?(?:'s|\s+is)?"
-    r"|\bit(?:'s|\s+is)|\bthat(?:'s|\s+(?:is|would\s+be))|选择?|选项|\b(?:hence|thus|therefore|so)\b,?|^option\b|^choice\b)"
+    rf"(?:\b(?:choose|pick|select|go\s+with|going\s+with|say|believe|think)\b(?:\s+(?:it|that|the\s+answer))?(?:{_BE})?"
+    rf"|\b(?:it|that){_BE}|选择?|选项|[认觉][为得](?:答案)?(?:应该|应|可能|就)?[是为]|(?:^|[，,。]\s?)(?:而|应该?|就)*[是为]|\b(?:hence|thus|therefore|so)\b,?"
+    r"|^(?:option|choice|(?:most\s+)?likely|probably|definitely)\b)"
 )
 _RIGHT = r"(?:the\s+)?(?:(?:most|only|likely|best)\s+){0,2}(?:correct|right|best|answer|likely|true|正确)"
-_END = r"(?![\w'’])(?!\.\d)(?!-\w)"
+_END = r"(?![A-Za-z0-9_\u00c0-\u024f])(?!['’][A-Za-z])(?![.:]\d)(?!-\w)"
 _GOES_ON = re.compile(
-    r"[\s*_\"'`]{0,4}(?:$|[()\].,:;!?\n}]|(?:because|since|as|is|was|would|seems|should|and|or|due|for|given|—|–|-|which|that|"
+    r"[\s*_\"'`$]{0,4}(?:$|[()\].,:;!?\n}]|(?:because|since|as|is|was|would|seems|should|and|or|due|for|given|—|–|-|which|that|"
     r"based|when|not)\b)",
     re.IGNORECASE,
 )
-_JOINED = r"(?:,|/|\bor\b|\band\b|&|，|、)"
+_JOINED = r"(?:,|/|\bor\b|\band\b|&|，|、|或者?|[和与及])"
 _MORE = re.compile(
-    rf"[\s*_\"'`)\]]{{0,4}}(?:{_JOINED}|(?=\())[\s*_\"'`]{{0,3}}(?:\b(?:option|choice)\s)?[\s(\[]{{0,2}}([A-Z]|\d{{1,2}})(?![\w'’])"
-    r"[)\]]?(?=[\s).,\]!?]|$)(?!\s(?:(?:is|are)\s+(?:wrong|not|in)|appears?|shows?))"
+    rf"[\s*_\"'`)\]]{{0,4}}(?:{_JOINED}|(?=\())[\s*_\"'`]{{0,3}}(?:\b(?:or|possibly|maybe|perhaps)\s)?(?:\b(?:option|choice)\s)?[\s(\[]{{0,2}}([A-Z]|\d{{1,2}})(?![\w'’])"
+    r"[)\]]?(?=[\s).,\]!?。，]|$)(?!\s(?:(?:is|are)\s+(?:wrong|not|in)|appears?|shows?))"
 )
 _PAIRED = re.compile(
     rf"(?:\b(?:both|either|neither)\b|(?<![A-Za-z])[A-Z][)\]*]{{0,2}}\s{{0,2}}{_JOINED}\s{{0,2}}(?:option\s)?[(\[*]{{0,2}})$",
@@ -54,8 +61,13 @@ _PAIRED = re.compile(
 )
 _DENIED = re.compile(r"\bnot\b|n['’]t\b|\bneither\b|不是", re.IGNORECASE)
 _REFUSED = re.compile(r"\b(?:not|no|never|nothing|wrong|incorrect)\b|n['’ ]t\b", re.IGNORECASE)
-_WRONG = re.compile(r"\s*(?:is|are|was)(?:n t\b|\s+(?:wrong|not|incorrect)\b)")  # in words, see ``_words``
+_WRONG = re.compile(  # in words, see ``_words``
+    r"\s*(?:(?:is|are|was)(?:n t\b|\s+(?:wrong|not|incorrect)\b)|(?:no|wrong|incorrect|false)\b)"
+)
+_TURNED = re.compile(TURNS, re.IGNORECASE)
 _LISTED = re.compile(r"^[\s*]{0,4}[(\[]?([A-Z]|\d{1,2})[)\].:]\s", re.MULTILINE)
+NO_CHOICE = "no choice"
+_UNSURE = ("the only label in it", "the option's text in it")  # rules that do not outweigh a choice told before
 SEVERAL = -1  # in place of an index, within this file
 _OPTION = 500  # characters behind a letter that are held against the option's text
 
@@ -98,8 +110,8 @@ class _Rules:
 @cache
 def _rules(labels: Labels) -> _Rules:
     signs = {"letter": "[A-Za-z]", "digit": r"\d{1,2}|[A-Za-z]"}[labels]
-    label, flags = f"(?P<label>{signs})", re.IGNORECASE | re.MULTILINE
-    behind = rf"{_SIGNS}{_NAME}{_SIGNS}{label}{_END}"
+    label, flags = f"(?<![A-Za-z])(?P<label>{signs})", re.IGNORECASE | re.MULTILINE
+    behind = rf"{_SIGNS}{_NOT_BUT}{_NAME}{_SIGNS}{label}{_END}"
     return _Rules(
         re.compile(rf"[\W_]*?(?<!-){label}[\W_]*"),
         re.compile(rf"{_ANSWER}{_WORDS}\s{{0,3}}{_IS}?{behind}", flags),
@@ -119,8 +131,17 @@ class _Reader:
     rules: _Rules
 
     def read(self, text: str) -> tuple[int | None, str]:
-        """(choice, rule)."""
+        """(choice, rule). Behind a "wait" or "actually" stands what counts, if that chooses."""
         text = text.strip()
+        before, rule = self._read(text)
+        turned = list(_TURNED.finditer(text))
+        after, later = self._read(text[turned[-1].end() :].strip()) if turned else (None, NO_CHOICE)
+        if later == NO_CHOICE:
+            return before, rule
+        sure = after == before or later not in _UNSURE
+        return (after, later) if sure else (None, "an answer that is taken back")
+
+    def _read(self, text: str) -> tuple[int | None, str]:
         same, alone = self._equal(text), self.rules.alone.fullmatch(text)
         if alone and not text.startswith("-"):
             choice = self._index(alone["label"])
@@ -135,39 +156,45 @@ class _Reader:
             ("the answer told", lambda: self._last(self.rules.told, text)),
             ("its first label", lambda: self._first(text)),
             ("the option called right", lambda: self._last(self.rules.correct, text)),
-            ("the option chosen", lambda: self._last(self.rules.chosen, text)),
+            ("the option chosen", lambda: self._last(self.rules.chosen, text, alone=True)),
             ("its last line", lambda: self._last_line(text)),
-            ("the only label in it", lambda: self._only_marked(text)),
-            ("the option's text in it", lambda: self._held(text)),
+            (_UNSURE[0], lambda: self._only_marked(text)),
+            (_UNSURE[1], lambda: self._held(text)),
         ):
             found = find()
             if found is not None:
                 return (None, "several options") if found == SEVERAL else (found, rule)
-        return None, "no choice"
+        return None, NO_CHOICE
 
     def _index(self, label: str) -> Found:
         """The option that a label names; None if there is none."""
         index = int(label) if label.isdecimal() else ord(label.upper()) - ord("A")
         return index if 0 <= index < self.count else None
 
-    def _last(self, rule: re.Pattern, text: str) -> Found:
-        """The last label that ``rule`` finds, passing over those that are denied, an article, or no option."""
+    def _last(self, rule: re.Pattern, text: str, alone: bool = False) -> Found:
+        """The last label that ``rule`` finds, passing over those that are denied, an article, or no option.
+
+        ``alone``: it must be the only one that it finds.
+        """
+        last: Found = None
         for found in reversed(list(rule.finditer(text))):
             label, (start, end) = found["label"], found.span("label")
-            if _DENIED.search(found.group()) or not self._is_label(text, label, end):
+            if _DENIED.search(re.sub(_NOT_BUT, "", found.group(), flags=re.I)) or not self._is_label(text, label, end):
                 continue
-            if self._several(text, start, end):
+            several, index = self._several(text, start, end), self._index(label)
+            if last is None and several or not several and None not in (last, index) and index != last:
                 return SEVERAL
-            if (index := self._index(label)) is not None:
-                return index
-        return None
+            last = index if last is None else last
+            if last is not None and not alone:
+                break
+        return last
 
     def _is_label(self, text: str, label: str, end: int) -> bool:
         """Whether a letter is a label, and no article or word: "A dog runs" is none, "C because" is one."""
         behind = text[end : end + _OPTION]
-        if label.isdecimal() or re.match(r"[^\x00-\x7f]|[)\]}*]", behind):
+        if re.match(r"[^\x00-\x7f]|[)\]}*]", behind):
             return True
-        if _GOES_ON.match(behind) and (label.isupper() or not re.match(r"\s[a-z]", behind)):
+        if _GOES_ON.match(behind) and (label.isupper() or label.isdecimal() or not re.match(r"\s[a-z]", behind)):
             return True
         words, index = _words(behind), self._index(label)
         return bool(words and index is not None and index < len(self.options) and words.startswith(self.options[index]))

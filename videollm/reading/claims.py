@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from videollm.reading.pairs import FROM, HEDGES, NOUN, PAIR, SAME_S, SPREADS, Told, years
+from videollm.reading.part import TURNS
 from videollm.reading.quantities import Quantity
 
 _AUXILIARY = r"\b(?:does|did|do|is|was|are|were|has|have|can|could|will|would)"
@@ -18,20 +19,29 @@ _DENIED = re.compile(
     r"|\b(?:never|instead\s+of|rather\s+than|except|excluding|not\s+(?:from|between|in|at|during))\b"
     r"|\bI\s+(?:\w+\s+)?(?:assumed|believed|thought|guessed|suspected)\b"  # and thinks otherwise by now
     r"|(?:\bnot|n['’]t)\s{1,3}$"  # "it is not 10 - 15 seconds"
-    r"|没有|不在|并非",
+    r"|\b(?:neither|nor)\s{1,3}(?:(?:from|between|in|at|during)\s{1,3})?$"
+    r"|没有|不在|并非|(?<!是)不是",
     re.IGNORECASE,
 )
 _DENIED_BEHIND = re.compile(
-    r"[^.!?;\n]{0,60}\b(?:not\s+(?:relevant|the\s+(?:answer|moment|event|query))|irrelevant|wrong|incorrect|too\s+(?:early|late))\b",
+    r"[^.!?;\n]{0,60}\b(?:not\s+(?:relevant|the\s+(?:answer|moment|event|query))|irrelevant|wrong|incorrect|too\s+(?:early|late))\b"
+    rf"|{HEDGES},?\s(?:there\s+is\s+)?nothing\b",
+    re.IGNORECASE,
+)
+_LENGTH_OF = re.compile(  # "In the video (0-120 s)", "The clip, which runs from 0:00 to 2:00": no moment in it
+    r"(?<!entire\s)(?<!whole\s)(?<!full\s)\b(?:video|clip|footage|recording)"
+    rf"(?:,?\s(?:which\s|that\s)?(?:runs|lasts|goes)\s(?:from\s)?|\s?\(|\s(?:length|duration)\W{{1,3}}){HEDGES}$",
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(
-    r"\b(?:therefore|thus|hence|in\s+conclusion|to\s+conclude|in\s+summary|conclusion|actually|on\s+(?:second|closer)\s+\w+)\b"
-    r"|(?:^|[.!?\n])\s{0,3}(?:so|wait|no|correction)\b|因此|所以|其实|不对",
+    r"\b(?:therefore|thus|hence|in\s+conclusion|to\s+conclude|in\s+summary|conclusion|best\s+(?:match|guess|estimate)\s+is|actually(?!.{0,40}\balso))\b"
+    rf"|(?:^|[.!?\n])\s{{0,3}}(?:so|no)\b|因此|所以|{TURNS}",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[.!?;]\s|\n|。")
-_FRAMES = re.compile(r"\bframes?\b|帧", re.IGNORECASE)
+_NO_TIMES = re.compile(  # what the bare numbers of a sentence count or measure
+    r"\bframes?\b|帧|\b(?:number|amount)\s+of\b|\b(?:score|temperature|speed|price|weight)\b", re.IGNORECASE
+)
 _PLACES = r"\b(?:in|at|during|from|and|then|second|time)\b"
 _PLACE = re.compile(rf"(?:^|[\n:.;,(|\[]\s{{0,3}}|{_PLACES}){HEDGES}(?:\d{{1,3}}[.)]\s)?{HEDGES}$", re.IGNORECASE)
 _LONG = re.compile(r"\W{0,3}(?:s|seconds?)?\W{0,3}(?:long|in\s+length|in\s+total|total)\b|\s{0,3}\?", re.IGNORECASE)
@@ -48,7 +58,8 @@ def kept(found: Sequence[Told], text: str) -> list[Told]:
     """The spans that count: the surest, those listed with them, no denied one, nothing where it is "3-9 or 12-15"."""
     if any(_OR.fullmatch(text[a.end : b.start]) for a, b in _neighbours(found)):
         return []
-    found = [t for t in found if not (t.sure < 2 and _frames(text, t)) and not _length_only(text, t)]
+    found = [t for t in found if not (t.sure < 2 and _counts(text, t)) and not _length_only(text, t)]
+    found = [t for t in found if t.span[0] or not _LENGTH_OF.search(text, max(0, t.start - 60), t.start)]
     found = [
         t
         for i, t in enumerate(found)
@@ -119,8 +130,8 @@ def _length_only(text: str, told: Told) -> bool:
     return not named and bool(_RELATIVE.match(text, told.end))
 
 
-def _frames(text: str, told: Told) -> bool:
-    return bool(_FRAMES.search(text, _sentence_start(text, told.start), told.start))
+def _counts(text: str, told: Told) -> bool:
+    return bool(_NO_TIMES.search(text, _sentence_start(text, told.start), told.start))
 
 
 def _last_conclusion(found: list[Told], text: str) -> list[Told]:

@@ -17,7 +17,7 @@ Span = list[float]  # [start, end] in seconds
 _SIGNS = r"[\s*_\"'`$~{}]|\\text\{|</?[a-z_]+>"
 _WORDS = (
     "about|around|approximately|approx\\.?|roughly|nearly|almost|circa|exactly|just|the|at|sec|seconds?|mark|point|"
-    "timestamps?|onwards?|t\\s?="
+    "timestamps?|onwards?|t\\s?=|minute"
 )
 HEDGES = rf"(?:{_SIGNS}|\b(?:{_WORDS})|-?second mark|秒|第){{0,12}}"
 
@@ -35,12 +35,14 @@ _CLOSED = re.compile(r"[\s*_\"'`]{0,4}(?:,\s?[01]?\.\d+\s?)?[\])>}]")  # behind 
 _STARTS = re.compile(
     r"\b(?:start|begin|began|onset)\w*\b[^\d.!?;]{0,30}$|\bstart(?:[_ ]?(?:time|s|sec))?\W{0,6}$|开始\D{0,8}$", re.I
 )
-_ENDS = re.compile(r"\b(?:end|finish|conclud|stop|complet)\w*\b[^\d.!?;]{0,30}$|结束\D{0,8}$", re.IGNORECASE)
+_ENDS = re.compile(r"\b(?:end|finish|conclud|stop|complet|wrap|ceas)\w*\b[^\d.!?;]{0,30}$|结束\D{0,8}$", re.IGNORECASE)
 _LASTS = re.compile(
-    r"\W{0,4}(?:and\s+)?(?:it\s+)?(?:then\s+)?"
+    r"\W{0,4}(?:and\s+)?(?:it\s+|(?:the|this)\s+(?:action|event|scene|segment|moment)\s+)?(?:then\s+)?"
     rf"(?:lasts?|lasting|goes\s+on|going\s+on|continu\w+|runs?|with\s+a\s+duration\s+of)\s+(?:for\s+)?{HEDGES}",
     re.IGNORECASE,
 )
+_AFTER = re.compile(rf"\bafter\b{HEDGES}$", re.IGNORECASE)
+_LATER = re.compile(r"\s(?:later|after(?:wards|\s+(?:that|this))?)\b", re.IGNORECASE)
 _NO_NOUN = (
     "seconds?|secs?|s|of|in|into|when|where|while|as|during|and|or|but|with|the|a|an|he|she|it|they|then|is|was|mark|which|"
     "for|on|at|to|from|by"
@@ -91,6 +93,10 @@ def _pair(text: str, listed: Sequence[Quantity], place: int, duration_s: float |
         return None
     if rule == _BRACKETS and (_JSON_KEY.search(before) or (a.bare and a.value > b.value)):
         return None  # a size, or a place in the picture
+    if rule == _CELLS and _is_linked(text, listed[place + 1 : place + 3]):
+        return None  # the number of a row, before its times
+    if rule == _NAMES and a.value > b.value and _AFTER.search(gap):
+        return None  # "ends after 5 s": a time, or how long it lasts?
     if rule == _CELLS and not _only_two_cells(text, listed, place):
         return None
     a, b = a.scaled(b.unit if b.unit in SPREADS else ""), b.scaled(a.unit if a.unit in SPREADS else "")
@@ -118,13 +124,18 @@ def _joined(text: str, gap: str, before: str, end: int) -> str | None:
     if _CELL.fullmatch(gap) and before.rstrip(" *_").endswith("|"):
         return _CELLS
     if _STARTS.search(before) and _ENDS.search(gap):
-        return _NAMES
+        return _LENGTH if _LATER.match(text, end) else _NAMES
     return _NAMES if _ENDS.search(before) and _STARTS.search(gap) else None
 
 
 def _cut_off(text: str, a: Quantity, b: Quantity) -> bool:
     """ "from 12.0 seconds to 1": the text breaks off within its last number."""
     return b.value < a.value and b.bare and not text[b.end :].strip() and b.end - b.start < a.end - a.start
+
+
+def _is_linked(text: str, pair: Sequence[Quantity]) -> bool:
+    """Whether two quantities stand in one cell: "5.0 - 12.0"."""
+    return len(pair) == 2 and bool(_LINK.fullmatch(text[pair[0].end : pair[1].start]))
 
 
 def _only_two_cells(text: str, listed: Sequence[Quantity], place: int) -> bool:
@@ -167,11 +178,12 @@ def seconds(q: Quantity, duration_s: float | None) -> float:
 
 
 def _without_restatements(text: str, listed: list[Quantity]) -> list[Quantity]:
-    """ "1:30 (90s) to 2:00 (120s)": what only repeats the time before it is passed over."""
+    """ "1:30 (90s) to 2:00 (120s)", "5 s (frame 10)": what only repeats the time before it is passed over."""
     kept_ones: list[Quantity] = []
     for q in listed:
         last = kept_ones[-1] if kept_ones else None
-        if last and re.fullmatch(r"\s?[(=]\s?", text[last.end : q.start]) and abs(q.value - last.value) <= SAME_S:
+        same = last and abs(q.value - last.value) <= SAME_S
+        if last and re.fullmatch(r"\s?[(=]\s?" if same else r"\s?\(frame\s", text[last.end : q.start]):
             closed = re.compile(r"\s?\)").match(text, q.end)
             kept_ones[-1] = Quantity(last.start, closed.end() if closed else q.end, last.value, last.unit, last.decimal)
         else:

@@ -20,10 +20,20 @@ class Reading(Generic[Value]):
     rule: str
 
 
+# Words by which an answer takes back what it has said.
+TURNS = (
+    r"(?:(?:^|[.!?…\n])\s{0,3}(?:(?:hmm+|oh|but|no)[,.]?\s)?(?:wait|correction|apologies|sorry|actually(?!.{0,40}\balso))\b"
+    r"|\b(?:wait|hold\s+on|scratch\s+that)\s?[,:.!-]|\blet\s+me\s+(?:re-?\w+|double-?check|check\s+again|look\s+again)\b"
+    r"|\bor\s+rather\b|\bon\s+(?:second|closer)\s+\w+\b|更正|其实|不对)[,:.!-]?"
+)
+ANSWER_TAGS = ("answer", "conclusion", "solution")
 ALL, THOUGHT_DROPPED, NOTHING = "all of it", "reasoning dropped", "no answer part"  # rules where no mark was found
 
-_THOUGHT = re.compile(
-    r"<\s{0,3}(/?)\s{0,3}(?:think|thinking|thoughts?|reason|reasoning|analysis|reflection|scratchpad|cot)\s{0,3}>", re.I
+_THOUGHT = re.compile(  # also in brackets of Kimi's, Magistral's and Seed's, and as channels of gpt-oss
+    r"[<◁\[]\s{0,3}(/?)\s{0,3}(?:seed:)?"
+    r"(?:think|thinking|thoughts?|reason|reasoning|analysis|reflection|scratchpad|cot)\s{0,3}[>▷\]]"
+    r"|<\|(?:channel\|>analysis<\|message|begin_of_thought)\|>|<\|(channel\|>final<\|message|end_of_thought)\|>",
+    re.IGNORECASE,
 )
 _END_TOKEN = re.compile(r"</?s>|<\|[^<>|]{1,40}\|>|<(?:eos|bos|pad|end_of_turn|unk)>", re.I)
 _MARKER = re.compile(
@@ -37,15 +47,16 @@ _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s?\{([^{}]{0,80})\}")
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x3010: 0x5B, 0x3011: 0x5D}
 
 
-def answer_part(text: str, tags: tuple[str, ...] = ("answer",)) -> tuple[str, str]:
+def answer_part(text: str, tags: tuple[str, ...] = ANSWER_TAGS) -> tuple[str, str]:
     """(part, rule): the part of ``text`` that counts, and what marked it; ("", why) where no answer was given.
 
     ``tags``: names of tags that hold an answer, the ones that count most first; the last one of a name counts, and it
     need not be closed. Full-width digits, letters and signs become ASCII, character by character.
     """
-    text = _END_TOKEN.sub(" ", text.translate(_WIDE))
+    text = text.translate(_WIDE)
     told = _without_thoughts(text)
     rule = ALL if told == text else THOUGHT_DROPPED
+    told = _END_TOKEN.sub(" ", told)
     for tag in tags:
         inside = _last_tagged(told, tag)
         if inside is not None:
@@ -59,12 +70,19 @@ def answer_part(text: str, tags: tuple[str, ...] = ("answer",)) -> tuple[str, st
     return told, rule if told.strip() else NOTHING
 
 
+def beside_answer(text: str) -> str:
+    """What stands beside an answer part and is no thought: "5 - 10 s." of "5 - 10 s. Answer: C"."""
+    text = text.translate(_WIDE)
+    part, rest = answer_part(text)[0], _END_TOKEN.sub(" ", _without_thoughts(text))
+    return " ".join(rest.rsplit(part, maxsplit=1)) if part.strip() else ""
+
+
 def _without_thoughts(text: str) -> str:
     """Without what stands in the tags of reasoning, before a lone closing one, and behind one never closed."""
     kept: list[str] = []
     place = depth = 0
     for tag in _THOUGHT.finditer(text):
-        if not tag[1]:
+        if not (tag[1] or tag[2]):
             if not depth:
                 kept.append(text[place : tag.start()])
             depth += 1

@@ -18,7 +18,7 @@ _NTH = r"(?:st|nd|rd|th)"
 _THEN = r"(?:\s{0,3}(?:,|and\b|&)\s{0,3}|\s{0,3})"
 _CLOCK = r"\d{1,3}:\d{2}(?::\d{2})?(?:[.,]\d{1,6})?(?!\d|:\d)"
 _QUANTITY = re.compile(
-    rf"(?<![A-Za-z0-9_./])(?<!\d:)(?:"
+    rf"(?<![A-Za-z0-9_./])(?<!\d:)(?<!\d \. )(?:"
     rf"(?P<clock>{_CLOCK})(?:{_JOIN}(?:{_SECOND}|{_MINUTE}|{_HOUR}))?"
     rf"|(?P<h>{NUMBER}){_JOIN}{_HOUR}(?:{_THEN}(?P<hm>{NUMBER}){_JOIN}{_MINUTE})?(?:{_THEN}(?P<hs>{NUMBER}){_JOIN}{_SECOND})?"
     rf"|(?P<m>{NUMBER}){_JOIN}{_MINUTE}(?:{_THEN}(?P<ms>{NUMBER}){_JOIN}{_SECOND})?"
@@ -37,6 +37,7 @@ _NO_TIME_AFTER = re.compile(
     re.IGNORECASE,
 )
 _SHARE = re.compile(r"\s?of\s+the\s+(?:video|clip)\b", re.IGNORECASE)  # "0.25 to 0.5 of the video": no seconds
+_OF_MINUTES = re.compile(r"\bminute\s$", re.IGNORECASE)  # "from minute 2 to minute 3"
 _NO_TIME_BEFORE = re.compile(
     r"(?:frames?|frame[_ ]?(?:number|index|id)s?|figure|fig\.|number|scores?|aged?|ages|year|帧)[\s:#({\[\"'=]{0,4}$"
     r"|(?:steps?|options?|events?|scenes?|players?|jersey|no\.|#|€|£)\s?$",
@@ -88,6 +89,8 @@ def quantities(text: str) -> Iterator[Quantity]:
         start, end = found.span()
         if unit in ("", "%", "s") and _negative(text, start):
             unit = "none"
+        if unit == "" and _OF_MINUTES.search(text, max(0, start - 24), start):
+            value, unit = value * 60, "m"
         if unit == "" and found["nth"]:
             unit = "nth"
         if unit == "" and (found["tail"] or _NO_TIME_AFTER.match(text, end) or _enclosed(text, start, end)):
@@ -120,7 +123,9 @@ def _meaning(found: re.Match[str]) -> tuple[float, str, str]:
 
 
 def _negative(text: str, start: int) -> bool:
-    """Whether a minus sign, no dash between two times, stands before the number."""
+    """Whether a minus sign, no dash between two times, or ± stands before the number."""
+    if text[:start].endswith(("±", "+/-")):
+        return True
     if start == 0 or text[start - 1] not in "-−":
         return False
     before = text[max(0, start - 12) : start - 1].rstrip()

@@ -12,11 +12,11 @@ import re
 
 from videollm.reading.claims import denied, kept
 from videollm.reading.pairs import Span, seconds, tell_spans
-from videollm.reading.part import Reading, answer_part
+from videollm.reading.part import ANSWER_TAGS, Reading, answer_part, beside_answer
 from videollm.reading.quantities import quantities
 from videollm.reading.structured import structured_spans
 
-SPAN_TAGS = ("glue", "answer")  # a tag of VideoChat-R1 holds spans beside the choice in <answer>
+SPAN_TAGS = ("glue", *ANSWER_TAGS)  # a tag of VideoChat-R1 holds spans beside the choice in <answer>
 _WHOLE = re.compile(
     r"\b(?:entire|whole|full|complete)\s+(?:duration\s+of\s+the\s+)?(?:video|clip|footage|recording|duration)\b"
     r"|\b(?:throughout|all\s+through)\s+the\s+(?:video|clip)\b|整个视频|全程",
@@ -32,6 +32,12 @@ def claimed_spans(text: str, duration_s: float | None) -> list[Span]:
 def measured_spans(text: str, duration_s: float | None) -> list[Span]:
     """The spans in ``text`` that tell their own units (seconds, minutes, shares of the video); no bare numbers."""
     return [told.span for told in tell_spans(answer_part(text, SPAN_TAGS)[0], duration_s) if told.unit]
+
+
+def span_beside(text: str, duration_s: float | None) -> Span | None:
+    """The one span told beside an answer that has none: of a text with a moment and a choice, "5 - 10 s. Answer: C"."""
+    spans = claimed_spans(beside_answer(text), duration_s)
+    return spans[0] if len(spans) == 1 else None
 
 
 def read_spans(text: str, duration_s: float | None = None) -> list[Span]:

@@ -17,23 +17,28 @@ Steps = tuple[list[list[float]], list[str]]  # spans in seconds and as many capt
 
 _NAMES = r"(?:step|event|scene|segment|phase|part|action|clip|shot|chapter|moment)"
 _MARK = r"(?:[-*•·▪–]\s|\d{1,3}\s?[.):]\s|\(\d{1,3}\)\s|\d{1,3}\s*\n|#{1,6}\s|\|\s*\d{1,3}\s*\|)"
+_NTH = r"(?:first|second|third|fourth|fifth|sixth|next|last|final|opening|closing)"
 _LABEL = r"(?:time(?:stamp)?s?\s?[:=]|start(?:ing)?(?:\s?time)?\s?[:=]?)"
 _OPENS = re.compile(
-    rf"(?:^|[\n.!?;。|]|(?<=,)|\"|</[a-z_]+>)[\s*_>]*(?:{_MARK})?[\s*_]*(?:{_NAMES}\s*\d*\s*[:.)–-]?)?[\s*_]*"
+    rf"(?:^|[\n.!?;。|]|(?<=,)|\"|</[a-z_]+>)[\s*_>]*(?:{_MARK})?[\s*_]*(?:{_NAMES}\s*\d*\s*[:.)–-]?|(?:in|during)\s+the\s+{_NTH}\s+{_NAMES}\s*[,:]?)?[\s*_]*"
     rf"(?:{_LABEL})?[\s*_]*(?:(?:first|then|next|finally|afterwards)[,:]?\s+)?(?:(?:from|between|at|during|in|从|在|第)\s*(?:the\s+)?(?:(?:about|around|approximately)\s+)?)?"
     r"[\s\[(<{*_~`\"']*$",
     re.IGNORECASE,
 )
 _AFTER_COLON = re.compile(r":\s(?:from\s|between\s)?[\s\[(*]*$", re.IGNORECASE)
-_SECONDS = r"[\s*_\])>}`\"'|]*(?:s|sec|secs|seconds)?(?![A-Za-z])[\s*_\])>}`\"'|]*"
+_OF_VIDEO = r"(?:(?:of|into|in|within)\s+(?:the|this)\s+(?:video|clip|footage|recording)\b)?"
+_SIGNS = r"[\s*_\])>}`\"'|]*"
+_SECONDS = rf"{_SIGNS}(?:s|sec|secs|seconds)?(?![A-Za-z])(?:[\s-]?(?:mark|point)s?\b)?\s?{_OF_VIDEO}{_SIGNS}"
 _BEHIND = re.compile(
     rf"{_SECONDS}[,:;.–—|-]*[\s*_|]*(?:(?:description|caption|event|action)\s?[:=]\s?)?", re.IGNORECASE
 )
 _LINE_END = re.compile(rf"{_SECONDS}(?:[.,;|]*[ \t]*(?=\n|$)|(?<=[)\]])[.,;])", re.IGNORECASE)
 _BEFORE = re.compile(r"[(\[|:–—]\s*[*_]*\s*(?:from\s+|between\s+|at\s+)?$", re.IGNORECASE)
-_CLAUSE_END = re.compile(rf"{_SECONDS}[.;](?=\s|$)", re.IGNORECASE)
+_CLAUSE_END = re.compile(rf"{_SECONDS}(?:[.;](?=\s|$)|,(?=\s(?:and|then|before|while|followed)\b))", re.IGNORECASE)
 _NAMED_BEFORE = re.compile(r"[,\s]\s*(?:from|between)\s+$", re.IGNORECASE)
-_BROKEN_OFF = re.compile(r"(?<=[.;\n])\s*(?:from\s+)?\d[\d.:]*\s*(?:s|seconds)?\s*(?:-|–|to)?\s*$", re.IGNORECASE)
+_BROKEN_OFF = re.compile(
+    r"(?<=[.;\n])\s*(?:from\s+)?\d[\d.:]*\s*(?:s|seconds)?\s*(?:(?:-|–|to)\s*[\d.:]*)?\s*$", re.IGNORECASE
+)
 _PARAGRAPH = re.compile(r"(?<=\S)\s*\n\s*\n")
 _LIST_MARK = re.compile(
     rf"^[\s*_]*(?:{_MARK})?[\s*_]*(?:{_NAMES}\s*\d+\s*[:.)–-]\s*)?(?:(?:description|caption)\s?[:=]\s?)?", re.IGNORECASE
@@ -51,7 +56,7 @@ def read_steps(text: str, duration_s: float | None = None) -> Steps:
 
 def explain_steps(text: str, duration_s: float | None = None) -> Reading[Steps]:
     """The events, and by which rule they were read."""
-    part, why = answer_part(text, ("answer",))
+    part, why = answer_part(text)
     events = structured_events(part, lambda inner: claimed_spans(inner, duration_s))
     if events:
         return Reading(([span for span, _ in events], [text.strip() for _, text in events]), f"{why}; keys of JSON")
@@ -69,8 +74,6 @@ def _header(text: str, told: Told, first: bool) -> tuple[int, int, Told] | None:
     """(start, end, span) of what opens an event: list mark, "Step 2:", the span, "seconds:"."""
     floor = max(0, told.start - 60)
     opens = _OPENS.search(text, floor, told.start)
-    if opens and opens.start() == floor > 0 and text[floor] not in "\n.!?;|":
-        opens = None  # the window's edge is not the beginning of a text
     if opens is None and first and not _LINE_END.match(text, told.end):
         opens = _AFTER_COLON.search(text, floor, told.start)
     behind = _BEHIND.match(text, told.end)  # none where a letter sticks to the time

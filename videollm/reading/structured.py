@@ -100,9 +100,7 @@ def _spans(value: Any, spans_of: SpansOf) -> Iterator[Span]:
             return
         for key, inner in value.items():
             if _SPANS.fullmatch(str(key)):
-                yield from (
-                    [_told] if isinstance(inner, list) and (_told := _of_list(inner)) else _spans(inner, spans_of)
-                )
+                yield from _spans(inner, spans_of)
     elif isinstance(value, list | tuple):
         told = _of_list(value)
         if told is not None:

@@ -12,9 +12,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_flash_attn_2_available
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
+from videollm.batches.collate import MOST_ASKED
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, load, load_tokenizer, read_config, read_tokenizer
@@ -24,13 +24,15 @@ from videollm.heads import build_head, head_class
 from videollm.heads.presets import lay_preset
 from videollm.inference.options import kept_generate
 from videollm.inference.plan import room_for_question
-from videollm.model.attention import FLASH, check_flash, implementation
+from videollm.model.attention import FLASH, check_context, check_flash, check_heads, check_installed, implementation
 from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora
 from videollm.model.objective import build_objective
-from videollm.model.tying import tied
+from videollm.model.towers import check_numbers
+from videollm.model.tying import check_tie
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.training.preflight import FROM_THE_RUN, read_deepspeed, stage_of
+from videollm.training.saving import checkpoint_folders
 from videollm.training.settings import ModelSettings, Settings
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
@@ -64,7 +66,7 @@ def assemble(settings: Settings, spread: Spread | None = None) -> Bundle:
         add_lora(bundle.model.language_model, bundle.config.lora)
     elif lora is not None and bundle.config.lora != to_dict(lora):
         raise ConfigError(f"train.lora: the checkpoint has other adapters, {bundle.config.lora}; give the same")
-    check_frames_fit(bundle)
+    check_frames_fit(bundle.model)
     if settings.data.pack and bundle.model.connector.reads_question:
         raise ConfigError(
             "data.pack: this connector reads the question, so questions cannot share one encoding; set it to false"
@@ -103,17 +105,13 @@ def check_attention(config: VideoLLMConfig, settings: Settings) -> None:
     check_flash([name for name, needs in needing.items() if needs], settings.train.precision)
 
 
-def check_installed(attention: str) -> None:
-    """ConfigError where this machine cannot compute the attention that was asked for."""
-    there = attention != FLASH or is_flash_attn_2_available()
-    need(there, f"model.attention: {FLASH} needs a GPU and pip install flash-attn; or set sdpa")
-
-
-def check_frames_fit(bundle: Bundle) -> None:
-    """ConfigError where the frames are not made as the vision tower takes them; one with a patching takes any."""
-    preprocess = build(Preprocess, bundle.config.preprocess, "data.preprocess")
-    made = (preprocess.channels, preprocess.size, preprocess.size)
-    if bundle.model.patching is None and made != (taken := tower_shape(bundle.model.vision_tower)):
+def check_frames_fit(model: VideoLLM) -> None:
+    """ConfigError where the frames are not made as the vision tower takes them."""
+    preprocess, patching = model.preprocess, model.patching
+    factor, made = patching and patching.factor, (preprocess.channels, preprocess.size, preprocess.size)
+    told = f"{preprocess.factor}, the vision tower's {factor} (null: frames of one size); set kind and factor alike"
+    need(preprocess.factor == factor, f"data.preprocess: sides are multiples of {told}")
+    if patching is None and made != (taken := tower_shape(model.vision_tower)):
         raise ConfigError(
             f"data.preprocess: makes frames of {made} (channels, height, width), the vision tower takes {taken}; let "
             "data.preprocess.size and frame_difference agree with model.vision"
@@ -173,6 +171,8 @@ def lay_over(config: VideoLLMConfig, settings: Settings) -> None:
         config.preprocess = to_dict(replace(data.preprocess, random_crop=False))
     if data.max_length is not None:
         config.context_length = data.max_length
+        if not (settings.train.resume and checkpoint_folders(Path(settings.train.output))):  # what began so may go on
+            check_context(config.text_config, data.max_length, "data.max_length")
     if data.max_tiles is not None:
         config.max_tiles = data.max_tiles
     config.generate, config.precision = to_dict(settings.generate), settings.train.precision
@@ -209,8 +209,7 @@ def planned_encoder(model: Path) -> tuple[PromptEncoder, int, bool]:
 def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenizerBase]:
     """The config of a model of parts, and its tokenizer with all tokens."""
     given = settings.model
-    if not given.head:
-        raise ConfigError("model.head.name is missing: name a head (docs/heads.md)")
+    need(given.head, "model.head.name is missing: name a head (docs/heads.md)")
     tokens = given.visual_tokens or VisualTokenSettings()
     tokenizer = load_tokenizer(given.tokenizer or given.language_weights, "model.tokenizer")
     head = head_class(given.head.get("name", ""))
@@ -246,6 +245,7 @@ def from_parts(settings: Settings, spread: Spread | None) -> Bundle:
     if model.connector.reads_question:
         question = load_tokenizer(given.question_tokenizer, "model.question_tokenizer")
         question.truncation_side = "left"  # as published: the end of a long question is kept
+        model.connector.check_question(len(question), MOST_ASKED)
     model.eval()
     return Bundle(model, tokenizer, question)
 
@@ -274,6 +274,7 @@ def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
             raise unusable("model.language", f"a {kind}", error) from error
         for role in ("bos", "eos", "pad"):  # the class's defaults are ids of another vocabulary
             setattr(text, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+    check_heads(text)
     if text.model_type == "phi3" and given.language.get("sliding_window"):
         raise ConfigError("model.language.sliding_window: a phi3 sees all before it, as published; leave the key out")
     vocabulary = len(tokenizer)
@@ -291,6 +292,7 @@ def check_language_keys(default: PretrainedConfig, fields: dict) -> None:
         near = difflib.get_close_matches(unknown[0], default.to_dict(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"the fields are those of {type(default).__name__}"
         raise ConfigError(f"model.language.{unknown[0]}: unknown key; {hint}")
+    check_numbers("model.language", fields)
 
 
 def load_parts(
@@ -300,7 +302,7 @@ def load_parts(
     language = model.language_model
     if given.language_weights:
         language = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype="auto")
-        check_tie(language, model, given.language_weights)
+        check_tie(language, model.config.text_config, given.language_weights)
         for part in (language.get_input_embeddings(), language.get_output_embeddings()):
             part.to(torch.float32)  # in which new rows are made, whatever the weights were released in
         language.resize_token_embeddings(model.config.text_config.vocab_size)
@@ -327,14 +329,7 @@ def fill_language(model: VideoLLM, state: dict[str, Tensor], given: ModelSetting
     fill(model.language_model, state, spread)
 
 
-def check_tie(base: PreTrainedModel, model: VideoLLM, where: str) -> None:
-    """ConfigError where ``model`` has one matrix for token embedding and output layer, and ``base`` two that differ."""
-    first, second = (part.weight for part in (base.get_input_embeddings(), base.get_output_embeddings()))
-    if tied(model.config.text_config) and not torch.equal(first, second):
-        raise ConfigError(
-            f"model.language_weights: {where} has a token embedding and an output layer that differ, but its config or "
-            "model.language ties them; set model.language.tie_word_embeddings=false"
-        )
+RESIDUAL = (("self_attn", "o_proj"), ("mlp", "down_proj"))
 
 
 def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:
@@ -344,9 +339,11 @@ def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:
     """
     if given.language_weights:
         raise ConfigError("model.scale_residuals: for new weights, but model.language_weights has pretrained ones")
-    layers = model.decoder.layers
+    layers = getattr(model.decoder, "layers", [None])
     for layer in layers:
-        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        parts = [getattr(getattr(layer, part, None), name, None) for part, name in RESIDUAL]
+        need(all(parts), f"model.scale_residuals: not for the layers of a {type(model.decoder).__name__}; leave it out")
+        for projection in parts:
             projection.weight.data *= (2 * len(layers)) ** -0.5
 
 
@@ -362,9 +359,10 @@ def read_start(path: str, key: str) -> dict[str, Tensor]:
 def load_tower(model: VideoLLM, folder: str) -> None:
     """Copy a tower's weights from ``folder/model.safetensors``; ConfigError if they do not fit."""
     path = Path(folder) / "model.safetensors"
-    found = model.vision_tower.load_state_dict(read_start(str(path), "model.vision_weights"), strict=False)
-    if found.missing_keys:
-        raise ConfigError(f"model.vision_weights: {path} lacks {', '.join(found.missing_keys[:5])}")
+    given, own = read_start(str(path), "model.vision_weights"), model.vision_tower.state_dict()
+    lacks = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
+    need(not lacks, f"model.vision_weights: {path} lacks {', '.join(lacks[:5])}, or has them in another shape")
+    model.vision_tower.load_state_dict(given, strict=False)
 
 
 def center_features(model: VideoLLM, path: str) -> None:
@@ -385,10 +383,11 @@ def align_words(
     """Write the vectors of ``attributes`` (word -> [Dv], Dv <= D) into the words' rows of ``weight`` [V, D], in place.
 
     Vectors are centred within what was given and scaled to length ``norm``. A word counts with and without a blank;
-    one that the tokenizer does not know is left out. Raises ValueError for vectors wider than the embedding.
+    one that the tokenizer does not know is left out. Raises ConfigError for vectors of which these cannot be made.
     """
-    if (width := max(map(len, attributes.values()))) > weight.shape[1]:
-        raise ValueError(f"word vectors of width {width} do not fit into embeddings of width {weight.shape[1]}")
+    widest, shapes = weight.shape[1], {vector.shape for vector in attributes.values()}
+    flat = len(attributes) > 1 and len(shapes) == 1 and all(len(s) == 1 and 0 < s[0] <= widest for s in shapes)
+    need(flat, f"model.word_vectors: has to hold several words, each as one vector, all as wide, at most {widest}")
     mean = torch.stack(list(attributes.values())).mean(0)
     for word, vector in attributes.items():
         row = torch.zeros(weight.shape[1])

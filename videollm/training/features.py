@@ -1,7 +1,8 @@
 """Features of a frozen tower, computed once a video and kept on disk.
 
 A file is named by the video's content, the tower's weights, the sampler and the preprocessing, so a change of any of
-them is a new file, never a stale one. Holds safetensors ``features`` [F, P, Dv] and ``times_s`` [F]; knows no records.
+them is a new file, never a stale one. Holds safetensors ``features`` [F, P, Dv] (of frames of any size [G, rows,
+columns, Dv]) and ``times_s`` [F]; knows no records.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, to_dict
 from videollm.common.files import replacing
 from videollm.data import Record
-from videollm.model.towers import CHUNK, encode_frames
+from videollm.model.towers import encode_video
 from videollm.video.decode import VideoError
 from videollm.video.read import safe_join
 
@@ -113,8 +114,7 @@ class FeatureStore:
             elif found is not None:
                 path, pixels, times_s, duration_s = found
                 self.misses += 1
-                prepare = self.reader.preprocess.on_device
-                features = encode_frames(tower, pixels.to(device), CHUNK, prepare).cpu().contiguous()
+                features = encode_video(tower, pixels, self.reader.preprocess, device)
                 tensors = {"features": features, "times_s": torch.as_tensor(np.asarray(times_s, np.float64))}
                 with replacing(path, shared=True) as fresh:
                     save_file(tensors, fresh, metadata={"duration_s": repr(float(duration_s))})

@@ -25,14 +25,15 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from videollm.batches.batch import PREFIX, Batch, moved
 from videollm.batches.dataset import Item, share_prompt
-from videollm.batches.prompt import Prompt
+from videollm.batches.lengths import BY_TIME, largest_video
+from videollm.batches.prompt import Prompt, Visual
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle
-from videollm.common.config import ConfigError, build
+from videollm.common.config import ConfigError, build, need
 from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.objective import build_objective
-from videollm.model.videollm import VideoLLM, tower_shape
-from videollm.training.assemble import planned_config
+from videollm.model.videollm import VideoLLM
+from videollm.training.assemble import check_frames_fit, planned_config
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preflight import read_deepspeed, stage_of
 from videollm.training.settings import Settings
@@ -182,7 +183,7 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 def word_bundle(model: VideoLLM) -> Bundle:
     """The model with a tokenizer where only lengths count: a token a word, and the special ones."""
     stop = TEMPLATES[model.config.template].stop
-    marks = [model.config.visual_tokens.get(key) for key in ("token", "start", "end")]
+    marks = [model.config.visual_tokens.get(key) for key in ("token", "image", "start", "end")]
     special = dict.fromkeys([stop, *filter(None, marks), *model.head.span_tokens, *model.head.extra_tokens])
     raw = Tokenizer(models.WordLevel({"w": WORD}, unk_token="w"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -190,30 +191,53 @@ def word_bundle(model: VideoLLM) -> Bundle:
     return Bundle(model, words, words if model.connector.reads_question else None)
 
 
+def video_of(model: VideoLLM, frames: int) -> Visual:
+    """A video of ``frames``, one a second; of any size, the largest."""
+    if model.patching is None:
+        return Visual("video", frames, np.arange(frames, dtype=float))
+    return largest_video(model.patching, model.preprocess, frames)
+
+
 def make_prompt(bundle: Bundle, frames: int, text: int) -> Prompt:
-    """A video of ``frames``, one a second, and one question with its answer."""
+    """A video of ``frames`` and one question with its answer."""
     asked = min(QUESTION, text // 2)
     turns = [Turn("user", (VisualMark(0), " w" * asked)), Turn("assistant", ("w " * (text - asked), SpanMark(0)))]
-    return bundle.encoder().encode(turns, [(0.0, float(frames))], [("video", frames)], float(frames))
+    video = video_of(bundle.model, frames)
+    return bundle.encoder().encode(turns, [(0.0, float(frames))], [video], float(frames))
 
 
 def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
-    """A batch of the collator's; pixels, or features where they are stored, are shapes."""
+    """A batch of the collator's; frames, as pixels or features where they are stored, are shapes."""
     bundle, together = word_bundle(model), model.objective.together
     prompt = make_prompt(bundle, load.frames, load.text)
     prompts = [replace(prompt) for _ in range(together or load.questions)]
     if together:
         share_prompt(prompts, text_only=False)
-    tower, kind = model.vision_tower, "features" if settings.data.features else "pixels"
-    shape = (tower.num_patches, tower.hidden_size) if settings.data.features else tower_shape(tower)
-    spans_s, times_s = [np.asarray([[0.0, float(load.frames)]])] * len(prompts), np.arange(load.frames, dtype=float)
-    one = Item(prompts, spans_s, times_s=times_s, duration_s=float(load.frames), question="w " * QUESTION)
+    video, kind = video_of(model, load.frames), "features" if settings.data.features else "pixels"
+    if model.patching is not None:  # its sequences are cut by numbers, which shapes have not: it holds little beside
+        need(model.frozen_tower, "train.parts.vision_tower: no estimate of training this tower; leave train out of it")
+        kind = "features"
+    spans_s = [np.asarray([[0.0, float(load.frames)]])] * len(prompts)
+    one = Item(prompts, spans_s, times_s=video.times_s, duration_s=float(load.frames), question="w " * QUESTION)
+    one.grids = list(video.grids)
+    count = load.frames if model.patching is None else len(prompt.visual)
     with SHAPES:  # a tensor a row: the collator takes one of several rows only once
-        items = [replace(one, **{kind: torch.empty(load.frames, *shape)}) for _ in range(load.rows)]
+        items = [replace(one, **{kind: frames_of(model, kind, count)}) for _ in range(load.rows)]
     data, unseen = settings.data, None if settings.data.unseen_id is None else WORD
     rank = together is not None
     collate = bundle.collator(average=settings.train.loss_average, pack=data.pack, rank=rank, unseen_id=unseen)
     return model.objective.planned(collate(items))
+
+
+def frames_of(model: VideoLLM, kind: str, count: int) -> Tensor:
+    """``count`` frames of a video (of any size: tokens) as they travel to the device."""
+    tower, made = model.vision_tower, model.preprocess
+    if kind == "features":
+        patches = () if model.patching else (tower.num_patches,)
+        return torch.empty(count, *patches, tower.hidden_size)
+    side = (made.size, made.size)
+    decoded = torch.empty(count, 3, *side) if made.kind == "clip" else torch.empty(count, *side, 3, dtype=torch.uint8)
+    return made.before_device(decoded)
 
 
 def planned_model(settings: Settings) -> VideoLLM:
@@ -223,6 +247,7 @@ def planned_model(settings: Settings) -> VideoLLM:
         config._attn_implementation = "sdpa"  # what flash_attention_2 keeps is the same
     with torch.device("meta"):
         model = VideoLLM(config)
+    check_frames_fit(model)
     if settings.train.precision == "bf16" and settings.train.deepspeed:
         model.to(torch.bfloat16)  # DeepSpeed's way; without it, autocast makes copies
     with SHAPES:
@@ -242,11 +267,24 @@ def assumed_load(settings: Settings, model: VideoLLM, frames: int | None, text: 
     sampler = settings.data.sampler or build(Sampler, config.sampler, "sampler")
     text = text or min(TEXT, config.context_length // 4)
     asked = asked or (settings.data.max_questions if settings.data.pack else 1)
-    one, three = (len(make_prompt(word_bundle(model), count, text)) for count in (1, 3))
-    most = max(1, (config.context_length - one) // ((three - one) // 2) + 1)
-    frames = min(frames or (sampler.num_frames if sampler.rule == "segments" else sampler.max_frames) or most, most)
-    row = one + (frames - 1) * ((three - one) // 2) + (asked - 1) * text
+    chosen = frames or (sampler.max_frames if sampler.rule in BY_TIME else sampler.num_frames)
+    frames, prompt = frames_that_fit(word_bundle(model), chosen, text)
+    row = prompt + (asked - 1) * text
     return Load(max(1, budget // row) if budget else settings.train.batch_size, frames, asked, text)
+
+
+def frames_that_fit(bundle: Bundle, frames: int | None, text: int) -> tuple[int, int]:
+    """Of ``frames`` (None: of any number) those that the context has room for, and the tokens of their prompt."""
+    context = bundle.config.context_length
+    if bundle.model.patching is None:
+        one, three = (len(make_prompt(bundle, count, text)) for count in (1, 3))
+        most = max(1, (context - one) // ((three - one) // 2) + 1)
+        frames = min(frames or most, most)
+        return frames, one + (frames - 1) * ((three - one) // 2)
+    frames = frames or context  # of any size: the fewer, the larger each may be
+    while (tokens := len(make_prompt(bundle, frames, text))) > context and frames > 1:
+        frames = frames * 3 // 4
+    return frames, tokens
 
 
 @dataclass

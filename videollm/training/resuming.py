@@ -88,7 +88,8 @@ def differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     """(key, old, new) of what differs in a setting; of two mappings, below it."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            yield from differences(join(key, name), old.get(name), new.get(name))
+            if name in old or new[name]:  # else an option that came later, and asks for nothing
+                yield from differences(join(key, name), old.get(name), new.get(name))
     elif old != new:
         yield key, old, new
 

@@ -19,7 +19,7 @@ from videollm.batches.reader import VisualReader, open_store
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError
 from videollm.common.files import check_folder
-from videollm.common.processes import this_rank, world_size
+from videollm.common.processes import one_fate, this_rank, world_size
 from videollm.common.spread import elements
 from videollm.data import Record, filters
 from videollm.data.mixture import load_training
@@ -48,23 +48,24 @@ def train(settings: Settings) -> Path:
         Preempted: told to stop by SIGTERM; the state is saved.
     """
     check_reporting(settings.train.report_to)
-    checkpoint = check_start(settings)
-    prepare_process(settings)
-    data = settings.data
-    check_folder(data.videos, "data.videos")
-    if not data.train:
-        raise ConfigError("data.train: no annotation file given")
-    records, root = load_training(data.train, data.videos, raw_spans=data.raw_spans)
-    records, left_out = filters.wanted(records, data.duration_s, data.max_answer_words)
-    objective = build_objective(settings.train.objective)
-    objective.check(records, settings)
-    spread = spreading(settings)
-    bundle = assemble(settings, spread)
-    set_trainable(bundle.model, settings.train)
-    pairs, limit = objective.rejected is not None, bundle.config.context_length
-    long = kept_lengths(settings).too_long(records, bundle.encoder(), limit, rejected=pairs)
-    records, left_long = filters.without_long(records, long, limit, data.max_bad_fraction)
-    left_out += left_long
+    with one_fate():
+        checkpoint = check_start(settings)
+        prepare_process(settings)
+        data = settings.data
+        check_folder(data.videos, "data.videos")
+        if not data.train:
+            raise ConfigError("data.train: no annotation file given")
+        records, root = load_training(data.train, data.videos, raw_spans=data.raw_spans)
+        records, left_out = filters.wanted(records, data.duration_s, data.max_answer_words)
+        objective = build_objective(settings.train.objective)
+        objective.check(records, settings)
+        spread = spreading(settings)
+        bundle = assemble(settings, spread)
+        set_trainable(bundle.model, settings.train)
+        pairs, limit = objective.rejected is not None, bundle.config.context_length
+        long = kept_lengths(settings).too_long(records, bundle.encoder(), limit, rejected=pairs)
+        records, left_long = filters.without_long(records, long, limit, data.max_bad_fraction)
+        left_out += left_long
     if this_rank() == 0:
         print_start(bundle, filters.counts(records, left_out))
     arguments = training_arguments(settings)  # starts the process group

@@ -78,7 +78,7 @@ class DataSettings:
         if self.backend not in BACKENDS:
             raise ConfigError(f"data.backend: {self.backend!r} is not one of {', '.join(map(repr, BACKENDS))}")
         at_least("data", self, 1, "max_questions", "max_length", "max_tiles", "max_answer_words")
-        at_least("data", self, 0, "workers", "max_bad_fraction", "decode_timeout_s")
+        at_least("data", self, 0, "workers", "max_bad_fraction", "decode_timeout_s", "unseen_id")
         limits = self.duration_s
         if limits is not None and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
             raise ConfigError(f"data.duration_s: {list(self.duration_s)} is not [shortest, longest] in seconds")
@@ -107,6 +107,7 @@ class LoraSettings:
 
     def __post_init__(self):
         at_least("train.lora", self, 1, "r")
+        at_least("train.lora", self, 0, "alpha")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"train.lora.dropout: {self.dropout} is not in [0, 1)")
 
@@ -157,6 +158,9 @@ class TrainSettings:
         for part, given in self.parts.items():
             if part not in PARTS:
                 raise ConfigError(f"train.parts.{part}: no such part; parts are {', '.join(PARTS)}")
+            at_least(f"train.parts.{part}", given, 0, "lr", "weight_decay")
+            if given.only == []:
+                raise ConfigError(f"train.parts.{part}.only: it is empty; leave it out, or set {part}.train=false")
             for pattern in given.only or ():
                 try:
                     re.compile(pattern)
@@ -177,7 +181,15 @@ class TrainSettings:
             raise ConfigError("train.max_tokens_per_batch: groups by length itself; set train.group_by_length=false")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"train.betas: {list(self.betas)} is not two numbers in [0, 1)")
-        at_least("train", self, 0, "epochs", "lr", "weight_decay", "warmup", "clip", "min_lr_ratio")
+        at_least("train", self, 0, "epochs", "lr", "weight_decay", "warmup", "clip", "min_lr_ratio", "seed")
+        if self.min_lr_ratio > 1:
+            raise ConfigError(f"train.min_lr_ratio: {self.min_lr_ratio} is no share of train.lr; give 0 to 1")
+        if self.steps is None and not self.epochs:
+            raise ConfigError("train.epochs: 0, so nothing would be trained; give more, or train.steps")
+        if self.seed >= 2**32:
+            raise ConfigError(f"train.seed: {self.seed}, but it must be below 2**32")
+        if not self.output:
+            raise ConfigError("train.output: it is empty; name a folder")
         if self.best and not self.validate_every:
             raise ConfigError("train.best: needs train.validate_every, the steps between validations")
 

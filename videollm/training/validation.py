@@ -100,7 +100,8 @@ def make_validation(
         fill_store(reader.stored, records, bundle, arguments)
         plain.stored = reader.stored
     score, best = function_at(settings.train.metric, "train.metric"), settings.train.best
-    names = [*flat(score(*[[spans for _, spans in truths.values()]] * 2)), *(objective.logged if pairs else ())]
+    names = [*try_metric(score, settings.train.metric, [spans for _, spans in truths.values()])]
+    names += objective.logged if pairs else ()
     if best and best not in names:
         raise ConfigError(f"train.best: {settings.train.metric} gives no {best!r}, only {', '.join(names)}")
 
@@ -164,3 +165,13 @@ def flat(scores: dict, prefix: str = "") -> dict[str, float]:
     for name, value in scores.items():
         found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {f"{prefix}{name}": float(value)}
     return found
+
+
+def try_metric(score: Callable, name: str, truths: list) -> dict[str, float]:
+    """What the metric ``name`` gives for the truth itself; ConfigError where it is no such function."""
+    try:
+        return flat(score(truths, truths))
+    except Exception as error:  # of any kind
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        takes = "(predicted spans, true spans) -> {name: value}"
+        raise ConfigError(f"train.metric: {name} is no function {takes} ({said}); name one") from error

@@ -10,6 +10,7 @@ the start. Knows nothing of sampling rules, resizing or tensors.
 
 import logging
 from collections.abc import Callable, Container, Iterator
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ LOOK_FRAMES = 64  # pictures that are decoded to see whether packets without a t
 
 class _Missed(Exception):
     """The seek did not lead to where decoding can start."""
+
+
+@cache
+def tell(path: str, problem: str) -> None:
+    """Log what is wrong with a file that is used all the same; once a process, however often it is opened."""
+    logger.warning("%s: %s", path, problem)
 
 
 class VideoFile:
@@ -70,7 +77,7 @@ class VideoFile:
         pts_s = (self.ticks - self.ticks[0]) * float(line.time_base)
         self.info = VideoInfo(str(path), line.duration_s, line.fps, len(pts_s), width, height, pts_s, line.problems)
         for problem in line.problems.values():
-            logger.warning("%s: %s", path, problem)
+            tell(str(path), problem)
 
     def __enter__(self) -> "VideoFile":
         return self

@@ -15,7 +15,7 @@ import torch
 
 from videollm.video.decode import VideoInfo, video_error
 from videollm.video.names import unusable
-from videollm.video.read import Frames, choose, read_image
+from videollm.video.read import Frames, choose, read_image, resized
 from videollm.video.sampling import Sampler
 from videollm.video.view import FrameFolder
 
@@ -28,7 +28,7 @@ def read_frame_folder(
     stored: FrameFolder,
     sampler: Sampler,
     *,
-    resize: Callable[[np.ndarray], np.ndarray] | None = None,
+    resize: Callable[[np.ndarray, int], np.ndarray] | None = None,
     rng: Random | None = None,
     window_s: tuple[float, float] | None = None,
     limits: Sequence[int] = (),
@@ -37,13 +37,13 @@ def read_frame_folder(
     info, files = open_folder(path, stored)
     chosen, places, count = choose(sampler, info, rng, window_s, limits)
     wanted, place = np.unique(chosen, return_inverse=True)
-    keep = resize or (lambda picture: picture)
-    pictures = [keep(read_image(files[i]).pixels[0].numpy()) for i in wanted.tolist()]
+    keep = resize or (lambda picture, _: picture)
+    pictures = [resized(path, keep, read_image(files[i]).pixels[0].numpy(), count) for i in wanted.tolist()]
     shapes = {picture.shape for picture in pictures}
     if len(shapes) > 1:
         raise video_error(path, f"holds pictures of different shapes {sorted(shapes)}", "give them one size")
     pixels = np.stack([pictures[i] for i in place])  # [F, ...]
-    times_s = info.pts_s[chosen]
+    times_s = sampler.times_s(info, chosen)
     return Frames(torch.from_numpy(pixels), times_s, info.duration_s, str(path), places=places, chosen=count)
 
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from videollm.video.decode import VideoFile, VideoInfo, get_backend, video_error
+from videollm.video.budget import SizeError
+from videollm.video.decode import VideoError, VideoFile, VideoInfo, get_backend, video_error
 from videollm.video.names import spellings, unusable
 from videollm.video.picture import upright_rgb
 from videollm.video.sampling import Sampler, kept_places
@@ -45,7 +46,7 @@ def read_video(
     path: str | Path,
     sampler: Sampler,
     *,
-    resize: Callable[[np.ndarray], np.ndarray] | None = None,
+    resize: Callable[[np.ndarray, int], np.ndarray] | None = None,
     backend: str = "pyav",
     rng: Random | None = None,
     window_s: tuple[float, float] | None = None,
@@ -53,9 +54,10 @@ def read_video(
 ) -> Frames:
     """Decode the frames that ``sampler`` chooses, each at most once; with ``limits`` those of ``kept_places``.
 
-    ``resize`` maps one RGB frame (uint8 [H, W, 3]) to an array of fixed shape and is applied as frames are decoded, so
-    that full-size frames are never held together. Damaged frames are replaced by the nearest decodable one (its own
-    time is reported). Raises ``VideoError``, also where more than half of the chosen frames cannot be decoded.
+    ``resize`` maps one RGB frame (uint8 [H, W, 3]) and the number of frames that the sampler chose to an array of fixed
+    shape, and is applied as frames are decoded, so that full-size frames are never held together. Damaged frames are
+    replaced by the nearest decodable one (its own time is reported). Raises ``VideoError``, also where more than half
+    of the chosen frames cannot be decoded.
     """
     decode = get_backend(backend)
     with VideoFile(path) as file:
@@ -67,7 +69,7 @@ def read_video(
             if found is None:
                 continue
             shown[i], frame = found
-            frame = frame if resize is None else resize(frame)
+            frame = frame if resize is None else resized(path, resize, frame, count)
             if pixels is None:
                 pixels = np.empty((len(wanted), *frame.shape), frame.dtype)
             if frame.shape != pixels.shape[1:]:
@@ -84,7 +86,7 @@ def read_video(
     rows = rows[np.argsort(shown[rows], kind="stable")]  # stand-ins of a damaged stretch may overtake what follows
     if not np.array_equal(rows, np.arange(len(wanted))):
         pixels = pixels[rows]
-    times_s = file.info.pts_s[shown[rows]]
+    times_s = sampler.times_s(file.info, shown[rows])
     return Frames(torch.from_numpy(pixels), times_s, file.info.duration_s, str(path), damaged, places, count)
 
 
@@ -99,6 +101,14 @@ def choose(
     chosen = sampler.indices(info, rng, window_s)
     places = kept_places(len(chosen), limits)
     return chosen[places], places, len(chosen)
+
+
+def resized(path: str | Path, resize: Callable[[np.ndarray, int], np.ndarray], frame: np.ndarray, count: int):
+    """``resize(frame, count)``; a frame that has no size is a ``VideoError`` of this video."""
+    try:
+        return resize(frame, count)
+    except SizeError as error:
+        raise VideoError(f"{path}: {error}") from None
 
 
 def read_image(path: str | Path) -> Frames:

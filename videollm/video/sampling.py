@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from random import Random
 
 import numpy as np
+import torch
 
+from videollm.common.config import later
+from videollm.video.budget import TEMPORAL
 from videollm.video.decode import VideoInfo, video_error
 
 MAX_SAMPLES = 1_000_000  # more than this is a broken header, not a long video
-RULES = ("fps", "segments")
+RULES = ("fps", "segments", "qwen2_5_vl", "qwen3_vl", "internvl")
 PICKS = ("midpoint", "middle", "random")
 
 
@@ -75,6 +78,24 @@ def interval_random_indices(
     return _repeat_last(np.array(drawn, dtype=np.int64), count)  # [count]
 
 
+def even_steps(length: int, count: int, start: float = 0.0) -> np.ndarray:
+    """``count`` places from ``start`` on in equal steps, cut to whole numbers, in torch's float32 as released; the
+    released code gives one place more, behind the last frame, for some lengths."""
+    return torch.arange(start, length, length / count).int()[:count].numpy().astype(np.int64)
+
+
+def paired_indices(length: int, wanted: float, least: int, most: int) -> np.ndarray:
+    """Qwen2.5-VL's rule: an even number of frames in equal steps from the first one on; of a lone frame that one."""
+    most = min(most, length) // TEMPORAL * TEMPORAL
+    count = int(min(max(wanted, least), most)) // TEMPORAL * TEMPORAL
+    return even_steps(length, max(count, 1))
+
+
+def spread_indices(length: int, wanted: float, least: int, most: int) -> np.ndarray:
+    """Qwen3-VL's rule: any number of frames, evenly from the first one to the last."""
+    return np.linspace(0, length - 1, min(max(int(wanted), least), most, length)).round().astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Which frames of a video are looked at. Field values are checked; errors name the field.
@@ -84,6 +105,11 @@ class Sampler:
     frames by ``pick``: ``midpoint`` (evaluation), ``middle`` (LongVideoBench) or ``random`` (training; with
     ``spare_last`` as published: the last frame of a segment is never drawn, and that of a short video is repeated).
     Videos under ``min_duration_s`` are refused (DisTime: 1 s).
+
+    rules ``qwen2_5_vl`` and ``qwen3_vl``: ``fps`` frames a second, at least ``min_frames`` and at most ``max_frames``;
+    rule ``internvl``: ``num_frames``, each in the middle of a segment; all three as the released processors choose,
+    but never more frames than the video has, nor one behind its end. ``even_times`` (published): a frame's time is its
+    index over the average rate, instead of when it is really shown.
     """
 
     rule: str = "fps"
@@ -93,17 +119,18 @@ class Sampler:
     max_frames: int | None = None
     min_duration_s: float = 0.0
     spare_last: bool = False
+    min_frames: int = later(4)
+    even_times: bool = later(False)
 
     def __post_init__(self):
+        most = self.max_frames
         checks = {
             "rule": (self.rule in RULES, f"one of {', '.join(RULES)}"),
             "fps": (math.isfinite(self.fps) and self.fps > 0, "a positive number"),
             "num_frames": (isinstance(self.num_frames, int) and self.num_frames >= 1, "a whole number >= 1"),
             "pick": (self.pick in PICKS, f"one of {', '.join(PICKS)}"),
-            "max_frames": (
-                self.max_frames is None or (isinstance(self.max_frames, int) and self.max_frames >= 1),
-                "a whole number >= 1 or null",
-            ),
+            "max_frames": (most is None or (isinstance(most, int) and most >= 1), "a whole number >= 1 or null"),
+            "min_frames": (isinstance(self.min_frames, int) and self.min_frames >= 1, "a whole number >= 1"),
             "min_duration_s": (math.isfinite(self.min_duration_s) and self.min_duration_s >= 0, "a number >= 0"),
         }
         for name, (good, wanted) in checks.items():
@@ -133,6 +160,12 @@ class Sampler:
             if self.max_frames is not None:
                 indices = indices[thinned_places(len(indices), self.max_frames)]
             return first + indices
+        if self.rule == "internvl":
+            count = min(self.num_frames, length)
+            return first + even_steps(length, count, length / count / 2)
+        if self.rule in ("qwen2_5_vl", "qwen3_vl"):
+            chosen = paired_indices if self.rule == "qwen2_5_vl" else spread_indices
+            return first + chosen(length, length / info.fps * self.fps, self.min_frames, self.max_frames or length)
         if self.pick == "midpoint":
             return midpoint_indices(first, last, self.num_frames)
         if self.pick == "middle":
@@ -144,6 +177,10 @@ class Sampler:
         return first + interval_random_indices(
             length, self.num_frames, rng.choice, lambda count: rng.sample(range(count), count)
         )
+
+    def times_s(self, info: VideoInfo, indices: np.ndarray) -> np.ndarray:
+        """When the frames ``indices`` [F] are shown, in seconds, float64 [F]."""
+        return indices / info.fps if self.even_times else info.pts_s[indices]
 
 
 def _window_bounds(info: VideoInfo, window_s: tuple[float, float] | None) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def settings_of(sampler: Sampler, preprocess: Preprocess) -> dict:
             "data.sampler.pick=midpoint"
         )
     # CLIP-style resizing gives floats, which bytes would round: such frames are kept as decoded and resized when read.
-    size = None if preprocess.kind == "clip" else preprocess.size
+    size = None if preprocess.kind == "clip" else preprocess.sizing
     return {"version": VERSION, "sampler": to_dict(sampler), "resized_to": size}
 
 

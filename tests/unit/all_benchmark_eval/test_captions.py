@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 
 from all_benchmark_eval.metrics import captions, java
 from all_benchmark_eval.metrics.java import STATS, JavaError, Meteor, meteor_scores, ptb_tokenize
@@ -250,3 +251,8 @@ def test_random_letters_follow_their_seed():
     assert strings == captions.random_letters(200, seed=3) != captions.random_letters(200, seed=4)
     assert {len(string) for string in strings} == set(range(10, 21))
     assert all(string.isascii() and string.isalpha() and string.islower() for string in json.loads(json.dumps(strings)))
+
+
+@given(st.text("ab ", max_size=12), st.lists(st.text("abc ", max_size=90), min_size=1, max_size=3))
+def test_rouge_l_is_the_librarys_for_any_texts(text, references):
+    assert captions.rouge_l_of(text, references) == Rouge().calc_score([text], references)

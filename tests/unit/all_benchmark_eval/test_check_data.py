@@ -91,5 +91,5 @@ def test_the_documentation_has_the_layout_of_every_benchmark(repository):
     text = (repository / "docs/evaluation.md").read_text(encoding="utf-8")
     for name in names():
         layout = get(name).layout
-        assert layout.videos == "videos" and f"`{layout.folder or name}/`" in text
+        assert f"`{layout.videos}`" in text and f"`{layout.folder or name}/`" in text
         assert all(f"`{annotations}`" in text for annotations in layout.annotations)

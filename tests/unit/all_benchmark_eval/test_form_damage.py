@@ -106,7 +106,7 @@ DAMAGED = [
     ("charades", {"0": {"timestamp": [0, 1]}, "1": {"vid": "AAA"}}, "no key 'timestamp'"),
     ("charades", {"1": {"timestamp": [0, 1], "vid": "AAA.mp4"}}, "another order"),
     ("charades", {"AAA>>>a door.": "1 - 2"}, "none of the forms|no video"),
-    ("charades", {"AAA>>>a door.>>>[10, 20]": {"answers": "1 - 2"}}, "no key 'timestamps'"),
+    ("charades", {"AAA>>>a door.>>>[10, 20]": {"answer": "1 - 2"}}, "no key 'timestamps'"),
     ("charades", {"AAA>>>a bird.>>>[10, 20]": "1 - 2"}, "do not ask this of 'AAA'"),
     ("charades", {"ZZZ>>>a door.>>>[10, 20]": "1 - 2"}, "no video of the annotations has the name 'ZZZ'"),
     ("charades", [{"pred": [[0, 1]], "conf": [], "vid": "AAA", "query": "a door."}], "as many spans"),

@@ -125,6 +125,24 @@ def test_one_text_answers_both_stages_of_nextgqa(tmp_path):
     assert result["protocols"]["corrected"]["metrics"]["mIoU"] == pytest.approx(75)
 
 
+@pytest.mark.parametrize(
+    ("text", "miou"),
+    [
+        ("Time: 5 - 10 s\nAnswer: (D)", 100),
+        ("From 5 to 10 seconds. Answer: 3", 100),
+        ("<answer>3</answer><time>5.0-10.0</time>", 100),
+        ("<think>0 - 30 s</think><glue>[(5, 10)]</glue><answer>D</answer>", 100),
+        ('{"time": [5, 10], "answer": "D"}', 100),
+        ("<think>From 5 to 10 seconds.</think>Answer: D", 0),  # a thought is no answer
+        ("He sits from 0 to 4 s and stands from 5 to 10 s. Answer: D", 0),  # which one?
+    ],
+)
+def test_a_moment_beside_the_choice_is_read(text, miou, tmp_path):
+    given = write(tmp_path / "p.json", {"TN_111_0": text})
+    entry = score_file("nextgqa", given, [nextgqa(tmp_path)], tmp_path / "s.json")["protocols"]["published"]
+    assert (entry["metrics"]["Acc@QA"], entry["metrics"]["mIoU"]) == (100, pytest.approx(miou))
+
+
 SAID = [  # what stands in the file, the number that the script takes, the option that it says (d is right)
     ("3", True, True), (3, True, True), ("(3) d", False, True), ("D", False, True), ("d", False, True),
     ("<think>0 or 1?</think>3", False, True), ("3 or 1", False, None), ("I cannot say", False, None), (-1, False, None),
@@ -225,12 +243,14 @@ def test_a_file_of_choices_is_parsed_once(name, tmp_path, monkeypatch):
     assert parsed == [given]
 
 
-def test_every_benchmark_has_forms_that_the_page_lists(repository):
+def test_every_benchmark_has_forms_and_variants_that_the_page_lists(repository):
     text = (repository / "docs/evaluation.md").read_text(encoding="utf-8")
-    table = text.partition("| benchmark | predictions | annotations |")[2].partition("\n\n")[0]
+    table = text.partition("| benchmark | predictions | annotations | variants")[2].partition("\n\n")[0]
     rows = {re.findall(r"`(\w+)`", row)[0]: row for row in table.splitlines()[2:] if row}
     assert rows.keys() == set(names())
     for name in names():
         for form in (*get(name).forms, *get(name).truths):
             assert form.name in rows[name], f"{name}: {form.name}"
+        variants, own = re.findall(r"`(\w+)`", rows[name].split("|")[4]), get(name).variants
+        assert variants == (list(own) if len(own) > 1 else []), name
     assert all(form.name in text for form in ANSWERS)

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from all_benchmark_eval.benchmark import BenchmarkError, get
+from all_benchmark_eval.benchmark import BenchmarkError, get, worded
+from all_benchmark_eval.evaluate import wording_of
 from all_benchmark_eval.metrics.moments import State
 from tests.answers import answer_line
 from tests.grounding_files import COUNT, TRUTH, truth_of, write
+from tests.models import make_bundle
 from videollm.common.answers import AnswerLine
+from videollm.heads.styles import STYLES
 
 CSV = "video_id,frame_count,question,answer,qid,type,a0,a1,a2,a3,a4\n{}"
 
@@ -111,3 +114,26 @@ def test_a_target_that_is_not_the_annotated_answer_is_refused(tmp_path) -> None:
     wrong = [{"qid": "TN_111_0", "prediction": "0", "timestamp": [0, 1], "target": 0}]
     with pytest.raises(BenchmarkError, match=r"TN_111_0.* has target 0, test.csv 3"):
         get("nextgqa").read(write(tmp_path / "p.json", wrong), nextgqa_truth(tmp_path))
+
+
+def test_plain_models_are_asked_in_their_own_words_where_such_are_published(tmp_path) -> None:
+    truth = truth_of("charades", tmp_path)
+    said = [get("charades").questions(truth, style)[0]["conversations"][0]["value"] for style in STYLES]
+    assert said[0] == (
+        "<video>\nGive the query: 'a door.', when does the described content occur in the video? Use 'ss.ff' as time "
+        "format."
+    )
+    assert {*said[1:]} == {
+        "<video>\nPlease find the visual event described by the sentence 'a door', determining its starting and "
+        "ending times. The format should be: 'The event happens in <start time> - <end time> seconds'."
+    }
+    (asked,) = {worded({"plain": "When?"}, style) for style in STYLES}
+    assert asked == "When?"
+
+
+@pytest.mark.parametrize("head", [{"name": "text"}, {"name": "text", "unit": "seconds", "style": "qwen3_vl"}])
+def test_the_wording_is_that_of_the_models_style(head, tmp_path) -> None:
+    config = make_bundle("internvl", "text").config
+    config.head = head
+    config.save_pretrained(tmp_path)
+    assert wording_of(tmp_path) == head.get("style", "plain")

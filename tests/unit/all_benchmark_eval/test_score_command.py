@@ -117,7 +117,7 @@ def test_what_cannot_be_scored_is_one_line_and_writes_nothing(tmp_path, truth, c
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        (["nothing", "--predictions", good, "--annotations", truth], "unknown benchmark 'nothing'; known: anet"),
+        (["nothing", "--predictions", good, "--annotations", truth], "unknown benchmark 'nothing'; known: act"),
         (["anet", "--predictions", good], "anet needs its ground truth"),
         (["anet", "--predictions", tmp_path / "none", "--annotations", truth], "none: no such file"),
         (["anet", "--predictions", tmp_path / "file", "--annotations", truth], "the file is empty"),

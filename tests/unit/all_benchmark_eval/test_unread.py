@@ -7,7 +7,7 @@ import pytest
 from all_benchmark_eval import score
 from all_benchmark_eval.benchmark import Options, get, names
 from tests.benchmark_data import duration, events
-from tests.form_files import OWN
+from tests.form_files import OWN, OWN_TRUTHS
 from tests.grounding_files import GROUNDING, PERFECT, truth_of, write
 from tests.unit.all_benchmark_eval.test_choice_tasks import MOVIE, PREDICTIONS, RAR, TRUTH, TVG
 
@@ -66,7 +66,14 @@ ONE = {  # benchmark -> annotations' name, annotations of one question (with ano
     "etbench": (*OWN["etbench"][:2], "tvg/a/0", "tvg/a/0"),
     "videomme": ("v.json", [MOVIE], "1-1", "1-1"),
     "moving_shapes": ("test.jsonl", [OWN["moving_shapes"][1][0]], "g", "g"),
+    "rextime": (*OWN["rextime"][:2], "rextime_0", "rextime_0"),
+    "cgbench": (*OWN["cgbench"][:2], "0", "0"),
 }
+FIRST_IDS = {"charades_timelens": "AAA-0", "tvgbench": "tvgbench_0", "hirest": "AAA.mp4/a door."}
+FIRST_IDS |= {"activitynet_rtl": "v_AAA-0", "extremewhenbench": "0"}
+ONE |= {name: ("t.json", OWN_TRUTHS[name][1], own, own) for name, own in FIRST_IDS.items()}
+ONE |= dict.fromkeys(("activitynet_timelens", "qvhighlights_timelens"), ONE["charades_timelens"])
+ONE |= dict.fromkeys(("tacos", "ego4d_nlq"), ONE["moment_retrieval"])
 
 
 @pytest.mark.parametrize("form", ["texts", "lmms-eval samples"])

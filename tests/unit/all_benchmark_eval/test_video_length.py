@@ -10,6 +10,7 @@ import pytest
 from all_benchmark_eval.benchmark import get, names
 from all_benchmark_eval.items import known_length
 from all_benchmark_eval.metrics.choices import ChoiceBenchmark
+from all_benchmark_eval.metrics.rules import RuledBenchmark
 from all_benchmark_eval.score import score_file
 from tests.answers import answer_line
 from tests.form_files import SHAPES, lines, write
@@ -46,7 +47,20 @@ MOMENTS = {
     ),
     "qvhighlights": (lambda span: lines(LINE | {"qid": 0, "relevant_windows": [span]}), "0", "mIoU", 100),
     "moment_retrieval": (lambda span: lines(LINE | {"qid": 0, "relevant_windows": [span]}), "0", "mIoU", 100),
+    "charades_timelens": (
+        lambda span: {"AAA": {"duration": SECONDS, "spans": [span], "queries": ["a door."]}},
+        "AAA-0", "mIoU", 100,
+    ),
     "nextgqa": (lambda span: {"AAA": {"duration": SECONDS, "location": {"0": [span]}}}, "AAA_0", "mIoU", 100),
+    "rextime": (
+        lambda span: [{"vid": "AAA", "question": "a door.", "ans": "A", "span": span, "duration": SECONDS}],
+        "rextime_0", "mIoU", 100,
+    ),
+    "cgbench": (
+        lambda span: [{"video_uid": "AAA", "question": "a door.", "choices": ["a"], "right_answer": "A"}
+                      | {"clue_intervals": [span], "duration": SECONDS}],
+        "cgbench_0", "mIoU", 100,
+    ),
     "etbench": (lambda span: [ET | {"task": "tvg", "tgt": span}], "tvg/a/0", "TVG_F1", 1),
     "moving_shapes": (lambda span: lines(SHAPE | {"tgt": span}), None, "mIoU", 1),
 }  # fmt: skip
@@ -67,7 +81,7 @@ def moment_files(name: str, text: str, span: list) -> dict:
             {"doc_id": 0, "doc": {"video": "AAA", "question": "a door."}, "target": "", "filtered_resps": [text]}
         ),
     }
-    if name in ("charades", "anet", "moment_retrieval", "qvhighlights"):
+    if name in ("charades", "anet", "moment_retrieval", "qvhighlights", "charades_timelens"):
         files |= {"video>>>query>>>[s, e]": {key: text}, "timestamps": {key: {"timestamps": text, "answers": ""}}}
     return files
 
@@ -158,7 +172,8 @@ def test_one_time_and_its_evidence_are_shares_of_the_video(text, tmp_path):
 
 def test_no_benchmark_with_times_is_left_out():
     timed = {name for name in names() if not isinstance(get(name), ChoiceBenchmark)}
-    assert timed == {*MOMENTS, "anet_dvc", "youcook2"}
+    as_others = {name for name in timed if isinstance(get(name), RuledBenchmark)}
+    assert timed == {*MOMENTS, "anet_dvc", "youcook2", *as_others}
 
 
 @pytest.mark.parametrize("length", [float("nan"), float("inf"), 0, -1.0, None, "40", True])

@@ -100,7 +100,7 @@ def test_only_right_padded_causal_rows_go_without_a_mask():
     assert (batch.plain_causal, batch.needs_mask) == (True, False)
     assert (batch.segment_ids < 0).any()  # some rows are padded, and their positions go on
     assert (batch.position_ids.diff(dim=1) == 1).all()
-    assert make_batch(bundle, ALL, left=True).needs_mask and make_batch(bundle, SAME_VIDEO, pack=True).needs_mask
+    assert not make_batch(bundle, ALL, asked=True).needs_mask and make_batch(bundle, SAME_VIDEO, pack=True).needs_mask
     dataset, seen = make_dataset(bundle, ALL), int(batch.input_ids[0, 3])
     assert bundle.collator(unseen_id=seen)([dataset[i] for i in range(len(dataset))]).needs_mask
     assert make_batch(make_bundle("internvl", "d2vlm"), ALL).needs_mask
@@ -171,14 +171,14 @@ def test_weights_average_over_tokens_or_over_samples():
     assert samples.sum().item() == pytest.approx(len(ALL))
 
 
-def test_generation_pads_on_the_left(bundle):
-    batch = make_batch(bundle, ALL, left=True)
-    assert (batch.segment_ids[:, -1] >= 0).all() and batch.prefix_columns == 0
+def test_questions_stand_in_the_first_columns_of_their_rows(bundle):
+    batch = make_batch(bundle, ALL, asked=True)
+    assert batch.prefix_columns == 0
     dataset = make_dataset(bundle, ALL, answers=False)
     for b in range(len(ALL)):
         real = batch.segment_ids[b] >= 0
         assert batch.input_ids[b][real].tolist() == dataset[b].prompts[0].ids
-        assert real.tolist() == sorted(real.tolist())
+        assert real.tolist() == sorted(real.tolist(), reverse=True) and batch.last[b] == real.sum() - 1
 
 
 def test_an_unseen_id_hides_its_places_and_nothing_else(bundle):

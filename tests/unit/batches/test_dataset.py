@@ -5,7 +5,18 @@ import re
 import pytest
 from torch.utils.data import DataLoader
 
-from tests.models import HEADS, LENGTHS, NoiseReader, clip_lines, clips, make_bundle, make_dataset, record, turns
+from tests.models import (
+    HEADS,
+    LENGTHS,
+    NoiseReader,
+    clip_lines,
+    clips,
+    make_batch,
+    make_bundle,
+    make_dataset,
+    record,
+    turns,
+)  # fmt: skip
 from videollm.batches.dataset import VideoDataset, pack_by_video
 from videollm.batches.reader import Seen, VisualReader
 from videollm.data import parse_record
@@ -102,6 +113,21 @@ def test_questions_of_one_video_are_packed_in_order_and_in_limits():
     ]
     assert pack_by_video(records, 2) == [[0, 2], [4], [1], [3], [5]]
     assert pack_by_video(records, 16) == [[0, 2, 4], [1], [3], [5]]
+
+
+@pytest.mark.parametrize("backbone", ["internvl", "gemma2"])
+def test_questions_are_packed_where_the_same_words_stand_before_their_video(backbone):
+    """What is not the same has a row of its own, and no batch fails over it."""
+    said = {
+        "q0": ("<video>\nq", "a"), "q1": ("look: <video>\nq", "a"), "q2": ("<video>\nq", "a"),
+        "q3": ("look: <video>\nwhen?", "a"), "q4": ("after <span> of <video>\nq", "a"),
+        "q5": ("after <span> of <video>\nq", "a"),
+    }  # fmt: skip
+    spans = {"q4": {"src": [0, 1]}, "q5": {"src": [2, 3]}}
+    lines = [{"id": k, "video": "b.mp4", "conversations": turns(*v), **spans.get(k, {})} for k, v in said.items()]
+    records = [record(line) for line in lines]
+    assert pack_by_video(records, 16) == [[0, 2], [1, 3], [4], [5]]
+    assert make_batch(make_bundle(backbone, "distime"), lines, pack=True).num_samples == len(lines)
 
 
 def test_a_packed_item_reads_its_video_once(bundle):

@@ -20,7 +20,7 @@ LORA = {"r": 2, "alpha": 8, "dropout": 0.0}
 
 
 def answers(bundle):
-    batch = make_batch(bundle, ALL, left=True)
+    batch = make_batch(bundle, ALL, asked=True)
     found = bundle.model.answer(batch, bundle.tokenizer, bundle.stop_id, GenerateOptions(max_new_tokens=8))
     return [(a.raw_text, a.spans, a.evidence_spans, reason) for a, reason in found]
 
@@ -84,7 +84,15 @@ def test_a_broken_config_is_refused(folder):
     assert "JSON" in refusal(folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [("text_config", 5), ("head", ["distime"]), ("precision", "fp8")])
+CANNOT_BE = {
+    "text_config": [5, {"model_type": "nothing"}], "head": [["distime"]], "precision": ["fp8"], "template": [None, "x"],
+    "visual_tokens": [3], "token_ids": [None, {"<TIME_STAMP>": "x"}], "context_length": [0, "long", None],
+    "sampler": ["x"], "preprocess": [[]], "max_tiles": [-3, None], "lora": ["x", {"r": 2}], "generate": [[]],
+    "headless": ["no"], "base": [3],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CANNOT_BE.items() for value in values])
 def test_a_config_with_a_value_that_cannot_be_is_refused(folder, key, value):
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {key: value}))

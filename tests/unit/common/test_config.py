@@ -85,7 +85,15 @@ def test_an_override_may_hold_equal_signs_and_bad_yaml():
 
 
 @pytest.mark.parametrize(
-    "text, word", [(b"a: [1,\nb: 2", "line 2"), (b"- 1", "mapping"), (b"", "mapping"), (b"\xff\xfe\x00a", "UTF-8")]
+    "text, word",
+    [
+        (b"a: [1,\nb: 2", "line 2"),
+        (b"- 1", "mapping"),
+        (b"", "mapping"),
+        (b"\xff\xfe\x00a", "UTF-8"),
+        (b"a: 1\nb: {c: 1, d: 2,\n  c: 3}", "c stands twice"),
+        (b"a: " + b"[" * 5000 + b"]" * 5000, "within each other"),
+    ],
 )
 def test_a_yaml_error_names_the_file(tmp_path, text, word):
     path = tmp_path / "run.yaml"
@@ -94,6 +102,39 @@ def test_a_yaml_error_names_the_file(tmp_path, text, word):
         read_yaml(path)
     assert str(error.value).startswith(str(path)) and word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_key_may_stand_again_where_a_mapping_is_laid_over_another(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert read_yaml(path)["b"] == {"x": 1, "y": 3}
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ("train.lr=.inf", "train.lr: inf, but it must be finite"),
+        ("train.lr=.nan", "train.lr: nan, but it must be at least 0"),
+        ("train.epochs=.inf", "train.epochs: inf, but it must be finite"),
+        ("train.epochs=0", "train.epochs: 0, so nothing would be trained"),
+        ("train.seed=-1", "train.seed: -1, but it must be at least 0"),
+        ("train.seed=4294967296", "train.seed: 4294967296, but it must be below 2**32"),
+        ("train.min_lr_ratio=2", "train.min_lr_ratio: 2.0 is no share"),
+        ("train.output=''", "train.output: it is empty; name a folder"),
+        ("model.checkpoint=''", "model.checkpoint: it is empty; give a value, or null for none"),
+        ("model.checkpoint=", "model.checkpoint= has no value (an empty variable?); write model.checkpoint=null"),
+        ("train.parts={head: {lr: -1}}", "train.parts.head.lr: -1.0, but it must be at least 0"),
+        ("train.parts={head: {weight_decay: .nan}}", "train.parts.head.weight_decay: nan, but"),
+        ("train.parts={head: {only: []}}", "train.parts.head.only: it is empty; leave it out, or set head.train=false"),
+        ("train.lora={alpha: .nan}", "train.lora.alpha: nan, but it must be at least 0"),
+        ("data.unseen_id=-1", "data.unseen_id: -1, but it must be at least 0"),
+        ("generate.repetition_penalty=.inf", "generate.repetition_penalty: inf, but it must be above 0 and finite"),
+    ],
+)
+def test_a_number_that_none_can_mean_is_refused_by_its_key(given, says):
+    with pytest.raises(ConfigError) as error:
+        build(Settings, override({"model": {}, "data": {}}, [given]))
+    assert str(error.value).startswith(says)
 
 
 def test_a_missing_yaml_file_is_named(tmp_path):

@@ -396,5 +396,5 @@ def test_raw_parts_come_together_and_hold_only_tensors(published, tmp_path, caps
 
 
 def test_a_folder_in_use_and_a_folder_that_is_none_are_refused(published, own, tmp_path, capsys):
-    assert "not empty" in said(capsys, command(published, own))
+    assert "not an empty folder" in said(capsys, command(published, own))
     assert "no such folder" in said(capsys, command(tmp_path / "nowhere", tmp_path / "ours"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2vlm.fpo import FPO, FPOOptions
-from tests.models import HEADS, NoiseReader, gradients, make_bundle, record, settings, turns
+from tests.models import NoiseReader, gradients, make_bundle, record, settings, turns
 from videollm.batches.dataset import VideoDataset
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Role, span_marks
@@ -42,13 +42,13 @@ LINES = {
     "no_video": {"conversations": turns("hi", "hello"), "rejected": [{"factor": "wording", "value": "bye"}]},
 }  # fmt: skip
 BROKEN = {"video": "broken.mp4", "conversations": turns("<video>\nx?", "y"), "rejected": WORSE[2:]}
-BACKBONE = {"d2vlm": "etchat", "distime": "internvl", "text": "internvl"}
+BUNDLES = [("etchat", "d2vlm"), ("internvl", "distime"), ("internvl", "text"), ("qwen3_vl", "d2vlm")]
 CLOSE = {"rtol": 2e-4, "atol": 1e-4}
 
 
-@pytest.fixture(scope="module", params=list(HEADS))
+@pytest.fixture(scope="module", params=BUNDLES, ids="-".join)
 def bundle(request):
-    bundle = make_bundle(BACKBONE[request.param], request.param)
+    bundle = make_bundle(*request.param)
     bundle.model.objective = FPO(FPOOptions())
     return bundle
 
@@ -58,8 +58,12 @@ def records(names):
     return [record({**line, "id": f"r{k}"}) for k, line in enumerate(lines)]
 
 
+def reader_of(bundle):
+    return NoiseReader(any_size=bundle.model.patching is not None)
+
+
 def make_dataset(bundle, names, **options):
-    return VideoDataset(records(names), NoiseReader(), bundle.encoder(), max_length=1024, **options)
+    return VideoDataset(records(names), reader_of(bundle), bundle.encoder(), max_length=1024, **options)
 
 
 def collated(bundle, dataset, **options):
@@ -88,13 +92,13 @@ def factors_of(bundle, batch):
 
 def scored_alone(bundle, alone):
     """(grounding, text) of one record's last answer: an ordinary sequence of its own, from the logits."""
-    dataset = VideoDataset([alone], NoiseReader(), bundle.encoder(), max_length=1024)
+    dataset = VideoDataset([alone], reader_of(bundle), bundle.encoder(), max_length=1024)
     batch, (prompt,), model = collated(bundle, dataset), dataset[0].prompts, bundle.model
     with torch.no_grad():
         reading = model.read(batch)
         logp = model.get_output_embeddings()(reading.states[batch.label_index]).log_softmax(-1)
         text = logp.gather(-1, batch.label_ids[:, None])[:, 0]
-        position = batch.position_ids.flatten()
+        position = torch.arange(batch.input_ids.shape[1])  # of the only row
         start = prompt.answer_start - 1
         times = model.head.log_prob(reading.queries, reading.spans, reading.frames)
         own = position[reading.spans.query_index] >= start
@@ -258,7 +262,7 @@ def test_held_out_pairs_give_the_means_of_the_logged_numbers(bundle):
         bundle,
         bundle.model.objective,
         [*records(["two_spans", "asked"]), record({**BROKEN, "id": "b"})],
-        NoiseReader(),
+        reader_of(bundle),
         size=2,
     )
     wanted = bundle.model(ranked(bundle, ["two_spans", "asked"])).terms

@@ -130,7 +130,7 @@ def test_given_times_of_question_and_history_are_seen_and_as_published_not(head)
 
     def first_logits(given, **options):
         line = {**ASKED, **given}
-        batch = make_batch(bundle, [line], left=True)
+        batch = make_batch(bundle, [line], asked=True)
         seen = []
         hook = model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: seen.append(out[0]))
         model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=1, **options))
@@ -152,7 +152,7 @@ def test_given_times_are_encoded_as_in_training():
     bundle.model.head._encode = lambda bins: seen.append(bins) or encode(bins)
     with torch.no_grad():
         bundle.model(make_batch(bundle, [ASKED]))
-        bundle.model.generate_ids(make_batch(bundle, [ASKED], left=True), 0, 1, GenerateOptions(max_new_tokens=1))
+        bundle.model.generate_ids(make_batch(bundle, [ASKED], asked=True), 0, 1, GenerateOptions(max_new_tokens=1))
     trained, asked = seen[0], seen[1]
     torch.testing.assert_close(trained[:-1], asked)  # all but the stamp of the last answer, which is to be found
 

@@ -72,7 +72,7 @@ def test_a_run_of_frames_is_as_likely_as_the_sum_of_its_logits_says():
 def test_spans_are_drawn_as_often_as_they_are_likely(name, temperature):
     head, frames, count = a_head(name), a_video(), 4000
     query = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(5)).expand(count, -1)
-    keys = row_keys([f"q{k}" for k in range(count)], 0, CPU)
+    keys = row_keys([f"q{k}" for k in range(count)], [0] * count, CPU)
     noise = SpanNoise(keys, torch.zeros_like(keys))
     with torch.no_grad():
         drawn = head.draw(query, torch.zeros(count, dtype=torch.long), frames, temperature, noise)
@@ -89,7 +89,7 @@ def test_spans_are_drawn_as_often_as_they_are_likely(name, temperature):
 
 def test_a_draw_depends_on_its_own_row_alone(name):
     head, query = a_head(name), torch.randn(2, WIDTH)
-    keys, step = row_keys(["a", "b"], 7, CPU), torch.tensor([3, 5])
+    keys, step = row_keys(["a", "b"], [7, 7], CPU), torch.tensor([3, 5])
     together = head.draw(query, torch.tensor([0, 1]), a_video(padding=2), 1.0, SpanNoise(keys, step))
     alone = head.draw(query[1:], torch.tensor([1]), a_video(), 1.0, SpanNoise(keys[1:], step[1:]))
     assert together.raw[1:].equal(alone.raw)
@@ -99,7 +99,7 @@ def test_drawing_keeps_the_best_span_the_likeliest_when_it_is_cold(name):
     head, frames, query = a_head(name), a_video(), torch.randn(1, WIDTH)
     raws, owner = every(name, 0), torch.zeros(1, dtype=torch.long)
     best = raws[log_prob(head, query, raws, 0, frames).argmax()]
-    noise = SpanNoise(row_keys(["q"], 0, CPU), torch.zeros(1, dtype=torch.long))
+    noise = SpanNoise(row_keys(["q"], [0], CPU), torch.zeros(1, dtype=torch.long))
     assert head.draw(query, owner, frames, 1e-4, noise).raw[0].tolist() == best.tolist()
 
 
@@ -107,7 +107,7 @@ def test_a_row_without_frames_gives_numbers_and_gradients_are_finite(name):
     head, query = a_head(name), torch.randn(2, WIDTH, requires_grad=True)
     frames = a_video(padding=1)
     frames.mask[1] = False
-    keys = row_keys(["a", "b"], 0, CPU)
+    keys = row_keys(["a", "b"], [0, 0], CPU)
     drawn = head.draw(query, torch.tensor([0, 1]), frames, 1.0, SpanNoise(keys, torch.zeros_like(keys)))
     found = head.draw_log_prob(query, drawn.raw, torch.tensor([0, 1]), frames, 1.0)
     found.sum().backward()
@@ -124,7 +124,7 @@ def test_times_around_the_expected_one_have_the_density_that_is_said(temperature
     raws = torch.cartesian_prod(axis, axis)
     density = log_prob(head, query, raws, 0, frames, temperature).exp().view(len(axis), -1) * (axis[1] - axis[0]) ** 2
     assert density.sum().item() == pytest.approx(1, abs=1e-3)
-    keys = row_keys([f"q{k}" for k in range(count)], 0, CPU)
+    keys = row_keys([f"q{k}" for k in range(count)], [0] * count, CPU)
     noise = SpanNoise(keys, torch.zeros_like(keys))
     drawn = head.draw(query.expand(count, -1), torch.zeros(count, dtype=torch.long), frames, temperature, noise)
     for end, marginal in ((0, density.sum(1)), (1, density.sum(0))):

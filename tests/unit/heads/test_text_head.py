@@ -9,6 +9,7 @@ import videollm.heads.text  # noqa: F401  registers the head
 from videollm.common.config import ConfigError
 from videollm.data.conversation import SpanMark, Turn
 from videollm.heads import FrameBatch, SpanRefs, build_head
+from videollm.heads.styles import STYLES
 from videollm.heads.text import parse_spans, write_span
 
 UNITS = ["percent", "seconds"]
@@ -95,4 +96,35 @@ def test_a_span_in_percent_of_no_video_is_an_error():
 @pytest.mark.parametrize(("options", "key"), [({"units": "seconds"}, "units"), ({"unit": "minutes"}, "unit")])
 def test_wrong_options_name_their_key(options, key):
     with pytest.raises(ConfigError, match=rf"^model\.head\.{key}"):
+        build_head({"name": "text", **options}, 8)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_released_models_own_words_are_written_and_read_again(style):
+    head = build_head({"name": "text", "unit": "seconds", "style": style}, 8)
+    (turn,) = head.compose([Turn("assistant", ("It happens in ", SpanMark(0), "."))], [[3.25, 10.5]], 60.0)
+    text = "".join(turn.parts)
+    answer = head.read([ord(c) for c in text], None, Tokenizer, 60.0)
+    assert answer.text == text and answer.spans == [pytest.approx([3.25, 10.5], abs=0.051)]
+    assert head.wording_with({"style": style}) == style and head.wording_with({}) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("The event happens in 12.3 - 20.1 seconds.", [[12.3, 20.1]]),
+        ('```json\n[{"start": "00:12.30", "end": "00:20.10", "description": "x"}]\n```', [[12.3, 20.1]]),
+        ("The described content occurs from 00:05 to 01:30 in the video.", [[5.0, 60.0]]),
+        ("I cannot see it.", []),
+    ],
+)
+def test_answers_of_plain_models_are_read_in_any_form_and_cut_at_the_end(text, spans):
+    head = build_head({"name": "text", "unit": "seconds", "style": "qwen3_vl"}, 8)
+    answer = head.read([ord(c) for c in text], None, Tokenizer, 60.0)
+    assert answer.spans == [pytest.approx(s) for s in spans] and answer.text == text
+
+
+@pytest.mark.parametrize("options", [{"unit": "seconds", "style": "gpt"}, {"unit": "percent", "style": "qwen3_vl"}])
+def test_an_unknown_style_or_one_with_percent_is_refused(options):
+    with pytest.raises(ConfigError, match=r"head.style: .* there are qwen2_5_vl, qwen3_vl, timelens, with"):
         build_head({"name": "text", **options}, 8)

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.heads import HEADS, Answer, FrameBatch, SpanRefs, TemporalHead, build_head
 from videollm.inference import question
 from videollm.model.draws import SpanNoise, row_keys
+from videollm.model.generate import Rows
 from videollm.training.assemble import assemble
 from videollm.training.optimizer import set_trainable
 from videollm.video.decode import VideoError
@@ -48,9 +50,13 @@ def answers(monkeypatch):
 
     def give(answer, reason="stop"):
         asked = []
-        monkeypatch.setattr(
-            "videollm.model.videollm.VideoLLM.answer", lambda *args: asked.append(args[-1]) or [(answer, reason)]
-        )
+
+        def made(model, number, options, *rest):
+            asked.append(options)
+            return Rows(model, number, options, *rest)
+
+        monkeypatch.setattr("videollm.inference.rows.Rows", made)
+        monkeypatch.setattr("videollm.model.videollm.VideoLLM.read_answer", lambda *_: (answer, reason))
         return asked
 
     return give
@@ -87,6 +93,21 @@ def test_frames_that_the_context_has_no_room_for_are_told(capsys, model, video, 
     told = run(capsys, model, video, "sampler.rule=segments", "sampler.num_frames=5000")[1]
     said = re.search(r"room for (\d+) of the 5000 frames that the sampler chose; they were thinned uniformly", told)
     assert 0 < int(said[1]) < 5000
+
+
+def test_a_video_that_is_cut_short_is_told_once(capsys, model, video, answers, tmp_path, caplog):
+    """Though the file is opened to see whether it can be read, to read it, and to draw it."""
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    with av.open(str(video)) as source, av.open(str(whole), "w", options={"movflags": "faststart"}) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 4 // 5])
+    answers(Answer("yes", ""))
+    assert run(capsys, model, cut, "--output", str(tmp_path / "a.png"))[0] == 0
+    assert caplog.text.count("cut.mp4: is truncated: ") == 1
 
 
 def test_generate_overrides_reach_the_model(capsys, model, video, answers):
@@ -189,6 +210,9 @@ def test_every_bad_input_is_one_clear_line_and_status_two(capsys, model, video, 
         ((tmp_path / "empty", video), {}, "no config.json"),
         ((model, video, "generate.tokens=3"), {}, "generate.tokens: unknown key"),
         ((model, video, "train.lr=3"), {}, "train: unknown key"),
+        ((model, video, "sampler=3"), {}, "sampler: expected a mapping, got 3"),
+        ((model, video, "generate="), {}, "generate= has no value"),
+        ((model, video, "--device", "meta"), {}, "--device: 'meta' cannot be used here"),
         ((model, video, "sampler.fps=-1", "generate.max_new_tokens=4"), {}, "fps must be a positive number"),
         ((model, video, "generate.max_new_tokens=1024"), {}, "leave no room for a question in the model's 1024"),
         ((model, video, "--output", "timeline.pdf"), {}, "--output: timeline.pdf is not named .png"),
@@ -304,7 +328,7 @@ def test_the_pages_head_draws_as_it_says(example):
     owner = torch.zeros(len(raws), dtype=torch.long)
     density = head.draw_log_prob(query.expand(len(raws), -1), raws, owner, frames, 1.0).exp().view(301, 301)
     assert density.sum().item() * 1e-4 == pytest.approx(1, abs=1e-3)
-    keys = row_keys([f"q{k}" for k in range(count)], 0, torch.device("cpu"))
+    keys = row_keys([f"q{k}" for k in range(count)], [0] * count, torch.device("cpu"))
     noise = SpanNoise(keys, torch.zeros_like(keys))
     drawn = head.draw(query.expand(count, -1), owner[:count], frames, 1.0, noise)
     tenth = axis[torch.searchsorted(density.sum(1).cumsum(0) * 1e-4, 0.1)]

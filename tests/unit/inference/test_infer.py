@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.answers import answer_line
-from tests.models import LENGTHS, NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
+from tests.models import LENGTHS, NATIVE, NoiseReader, clip_lines, clips, make_bundle, record, turns, write_lines
 from videollm import infer
 from videollm.batches import dataset
 from videollm.batches import reader as reading
@@ -26,8 +26,9 @@ from videollm.inference import answer as answering
 from videollm.inference import output as outputs
 from videollm.inference import run
 from videollm.inference.answer import Speed, answer_records
-from videollm.inference.plan import UNIT, plan
-from videollm.model.generate import GenerateOptions
+from videollm.inference.plan import SHORT as SHORTEST
+from videollm.inference.plan import plan, unit_size
+from videollm.model.generate import GenerateOptions, Rows
 
 SHORT = GenerateOptions(max_new_tokens=4)
 
@@ -69,23 +70,24 @@ def four_a_clip(count: int = 3) -> list[dict]:
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.integers(1, 3)), max_size=60), st.integers(1, 4))
 def test_a_plan_holds_every_question_once_and_every_video_in_one_unit(asked, size):
     records = [
-        question(str(i), video and f"{video}.mp4", generate={"max_new_tokens": tokens})
+        question(str(i), video and f"{video}.mp4", generate={"max_new_tokens": tokens, "top_p": 0.5 + tokens % 2 / 2})
         for i, (video, tokens) in enumerate(asked)
     ]
     units = plan(records, GenerateOptions(), size)
-    batches = [batch for unit in units for batch in unit]
-    assert sorted(r.id for _, alike in batches for r in alike) == sorted(r.id for r in records)
-    assert all(1 <= len(alike) <= size for _, alike in batches)
-    assert all({r.asking.generate["max_new_tokens"] for r in alike} == {own.max_new_tokens} for own, alike in batches)
-    homes = [{r.video for _, alike in unit for r in alike if r.video} for unit in units]
+    groups = [group for unit in units for group in unit]
+    assert sorted(r.id for alike in groups for r, _ in alike) == sorted(r.id for r in records)
+    assert all(own.max_new_tokens == r.asking.generate["max_new_tokens"] for alike in groups for r, own in alike)
+    assert all(len({own.top_p for _, own in alike}) == 1 for alike in groups)
+    assert sum(map(len, units)) == sum(len({own.top_p for alike in unit for _, own in alike}) for unit in units)
+    homes = [{r.video for alike in unit for r, _ in alike if r.video} for unit in units]
     assert sum(map(len, homes)) == len(set().union(*homes)) if homes else not asked
-    assert all(sum(len(alike) for _, alike in unit) >= UNIT * size for unit in units[:-1])
+    assert all(sum(map(len, unit)) >= unit_size(len(asked), size) >= SHORTEST * size for unit in units[:-1])
 
 
-@pytest.mark.parametrize("backbone", ["internvl", "etchat"])
+@pytest.mark.parametrize("backbone", ["internvl", "etchat", *NATIVE])
 def test_a_video_is_read_and_encoded_once_for_all_its_questions(backbone, monkeypatch):
     """And the answers are those of questions asked one by one; with etchat the connector reads each question."""
-    bundle, reader = make_bundle(backbone, "distime"), NoiseReader()
+    bundle, reader = make_bundle(backbone, "distime"), NoiseReader(any_size=backbone in NATIVE)
     words = ("when?", "what is it that happens there?", "who?")
     records = [question(f"{name}{k}", name, text) for k, text in enumerate(words) for name in ("a.mp4", "b.mp4")]
     alone = [line for r in records for line in answer_records(bundle, [r], reader, SHORT)]
@@ -93,35 +95,38 @@ def test_a_video_is_read_and_encoded_once_for_all_its_questions(backbone, monkey
     video, tower = reader.video, bundle.model.vision_tower.forward
     reader.video = lambda name, *how: read.append(name) or video(name, *how)
 
-    def watched(pixels):
-        encoded.append(len(pixels))
-        return tower(pixels)
+    def watched(pixels, *grids):
+        encoded.append(len(*grids or (pixels,)))
+        return tower(pixels, *grids)
 
     monkeypatch.setattr(bundle.model.vision_tower, "forward", watched)
     together = {line.id: line for line in answer_records(bundle, records, reader, SHORT, batch_size=4)}
-    assert encoded == [LENGTHS["a.mp4"], LENGTHS["b.mp4"]]
+    group = 2 if backbone in NATIVE else 1  # frames
+    assert encoded == [LENGTHS["a.mp4"] // group, LENGTHS["b.mp4"] // group]
     assert [name for i, name in enumerate(read) if i == 0 or name != read[i - 1]] == ["a.mp4", "b.mp4"]
     for line in alone:
         assert together[line.id].raw_text == line.raw_text
         assert together[line.id].spans == pytest.approx(line.spans, abs=0.002)
 
 
-def test_images_text_and_videos_are_asked_in_one_batch():
-    bundle = make_bundle("internvl", "text")
+@pytest.mark.parametrize("backbone", ["internvl", *NATIVE])
+def test_images_text_and_videos_are_asked_in_one_batch(backbone):
+    bundle, reader = make_bundle(backbone, "text"), NoiseReader(any_size=backbone in NATIVE)
     records = [record(name) for name in ("image", "text", "two_spans", "asked")]
-    together = list(answer_records(bundle, records, NoiseReader(), SHORT))
-    alone = [line for r in records for line in answer_records(bundle, [r], NoiseReader(), SHORT)]
+    together = list(answer_records(bundle, records, reader, SHORT))
+    alone = [line for r in records for line in answer_records(bundle, [r], reader, SHORT)]
     assert [line.raw_text for line in together] == [line.raw_text for line in alone]
     assert not any(line.error for line in together)
 
 
-def test_what_is_too_long_loses_frames_question_by_question_and_says_so():
+@pytest.mark.parametrize("backbone", ["internvl", *NATIVE])
+def test_what_is_too_long_loses_frames_question_by_question_and_says_so(backbone):
     """A long question must not take frames from a short one about the same video."""
-    bundle = make_bundle("internvl", "distime")
+    bundle, reader = make_bundle(backbone, "distime"), NoiseReader(any_size=backbone in NATIVE)
     records = [question("short", "b.mp4"), question("long", "b.mp4", "when " * 20)]
-    size = {r.id: list(answer_records(bundle, [r], NoiseReader(), SHORT))[0] for r in records}
+    size = {r.id: list(answer_records(bundle, [r], reader, SHORT))[0] for r in records}
     assert [size[r.id].thinned for r in records] == [0, 0]
-    encoder, reader = bundle.encoder(), NoiseReader()
+    encoder = bundle.encoder()
     most = len(dataset.VideoDataset(records, reader, encoder, max_length=2000, answers=False)[1].prompts[0])
     bundle.config.context_length = most + SHORT.max_new_tokens - 1
     lines = {line.id: line for line in answer_records(bundle, records, reader, SHORT)}
@@ -137,40 +142,44 @@ def test_a_batch_that_does_not_fit_is_split_and_a_question_that_does_not_is_name
     bundle = make_bundle("internvl", "text")
     records = [question(f"{name}{k}", name) for k in range(3) for name in LENGTHS]
     whole = {line.id: line for line in answer_records(bundle, records, NoiseReader(), SHORT)}
-    generate, rows = bundle.model.generate_ids, []
+    rows = []
 
-    def little_room(batch, *args):
-        rows.append(len(batch.input_ids))
+    def little_room(asking, batch, where, *rest, **named):
+        rows.append(len(asking.state.row))
         if rows[-1] > 2 or "b.mp41" in batch.ids:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return generate(batch, *args)
+        return how["own" in named](asking, batch, where, *rest, **named)
 
-    monkeypatch.setattr(bundle.model, "generate_ids", little_room)
+    how = {True: Rows.enter, False: Rows.follow}
+    monkeypatch.setattr(Rows, "enter", little_room)
+    monkeypatch.setattr(Rows, "follow", little_room)
     speed = Speed()
     lines = {line.id: line for line in answer_records(bundle, records, NoiseReader(), SHORT, speed=speed)}
-    assert max(rows) == 8 and lines.keys() == whole.keys() and speed.questions == 9
+    assert max(rows) == 8 and min(rows) == 1 and lines.keys() == whole.keys() and speed.questions == 9
     bad = lines.pop("b.mp41")
-    assert "6 frames" in bad.error and "generate.max_new_tokens" in bad.error
+    assert "6 frames" in bad.error and " MiB" in bad.error and "generate.max_new_tokens" in bad.error
     assert all(line.raw_text == whole[i].raw_text and not line.error for i, line in lines.items())
 
 
-def test_a_tower_without_room_takes_fewer_frames_at_a_time(monkeypatch):
-    bundle = make_bundle("internvl", "text")
+@pytest.mark.parametrize(("backbone", "given"), [("internvl", [2, 2, 2]), *((native, [2, 1]) for native in NATIVE)])
+def test_a_tower_without_room_takes_fewer_frames_at_a_time(backbone, given, monkeypatch):
+    """Of frames of any size, fewer groups."""
+    bundle, reader = make_bundle(backbone, "text"), NoiseReader(any_size=backbone in NATIVE)
     records, tower, sizes = [question("q", "b.mp4")], bundle.model.vision_tower.forward, []
-    (whole,) = answer_records(bundle, records, NoiseReader(), SHORT)
+    (whole,) = answer_records(bundle, records, reader, SHORT)
     most = 2
 
-    def forward(pixels):
-        if len(pixels) > most:
+    def forward(pixels, *grids):
+        if (count := len(*grids or (pixels,))) > most:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        sizes.append(len(pixels))
-        return tower(pixels)
+        sizes.append(count)
+        return tower(pixels, *grids)
 
     monkeypatch.setattr(bundle.model.vision_tower, "forward", forward)
-    (line,) = answer_records(bundle, records, NoiseReader(), SHORT)
-    assert sizes == [2, 2, 2] and line.raw_text == whole.raw_text
+    (line,) = answer_records(bundle, records, reader, SHORT)
+    assert sizes == given and line.raw_text == whole.raw_text
     most = 0
-    (line,) = answer_records(bundle, records, NoiseReader(), SHORT)
+    (line,) = answer_records(bundle, records, reader, SHORT)
     assert "one at a time" in line.error
 
 
@@ -180,7 +189,7 @@ def test_another_error_of_the_model_is_not_swallowed(monkeypatch):
     def fail(*_):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(bundle.model, "generate_ids", fail)
+    monkeypatch.setattr(bundle.model, "prompt", fail)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         list(answer_records(bundle, [question("q")], NoiseReader(), SHORT))
 
@@ -245,11 +254,18 @@ def test_answers_too_long_for_the_context_are_refused_before_a_file_is_begun(mod
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_broken_anywhere_ends_with_the_bytes_of_an_unbroken_one(model, tmp_path, monkeypatch, workers):
-    annotations = write_lines(tmp_path / "a.jsonl", four_a_clip())
+    """Units of questions whose answers are of unequal length: broken within the first, the last, and again."""
+    lines = [
+        line | {"id": f"{line['id']}.{k}", "generate": {"max_new_tokens": 1 + 2 * k}}
+        for k in range(3)
+        for line in four_a_clip()
+    ]
+    annotations = write_lines(tmp_path / "a.jsonl", lines)
     sampled = ("generate.do_sample=true", "--workers", workers)
     assert ask(model, annotations, tmp_path / "whole.jsonl", *sampled) == 0
     answer, written = answering.answer_records, tmp_path / "broken.jsonl"
-    for stop in (1, 3, 2):
+    assert len(lines) > unit_size(len(lines), 2) + 12 * 2  # so that there are several
+    for stop in (1, 3, 27, 2):
 
         def killed(*args, stop=stop, **options):
             for i, line in enumerate(answer(*args, **options)):

@@ -17,8 +17,7 @@ from videollm import infer, train
 from videollm.checkpoint import load, read_config
 from videollm.common.config import to_dict
 from videollm.inference.options import own_precision, read_options
-from videollm.model.generate import GenerateOptions
-from videollm.model.videollm import VideoLLM
+from videollm.model.generate import GenerateOptions, Rows
 from videollm.training.assemble import read_settings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -75,13 +74,12 @@ def test_answers_are_made_as_in_training_unless_the_command_line_says_otherwise(
 
 def test_one_question_is_asked_so_too(trained, monkeypatch, capsys):
     found = []
-    given = VideoLLM.answer
 
-    def watched(self, batch, tokenizer, stop, options):
+    def watched(model, number, options, *rest):
         found.append(options)
-        return given(self, batch, tokenizer, stop, options)
+        return Rows(model, number, options, *rest)
 
-    monkeypatch.setattr(VideoLLM, "answer", watched)
+    monkeypatch.setattr("videollm.inference.rows.Rows", watched)
     words = ["--model", str(trained), "--video", str(clips() / "clip0.mp4"), "--question", "when?", "--device", "cpu"]
     assert asking.main(words) == 0 and asking.main([*words, "generate.max_new_tokens=2"]) == 0
     asking.ask(load(trained), clips() / "clip0.mp4", "when?")

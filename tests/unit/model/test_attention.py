@@ -84,7 +84,7 @@ def test_a_packed_question_sees_as_it_does_alone(bundle):
 def test_prefill_and_decoding_see_as_transformers_does(bundle, own, ours):
     """The ids that the whole text so far makes likeliest, step by step and without any cache."""
     short = {**LINE, "conversations": turns("<video>\nwhat?", "x")}
-    batch = make_batch(bundle, [LINE, short], left=True)  # the second is padded in front
+    batch = make_batch(bundle, [LINE, short], asked=True)  # the second is padded
     model, options = bundle.model, GenerateOptions(max_new_tokens=2 * WINDOW)
     ids, _ = model.generate_ids(replace(batch, plain_causal=not ours), 0, -1, options)
     for row in range(2):
@@ -117,7 +117,7 @@ BF16 = {"precision": "bf16"}
 def test_what_flash_attention_cannot_do_is_refused_before_anything_is_built(monkeypatch, backbone, head, changes, says):
     for name in ("VideoLLM", "load"):
         monkeypatch.setattr(assemble, name, lambda *_args, **_options: pytest.fail("built"))
-    monkeypatch.setattr(assemble, "is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("videollm.model.attention.is_flash_attn_2_available", lambda: False)
     with pytest.raises(ConfigError, match=r"^model\.attention: ") as error:
         assemble.assemble(settings(backbone, head, **FLASH, **changes))
     assert says in str(error.value)

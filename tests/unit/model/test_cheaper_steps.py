@@ -82,7 +82,7 @@ def test_logits_are_made_for_the_last_place_of_a_prompt_only():
     bundle.model.get_output_embeddings().register_forward_hook(
         lambda _m, _i, out: shapes.append(out.shape[:-1].numel())
     )
-    batch = make_batch(bundle, MIXED, left=True)
+    batch = make_batch(bundle, MIXED, asked=True)
     bundle.model.generate_ids(batch, 0, 1, GenerateOptions(max_new_tokens=3))
     assert shapes == [len(MIXED)] * 3
 

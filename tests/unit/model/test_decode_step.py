@@ -1,40 +1,20 @@
 """A step of generation costs few operations and no wait for the device, at the depth of the published models."""
 
-from collections import Counter
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import _language, make_batch, make_bundle
+from tests.ops import Operations
 from videollm.common.config import ConfigError
 from videollm.model.generate import GenerateOptions
 
 LOOK = 8
-NAMES = ["two_spans", "turns", "text"]  # of unequal length: padded in front
-WAITS = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "_unique2"}
-VIEWS = {"_unsafe_view"}  # that torch does not call so
-CASES = {  # the most operations a token that was reached, greedily; 900 and 700 are the goals
-    "d2vlm": ("etchat", _language("phi3", num_hidden_layers=32), 1390),
-    "distime": ("internvl", _language("qwen2", num_hidden_layers=24), 1040),
+NAMES = ["two_spans", "turns", "text"]  # of unequal length: padded
+CASES = {  # the most operations a token that was reached, greedily; 900 and 700 are the goals, and are held
+    "d2vlm": ("etchat", _language("phi3", num_hidden_layers=32), 895),
+    "distime": ("internvl", _language("qwen2", num_hidden_layers=24), 692),
 }
 SAMPLED = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1, "min_new_tokens": 3 * LOOK}
-
-
-class Operations(TorchDispatchMode):
-    """Counts what is dispatched, and what of it makes the host wait or copies from it."""
-
-    def __init__(self):
-        super().__init__()
-        self.all, self.waits = Counter(), Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        moved = name == "_to_copy" and (kwargs or {}).get("device", args[0].device) != args[0].device
-        self.waits[name] += name in WAITS or moved
-        if not func.is_view and name not in VIEWS:
-            self.all[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def steps(head, **options):
@@ -42,7 +22,7 @@ def steps(head, **options):
     backbone, language, _ = CASES[head]
     bundle = make_bundle(backbone, head, language=language)
     bundle.model.to(torch.bfloat16)
-    batch = make_batch(bundle, NAMES, left=True)
+    batch = make_batch(bundle, NAMES, asked=True)
     found = bundle.model.stream(batch, 0, -1, GenerateOptions(max_new_tokens=3 * LOOK, **options), look=LOOK)
     next(found)
     with Operations() as counted:
@@ -53,20 +33,22 @@ def steps(head, **options):
 @pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("head", CASES)
 def test_a_step_waits_for_nothing(head, options):
-    assert +steps(head, **options).waits == {"_local_scalar_dense": 1}, "the look; between looks nothing waits"
+    """But for the look. The number that top-p puts into a slice is a tensor on a CPU and a fill on a GPU."""
+    waits = [place for place in steps(head, **options).waits.elements() if "lift_fresh in generation/" not in place]
+    assert len(waits) == 1 and waits[0].startswith("_local_scalar_dense in model/decoding.py")
 
 
 @pytest.mark.parametrize("head", CASES)
 def test_a_step_has_few_operations(head):
     counted, most = steps(head), CASES[head][-1]
-    each = counted.all.total() / LOOK
-    assert each <= most, f"{each:.0f} operations a token: {counted.all.most_common()}"
+    each = counted.total / LOOK
+    assert each <= most, f"{each:.0f} operations a token: {counted.calls.most_common()}"
 
 
 @pytest.mark.parametrize("head", ["d2vlm", "distime"])
 def test_tokens_do_not_depend_on_how_often_the_host_looks(head):
     bundle = make_bundle("internvl", head)
-    batch = make_batch(bundle, NAMES, left=True)
+    batch = make_batch(bundle, NAMES, asked=True)
     first = bundle.model.generate_ids(batch, 0, -1, GenerateOptions(max_new_tokens=11))[0]
     stop = first[0, 4].item()  # ends a row early, within a look
     wanted, one = bundle.model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=11))
@@ -81,7 +63,7 @@ def test_tokens_do_not_depend_on_how_often_the_host_looks(head):
 def test_several_answers_share_one_pass_over_their_prompt():
     """The first is that of the question alone; greedy ones are all alike, sampled ones are not."""
     bundle = make_bundle("etchat", "d2vlm")
-    batch, lengths = make_batch(bundle, ["two_spans", "text"], left=True), []  # with no earlier answer
+    batch, lengths = make_batch(bundle, ["two_spans", "text"], asked=True), []  # with no earlier answer
     bundle.model.decoder.register_forward_pre_hook(
         lambda _m, _a, given: lengths.append(tuple(given["inputs_embeds"].shape[:2])), with_kwargs=True
     )
@@ -97,7 +79,7 @@ def test_several_answers_share_one_pass_over_their_prompt():
 
 def test_an_answer_does_not_stop_before_its_least_length():
     bundle = make_bundle("internvl", "text")
-    batch = make_batch(bundle, NAMES, left=True)
+    batch = make_batch(bundle, NAMES, asked=True)
     stop = bundle.model.generate_ids(batch, 0, -1, GenerateOptions(max_new_tokens=1))[0][0].item()
     for least in (0, 4):
         ids = bundle.model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=6, min_new_tokens=least))[0]

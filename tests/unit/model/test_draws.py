@@ -23,8 +23,8 @@ def test_the_noise_is_made_of_the_numbers_of_splitmix64():
 def test_tokens_are_drawn_as_often_as_they_are_likely():
     scores = torch.tensor([2.0, 0.0, 1.0, -3.0, -torch.inf])
     count = 20_000
-    keys = row_keys([f"q{i}" for i in range(count)], 0, torch.device("cpu"))
-    drawn = Draw(keys)(torch.zeros(count, 3, dtype=torch.int64), scores.expand(count, -1)).argmax(-1)
+    keys = row_keys([f"q{i}" for i in range(count)], [0] * count, torch.device("cpu"))
+    drawn = Draw(keys, torch.full_like(keys, 3))(None, scores.expand(count, -1)).argmax(-1)
     shares = torch.bincount(drawn, minlength=5) / count
     likely = scores.softmax(-1)
     assert ((shares - likely).abs() < 5 * (likely * (1 - likely) / count).sqrt() + 1e-12).all()
@@ -32,7 +32,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
 def test_rows_steps_and_seeds_draw_apart_and_rows_do_not_move_each_other():
     where, names = torch.device("cpu"), ["a", "b", "c"]
-    keys = row_keys(names, 3, where)
+    keys = row_keys(names, [3] * 3, where)
     step = torch.tensor([0, 4, 9])
     noise = gumbel(keys, step, 50)
     for row in range(3):
@@ -40,7 +40,7 @@ def test_rows_steps_and_seeds_draw_apart_and_rows_do_not_move_each_other():
     others = (
         gumbel(keys, step + 1, 50),
         gumbel(keys.flip(0), step, 50)[:1],
-        gumbel(row_keys(names, 4, where), step, 50),
+        gumbel(row_keys(names, [4] * 3, where), step, 50),
     )
     assert all(not (noise[: len(other)] == other).any() for other in others)
     assert gumbel(keys, step, 10**5).isfinite().all()

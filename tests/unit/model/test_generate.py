@@ -7,7 +7,8 @@ import torch
 
 from tests.models import LINES, PAIRS, make_batch, make_bundle, make_dataset
 from videollm.heads import Prediction
-from videollm.model.generate import GenerateOptions, SpanPenalty
+from videollm.model.decoding import SpanPenalty
+from videollm.model.generate import GenerateOptions
 
 ALL = list(LINES)
 OPTIONS = GenerateOptions(max_new_tokens=12)
@@ -22,7 +23,7 @@ def likely_spans(bundle, names=ALL):
     rows, spans = bundle.model.get_output_embeddings().weight.data, bundle.model.span_ids
     if not spans:
         return bundle
-    original, batch = rows[spans].clone(), make_batch(bundle, names, left=True)
+    original, batch = rows[spans].clone(), make_batch(bundle, names, asked=True)
     for factor in (2, -2, 3, -3, 1.5, -1.5, 4, -4, 1.2, -1.2, 6, -6):
         rows[spans] = factor * original
         ids = bundle.model.generate_ids(batch, 0, bundle.stop_id, OPTIONS)[0]
@@ -34,9 +35,9 @@ def likely_spans(bundle, names=ALL):
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_a_batch_is_answered_as_its_questions_one_by_one(pair):
     bundle = likely_spans(make_bundle(*pair))
-    together = ask(bundle, make_batch(bundle, ALL, left=True))
+    together = ask(bundle, make_batch(bundle, ALL, asked=True))
     for name, (answer, reason) in zip(ALL, together, strict=True):
-        ((alone, alone_reason),) = ask(bundle, make_batch(bundle, [name], left=True))
+        ((alone, alone_reason),) = ask(bundle, make_batch(bundle, [name], asked=True))
         assert (answer.raw_text, answer.text, reason) == (alone.raw_text, alone.text, alone_reason), name
         for field in ("spans", "evidence_spans", "scores"):
             one, other = getattr(answer, field), getattr(alone, field)
@@ -90,7 +91,7 @@ def test_generation_equals_a_loop_without_a_cache(pair):
     """Ids, seconds, and what is fed after each token: for a span token the head's embedding, not the word's."""
     name = "asked" if pair[1] == "distime" else "two_spans"
     bundle = likely_spans(make_bundle(*pair), [name])
-    batch = make_batch(bundle, [name], left=True)
+    batch = make_batch(bundle, [name], asked=True)
     ids, prediction, fed = by_hand(bundle, batch, 10)
     assert any(i in bundle.model.span_ids for i in ids[:-1]) and len(set(ids)) > 1
     seen = []
@@ -115,7 +116,7 @@ def test_earlier_answers_are_seen_with_their_spans():
     bundle = make_bundle("internvl", "d2vlm")
     dataset = make_dataset(bundle, ["turns"], answers=False)
     item = dataset[0]
-    collate = bundle.collator(left=True)
+    collate = bundle.collator(asked=True)
     logits = []
     bundle.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: logits.append(out))
     for seconds in (1.0, 0.0):
@@ -135,7 +136,7 @@ def test_earlier_answers_are_seen_with_their_spans():
 @pytest.mark.parametrize("head", ["d2vlm", "distime"])
 def test_a_span_token_cut_off_by_the_length_limit_still_gets_its_seconds(head):
     bundle = likely_spans(make_bundle("internvl", head), ["two_spans"])
-    batch = make_batch(bundle, ["two_spans"], left=True)
+    batch = make_batch(bundle, ["two_spans"], asked=True)
     ids = bundle.model.generate_ids(batch, 0, bundle.stop_id, OPTIONS)[0][0].tolist()
     last = next(i for i, t in enumerate(ids) if t in bundle.model.span_ids)
     ((answer, reason),) = ask(bundle, batch, GenerateOptions(max_new_tokens=last + 1))
@@ -146,7 +147,7 @@ def test_a_span_token_cut_off_by_the_length_limit_still_gets_its_seconds(head):
 def test_an_answer_ends_at_its_stop_token():
     bundle = make_bundle("internvl", "text")
     stop = bundle.stop_id
-    batch = make_batch(bundle, ["two_spans", "text"], left=True)
+    batch = make_batch(bundle, ["two_spans", "text"], asked=True)
     first = bundle.model.generate_ids(batch, 0, stop, GenerateOptions(max_new_tokens=3))[0][:, 1].tolist()
     answers = bundle.model.answer(batch, bundle.tokenizer, first[0], GenerateOptions(max_new_tokens=8))
     assert answers[0][1] == "stop" and bundle.tokenizer.decode([first[0]]) not in answers[0][0].raw_text
@@ -156,20 +157,20 @@ def test_sampled_answers_follow_from_seed_and_question_alone():
     """Not from torch's generator, the other rows, or their order; and another seed gives others."""
     bundle = make_bundle("etchat", "distime")
     options = GenerateOptions(max_new_tokens=8, do_sample=True, temperature=1.5, top_p=0.95, seed=3)
-    together = dict(zip(ALL, ask(bundle, make_batch(bundle, ALL, left=True), options), strict=True))
+    together = dict(zip(ALL, ask(bundle, make_batch(bundle, ALL, asked=True), options), strict=True))
     texts = {name: answer.raw_text for name, (answer, _) in together.items()}
     assert len(set(texts.values())) == len(ALL)
     for k, some in enumerate((ALL[::-1], ALL[:2], *([name] for name in ALL))):
         torch.manual_seed(k)
-        answers = ask(bundle, make_batch(bundle, some, left=True), options)
+        answers = ask(bundle, make_batch(bundle, some, asked=True), options)
         assert [answer.raw_text for answer, _ in answers] == [texts[name] for name in some]
-    other = ask(bundle, make_batch(bundle, ALL, left=True), replace(options, seed=4))
+    other = ask(bundle, make_batch(bundle, ALL, asked=True), replace(options, seed=4))
     assert all(answer.raw_text != texts[name] for name, (answer, _) in zip(ALL, other, strict=True))
 
 
 def test_sampling_takes_temperature_and_top_p():
     bundle = make_bundle("internvl", "text")
-    batch = make_batch(bundle, ALL, left=True)
+    batch = make_batch(bundle, ALL, asked=True)
     greedy = bundle.model.generate_ids(batch, 0, bundle.stop_id, OPTIONS)[0]
     for narrow in ({"temperature": 1e-4}, {"top_p": 1e-6}):
         options = replace(OPTIONS, do_sample=True, **narrow)
@@ -180,14 +181,14 @@ def test_sampling_takes_temperature_and_top_p():
 
 def test_a_repetition_penalty_leaves_span_tokens_alone():
     scores = torch.tensor([[2.0, -2.0, 3.0, 4.0]])
-    prompt = torch.zeros(1, scores.shape[1], dtype=torch.bool)
-    penalised = SpanPenalty(2.0, torch.tensor([3]), prompt)(torch.tensor([[0, 1, 3, 3]]), scores.clone())
+    words = torch.tensor([[True, True, False, True]])
+    penalised = SpanPenalty(2.0, torch.tensor([3]), words)(None, scores.clone())
     assert penalised.tolist() == [[1.0, -4.0, 3.0, 4.0]]
 
 
 def test_a_penalty_keeps_an_answer_from_repeating_itself():
     bundle = likely_spans(make_bundle("internvl", "d2vlm"))
-    batch = make_batch(bundle, ["two_spans"], left=True)
+    batch = make_batch(bundle, ["two_spans"], asked=True)
     stop = bundle.stop_id
     options = GenerateOptions(max_new_tokens=16, repetition_penalty=1e6)
     ids = bundle.model.generate_ids(batch, 0, stop, options)[0][0].tolist()

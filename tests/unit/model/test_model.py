@@ -97,8 +97,9 @@ def test_eager_and_sdpa_attention_agree(bundle):
     if bundle.config.text_config.model_type == "gemma2":
         assert bundle.model.language_model.config._attn_implementation == "eager"
         return
+    own = bundle.config.vision["type"], bundle.config.text_config.model_type
     backbone = next(
-        b for b in BACKBONES if BACKBONES[b]["language"]["model_type"] == bundle.config.text_config.model_type
+        b for b, parts in BACKBONES.items() if (parts["vision"]["type"], parts["language"]["model_type"]) == own
     )
     other = make_bundle(backbone, bundle.config.head["name"], attention="eager")
     other.model.load_state_dict(bundle.model.state_dict())

@@ -134,7 +134,7 @@ def test_a_word_that_the_tokenizer_lacks_does_not_overwrite_the_unknown_token(to
 
 
 def test_word_vectors_wider_than_the_embedding_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="width 5 do not fit into embeddings of width 4"):
+    with pytest.raises(ValueError, match="model.word_vectors: .* at most 4"):
         align_words(torch.zeros(len(tokenizer), 4), tokenizer, {"red": torch.ones(5), "blue": torch.zeros(5)})
 
 

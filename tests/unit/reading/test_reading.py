@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from videollm.reading import read_choice, read_moment, read_spans, read_steps
+from videollm.reading import read_choice, read_moment, read_spans, read_steps, span_beside
 from videollm.reading.spans import explain_spans
 
 LONG = 40_000  # characters
@@ -226,3 +226,10 @@ def test_numbers_that_are_no_times_are_not_read(text, spans):
 def test_a_moment_in_percent_needs_the_length_of_the_video():
     assert read_moment("at 50% of the video") is None
     assert read_moment("at 50% of the video", 60.0) == 30.0
+
+
+@pytest.mark.parametrize(
+    "text", ["<answer></answer> 5 - 10 s", "", "5 - 10 s, 12 - 15 s. Answer: C", "<think>5 - 10 s</think>"]
+)
+def test_a_span_beside_no_answer_or_beside_others_is_not_read(text):
+    assert span_beside(text, None) is None

@@ -47,7 +47,7 @@ def deepspeed_file(folder, stage, **options):
 def real_batch(run, load):
     """The batch of the dry run with numbers in it; the last of several rows is a token shorter, as rows mostly are."""
     batch = make_batch(planned_model(run), run, load)
-    batch.pixel_values = torch.zeros(batch.pixel_values.shape)
+    batch.pixel_values = torch.zeros(batch.pixel_values.shape, dtype=batch.pixel_values.dtype)
     if load.rows > 1:
         batch.segment_ids[-1, -1] = -1
     return batch
@@ -130,6 +130,31 @@ def test_each_row_of_a_batch_has_frames_of_its_own():
     for part in ("connector", "language model"):
         assert two.kept[part] == pytest.approx(2 * one.kept[part], rel=0.01)
     assert make_batch(planned_model(given()), given(), Load(2, 40, 1, 300)).pixel_values.shape[0] == 80
+
+
+@pytest.mark.parametrize(
+    "kind, difference, channels, width",
+    [
+        ("plain", False, 3, 1),
+        ("internvl", True, 6, 1),
+        ("clip", False, 3, 4),
+        ("clip", True, 6, 4),
+    ],
+)
+def test_frames_count_as_they_travel(kind, difference, channels, width):
+    """As bytes, but for those of the CLIP kind, which are float32."""
+    vision = {"type": "conv", "image_size": 32, "num_channels": channels, "channels": [4]}
+    data = {"preprocess": {"kind": kind, "size": 32, "frame_difference": difference}}
+    run = settings("internvl", "distime", data=data, vision=vision, connector={"type": "linear"})
+    model = planned_model(run)
+    batch = make_batch(model, run, Load(2, 5, 1, 60))
+    assert batch.pixel_values.nbytes == 2 * 5 * 32 * 32 * channels * width
+    dry_run(model, run, batch)
+
+
+def test_frames_that_the_tower_does_not_take_are_refused_as_by_training():
+    with pytest.raises(ConfigError, match=r"data\.preprocess: makes frames of \(3, 14, 14\)"):
+        planned_model(given(data={"preprocess": {"kind": "plain", "size": 14}}))
 
 
 def test_weights_gradients_and_optimizer_are_those_of_a_real_step():

@@ -12,7 +12,7 @@ from videollm.common.registry import function_at
 from videollm.training.optimizer import parameter_groups, part_of
 from videollm.training.run import training_arguments
 from videollm.training.trainer import BadVideosError, VideoTrainer
-from videollm.training.validation import Validation, flat
+from videollm.training.validation import Validation, flat, try_metric
 
 GOOD = {"video": "a.mp4", "tgt": [0, 2], "conversations": turns("<video>\nwhen?", "in <span>")}
 BAD = {"video": "broken.mp4", "conversations": turns("<video>\nwhen?", "now")}
@@ -168,3 +168,9 @@ def test_a_metric_is_found_by_its_name_or_refused():
     for name in ("json:nothing", "no_such_module:f", "json"):
         with pytest.raises(ConfigError, match=r"train\.metric"):
             function_at(name, "train.metric")
+
+
+@pytest.mark.parametrize("name", ["os:getcwd", "math:sqrt", "videollm.common.spans:iou_union"])
+def test_a_function_that_is_no_metric_is_refused_before_the_first_step(name):
+    with pytest.raises(ConfigError, match=rf"train\.metric: {name} is no function \(predicted spans, true spans\)"):
+        try_metric(function_at(name, "train.metric"), name, [[[0.0, 1.0]]])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.unit.video.test_video import write
 from videollm.common.config import ConfigError, build, to_dict
-from videollm.video.budget import SizeError
+from videollm.video.budget import SizeError, smart_resize
 from videollm.video.decode import VideoError
 from videollm.video.folder import read_frame_folder
 from videollm.video.preprocess import Preprocess
@@ -51,6 +51,14 @@ def test_a_longer_video_is_seen_smaller_where_the_budget_is_for_all_of_it():
     sizes = [Preprocess(kind="qwen3_vl").frame_size(720, 1280, frames) for frames in (2, 8, 32, 128)]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
     assert len({Preprocess(kind="qwen2_5_vl").frame_size(720, 1280, frames) for frames in (2, 8, 32, 128)}) == 1
+
+
+def test_an_odd_number_of_frames_is_held_against_the_limit_as_an_even_one():
+    """As released: 5 frames count as 4 where it is asked whether they are too large, as 5 in what they are made."""
+    assert smart_resize(40, 40, 8, 64, 7000, frames=5) == (40, 40)  # 4 x 1600 <= 7000 < 5 x 1600
+    assert smart_resize(40, 40, 8, 64, 6399, frames=5) == (32, 32)  # 40 sqrt(6399 / 8000) = 35.8
+    assert smart_resize(40, 40, 8, 64, 6399, frames=4) == (32, 32)
+    assert smart_resize(40, 40, 8, 6401, 9000, frames=5) == (40, 40)  # 40 sqrt(6401 / 8000) = 35.8, up to 40
 
 
 @pytest.mark.parametrize(

@@ -158,14 +158,14 @@ def test_only_what_is_needed_is_decoded(plain, monkeypatch):
 
 
 def test_resize_runs_on_every_frame_and_decides_the_shape(plain):
-    frames = read_video(plain, Sampler(rule="segments", num_frames=3), resize=lambda frame: frame[:8, :8].copy())
+    frames = read_video(plain, Sampler(rule="segments", num_frames=3), resize=lambda frame, _: frame[:8, :8].copy())
     assert frames.pixels.shape == (3, 8, 8, 3)
 
 
 def test_resize_that_changes_its_shape_is_an_error(plain):
     sizes = iter((8, 9))
     with pytest.raises(VideoError, match=r"plain\.mp4.*shape"):
-        read_video(plain, Sampler(rule="segments", num_frames=2), resize=lambda frame: frame[: next(sizes)])
+        read_video(plain, Sampler(rule="segments", num_frames=2), resize=lambda frame, _: frame[: next(sizes)])
 
 
 def test_repeated_indices_repeat_the_frame(tmp_path):

@@ -1,13 +1,19 @@
-"""Towers that take frames of any size, a file a family, each transformers' own class; importing it registers them all.
+"""Backbones as they are released, a file a family, of transformers' own classes; importing it registers them all.
 
-A family is a tower (``TOWERS``) that carries a ``Patching``, the connector behind it (``CONNECTORS``), and where
-transformers has only the bare text model, that model with its output layer. Beside them a file says how the released
+A family is a tower (``TOWERS``), which carries a ``Patching`` if it takes frames of any size, the connector behind it
+(``CONNECTORS``), and where transformers has only the bare text model, that model with its output layer. What stands
+elsewhere already, such as the tower ``internvl``, is not made again. Beside them a file says how the released
 checkpoint is to be read: ``NAMES``, prefixes of its tensors and ours, and ``parts``, its config as ``model`` settings.
 docs/backbones.md tells how to add one.
 """
 
-from videollm.model.backbones import qwen2_5_vl, qwen3_vl
+from videollm.model.backbones import internvl, qwen2_5_vl, qwen3_vl, smolvlm
 
-FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}  # by the ``model_type`` of the released config
+FAMILIES = {
+    "internvl": internvl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "smolvlm": smolvlm,
+}  # by the ``model_type`` of the released config
 
 __all__ = ["FAMILIES"]

@@ -21,6 +21,7 @@ from videollm.model.backbones.shared import (
     QWEN_TOKENS,
     Unmerged,
     as_rows,
+    by_segments,
     known_fields,
     patching_of,
     planned,
@@ -47,6 +48,7 @@ class Qwen2_5VLTower(Qwen2_5_VisionTransformerPretrainedModel):
 
     def __init__(self, config: Qwen2_5_VLVisionConfig, positions: str = "4.49", even_times: bool = False):
         super().__init__(config)
+        by_segments(config)
         self.merger = Unmerged(config.spatial_merge_size)
         time = {"per_second": config.tokens_per_second, "rule": positions, "even": even_times}
         self.patching = patching_of(config, **time)

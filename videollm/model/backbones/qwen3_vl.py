@@ -22,6 +22,7 @@ from videollm.model.backbones.shared import (
     QWEN_TOKENS,
     Unmerged,
     as_rows,
+    by_segments,
     known_fields,
     patching_of,
     planned,
@@ -46,6 +47,7 @@ class Qwen3VLTower(Qwen3VLVisionModel):
 
     def __init__(self, config: Qwen3VLVisionConfig):
         super().__init__(config)
+        by_segments(config)
         self.merger = Unmerged(config.spatial_merge_size)
         self.deepstack_merger_list = nn.ModuleList(Unmerged(config.spatial_merge_size) for _ in self.taps)
         self.patching = patching_of(config)

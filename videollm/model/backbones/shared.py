@@ -1,23 +1,66 @@
-"""What the families have in common: cells of patches as one row, a text model with its output layer, plans, configs.
+"""What the families have in common: attention by pictures, cells of patches, text models with an output layer, plans.
 
 Knows no family.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
 from videollm.video.patching import Patching
 
+SEGMENTS = "flash_free_segments"  # sdpa by pictures; transformers hands whole sequences to what is called flash
 QWEN_TOKENS = {  # ``visual_tokens`` of all Qwen-VL
     "token": "<|video_pad|>", "image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>",
     "after": "",
 }  # fmt: skip
+
+
+def attend_segments(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: None = None, *, cu_seq_lens_q: Tensor,
+    scaling: float, **_others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention within segments that end at ``cu_seq_lens_q``, a CPU tensor. [1, H, N, d] each -> [1, N, H, d].
+
+    All segments of one length are computed together: transformers computes them one after the other, which for windows
+    of many frames is thousands of small calls.
+    """
+    order, back, shapes = by_length(tuple(cu_seq_lens_q.tolist()), query.device)
+    parts = [states[0] if order is None else states[0].index_select(1, order) for states in (query, key, value)]
+    found, start = [], 0
+    for count, length in shapes:
+        own = slice(start, start := start + count * length)
+        cut = [part[:, own].unflatten(1, (count, length)).transpose(0, 1) for part in parts]  # [count, H, length, d]
+        found.append(scaled_dot_product_attention(*cut, scale=scaling).transpose(1, 2).flatten(0, 1))
+    out = torch.cat(found)  # [N, H, d]
+    return (out if back is None else out.index_select(0, back))[None], None
+
+
+@lru_cache(maxsize=8)
+def by_length(
+    ends: tuple[int, ...], device: torch.device
+) -> tuple[Tensor | None, Tensor | None, list[tuple[int, int]]]:
+    """Segments sorted by length: the order of their places, the way back, and (segments, length) of each stretch.
+
+    Both orders are None where all are of one length.
+    """
+    lengths = np.diff(ends)
+    shapes = [(int(count), int(length)) for length, count in zip(*np.unique(lengths, return_counts=True), strict=True)]
+    if len(shapes) == 1:
+        return None, None, shapes
+    order = np.argsort(np.repeat(lengths, lengths), kind="stable")
+    both = (torch.from_numpy(places).to(device, non_blocking=True) for places in (order, np.argsort(order)))
+    return *both, shapes
+
+
+AttentionInterface.register(SEGMENTS, attend_segments)
 
 
 class Unmerged(nn.Module):
@@ -66,18 +109,24 @@ def as_rows(grids: np.ndarray) -> Tensor:
     return torch.as_tensor(np.insert(grids, 0, 1, axis=1), dtype=torch.long)
 
 
+def by_segments(config: PreTrainedConfig) -> None:
+    """Let a tower whose attention would be sdpa compute it as ``attend_segments``."""
+    if config._attn_implementation == "sdpa":
+        config._attn_implementation = SEGMENTS
+
+
 def planned(config: PreTrainedConfig, plan: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
     """What transformers' towers take ready-made, on ``device``.
 
-    Lengths of sequences stay on the CPU, where attention that knows none of them cuts by them; to flash attention they
-    go along, with the longest of them.
+    Ends of segments stay on the CPU, where sequences are cut by them; to flash attention they go along. It is told the
+    longest in any case.
     """
     moved = {name: value.to(device, non_blocking=True) for name, value in plan.items() if "seqlens" not in name}
     for name in plan.keys() - moved.keys():
-        lengths = moved[name] = plan[name]
-        if is_flash_attention_requested(config):
-            moved[name] = lengths.to(device, non_blocking=True)
-            moved[name.replace("cu_", "max_").replace("seqlens", "seqlen")] = int(lengths.diff().max())
+        ends = moved[name] = plan[name]
+        moved[name.replace("cu_", "max_").replace("seqlens", "seqlen")] = int(ends.diff().max())
+        if is_flash_attention_requested(config) and config._attn_implementation != SEGMENTS:
+            moved[name] = ends.to(device, non_blocking=True)
     return moved
 
 

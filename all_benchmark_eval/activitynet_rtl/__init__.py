@@ -1,0 +1,1 @@
+"""ActivityNet-RTL: moments that a question has to be thought through for."""

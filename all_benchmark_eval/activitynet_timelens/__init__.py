@@ -1,0 +1,1 @@
+"""ActivityNet-TimeLens: TimeLens' own annotations of ActivityNet."""

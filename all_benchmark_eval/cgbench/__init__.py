@@ -1,0 +1,1 @@
+"""CG-Bench: multiple choice about long videos, with the moments that hold the clue."""

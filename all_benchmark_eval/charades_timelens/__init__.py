@@ -1,0 +1,1 @@
+"""Charades-TimeLens: TimeLens' own annotations of Charades."""

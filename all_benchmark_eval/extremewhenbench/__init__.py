@@ -1,0 +1,1 @@
+"""ExtremeWhenBench: moments in videos of an hour and more."""

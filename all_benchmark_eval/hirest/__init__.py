@@ -1,0 +1,1 @@
+"""HiREST: the part of a long video that answers an instruction."""

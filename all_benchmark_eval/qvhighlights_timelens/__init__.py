@@ -1,0 +1,1 @@
+"""QVHighlights-TimeLens: TimeLens' own annotations of QVHighlights."""

@@ -1,0 +1,1 @@
+"""ReXTime: multiple choice that needs reasoning across time, with the moment of the answer."""

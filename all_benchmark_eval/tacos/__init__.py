@@ -1,0 +1,1 @@
+"""TACoS: moment retrieval in long videos of cooking."""

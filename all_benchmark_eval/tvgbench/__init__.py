@@ -1,0 +1,1 @@
+"""TVGBench: moment retrieval by kind of question."""

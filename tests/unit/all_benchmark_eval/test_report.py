@@ -1,0 +1,111 @@
+"""The page of many runs: its numbers are those of the score files, and each picture and table is there."""
+
+import html
+import re
+
+import numpy as np
+import pytest
+
+from all_benchmark_eval import report
+from all_benchmark_eval.metrics.moments import Moments
+from all_benchmark_eval.score import score_file
+from tests.form_files import ASKED, OTHER, VIDEO, write
+
+SPANS = [[0, 2], [0, 4], [10, 20], [50, 90]]
+TRUTH = {f"v{i}": {"duration": 100, "spans": [span], "queries": [f"q{i}"]} for i, span in enumerate(SPANS)}
+KEYS = [f"v{i}>>>q{i}>>>{span}" for i, span in enumerate(SPANS)]
+
+
+def scored(folder, name, ious):
+    """A run whose spans have these IoUs; None: text without a time."""
+    spans = [[s, s + (e - s) * iou] if iou is not None else None for (s, e), iou in zip(SPANS, ious, strict=True)]
+    answers = [{"timestamps": [span]} if span else {"answers": "<b>never</b>"} for span in spans]
+    given = write(folder / f"{name}.json", dict(zip(KEYS, answers, strict=True)))
+    output = folder / name / "charades_timelens/scores.json"
+    output.parent.mkdir(parents=True)
+    score_file("charades_timelens", given, [write(folder / "truth.json", TRUTH)], output)
+    return folder / name
+
+
+def page(folder, *runs):
+    assert report.main([*map(str, runs), "--output", str(folder / "page"), "--resamples", "50"]) == 0
+    return (folder / "page/index.html").read_text(encoding="utf-8")
+
+
+def rows(text, heading):
+    """The table below a heading, cell by cell."""
+    table = text.partition(f"<h2>{heading}</h2>")[2].partition("</table>")[0]
+    lines = re.findall(r"<tr>(.*?)</tr>", table)
+    return [[html.unescape(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", line)] for line in lines]
+
+
+def test_a_page_of_two_runs_by_hand(tmp_path, capsys):
+    text = page(tmp_path, scored(tmp_path, "one", [0.5, 0.5, 1, None]), scored(tmp_path, "two", [1, 0.5, 1, 0.8]))
+    table = rows(text, "Scores, corrected")
+    assert table[0] == ["benchmark", "metric", "one", "two"]
+    cells = {row[1]: [cell.split(" [")[0] for cell in row[2:]] for row in table[1:]}
+    assert cells == {"R1@0.3": ["75.00", "100.00"], "R1@0.5": ["75.00", "100.00"], "R1@0.7": ["25.00", "75.00"]} | {
+        "mIoU": ["50.00", "82.50"]
+    }
+    assert all(re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", cell) for row in table[1:] for cell in row[2:])
+    differences = {(row[2], row[3]): row[4] for row in rows(text, "Paired differences")[1:]}
+    assert differences["corrected", "mIoU"] == "+32.50" and differences["published", "R1@0.7"] == "+50.00"
+    unread = rows(text, "Answers that were not read")
+    assert unread[1] == ["Charades-TimeLens", "one", "4", "1", "0", "v3-0: '<b>never</b>'"]
+    assert unread[2][2:] == ["4", "0", "0", ""] and "<b>never" not in text
+    assert "mean IoU by length and place of the true span" in text and text.count("data:image/png;base64") == 1
+    assert (tmp_path / "page/charades_timelens.png").is_file()
+
+
+def test_benchmarks_without_an_iou_are_in_the_tables_only(tmp_path):
+    rows_ = [VIDEO | ASKED | {"a": "B"}, VIDEO | OTHER | {"a": "I cannot say"}]
+    path = tmp_path / "mme.json"
+    score_file("videomme", write(tmp_path / "p.json", rows_), [], path)
+    text = page(tmp_path, path)
+    assert "data:image" not in text and "Paired differences" not in text
+    assert [cell.split(" [")[0] for cell in rows(text, "Scores, corrected")[1]] == [
+        "Video-MME",
+        "accuracy",
+        "50.00",
+    ]  # its headline only
+    assert {row[1] for row in rows(text, "Scores, corrected")[1:]} <= {"accuracy", "short", "medium", "long"}
+
+
+def test_errors_are_means_over_quarters_of_the_samples():
+    count = 8
+    truth = Moments(
+        [str(i) for i in range(count)], ["v"] * count, ["q"] * count,
+        np.array([[i, 2.0 * i + 1] for i in range(count)]), np.full(count, 100.0),
+    )  # fmt: skip
+    ious = {"run": {str(i): i / 10 for i in range(count)}}
+    panels = report._errors(truth, ious)
+    assert list(panels) == ["true span (s)", "its place in the video", "video (s)"]
+    labels, values = panels["true span (s)"]["run"]
+    assert len(labels) == 4 and values == pytest.approx([0.05, 0.25, 0.45, 0.65])
+    assert panels["video (s)"]["run"] == (["100"], [pytest.approx(0.35)])
+
+
+def test_annotations_that_are_gone_are_said(tmp_path):
+    run = scored(tmp_path, "one", [1, 1, 1, 1])
+    (tmp_path / "truth.json").unlink()
+    assert "Errors are not broken down: the annotations" in page(tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    ("paths", "why"),
+    [
+        (["nothing"], "nothing: no such file"),
+        (["empty"], "no <benchmark>/scores.json in this folder"),
+        (["one", "other/one"], "another run is called 'one' as well"),
+        (["truth.json"], "not written by all_benchmark_eval.score"),
+    ],
+)
+def test_what_is_no_run_is_one_line_and_status_2(paths, why, tmp_path, capsys):
+    scored(tmp_path, "one", [1, 1, 1, 1])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    scored(tmp_path / "other", "one", [1, 1, 1, 1])
+    given = [str(tmp_path / path) for path in paths]
+    assert report.main([*given, "--output", str(tmp_path / "page")]) == 2
+    said = capsys.readouterr().err
+    assert why in said and said.count("\n") == 1
