@@ -348,7 +348,7 @@ class D2VLM(Converter):
         return made(published, folder, (tokenizer, question))
 
     def back(self, folder: Path, args: Namespace) -> Conversion:
-        others = [f"--{name}" for name in ("base", "vision", "qformer") if getattr(args, name)]
+        others = [f"--{name}" for name in ("base", "vision", "qformer") if getattr(args, name, None)]
         need(not others, f"--back: {', '.join(others)} cannot be given with it; leave them out")
         return back(folder)
 

@@ -111,9 +111,10 @@ def convert(args: argparse.Namespace, converters: list[Converter]) -> None:
     source = fetch(args.source)
     if len(converters) > 1:
         fields = read_json(source / "config.json")
-        converters = [c for c in converters if knows(c, fields, args.back)] or refuse(
-            source, fields, args.back, converters
-        )
+        if args.back and (head := (fields.get("head") or {}).get("name")):
+            converters = [*plugged(head), *converters]
+        known = [converter for converter in converters if knows(converter, fields, args.back)]
+        converters = known or refuse(source, fields, args.back, converters)
     (converters[0].back if args.back else converters[0].read)(source, args).write(target)
     print(f"{target}: {'in the released layout' if args.back else 'one of our checkpoints'}")
 
@@ -121,9 +122,9 @@ def convert(args: argparse.Namespace, converters: list[Converter]) -> None:
 def knows(converter: Converter, fields: dict, back: bool) -> bool:
     """Whether a converter has to do with a checkpoint of ``config.json`` ``fields``."""
     own = fields.get("model_type") == VideoLLMConfig.model_type
-    return (
-        converter.writes(VideoLLMConfig.from_dict(fields)) if own and back else own == back and converter.reads(fields)
-    )
+    if own != back:
+        return False
+    return converter.writes(VideoLLMConfig.from_dict(fields)) if own else converter.reads(fields)
 
 
 def refuse(source: Path, fields: dict, back: bool, converters: list[Converter]) -> list[Converter]:
@@ -144,9 +145,7 @@ def refuse(source: Path, fields: dict, back: bool, converters: list[Converter]) 
 # ---- what converters share -------------------------------------------------------------------------------------------
 
 
-def compared(
-    outlines: Mapping[str, Tensor], config: VideoLLMConfig, folder: Path, has_head: bool, head: str = "head."
-) -> KeyReport:
+def compared(outlines: Mapping[str, Tensor], config: VideoLLMConfig, folder: Path, has_head: bool) -> KeyReport:
     """Our keys in ``outlines`` against those of the model that ``config`` describes.
 
     Raises:
@@ -156,7 +155,7 @@ def compared(
         whole = VideoLLM(config).state_dict()
     wanted = {name: whole[name] for name in stored(whole, config.text_config)}
     report = KeyReport.compare(outlines, wanted)
-    lost = [name for name in report.missing if has_head or not name.startswith(head)]
+    lost = [name for name in report.missing if has_head or not name.startswith("head.")]
     if lost or report.reshaped:
         report.print()
         shapes = [f"{name} {list(found)}, not {list(right)}" for name, found, right in report.reshaped]
