@@ -111,9 +111,9 @@ class Seating:
 
     def grouped(self, entering: list[Question], free: list[int], shares: bool) -> list[Group]:
         """The passes by which questions enter, a row each; ``shares``: what a row holds already is not run again."""
-        groups: list[Group] = []
+        groups, reads = [], self.bundle.model.connector.reads_question
         for question, row in zip(entering, free, strict=False):
-            start = common_start(self.newest[0].item, question.item) if shares and self.newest else 0
+            start = common_start(self.newest[0].item, question.item, reads) if shares and self.newest else 0
             if not start:
                 groups.append(Group([question], [row]))
             elif groups and groups[-1].source is not None:  # and so from the same row
@@ -134,14 +134,18 @@ class Seating:
         return self.collate(items).to(self.device, non_blocking=True)
 
 
-def common_start(one: Item, other: Item) -> int:
-    """How many tokens two questions about the same frames begin with that are the same and hold all frames; 0: none."""
+def common_start(one: Item, other: Item, reads_question: bool) -> int:
+    """How many tokens two questions about the same frames begin with that are the same and hold all frames; 0: none.
+
+    ``reads_question``: frames look the same only to the same question.
+    """
     (a,), (b,) = one.prompts, other.prompts
     start = a.prefix_length
     given = [[ref for ref in prompt.refs if ref.position < start] for prompt in (a, b)]
     same = (
         one.features is not None
         and one.features is other.features
+        and (one.question == other.question or not reads_question)
         and np.array_equal(one.times_s, other.times_s)
         and one.grids == other.grids
         and start == b.prefix_length

@@ -205,7 +205,7 @@ class Rows:
         self.model, self.options, self.head = model, options, model.head
         self.look = 1 if device.type == "cpu" else LOOK  # steps between two looks
         exact = model.language_model.config._attn_implementation == FLASH
-        self.shares = not (exact or model.connector.reads_question)  # whether a question can follow another's prefix
+        self.shares = not exact  # whether a question can follow another's prefix: that needs a mask of ours
         pad_id = stop_id if pad_id is None else pad_id
         self.state = Decoding.start(
             self.head, number, options.max_new_tokens, model.span_ids, [stop_id], pad_id, device

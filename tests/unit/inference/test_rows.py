@@ -179,10 +179,20 @@ def test_a_further_question_on_a_video_runs_its_own_tokens_only(pair):
         tokens = sum(rows * length for rows, length in alone)
         if pair[0] == "etchat":
             assert tokens >= sum(whole.values())
+            assert same_question_tokens(bundle, asked[0], alone) < 2 * whole[asked[0].id]
             continue
         frames = bundle.model.connector.tokens_per_frame(bundle.model.vision_tower.num_patches)
         saved = sum(3 * frames * LENGTHS[f"{name}.mp4"] for name in "ab")
         assert tokens < sum(whole.values()) - 0.5 * saved if size == 8 else tokens <= sum(whole.values()) - saved
+
+
+def same_question_tokens(bundle, one, seen_passes) -> int:
+    """Tokens that run where a question is asked three times, as for several answers to it."""
+    seen_passes.clear()
+    thrice = [replace(one, id=f"{one.id} {k}") for k in range(3)]
+    made = answer_records(bundle, thrice, NoiseReader(), GenerateOptions(max_new_tokens=1), batch_size=2)
+    assert len({answered.raw_text for answered in made}) == 1
+    return sum(rows * length for rows, length in seen_passes)
 
 
 @pytest.mark.parametrize("change", ["times", "frames", "words", "spans"])
@@ -191,8 +201,8 @@ def test_only_what_is_the_same_is_shared(change):
     items = [make_dataset(bundle, [line(str(k), "b", text)], answers=False)[0] for k, text in enumerate(WORDS[:2])]
     features = torch.zeros(6, 4, 32)
     one, other = (replace(item, pixels=None, features=features) for item in items)
-    assert seating.common_start(one, other) == one.prompts[0].prefix_length > one.prompts[0].visual[-1]
-    assert not seating.common_start(replace(one, features=None), replace(other, features=None))
+    assert seating.common_start(one, other, False) == one.prompts[0].prefix_length > one.prompts[0].visual[-1]
+    assert not seating.common_start(replace(one, features=None), replace(other, features=None), False)
     if change == "times":
         other = replace(other, times_s=other.times_s + 1)
     elif change == "frames":
@@ -204,7 +214,7 @@ def test_only_what_is_the_same_is_shared(change):
         behind = make_dataset(bundle, [answered], answers=False)[0]
         first = replace(behind.prompts[0], prefix_length=len(behind.prompts[0]) - 1)
         one = other = replace(behind, prompts=[first], pixels=None, features=features)
-    assert not seating.common_start(one, other)
+    assert not seating.common_start(one, other, False)
 
 
 def test_positions_of_several_kinds_are_carried_on(monkeypatch):

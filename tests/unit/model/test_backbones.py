@@ -48,7 +48,7 @@ def test_positions_and_logits_are_those_of_the_installed_transformers(family):
     bundle = make_bundle(family, "text", vision=vision)
     model, ids = released(bundle, family)
     for name in NAMES:
-        batch = make_batch(bundle, [name], left=True)
+        batch = make_batch(bundle, [name], asked=True)
         words, seen = batch.input_ids, batch.grids
         kinds = (words == ids["image"]).long() + 2 * (words == ids["token"]).long()
         grids, more = {}, {}
@@ -79,7 +79,7 @@ def test_a_family_that_was_added_by_its_file_alone_is_what_transformers_has():
     """SmolVLM2: patches, connector and words, square frames."""
     bundle = make_bundle("smolvlm", "text")
     text, vision = bundle.config.text_config.to_dict(), bundle.model.vision_tower.config.to_dict()
-    batch = make_batch(bundle, ["two_spans"], left=True)
+    batch = make_batch(bundle, ["two_spans"], asked=True)
     token = int(batch.input_ids.flatten()[batch.visual_index[0]])
     config = AutoConfig.for_model(
         "smolvlm", text_config=text, vision_config=vision, image_token_id=token, scale_factor=2
