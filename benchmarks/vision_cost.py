@@ -7,6 +7,7 @@ taking turns in one process, a ratio being the median over rounds.
     python -m benchmarks.vision_cost --repeats 5 --json out.json
 """
 
+import copy
 import statistics
 import sys
 from collections.abc import Callable
@@ -74,6 +75,16 @@ def kinds(frames: int, questions: int, chunk: int) -> dict[str, tuple[Callable, 
         text = (ids, torch.ones_like(ids), owner) if once else (ids[owner], torch.ones_like(ids)[owner], None)
         connector(features, *text).sum().backward()
 
+    plain = copy.deepcopy(connector)
+    plain.plain = lambda: True
+    asked = torch.arange(questions).repeat_interleave(frames)  # the question of each frame
+    text = (torch.randint(0, 1000, (questions, 20)), torch.ones(questions, 20, dtype=torch.int64))
+
+    def read(module: torch.nn.Module, count: int) -> None:
+        rows = slice(count * frames)
+        source = torch.arange(frames).repeat(questions)[rows]
+        module(features, text[0][:count], text[1][:count], asked[rows], source).sum().backward()
+
     return {
         f"each video once, for {questions} questions": (
             lambda: encode_frames(tower, torch.cat([pixels] * questions), chunk),
@@ -87,6 +98,11 @@ def kinds(frames: int, questions: int, chunk: int) -> dict[str, tuple[Callable, 
         "SDPA": (lambda: encode_frames(eager, pixels, chunk), lambda: encode_frames(tower, pixels, chunk)),
         "bf16": (lambda: encode_frames(tower, pixels, chunk), lambda: encode_frames(half, pixels.bfloat16(), chunk)),
         "question embedded once (Q-Former, training)": (lambda: compress(False), lambda: compress(True)),
+        "patches read with no way back (Q-Former, training)": (lambda: read(plain, 1), lambda: read(connector, 1)),
+        f"patches read once a frame for {questions} questions (Q-Former, training)": (
+            lambda: read(plain, questions),
+            lambda: read(connector, questions),
+        ),
     }
 
 

@@ -9,13 +9,17 @@ A further one registers a class taking ``(fields, vision_size, hidden_size)`` wi
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.common.config import ConfigError, build, need
 from videollm.common.registry import new_registry
@@ -35,9 +39,14 @@ def build_connector(config: dict, vision_size: int, hidden_size: int) -> nn.Modu
 
 
 class Connector(nn.Module):
-    """What the model relies on. A connector that reads the question says so in ``reads_question``."""
+    """What the model relies on. A connector that reads the question says so in ``reads_question``.
+
+    One that works on each frame once, however many questions are about it, says so in ``shares_frames``: it gets the
+    frames that differ, [U, P, Dv], and ``source`` [V], which of them each is (None: in order, U = V).
+    """
 
     reads_question: ClassVar[bool] = False
+    shares_frames: ClassVar[bool] = False
 
     def tokens_per_frame(self, num_patches: int) -> int:
         """k, the tokens one frame of ``num_patches`` patches becomes."""
@@ -171,7 +180,7 @@ class QFormerConnector(Connector):
     ``{attend_query,attend_key,token_proj}``. Fields: those of ``InstructBlipQFormerConfig``, and ``num_query_tokens``.
     """
 
-    reads_question = True
+    reads_question = shares_frames = True
 
     def __init__(self, fields: dict, vision_size: int, hidden_size: int):
         super().__init__()
@@ -205,26 +214,33 @@ class QFormerConnector(Connector):
             given, what = getattr(self.qformer.config, key), "its tokenizer's size or the longest question's"
             need(given >= needed, f"{WHERE}.{key}: {given}, but questions need at least {needed} ({what})")
 
-    def forward(self, features, query_ids=None, query_mask=None, owner=None) -> Tensor:
+    def forward(self, features, query_ids=None, query_mask=None, owner=None, source=None) -> Tensor:
         """As ``Connector.forward``; without ``owner`` the text has one row a frame.
 
         Raises:
             ValueError: no text, text and mask or text and frames that do not fit, or a text too long for the Q-Former.
         """
-        owner = self.check_text(features, query_ids, query_mask, owner)
+        owner = self.check_text(features if source is None else source, query_ids, query_mask, owner)
         features = features.to(self.query_tokens.dtype)
         if not len(features):  # a batch of text only; transformers' attention cannot reshape nothing
             return features.new_zeros(0, 1, self.token_proj[1].out_features)
-        states = self.question_states(features, query_ids, query_mask, owner)  # [V, Q, h]
+        source = torch.arange(len(features), device=owner.device) if source is None else source
+        states = self.question_states(features, query_ids, query_mask, owner, source)  # [V, Q, h]
         queries = self.state_proj(states)  # [V, Q, Dv]
+        norm, linear = self.attend_key
+        with self.patches([linear], norm, features, source) as patches:
+            keys = linear(patches)
         # The scale is 1 / sqrt(Dv), and the values are the raw features.
-        seen = F.scaled_dot_product_attention(self.attend_query(queries), self.attend_key(features), features)
+        seen = F.scaled_dot_product_attention(self.attend_query(queries), keys, features.index_select(0, source))
         return self.token_proj((seen + queries).mean(1, keepdim=True))  # [V, 1, D]
 
-    def question_states(self, features: Tensor, query_ids: Tensor, query_mask: Tensor, owner: Tensor) -> Tensor:
-        """Z: the Q-Former's states of the query tokens. [V, P, Dv], [B, Lq], [B, Lq], [V] -> [V, Q, h].
+    def question_states(
+        self, features: Tensor, query_ids: Tensor, query_mask: Tensor, owner: Tensor, source: Tensor
+    ) -> Tensor:
+        """Z: the Q-Former's states of the query tokens. [U, P, Dv], [B, Lq], [B, Lq], [V], [V] -> [V, Q, h].
 
-        The model's own ``forward``, but for the embeddings, which are made once a question and not once a frame.
+        The model's own ``forward``, but for the embeddings, which are made once a question and not once a frame, and
+        for what reads patches.
         """
         embed, queries = self.qformer.embeddings, self.query_tokens.expand(len(query_ids), -1, -1)  # [B, Q, h]
         places = embed.position_ids[:, : query_ids.shape[1]]
@@ -233,10 +249,52 @@ class QFormerConnector(Connector):
         hidden = torch.cat([query_mask.new_zeros(queries.shape[:2]), 1 - query_mask], 1)[owner]  # [V, Q + Lq]
         # Made here: transformers waits for the device to see whether anything is masked.
         mask = (hidden * torch.finfo(embeds.dtype).min).to(embeds.dtype)[:, None, None]  # [V, 1, 1, Q + Lq]
-        output = self.qformer.encoder(
-            embeds, attention_mask=mask, encoder_hidden_states=self.cross_norm(features), query_length=queries.shape[1]
-        )
+        with self.patches(self.readers(), self.cross_norm, features, source) as patches:
+            output = self.qformer.encoder(
+                embeds, attention_mask=mask, encoder_hidden_states=patches, query_length=queries.shape[1]
+            )
         return output.last_hidden_state[:, : queries.shape[1]]
+
+    def readers(self) -> list[nn.Module]:
+        """The layers of the Q-Former that make keys and values of patches."""
+        crossing = [layer.crossattention.attention for layer in self.qformer.encoder.layer if layer.has_cross_attention]
+        return [reader for attention in crossing for reader in (attention.key, attention.value)]
+
+    def plain(self) -> bool:
+        """Whether layers are to run as they are.
+
+        Under ZeRO-3 a parameter is whole in its own module's call only, under checkpointing the pass is computed again
+        later, and an adapter stands in a layer's place.
+        """
+        again = self.training and any(layer.gradient_checkpointing for layer in self.qformer.encoder.layer)
+        return again or is_deepspeed_zero3_enabled() or any(type(m) is not nn.Linear for m in self.readers())
+
+    @contextmanager
+    def patches(
+        self, readers: Sequence[nn.Module], norm: nn.LayerNorm, features: Tensor, source: Tensor
+    ) -> Iterator[Tensor]:
+        """What to give ``readers``, [V, P, ...], that they read ``norm(features)``, [U, P, Dv], for ``source`` [V].
+
+        While it lasts they read it once a frame, and not once a question. And they take up the norm's scale and shift,
+        which comes to the same: what is left has no parameters, so where the tower is frozen nothing goes back through
+        these layers to it, a third of their work.
+        """
+        if self.plain():
+            yield norm(features.index_select(0, source))
+            return
+        normed = F.layer_norm(features, norm.normalized_shape, eps=norm.eps)
+
+        def read(linear: nn.Linear, _number: Tensor) -> Tensor:
+            weight, bias = linear.weight * norm.weight, linear.bias + linear.weight @ norm.bias
+            return F.linear(normed, weight, bias).index_select(0, source)  # [V, P, h]
+
+        for reader in readers:
+            reader.forward = partial(read, reader)
+        try:
+            yield features.new_empty(len(source), features.shape[1], 0)  # of which only the number of rows counts
+        finally:
+            for reader in readers:
+                del reader.forward  # that of its class stands behind it
 
     def check_text(
         self, features: Tensor, query_ids: Tensor | None, query_mask: Tensor | None, owner: Tensor | None

@@ -164,6 +164,8 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         if not self.connector.reads_question:
             return self.connector(features)[source]
         question = {"query_ids": batch.question_ids, "query_mask": batch.question_mask}
+        if self.connector.shares_frames:
+            return self.connector(features, **question, owner=owner, source=batch.frame_source)
         return self.connector(features[source], **question, owner=owner)
 
     def blank(self, device: torch.device) -> tuple[Tensor, np.ndarray | None]:

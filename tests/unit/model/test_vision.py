@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from videollm.common.config import ConfigError
+from videollm.model import connectors
 from videollm.model.connectors import CONNECTORS, Connector, build_connector, pixel_shuffle
 from videollm.model.towers import TOWERS, build_tower, encode_frames
 
@@ -256,10 +257,40 @@ def test_padding_of_the_question_is_not_read(qformer):
 
 def test_attention_of_the_compressor_follows_the_formula(qformer):
     features = torch.randn(2, 6, WIDTH)
-    u = qformer.state_proj(qformer.question_states(features, IDS, MASK, torch.arange(2)))
+    u = qformer.state_proj(qformer.question_states(features, IDS, MASK, torch.arange(2), torch.arange(2)))
     a = (qformer.attend_query(u) @ qformer.attend_key(features).mT / WIDTH**0.5).softmax(-1)
     expected = qformer.token_proj((a @ features + u).mean(1, keepdim=True))
     torch.testing.assert_close(qformer(features, IDS, MASK), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["frames shared", "as under ZeRO-3", "checkpointed"])
+def test_what_is_made_once_a_frame_gives_the_same_tokens_and_gradients(qformer, monkeypatch, way):
+    """As the layers as they are give for every frame of every question."""
+    features, source, owner = torch.randn(2, 6, WIDTH), torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1])
+    features.requires_grad_()  # as of a tower that learns
+    for norm in (qformer.cross_norm, qformer.attend_key[0]):  # else a lost scale would go unnoticed
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+
+    def step(*frames):
+        qformer.zero_grad()
+        features.grad = None
+        tokens = qformer(frames[0], IDS, MASK, owner, *frames[1:])
+        tokens.square().sum().backward()
+        return [tokens, features.grad, *(p.grad for p in qformer.parameters() if p.grad is not None)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(qformer, "plain", lambda: True)
+        wanted = step(features[source])
+    if way == "as under ZeRO-3":
+        monkeypatch.setattr(connectors, "is_deepspeed_zero3_enabled", lambda: True)
+    if way == "checkpointed":
+        qformer.training = True  # its parts are not: no dropout
+        for layer in qformer.qformer.encoder.layer:
+            layer.gradient_checkpointing = True
+    assert qformer.plain() == (way != "frames shared")
+    torch.testing.assert_close(step(features, source), wanted, rtol=1e-4, atol=1e-5)
+    assert "forward" not in vars(qformer.attend_key[1])
 
 
 def test_no_frames_give_no_tokens(qformer):
