@@ -20,7 +20,7 @@ from all_benchmark_eval.forms import read_text as read_text
 from all_benchmark_eval.items import Asked, known_length
 from videollm.common import files
 from videollm.common.answers import NEEDED, AnswerLine
-from videollm.heads.styles import STYLES
+from videollm.reading.styles import STYLES
 
 Protocol = Literal["published", "corrected"]
 PROTOCOLS: tuple[Protocol, ...] = ("published", "corrected")

@@ -27,8 +27,8 @@ from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth, Wo
 from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
 from all_benchmark_eval.metrics.paragraphs import METRICS as PARAGRAPH_METRICS
-from videollm.heads.styles import STYLES
 from videollm.reading import measured_spans
+from videollm.reading.styles import STYLES
 
 WORDINGS = {
     "distime": "Localize a series of activity events in the video, output the start and end timestamp for each event, "

@@ -21,8 +21,8 @@ from all_benchmark_eval.items import Asked, known_length, need, question_line, r
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.common.answers import split_spans
-from videollm.heads.styles import STYLES
 from videollm.reading.spans import explain_spans, read_spans
+from videollm.reading.styles import STYLES
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 RANKS = 5  # spans of a query that R5 looks at

@@ -24,8 +24,8 @@ from all_benchmark_eval.metrics.intervals import iou_epsilon
 from all_benchmark_eval.metrics.moments import State, state_counts
 from all_benchmark_eval.metrics.paragraphs import paragraph_scores
 from all_benchmark_eval.metrics.parsing import published_steps_with_evidence, split_evidence
-from videollm.heads.styles import STYLES
 from videollm.reading import read_steps
+from videollm.reading.styles import STYLES
 
 WORDINGS = {
     "distime": "Identify and localize a series of steps or actions occurring in the video, providing start and end "

@@ -23,11 +23,11 @@ from videollm.checkpoint.conversion import HEAD_FILE, Conversion, Converter, com
 from videollm.checkpoint.load import read_config, read_tokenizer
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, fold_adapters, need, read_json
 from videollm.heads import head_class
-from videollm.heads.styles import STYLES
 from videollm.model.backbones import FAMILIES
 from videollm.model.backbones.internvl import TOKENS
 from videollm.model.tying import EMBEDDINGS, OUTPUT, settle, stored, tied
 from videollm.model.videollm import VideoLLMConfig
+from videollm.reading.styles import STYLES
 
 KEPT = (
     "config.json", "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json",

@@ -19,9 +19,9 @@ from videollm.common.answers import span_text
 from videollm.common.config import ConfigError
 from videollm.data.conversation import Turn
 from videollm.heads.interface import HEADS, TemporalHead, replace_marks
-from videollm.heads.styles import STYLES
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
 from videollm.reading.spans import read_spans
+from videollm.reading.styles import STYLES
 
 Unit = Literal["percent", "seconds"]
 

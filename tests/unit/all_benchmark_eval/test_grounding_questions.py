@@ -11,7 +11,7 @@ from tests.answers import answer_line
 from tests.grounding_files import COUNT, TRUTH, truth_of, write
 from tests.models import make_bundle
 from videollm.common.answers import AnswerLine
-from videollm.heads.styles import STYLES
+from videollm.reading.styles import STYLES
 
 CSV = "video_id,frame_count,question,answer,qid,type,a0,a1,a2,a3,a4\n{}"
 

@@ -9,8 +9,8 @@ import videollm.heads.text  # noqa: F401  registers the head
 from videollm.common.config import ConfigError
 from videollm.data.conversation import SpanMark, Turn
 from videollm.heads import FrameBatch, SpanRefs, build_head
-from videollm.heads.styles import STYLES
 from videollm.heads.text import parse_spans, write_span
+from videollm.reading.styles import STYLES
 
 UNITS = ["percent", "seconds"]
 

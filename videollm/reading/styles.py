@@ -2,7 +2,7 @@
 
 Published words to the letter: ``moment`` asks for one event, with a place for ``{query}`` or, without its final period,
 ``{sentence}``; ``events`` asks for all with captions. ``span`` is how training writes seconds in an answer. What
-models answer is read by videollm/reading, which takes any form; so a style decides nothing there.
+models answer is read by videollm/reading, which takes any form; so a style decides nothing in it.
 """
 
 from dataclasses import dataclass
