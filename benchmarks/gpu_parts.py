@@ -168,7 +168,9 @@ def operations(run: Run, *changes: str, preferences: bool = False) -> float:
 def real_batch(run: Run, settings: Settings, rows: int) -> Batch:
     """``rows`` videos with a question each, or with a pair of answers; frames are noise."""
     batch = make_batch(planned_model(settings), settings, run.load(rows))
-    pixels = torch.randn(batch.pixel_values.shape, dtype=torch.bfloat16)
+    planned = batch.pixel_values  # as frames travel: bytes, or numbers that the CPU has made of them
+    noise = torch.rand(planned.shape) * (255 if planned.dtype == torch.uint8 else 1)
+    pixels = noise.to(torch.uint8 if planned.dtype == torch.uint8 else torch.bfloat16)
     batch.pixel_values = None
     batch = batch.to(run.device)
     batch.pixel_values = pixels.to(run.device)

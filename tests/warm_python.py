@@ -33,6 +33,7 @@ PROGRAMS = ("python", "torchrun", "deepspeed", "srun", "sbatch")
 TOOLS = ("pytest", "ruff")  # -m of it is not started
 LAUNCHERS = ("videollm.launch", "torch.distributed.run")
 SMALL = ("--frames", "2", "--text", "8", "--questions", "1")  # of a batch without memory
+RELEASED = ("size: 224", "size: 448")  # in a config; the models that stand in for released ones take 28 pixels
 LIBRARIES = (  # what most commands import
     "torch", "torch.distributed.run", "torch.utils.data", "transformers", "transformers.trainer", "peft", "accelerate",
     "transformers.models.auto", "transformers.models.qwen2.modeling_qwen2", "transformers.models.phi3.modeling_phi3",
@@ -90,8 +91,11 @@ def planned(mode: str, name: str, arguments: list[str]) -> list[str]:
     while arguments[1] in LAUNCHERS:
         arguments = arguments[1:]
     module, *rest = arguments[1:]
-    if mode == "settings" and module == "videollm.train":
-        return ["videollm.memory", *rest, *SMALL]
+    if mode == "settings" and module in ("videollm.train", "videollm.memory"):
+        config = Path(rest[rest.index("--config") + 1]) if "--config" in rest else None
+        text = config.read_text(encoding="utf-8") if config and config.is_file() else ""
+        sized = ("data.preprocess.size=28",) if any(size in text for size in RELEASED) else ()
+        return ["videollm.memory", *rest, *sized, *(SMALL if module == "videollm.train" else ())]
     return [module, *rest]
 
 

@@ -67,7 +67,9 @@ BAD = {
         "{folder} --benchmarks nothing",
         "{folder} --benchmarks=",
     ],
+    "all_benchmark_eval.card": ["nothing --data {none}"],
     "all_benchmark_eval.compare": ["{none}.json {none}.json", "{lines} {lines}"],
+    "all_benchmark_eval.report": ["{none}.json --output {nowhere}"],
     "all_benchmark_eval.score": [
         "charades --predictions {none}.json --annotations {lines} --output {folder}/s.json",
         "moving_shapes --predictions {lines} --annotations {lines} --output {nowhere}.json",
@@ -90,6 +92,7 @@ BAD = {
         "--output {folder}/c --seed -1",
     ],
     "quickstart.tower": ["--data {none} --output {folder}/t --tokenizer {folder}/k"],
+    "benchmarks.any_size": ["--repeats 0"],
     "benchmarks.batching": ["--quickstart {none}"],
     "benchmarks.d2vlm_step": ["--repeats 0"],
     "benchmarks.decode_memory": ["--decodes 0"],

@@ -17,7 +17,7 @@ from transformers import TrainingArguments, set_seed
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader, open_store
 from videollm.checkpoint import Bundle
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, need
 from videollm.common.files import check_folder
 from videollm.common.processes import one_fate, this_rank, world_size
 from videollm.common.spread import elements
@@ -34,7 +34,7 @@ from videollm.training.preemption import Preempted, StopOnSignal
 from videollm.training.preflight import check_start, prepare_process
 from videollm.training.resuming import check_items, check_questions
 from videollm.training.runfolder import kept_lengths, open_run
-from videollm.training.settings import Settings, TrainSettings
+from videollm.training.settings import DataSettings, Settings, TrainSettings
 from videollm.training.trainer import VideoTrainer
 from videollm.training.validation import make_validation
 
@@ -52,11 +52,7 @@ def train(settings: Settings) -> Path:
         checkpoint = check_start(settings)
         prepare_process(settings)
         data = settings.data
-        check_folder(data.videos, "data.videos")
-        if not data.train:
-            raise ConfigError("data.train: no annotation file given")
-        records, root = load_training(data.train, data.videos, raw_spans=data.raw_spans)
-        records, left_out = filters.wanted(records, data.duration_s, data.max_answer_words)
+        records, root, left_out = wanted_records(data)
         objective = build_objective(settings.train.objective)
         objective.check(records, settings)
         spread = spreading(settings)
@@ -100,6 +96,15 @@ def train(settings: Settings) -> Path:
         if stop.stopped:
             raise Preempted(f"told to stop: saved checkpoint-{trainer.state.global_step}, go on with train.resume=true")
         return save_final(trainer, settings)
+
+
+def wanted_records(data: DataSettings) -> tuple[list[Record], Path, list[dict]]:
+    """The records to train on, the folder of their videos, and which were left out; errors name file and line."""
+    check_folder(data.videos, "data.videos")
+    need(data.train, "data.train: no annotation file given")
+    records, root = load_training(data.train, data.videos, raw_spans=data.raw_spans)
+    records, left_out = filters.wanted(records, data.duration_s, data.max_answer_words)
+    return records, root, left_out
 
 
 def check_reporting(names: Sequence[str]) -> None:

@@ -92,7 +92,8 @@ def test_inference_decodes_a_group_once_and_holds_only_what_is_looked_at(decoded
     every = whole[0]
     bundle.config.context_length = every.longest - 5 * bundle.encoder().tokens_per_frame + 8
     records = whole.records
-    groups = VideoGroups(bundle, records, bundle.reader(clips(), ALL), [(GenerateOptions(max_new_tokens=8), records)])
+    alike = [(record, GenerateOptions(max_new_tokens=8)) for record in records]
+    groups = VideoGroups(bundle, records, bundle.reader(clips(), ALL), [alike])
     decoded.clear()
     asked = groups[0]
     assert decoded == [len(asked.pixels)] and len(asked.pixels) < len(every.pixels) + 1
