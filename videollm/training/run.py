@@ -79,15 +79,14 @@ def train(settings: Settings) -> Path:
         records, reader, bundle.encoder(), max_length=room, pack=data.pack, max_questions=data.max_questions,
         answers=objective.answers, rejected=objective.rejected, seed=settings.train.seed,
     )  # fmt: skip
-    collate = objective.collator(bundle, settings)
     if len(dataset) < world:
         raise ConfigError(f"data.train: {len(dataset)} items for {world} processes; start at most that many")
     check_items(checkpoint, len(dataset))
     validate = make_validation(bundle, settings, reader, arguments)
     check_questions(settings, checkpoint, validate.questions if validate else None)
     # ``validate`` holds its own records; the Trainer only asks whether there are any.
-    own = {"validate": validate, "eval_dataset": [] if validate else None}
-    trainer = VideoTrainer(bundle, settings, args=arguments, train_dataset=dataset, data_collator=collate, **own)
+    own = {"validate": validate, "eval_dataset": [] if validate else None, "train_dataset": dataset}
+    trainer = VideoTrainer(bundle, settings, args=arguments, data_collator=objective.collator(bundle, settings), **own)
     if rank:
         set_seed(settings.train.seed + rank)  # of dropout; the order of the data follows train.seed on all ranks
     with StopOnSignal() as stop:
