@@ -91,11 +91,11 @@ def planned(mode: str, name: str, arguments: list[str]) -> list[str]:
     while arguments[1] in LAUNCHERS:
         arguments = arguments[1:]
     module, *rest = arguments[1:]
-    if mode == "settings" and module in ("videollm.train", "videollm.memory"):
+    if mode == "settings" and module == "videollm.train":
         config = Path(rest[rest.index("--config") + 1]) if "--config" in rest else None
         text = config.read_text(encoding="utf-8") if config and config.is_file() else ""
         sized = ("data.preprocess.size=28",) if any(size in text for size in RELEASED) else ()
-        return ["videollm.memory", *rest, *sized, *(SMALL if module == "videollm.train" else ())]
+        return ["videollm.memory", *rest, *sized, *SMALL]
     return [module, *rest]
 
 

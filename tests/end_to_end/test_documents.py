@@ -71,6 +71,7 @@ RULES = (
     Rule(r"(\w+=\w+ )*bash scripts/(d2vlm|distime)/train_\w+\.sh ", "settings"),
     Rule(r"GPUS=8 bash scripts/train_inference_eval\.sh ", "settings"),
     Rule(r"bash scripts/train_inference_eval\.sh ANNOTATIONS \[", "settings", swaps=((r" \[sft.*", ""),)),
+    Rule(r"python -m videollm\.memory --config configs/distime/", "run", " data.preprocess.size=28"),  # of the stand-in
     Rule(r"python -m videollm\.memory ", "run"),
     # data
     Rule(r"python -m videollm\.(data|frames|checkpoint|difficulty) ", "run"),
