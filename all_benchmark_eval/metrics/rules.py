@@ -43,7 +43,7 @@ class Rule:
 
     Attributes:
         takes: which of several pairs counts; ``only``: there must be exactly one; ``all``: their summed lengths do.
-        reads: text, seconds of the video -> pairs; None: what ``videollm.reading`` finds.
+        reads: text of an answer -> pairs, reversed ones as they stand; None: what ``videollm.reading`` finds.
         ordered: a reversed pair is turned round; else nothing overlaps it.
         strict: a hit lies above the threshold; else on it as well.
         iou: of two spans, in the script's own arithmetic.
