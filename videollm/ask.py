@@ -1,7 +1,7 @@
 """One video, one question, one answer: as text with its times, and as a picture of the timeline.
 
-``python -m videollm.ask --model DIR --video FILE --question TEXT [--output timeline.png] [key=value ...]``. The
-question goes the way of every other one, through ``answer_records``; what the user types stays literal, so a
+``python -m videollm.ask --model DIR --video FILE --question TEXT [--output timeline.png] [--explain] [key=value ...]``.
+The question goes the way of every other one, through ``answer_records``; what the user types stays literal, so a
 ``<span>`` or ``<video>`` in it is text. Knows no annotations, no sharding and no benchmark.
 """
 
@@ -17,7 +17,7 @@ from videollm.common.command import ended, usable_device
 from videollm.common.config import need, to_dict
 from videollm.common.files import check_writable
 from videollm.inference.options import PRECISIONS, read_options
-from videollm.inference.question import AskOptions, ask, check_video, describe, draw
+from videollm.inference.question import AskOptions, ask, check_video, describe, draw, seen_of
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,6 +27,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--video", required=True, help="video file")
     parser.add_argument("--question", required=True, help="what to ask, in the words the model was trained on")
     parser.add_argument("--output", type=Path, help="PNG of the answer on the video's timeline")
+    parser.add_argument("--explain", action="store_true", help="first print what the model gets: prompt, frames, times")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     precision = "of weights and states (default: the model's own on a GPU, fp32 on a CPU)"
     parser.add_argument("--precision", choices=PRECISIONS, help=precision)
@@ -47,7 +48,10 @@ def run(args: argparse.Namespace) -> None:
     check_video(args.video)
     bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
     bundle.model.to(device)
-    line = ask(bundle, args.video, args.question, AskOptions(options.generate, to_dict(options.sampler)))
+    how = AskOptions(options.generate, to_dict(options.sampler))
+    if args.explain:
+        print(seen_of(bundle, args.video, args.question, how), end="\n\n")
+    line = ask(bundle, args.video, args.question, how)
     print(describe(line))
     if args.output is not None:
         draw(args.output, args.video, line)

@@ -30,6 +30,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=whole(0), metavar="N", help="processes that read videos; by default up to 4")
     parser.add_argument("--decode-timeout", type=seconds, default=300.0, metavar="S", help="seconds a video may take")
     parser.add_argument("--frames", metavar="STORE", help="decoded frames of python -m videollm.frames build")
+    seen = "first print what the model gets of the first N questions: prompt, frames, times"
+    parser.add_argument("--explain", type=whole(1), default=0, metavar="N", help=seen)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     told = "of weights and states; by default that of the training on a GPU, fp32 on the CPU"
     parser.add_argument("--precision", choices=list(PRECISIONS), help=told)

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.answers import AnswerLine, span_text
 from videollm.common.config import ConfigError, build
 from videollm.data import Record
 from videollm.data.conversation import Turn, VisualMark
 from videollm.inference.answer import answer_records
+from videollm.inference.explain import explain
 from videollm.inference.options import kept_generate
 from videollm.inference.timeline import MAX_FRAMES, timeline
 from videollm.model.generate import GenerateOptions
@@ -62,12 +64,23 @@ def ask(bundle: Bundle, video: str | Path, question: str, options: AskOptions | 
         VideoError: the video cannot be read.
     """
     options = options or AskOptions(build(GenerateOptions, kept_generate(bundle.config), "generate"))
-    video = Path(video).resolve()  # a link to a video elsewhere is fine: its root is where it really lies
-    reader = bundle.reader(video.parent, build(Sampler, bundle.config.sampler | options.sampler, "sampler"))
-    (line,) = answer_records(bundle, [make_record(video.name, question)], reader, options.generate)
+    reader, record = reader_of(bundle, video, options), make_record(Path(video).resolve().name, question)
+    (line,) = answer_records(bundle, [record], reader, options.generate)
     if line.error:
         raise VideoError(line.error)
     return line
+
+
+def seen_of(bundle: Bundle, video: str | Path, question: str, options: AskOptions) -> str:
+    """What the model gets for a question, for people; see ``explain``. ConfigError as of ``ask``."""
+    reader, record = reader_of(bundle, video, options), make_record(Path(video).resolve().name, question)
+    return explain(bundle, record, reader, options.generate)
+
+
+def reader_of(bundle: Bundle, video: str | Path, options: AskOptions) -> VisualReader:
+    """Reads ``video``. A link to a video elsewhere is fine: its root is where it really lies."""
+    sampler = build(Sampler, bundle.config.sampler | options.sampler, "sampler")
+    return bundle.reader(Path(video).resolve().parent, sampler)
 
 
 def describe(line: AnswerLine) -> str:

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from videollm.common.processes import Ranks, local_rank, one_fate
 from videollm.data import Record, load_records
 from videollm.inference import output
 from videollm.inference.answer import Speed, answer_records
+from videollm.inference.explain import explain
 from videollm.inference.options import PRECISIONS, Options, read_options, what_absence_means
 from videollm.inference.plan import Unit, plan, room_for_question
 from videollm.model.generate import GenerateOptions
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
             room_for_question(bundle.config, own)  # said before a file is begun
         check_writable(args.output, "--output")
     ranks = Ranks()
+    if ranks.rank == 0:
+        show(bundle, records[: args.explain], reader, units)
     with output.locked(args.output) if ranks.rank == 0 else contextlib.nullcontext():
         missing, meta = None, {}
         if ranks.rank == 0:
@@ -99,6 +103,13 @@ def workers_for(asked: int | None, world: int) -> int:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+
+
+def show(bundle: Bundle, records: Sequence[Record], reader: VisualReader, units: Sequence[Unit]) -> None:
+    """Print what the model gets of ``records``."""
+    own = {record.id: options for record, options in chain(*chain(*units))}
+    for record in records:
+        print(explain(bundle, record, reader, own[record.id]), end="\n\n")
 
 
 def finish(path: Path, records: list[Record], meta: dict, speeds: list[Speed]) -> None:
