@@ -69,6 +69,8 @@ def asked_of(where: str, row: Any, questions: Questions) -> list[int]:
     rows = questions.by_id(row.get("qid"))
     if not rows:
         video, text = ("vid" if "vid" in row else "video_path"), ("query" if "query" in row else "question")
+        named = "qid" not in row or video in row or text in row
+        need(named, f"{where}: qid {row.get('qid')!r:.60} is not in the annotations; give those that have it")
         as_object(row, where, (video, text))
         rows = questions.find(row[video], row[text], where)
     return rows

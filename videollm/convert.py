@@ -30,7 +30,8 @@ def run(argv: Sequence[str] | None, only: Converter | None, prog: str) -> None:
     parser.add_argument("target", metavar="DST", help="folder to write, new or empty")
     parser.add_argument("--back", action="store_true", help="from one of our checkpoints to the released layout")
     if only is None:
-        parser.add_argument("--head", default="text", metavar="NAME", help="of the checkpoint (default: text)")
+        said = "of the checkpoint (default: the one in head.safetensors beside it, else text)"
+        parser.add_argument("--head", metavar="NAME", help=said)
     for converter in converters:
         converter.options(parser)
     convert(parser.parse_args(argv), converters)

@@ -163,7 +163,7 @@ def change(folder, **fields):
             "model_type is 'llava'; known are qwen2_5_vl, qwen3_vl, internvl, internvl_chat, and what",
         ),
         (lambda f: (f / "config.json").unlink(), "config.json: no such file; is the checkpoint complete?"),
-        (lambda f: (f / "model.safetensors").unlink(), "no weights; there is none of model.safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), "pytorch_model.bin.index.json; fetch one (of shards"),
         (lambda f: lose(f, "model.visual.merger.norm.weight"), "missing: connector.merger.norm.weight (1)"),
         (lambda f: lose(f, "model.language_model.embed_tokens.weight"), "no token embeddings among its weights"),
         (lambda f: reshape(f, "model.visual.pos_embed.weight"), "of another shape: vision_tower.pos_embed.weight"),

@@ -219,13 +219,15 @@ class VideoDataset(Dataset):
             self._thin(item, conversations)
         if item.longest > self.max_length:
             record = records[[len(p) for p in item.prompts].index(item.longest)]
-            tokens = f"{record.where}: {item.longest} tokens with the fewest frames"
+            seen = max(len(prompt.visual) for prompt in item.prompts)
+            tokens, pixels = f"{record.where}: {item.longest} tokens with the fewest frames", seen > item.longest / 2
+            tokens += f", {seen} of them of what is seen" if pixels else ""
             if self.answers:  # known before only where no image and no real duration decides (lengths.py)
-                raise VideoError(f"{tokens}, over data.max_length={self.max_length}; raise it or shorten the text")
-            raise VideoError(
-                f"{tokens}, and the model has room for {self.max_length} beside its answer; shorten the question or "
-                "lower generate.max_new_tokens"
-            )
+                remedy = "lower the pixels in data.preprocess or data.max_tiles" if pixels else "shorten the text"
+                raise VideoError(f"{tokens}, over data.max_length={self.max_length}; raise it or {remedy}")
+            smaller = "lower the pixels under preprocess, or max_tiles, in its config.json"
+            remedy = smaller if pixels else "shorten the question or lower generate.max_new_tokens"
+            raise VideoError(f"{tokens}, and the model has room for {self.max_length} beside its answer; {remedy}")
 
     def _prompts(self, item: Item, conversations: Sequence[tuple[list, list, str | None]]) -> list[Prompt]:
         """The conversations tokenised."""

@@ -77,7 +77,10 @@ class Layout(Converter):
         texts = {name: json.dumps(fields) for name, fields in files.items()}  # before configs change mappings
         config = self.our_config(files, str(folder / "config.json"))
         config.published = {"files": texts, "names": self.spelling(source)}
-        config.head = told.get("head") or head_options(args.head, self.name)
+        kept = told.get("head")
+        fits = not kept or args.head in (None, kept["name"])
+        need(fits, f"{folder / HEAD_FILE}: of a {kept and kept['name']} head; leave --head out, or take the file away")
+        config.head = kept or head_options(args.head or "text", self.name)
         if self.two_matrices and OUTPUT in self.to_ours(source):
             config.text_config.tie_word_embeddings = False
         settle(config.text_config, self.to_ours(source), folder)

@@ -81,7 +81,8 @@ class TensorSource(Mapping[str, Tensor]):
                  ("safetensors", "safetensors.index.json", "bin", "bin.index.json")]  # fmt: skip
         found = next((self.folder / name for name in names if (self.folder / name).is_file()), None)
         if found is None:
-            raise CheckpointError(f"{self.folder}: no weights; there is none of {', '.join(names)}")
+            absent = f"{self.folder}: no weights; there is none of {', '.join(names)}"
+            raise CheckpointError(f"{absent}; fetch one (of shards an .index.json too)")
         self._file_of: dict[str, Path] = {}
         self._pickled: dict[Path, dict[str, Tensor]] = {}
         index = read_json(found).get("weight_map") if found.suffix == ".json" else None

@@ -130,6 +130,7 @@ def from_checkpoint(settings: Settings, spread: Spread | None) -> Bundle:
     held = held_precision(settings)
     bundle = load(given.checkpoint, given.attention, held, head=given.head, fresh_head=True, spread=spread)
     lay_over(bundle.config, settings)
+    bundle.model.preprocess = build(Preprocess, bundle.config.preprocess, "data.preprocess")  # its own were others
     return bundle
 
 
@@ -150,7 +151,8 @@ def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
     own = config.head.get("name")
     if given.head.get("name", own) != own:
         raise ConfigError(
-            f"model.head.name: the checkpoint has a {own} head, the config asks for {given.head['name']}; leave it out"
+            f"model.head.name: the checkpoint has a {own} head, the config asks for {given.head['name']}; leave it "
+            f"out, or convert a released checkpoint with --head {given.head['name']}"
         )
     config.head = config.head | given.head
     return config

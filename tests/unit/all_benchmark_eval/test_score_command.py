@@ -1,6 +1,7 @@
 """The commands ``score`` and ``compare``: what they write and print, and what they refuse."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -250,3 +251,35 @@ def test_metrics_are_grouped_by_their_samples() -> None:
     per_sample = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0, "y": 4.0}, "c": {"y": 5.0}, "d": {}}
     groups = [(names, ids, values.tolist()) for names, ids, values in by_samples(per_sample)]
     assert groups == [(["a", "b"], ["x", "y"], [[1, 3], [2, 4]]), (["c"], ["y"], [[5]])]
+
+
+SHOWN = {  # of READMEs, as far as they show a line of the annotations and one of a prediction file for it
+    path.parent.name: [block.splitlines()[-2:] for block in re.findall(r"```json\n(.*?)```", path.read_text(), re.S)]
+    for path in sorted(Path(score.__file__).parent.glob("*/README.md"))
+}
+
+
+@pytest.mark.parametrize("name", [name for name, blocks in SHOWN.items() if blocks])
+def test_what_a_readme_shows_is_scored(name, tmp_path, capsys):
+    (annotation, prediction), out = SHOWN[name][0], tmp_path / "scores.json"
+    files = write(tmp_path / "truth.json", annotation), write(tmp_path / "p.json", prediction)
+    given = ["--annotations", files[0], "--predictions", files[1], "--output", out, "--variant", "all"]
+    assert run(name, *given) == 0, capsys.readouterr().err
+    own, *others, corrected = [protocol["counts"] for protocol in json.loads(out.read_text())["protocols"].values()]
+    assert own["scored"] == corrected["scored"] == 1  # other scripts may read less in a text
+    assert all(found["samples"] == 1 and not found["missing"] for found in (own, *others, corrected))
+
+
+def test_an_id_that_the_annotations_lack_is_named(tmp_path, capsys):
+    row = {"vid": "v_ab", "question": "Why?", "options": ["a", "b"], "ans": "A", "span": [5, 8]}
+    theirs = write(tmp_path / "p.jsonl", '{"qid": "anet_val92", "pred_relevant_windows": [[5, 9]], "ans": "A"}')
+    given = [
+        "--annotations",
+        write(tmp_path / "t.json", [row]),
+        "--predictions",
+        theirs,
+        "--output",
+        tmp_path / "s.json",
+    ]
+    assert run("rextime", *given) == 2
+    assert "qid 'anet_val92' is not in the annotations" in capsys.readouterr().err

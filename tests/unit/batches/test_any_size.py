@@ -40,6 +40,15 @@ def test_a_group_is_what_behind_is_called_a_frame(bundle):
     assert len(item.prompts[0].visual) == 3 * height * width // 64
 
 
+def test_a_frame_that_does_not_fit_alone_is_named_with_the_setting_that_makes_it_smaller(bundle):
+    """No shorter text would help: a group of frames has more tokens than the context."""
+    for answers, says in ((True, "data.preprocess"), (False, "under preprocess, or max_tiles, in its config.json")):
+        dataset = make_dataset(bundle, ["turns"], max_length=200, answers=answers)
+        dataset.reader.video = lambda *_, **__: Seen(noise(2, 128, 128), None, [0.0, 1.0], 5.0)  # 16 x 16 tokens
+        (item,) = dataset.__getitems__([0])
+        assert "256 of them of what is seen" in item.bad and says in item.bad and "shorten" not in item.bad
+
+
 def test_every_row_of_a_mixed_batch_is_as_alone(bundle):
     """Videos of three sizes, an image and text: states at every token, and what a head sees of every frame."""
     items, model = items_of(bundle, NAMES), bundle.model

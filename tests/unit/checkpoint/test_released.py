@@ -73,6 +73,22 @@ def test_a_grown_vocabulary_goes_back_with_its_tokens(hub, tmp_path):
     assert len(tokens) <= rows and set(load_file(tmp_path / "again/head.safetensors"))
 
 
+def test_a_head_beside_is_not_another_than_the_one_asked_for(hub, tmp_path, capsys):
+    assert main([str(hub[0]), str(tmp_path / "base"), "--head", "distime"]) == 0
+    model = load(tmp_path / "base", fresh_head=True)
+    model.config.headless = False
+    model.save(tmp_path / "trained")
+    back(tmp_path / "trained", tmp_path / "again")
+    capsys.readouterr()
+    for asked in ("d2vlm", "text"):
+        assert main([str(tmp_path / "again"), str(tmp_path / asked), "--head", asked]) == 2
+        assert "head.safetensors: of a distime head; leave --head out" in capsys.readouterr().err
+        assert not (tmp_path / asked).exists()
+    for i, asked in enumerate(([], ["--head", "distime"])):
+        assert main([str(tmp_path / "again"), str(tmp_path / f"taken{i}"), *asked]) == 0
+        assert load(tmp_path / f"taken{i}").config.head["name"] == "distime"
+
+
 def test_adapters_alone_have_to_be_merged_before_they_go_back(ours, tmp_path, capsys):
     bundle = load(ours)
     config = {"r": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj"]}

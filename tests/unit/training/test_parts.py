@@ -81,6 +81,39 @@ def test_a_preset_over_what_is_no_mapping_is_named(section):
         read_settings({"model": model_settings("internvl", "d2vlm"), "compatibility": "published", section: 5})
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_bundle("qwen2_5_vl", "text").save(folder)
+    return str(folder)
+
+
+def over_checkpoint(checkpoint, preprocess: dict):
+    """A model of the checkpoint with other frames."""
+    data = DATA | {"preprocess": preprocess}
+    return assemble(read_settings({"model": {"checkpoint": checkpoint}, "data": data})).model
+
+
+def test_frames_of_the_config_go_over_those_of_the_checkpoint(checkpoint):
+    """Where they are normalised too, not only where they are made."""
+    given = {"kind": "qwen2_5_vl", "factor": 8, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    model = over_checkpoint(checkpoint, given)
+    pixels = torch.zeros(2, 3 * 2 * 4 * 4, dtype=torch.uint8)
+    seen = model.as_the_tower_takes(pixels).view(2, 3, -1)
+    assert torch.allclose(seen, -torch.tensor([0.1 / 0.4, 0.2 / 0.5, 0.3 / 0.6])[:, None].expand_as(seen))
+
+
+def test_frames_that_the_tower_of_a_checkpoint_cannot_take_are_one_line(checkpoint):
+    """A tiny tower has visual tokens of 8 pixels, the released one of 28."""
+    with pytest.raises(ConfigError, match=r"^data\.preprocess: sides are multiples of 28, the vision tower's 8 "):
+        over_checkpoint(checkpoint, {"kind": "qwen2_5_vl"})
+
+
+def test_another_head_than_that_of_the_checkpoint_is_one_line_with_the_way_to_it(checkpoint):
+    with pytest.raises(ConfigError, match=r"has a text head.*leave it out, or convert .* --head d2vlm"):
+        assemble(read_settings({"model": {"checkpoint": checkpoint, "head": {"name": "d2vlm"}}, "data": DATA}))
+
+
 @pytest.mark.parametrize(
     "rope, positions",
     [
