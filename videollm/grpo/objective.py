@@ -55,9 +55,7 @@ class GRPOOptions:
     scale: bool = False  # advantages in standard deviations of the group (GRPO); off: in the reward's unit (Dr. GRPO)
     kl: float = 0.0  # weight of the divergence from a reference, a decision's mean (k3 estimator); 0: none is loaded
     reference: str | None = None  # its checkpoint folder; null: model.checkpoint, from which the run starts
-    average: Literal["sum", "mean", "decisions"] = (
-        "sum"  # of an answer's decisions, or a mean over all of a step (DAPO)
-    )
+    average: Literal["sum", "mean", "decisions"] = "sum"  # of an answer's decisions; decisions: mean of a step's (DAPO)
     patience: int = 100  # steps in a row without a group to learn from, after which the run stops
     show_every: int = 50  # steps between two pages of roll-outs in rollouts.jsonl
 

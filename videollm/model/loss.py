@@ -33,7 +33,9 @@ def token_cross_entropy(
     """
 
     def chunk(picked: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(logits_of(language_model, picked).float() / temperature, target, reduction="none")
+        scores = logits_of(language_model, picked).float()
+        scores = scores if temperature == 1.0 else scores / temperature  # no copy of them where none is needed
+        return cross_entropy(scores, target, reduction="none")
 
     if index.shape[0] == 0:
         return 0.0 * logits_of(language_model, states[:1]).float().sum().expand(0)
