@@ -85,7 +85,7 @@ class Decoding:
             query: its state in the head's query layer.
         """
         self.query = query
-        scores = self.processors(self.ids[:, : self.length], logits_of(language_model, last).float())
+        scores = self.processors(self.ids, logits_of(language_model, last).float())
         new = (scores if self.draw is None else self.draw(self.ids, scores)).argmax(-1)
         place = self.steps.masked_fill(self.done, self.ids.shape[1] - 1)
         self.note(0, place, lambda: scores.log_softmax(-1).gather(1, new[:, None])[:, 0])
@@ -100,8 +100,11 @@ class Decoding:
             self.words.scatter_(1, new[:, None], True)
         self.steps += ~self.done
         self.done |= one_of(new, self.stop_ids) | (self.steps >= self.limit)
-        self.length = min(self.length + 1, self.ids.shape[1] - 1)
         return embeds
+
+    def advance(self) -> None:
+        """Count a token more, on the host."""
+        self.length = min(self.length + 1, self.ids.shape[1] - 1)
 
     def span(self, query: Tensor, place: Tensor) -> Prediction:
         """What the head says of the tokens that are being decided, or draws for them. [R, D]."""
@@ -190,12 +193,15 @@ def frames_with(old: FrameBatch | None, where: Tensor, new: FrameBatch, rows: in
 
 
 def rows_with(old: Tensor | None, where: Tensor, new: Tensor, rows: int) -> Tensor:
-    """[R, ...] with the rows ``where`` [N] replaced by ``new`` [N, F, ...], filled up with 0 to the larger F."""
+    """[R, ...] with the rows ``where`` [N] replaced by ``new`` [N, F, ...], filled up with 0 to the larger F; in place
+    where ``old`` has it."""
     old = new.new_zeros(rows, *new.shape[1:]) if old is None else old
     if new.ndim > 1:
         width, rest = max(old.shape[1], new.shape[1]), (0, 0) * (new.ndim - 2)
-        old, new = (pad(part, (*rest, 0, width - part.shape[1])) for part in (old, new))
-    return old.index_copy(0, where, new)
+        old, new = (
+            part if part.shape[1] == width else pad(part, (*rest, 0, width - part.shape[1])) for part in (old, new)
+        )
+    return old.index_copy_(0, where, new)
 
 
 def one_of(ids: Tensor, wanted: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ of the collator; no files.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -17,6 +17,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase, Temperatu
 
 from videollm.batches.batch import Batch
 from videollm.common.config import ConfigError, need
+from videollm.common.replay import Replay, Step, cuda_graph
 from videollm.data.conversation import Role
 from videollm.heads import NO_DRAW, Answer, FrameBatch, Prediction, SpanRefs
 from videollm.model.attention import FLASH
@@ -40,6 +41,7 @@ class GenerateOptions:
     draw_spans: bool = False  # when sampling: spans too are drawn by the head, with the temperature, not its best ones
     seed: int = 0  # of sampling; with the question's id it decides on every draw
     repetition_penalty: float = 1.0  # of words in prompt and answer; never of span tokens: an answer may hold many
+    graphs: bool = False  # on a GPU: a step's operations are recorded and replayed, instead of launched one by one
     encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
 
     def __post_init__(self):
@@ -222,6 +224,10 @@ class Rows:
         self.prompt_end: Tensor | None = None  # [..., R, 1], the position of each prompt's last token
         self.states: tuple[Tensor, Tensor] | None = None  # of each row's last place: final, and of the query layer
         self.fed: Tensor | None = None  # [R, D], what is fed next
+        self.memo: dict[str, Tensor] | None = None  # derived from frames before questions entered; None: none did
+        self.graphs = options.graphs  # all tensors of a step stay where they are
+        record = recorder(self.shares, device) if self.graphs else None
+        self.choosing, self.going_on = Replay(self.choose, record), Replay(self.go_on, record)
 
     def __enter__(self) -> "Rows":
         self.tap.__enter__()
@@ -283,6 +289,7 @@ class Rows:
             keys = row_keys(names, [options.seed for options in how], device)
         if self.state.words is not None:
             words = words_of(batch, self.state.words.shape[1])[own]
+        self.memo = {} if self.state.frames is None else self.state.frames.memo
         self.state.begin(where, rows_of(frames, own), *numbers.unbind(1), keys, words)
         self.cache.begin(rows, where, (batch.segment_ids >= 0)[own], batch.last[own])
         first = [states[layer][own, batch.last[own] - start] for layer in (-1, self.head.query_layer)]
@@ -290,21 +297,43 @@ class Rows:
         ends = ends.index_select(-2, own)
         if self.states is None:
             self.states = tuple(part.new_zeros(number, part.shape[1]) for part in first)
+            self.fed = torch.zeros_like(self.states[0])
             self.prompt_end = ends.new_zeros(*ends.shape[:-2], number, 1)
-        self.states = tuple(old.index_copy(0, where, new) for old, new in zip(self.states, first, strict=True))
+        for old, new in zip(self.states, first, strict=True):
+            old.index_copy_(0, where, new)
         self.prompt_end.index_copy_(-2, where, ends)
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
     def decide(self) -> None:
         """The next token of every row."""
+        frames, before, self.memo = self.state.frames, self.memo, None
+        if before is None:
+            self.choosing(frames.times_s.shape)
+        else:  # what the head derives from frames is made anew, and stays where it was
+            self.choose()
+            if self.graphs:
+                frames.memo |= {k: old.copy_(frames.memo[k]) for k, old in before.items() if same(old, frames.memo[k])}
+        self.state.advance()
+
+    def choose(self) -> None:
+        """What ``decide`` does on the device."""
         model = self.model
-        self.fed = self.state.take(model.language_model, model.get_input_embeddings(), *self.states)
+        self.fed = self.put(self.fed, self.state.take(model.language_model, model.get_input_embeddings(), *self.states))
+
+    def put(self, old: Tensor, new: Tensor) -> Tensor:
+        """``new``, where ``old`` stood if tensors have to stay."""
+        return old.copy_(new) if self.graphs else new
 
     def feed(self) -> None:
         """The states behind the token of every row."""
+        self.cache.advance()
+        self.going_on((self.cache.size, self.cache.reach))
+
+    def go_on(self) -> None:
+        """What ``feed`` does on the device."""
         state, cache = self.state, self.cache
-        cache.advance(state.steps)
+        cache.go_to(state.steps)
         out = self.model.decoder(
             inputs_embeds=self.fed[:, None],
             attention_mask=cache.masks(self.model.windows, self.fed.dtype),
@@ -313,12 +342,31 @@ class Rows:
             use_cache=True,
         )
         states = self.tap.finish(self.fed[:, None], out.last_hidden_state)
-        self.states = states[-1][:, -1], states[self.head.query_layer][:, -1]
+        new = states[-1][:, -1], states[self.head.query_layer][:, -1]
+        self.states = tuple(self.put(*pair) for pair in zip(self.states, new, strict=True))
 
     def leave(self, row: int) -> None:
         """Nobody asks in the row any more."""
         self.state.done[row] = True
         self.cache.end(row)
+
+
+def recorder(masked: bool, device: torch.device) -> Callable[[Step], Step]:
+    """What records the steps of generation.
+
+    Raises:
+        ConfigError: they are not always the same operations, or there is nothing that could record them.
+    """
+    key = "generate.graphs: true, but"
+    need(device.type == "cuda", f"{key} only a GPU records steps; leave it out here")
+    need(masked, f"{key} flash attention takes another length in every step; set model.attention=sdpa")
+    need(not together(), f"{key} ZeRO-3 gathers weights in every step; use ZeRO-2, or leave it out")
+    return cuda_graph
+
+
+def same(old: Tensor, new: Tensor) -> bool:
+    """Whether ``new`` can be written into ``old``."""
+    return old.shape == new.shape and old.dtype == new.dtype
 
 
 def shown(refs: SpanRefs, options: GenerateOptions) -> SpanRefs:
