@@ -6,17 +6,19 @@ In: a checkpoint's config, ``key=value`` words, the device. Out: ``Options``. A 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-
-import torch
+from typing import TYPE_CHECKING
 
 from videollm.common.config import ConfigError, build, override, to_dict
-from videollm.heads.presets import lay_preset
-from videollm.model.generate import GenerateOptions
-from videollm.model.videollm import VideoLLMConfig
+from videollm.data.options import GenerateOptions
 from videollm.video.sampling import Sampler
 
+if TYPE_CHECKING:  # a wrong word is told before torch is loaded
+    import torch
+
+    from videollm.model.videollm import VideoLLMConfig
+
 OVERRIDES = ("sampler", "generate", "head", "compatibility")  # keys of the command line
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights and states
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # of weights and states, as torch names them
 GIVEN, PRESET, KEPT, DEFAULT = "command line", "compatibility", "checkpoint", "default"  # where a value comes from
 
 
@@ -36,7 +38,7 @@ class Options:
 
 
 def read_options(
-    overrides: Sequence[str], config: VideoLLMConfig, device: torch.device, precision: str | None = None
+    overrides: Sequence[str], config: "VideoLLMConfig", device: "torch.device", precision: str | None = None
 ) -> Options:
     """The checkpoint's options with the command line's over them; ``precision`` if that gives one.
 
@@ -71,18 +73,18 @@ def source_of(key: str, layers: dict[str, dict], values: dict) -> str:
     return next(found, DEFAULT) if values[key] is not None else DEFAULT
 
 
-def kept_generate(config: VideoLLMConfig) -> dict:
+def kept_generate(config: "VideoLLMConfig") -> dict:
     """How the checkpoint was trained to be asked; an option that is none any more is left out."""
     known = {field.name for field in fields(GenerateOptions)}
     return {key: value for key, value in config.generate.items() if key in known}
 
 
-def own_precision(config: VideoLLMConfig, device: torch.device) -> str:
+def own_precision(config: "VideoLLMConfig", device: "torch.device") -> str:
     """What a model computes in unless told otherwise: on a GPU what it was trained in, elsewhere fp32."""
     return (config.precision if device.type == "cuda" else None) or "fp32"
 
 
-def what_absence_means(config: VideoLLMConfig) -> dict[str, dict]:
+def what_absence_means(config: "VideoLLMConfig") -> dict[str, dict]:
     """Values of the options that a meta file of an older version does not name, by its keys."""
     generate = GenerateOptions().within(config.context_length)
     return {"sampler": to_dict(Sampler()), "decoding": to_dict(generate) | {"precision": "fp32", "head": {}}}

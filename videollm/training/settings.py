@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
-from videollm.batches.prompt import VisualTokenSettings
+from videollm.batches.templates import VisualTokenSettings
 from videollm.common.config import ConfigError, at_least
-from videollm.model.generate import GenerateOptions
+from videollm.data.options import GenerateOptions
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
