@@ -6,10 +6,14 @@ In: a checkpoint's config, ``key=value`` words, the device. Out: ``Options``. A 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.config import ConfigError, build, override, to_dict
+from videollm.common.config import build, need, override, to_dict, together, typed
 from videollm.data.options import GenerateOptions
+from videollm.video.decode import VideoError, probe
+from videollm.video.picture import is_picture
 from videollm.video.sampling import Sampler
 
 if TYPE_CHECKING:  # a wrong word is told before torch is loaded
@@ -37,6 +41,43 @@ class Options:
     sources: dict[str, str]
 
 
+def read_overrides(overrides: Sequence[str]) -> dict:
+    """``key=value`` words as a mapping; what depends on the checkpoint or its head is not looked at.
+
+    Raises:
+        ConfigError: keys that are unknown, or values of the wrong type: all of them.
+    """
+    given, known = override({}, list(overrides)), {"sampler": Sampler, "generate": GenerateOptions}
+
+    def one(key: str) -> None:
+        need(key in OVERRIDES, f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
+        if key != "compatibility":
+            write = f"write {key}.OPTION=VALUE"
+            need(isinstance(given[key], dict), f"{key}: expected a mapping, got {given[key]!r}; {write}")
+        if key in known:
+            typed(known[key], given[key], key)
+
+    together(*(partial(one, key) for key in given))
+    return given
+
+
+def check_question(question: str) -> None:
+    """ConfigError for a question that is empty or no text."""
+    need(question.strip(), "--question: it is empty; ask something")
+    whole = question.encode(errors="replace").decode() == question  # else bytes of the command line that are no text
+    need(whole, "--question: holds half a character; type the whole one, in UTF-8")
+
+
+def check_video(path: str) -> None:
+    """See that a video can be read, before a model is loaded for it. VideoError: it is none, or a picture."""
+    if Path(path).is_file() and is_picture(path):
+        raise VideoError(
+            f"{path}: is a picture, which has no time to ask about; give a video, or ask about pictures with "
+            "videollm.infer and an annotation that has `image` (docs/annotations.md)"
+        )
+    probe(path)
+
+
 def read_options(
     overrides: Sequence[str], config: "VideoLLMConfig", device: "torch.device", precision: str | None = None
 ) -> Options:
@@ -45,12 +86,9 @@ def read_options(
     Raises:
         ConfigError: an unknown key or value, or a ``compatibility`` that its head has not.
     """
-    given = override({}, list(overrides))
-    for key in given:
-        if key not in OVERRIDES:
-            raise ConfigError(f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
-        if key != "compatibility" and not isinstance(given[key], dict):
-            raise ConfigError(f"{key}: expected a mapping, got {given[key]!r}; write {key}.OPTION=VALUE")
+    from videollm.heads.presets import lay_preset
+
+    given = read_overrides(overrides)
     sampling, head = (given.pop(key, {}) for key in ("sampler", "head"))
     laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"))
     asked, preset = given.get("generate", {}), laid.get("generate", {})
