@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None, only: "Converter | None" = None, pro
 
 def run(argv: Sequence[str] | None, only: "Converter | None", prog: str) -> None:
     """Read the command line, whose options depend on the head, and convert."""
-    first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    first = argparse.ArgumentParser(prog=prog, add_help=False)
     first.add_argument("words", nargs="*")
     first.add_argument("--head", default="text")
     early = first.parse_known_args(argv)[0]
