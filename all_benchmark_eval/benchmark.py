@@ -265,7 +265,6 @@ def sha256(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises BenchmarkError where it cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, text, shared=True)
     except OSError as error:
         raise BenchmarkError(f"{path}: cannot be written ({error}); choose another file") from None

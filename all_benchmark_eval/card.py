@@ -1,4 +1,4 @@
-"""A published table again: ``python -m all_benchmark_eval.card NAME [MODEL] --data DIR``.
+"""Run a published table again: ``videollm card NAME [MODEL] --data DIR``.
 
 A card, ``cards/NAME.yaml``, says which model with which wording, frames and decoding, on which benchmarks under whose
 script, and the published numbers with their source. In: a card, the converted model, a data root. Out: what
@@ -132,7 +132,7 @@ def show(card: Card, rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0, 1 if a benchmark failed, 2 for a user's error."""
-    parser = argparse.ArgumentParser(prog="all_benchmark_eval.card", description="A published table again.")
+    parser = argparse.ArgumentParser(prog="videollm card", description="A published table again.")
     parser.add_argument("name", metavar="NAME", help=", ".join(names()))
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="default: checkpoints/NAME")
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder with a folder for each")

@@ -1,4 +1,4 @@
-"""What of the benchmarks' data is there: ``python -m all_benchmark_eval.check ROOT [--benchmarks a,b]``.
+"""Tell what of the benchmarks' data is there: ``videollm check ROOT [--benchmarks a,b]``.
 
 For each: are the annotations there and readable, and of the videos that its questions name how many are present,
 missing, unreadable. Every file is read once, its first frame decoded. The expected layout is each task's ``layout``.
@@ -108,7 +108,7 @@ def show(found: dict[str, dict]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 if everything is there, 1 if not, 2 for a user's error."""
-    parser = argparse.ArgumentParser(prog="all_benchmark_eval.check", description="What of the data is there.")
+    parser = argparse.ArgumentParser(prog="videollm check", description="What of the data is there.")
     parser.add_argument("root", type=Path, metavar="ROOT", help="the data root: a folder for each benchmark")
     parser.add_argument("--benchmarks", metavar="A,B,...", help=f"default: all ({', '.join(names())})")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="every missing and unreadable video by name")

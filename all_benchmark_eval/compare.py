@@ -1,4 +1,4 @@
-"""Is B better than A? ``python -m all_benchmark_eval.compare A.json B.json``: paired differences of two score files.
+"""Compare two score files sample by sample: is B better than A? ``videollm compare A.json B.json``.
 
 In: two files of ``score``, of one benchmark and variant. Out: for each protocol that both have and each metric with
 per-sample scores, B - A over the samples that both scored, its bootstrap interval, and a sign-flip p-value. It knows no
@@ -93,7 +93,7 @@ def table(protocol: str, unit: str, rows: Iterable[Difference]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="all_benchmark_eval.compare", description="Paired differences of two scores.")
+    parser = argparse.ArgumentParser(prog="videollm compare", description="Paired differences of two scores.")
     parser.add_argument("a", type=Path, metavar="A.json")
     parser.add_argument("b", type=Path, metavar="B.json")
     parser.add_argument("--resamples", type=whole(1), default=10_000, metavar="N")

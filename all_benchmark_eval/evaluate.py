@@ -1,4 +1,4 @@
-"""A model through several benchmarks: ``python -m all_benchmark_eval.evaluate MODEL --benchmarks a,b,c --data ROOT``.
+"""Ask a model the questions of benchmarks and score it: ``videollm evaluate MODEL --benchmarks a,b,c --data ROOT``.
 
 Of each: questions -> ``videollm.infer`` (batched, over ``--gpus`` processes) -> predictions in the official form ->
 scores under both protocols; then one table. Each benchmark's files are in ``OUTPUT/<name>/``, and a second run goes on
@@ -8,26 +8,26 @@ with them. One that fails does not stop the others. Knows no benchmark by name; 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from all_benchmark_eval import benchmark, score
 from all_benchmark_eval.benchmark import WORDINGS, Benchmark, BenchmarkError, get, worded, write_text
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.summary import Summary
 from videollm import infer
-from videollm.checkpoint import read_config
-from videollm.common.command import USERS, ended, message, whole
-from videollm.common.config import ConfigError
-from videollm.common.files import check_writable, json_lines, json_text
-from videollm.heads import head_class
+from videollm.common.command import INTERRUPTED, USERS, ended, message, whole
+from videollm.common.config import ConfigError, together
+from videollm.common.files import check_file, check_folder, check_model, check_writable, json_lines, json_text
+from videollm.inference.options import PRECISIONS, read_overrides
+from videollm.video.decode import BACKENDS
 
 INFER_OPTIONS = ("batch_size", "workers", "device", "backend", "precision")
 
@@ -84,9 +84,13 @@ def _ask(task: Benchmark, run: Run, folder: Path, videos: Path, lines: Sequence[
     if run.processes == 1:
         status = infer.main(arguments)
     else:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        command = [*launcher, str(run.processes), "-m", "videollm.infer", *arguments]
-        status = subprocess.run(command, check=False).returncode
+        before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the launcher, which is waited for
+        environment = os.environ | {"GPUS": str(run.processes)}
+        command = [sys.executable, "-m", "videollm.launch", "videollm.infer", *arguments]
+        status = subprocess.run(command, check=False, env=environment).returncode
+        signal.signal(signal.SIGINT, before)
+    if status == INTERRUPTED:
+        raise SystemExit(status)  # it has said so
     need(not status, f"{task.name}: videollm.infer ended with status {status}; its message stands above")
     return benchmark.read_answers(answers)
 
@@ -120,6 +124,9 @@ def _places(task: Benchmark, args: argparse.Namespace) -> tuple[Path, Path]:
 
 def wording_of(model: Path) -> str:
     """The wording that a checkpoint's head was made with. Raises BenchmarkError for a head that is not there."""
+    from videollm.checkpoint import read_config
+    from videollm.heads import head_class
+
     options = read_config(model).head
     head = options.get("name")
     try:
@@ -132,7 +139,7 @@ def wording_of(model: Path) -> str:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     told = "Ask a model the questions of benchmarks, and score it."
-    parser = argparse.ArgumentParser(prog="all_benchmark_eval.evaluate", description=told)
+    parser = argparse.ArgumentParser(prog="videollm evaluate", description=told)
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint folder")
     parser.add_argument("--benchmarks", required=True, metavar="A,B,...", help=f"of {', '.join(benchmark.names())}")
     where = parser.add_mutually_exclusive_group(required=True)
@@ -143,11 +150,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: MODEL/evaluation")
     parser.add_argument("--gpus", type=whole(1), metavar="N", help="processes (default: $GPUS, all GPUs, or 1)")
     parser.add_argument("--wording", choices=WORDINGS, help="of the questions (default: that of the model's head)")
-    parser.add_argument("--batch-size", metavar="N", help="of videollm.infer, as the next four")
-    parser.add_argument("--workers", metavar="N")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="of videollm.infer, as the next four")
+    parser.add_argument("--workers", type=whole(0), metavar="N")
     parser.add_argument("--device")
-    parser.add_argument("--backend")
-    parser.add_argument("--precision")
+    parser.add_argument("--backend", choices=list(BACKENDS))
+    parser.add_argument("--precision", choices=list(PRECISIONS))
     score.add_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 ...")
     args = parser.parse_intermixed_args(argv)
@@ -161,6 +168,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def processes(given: int | None) -> int:
     """How many processes answer. Raises BenchmarkError for a number that GPUS or the machine does not allow."""
+    import torch
+
     visible = torch.cuda.device_count()
     text = os.environ.get("GPUS") or str(max(visible, 1))
     need(given or (text.isdecimal() and int(text)), f"GPUS={text} must be a whole number from 1")
@@ -169,15 +178,27 @@ def processes(given: int | None) -> int:
     return count
 
 
+def check(args: argparse.Namespace, output: Path) -> None:
+    """What can be said before torch is loaded: all of it. Raises UserError."""
+    given = {"--data": args.data, "--videos": args.videos}
+    together(
+        lambda: check_model(args.model, "MODEL"),
+        *(partial(get, name) for name in args.benchmarks),
+        *(partial(check_folder, path, key) for key, path in given.items() if path is not None),
+        *[lambda: check_file(args.annotations, "--annotations")] * (args.annotations is not None),
+        lambda: check_writable(output / "results.json", "--output"),
+        lambda: read_overrides(args.overrides),
+    )
+
+
 def prepare(args: argparse.Namespace) -> tuple[Run, Summary]:
     """Everything that can be said before the first question. Raises BenchmarkError, CheckpointError."""
-    for name in args.benchmarks:
-        get(name)
-    passed = {name: getattr(args, name) for name in INFER_OPTIONS}
-    options = [part for name, value in passed.items() if value for part in (f"--{name.replace('_', '-')}", value)]
-    output, wording = args.output or args.model / "evaluation", args.wording or wording_of(args.model)
+    output = args.output or args.model / "evaluation"
+    check(args, output)
+    passed = {f"--{name.replace('_', '-')}": getattr(args, name) for name in INFER_OPTIONS}
+    options = [part for name, value in passed.items() if value is not None for part in (name, str(value))]
+    wording = args.wording or wording_of(args.model)
     scored = {key: getattr(args, key) for key in ("bootstrap", "skip_meteor", "sentence_model")}
-    check_writable(output / "results.json", "--output")
     run = Run(args.model, output, wording, processes(args.gpus), options, args.overrides, scored)
     return run, Summary.open(run.output, run.model, run.wording)
 
@@ -185,7 +206,7 @@ def prepare(args: argparse.Namespace) -> tuple[Run, Summary]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 if every benchmark was scored, 1 if one failed, 2 if none could be begun."""
     args = arguments(argv)
-    return ended(lambda: evaluate_all(args))
+    return ended(lambda: evaluate_all(args), infer.GO_ON)
 
 
 def evaluate_all(args: argparse.Namespace) -> int:

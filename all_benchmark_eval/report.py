@@ -1,4 +1,4 @@
-"""One page for many runs: ``python -m all_benchmark_eval.report RUN [RUN ...] --output DIR``.
+"""Write one page about many scored runs: ``videollm report RUN [RUN ...] --output DIR``.
 
 In: folders of ``evaluate``, or single files of ``score``, each a run. Out: ``DIR/index.html``, which needs no other
 file: scores with intervals, paired differences to the first run, IoU histograms, errors by length and place of the true
@@ -259,7 +259,7 @@ def write(report: Report) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="all_benchmark_eval.report", description="One page for many runs.")
+    parser = argparse.ArgumentParser(prog="videollm report", description="One page for many runs.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of evaluate, or a file of score")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--resamples", type=whole(1), default=1000, metavar="N", help="for intervals and p-values")

@@ -1,4 +1,4 @@
-"""Score a prediction file: ``python -m all_benchmark_eval.score BENCHMARK --predictions FILE --output FILE.json``.
+"""Score a prediction file: ``videollm score BENCHMARK --predictions FILE --output FILE.json``.
 
 In: predictions in an official form or from ``videollm.infer``, and the ground truth. Out: a table, and json with every
 metric, count and per-sample score, under the published protocol and the corrected one. No model and no GPU. What is
@@ -217,7 +217,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="all_benchmark_eval.score", description="Score a prediction file.")
+    parser = argparse.ArgumentParser(prog="videollm score", description="Score a prediction file.")
     parser.add_argument("benchmark", metavar="BENCHMARK", help=", ".join(benchmark.names()))
     parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="plain or .gz")
     which = "ground truth; the benchmark's README says which"

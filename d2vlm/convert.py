@@ -358,7 +358,7 @@ CONVERTERS = (D2VLM(),)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m videollm.convert --head d2vlm`` for these checkpoints alone; returns the exit status."""
-    return command(arguments, D2VLM(), "d2vlm.convert")
+    return command(arguments, D2VLM(), "python -m d2vlm.convert")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def convert(source: str, target: str, back: bool = False) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m videollm.convert --head distime`` for this layout alone; returns the exit status."""
-    return command(argv, DisTime(), "distime.convert")
+    return command(argv, DisTime(), "python -m distime.convert")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The quickstart: moving shapes from mp4 files to a scored, pictured comparison of three heads, on a laptop's CPU.
+"""Train and compare three heads on a laptop: moving shapes from mp4 files to a scored, pictured report.
 
 The evidence head's model then goes on with preferences, by reinforcement learning and, for comparison, as before.
 ``bash scripts/quickstart.sh`` calls this. Every step is a command that a user could type (stages.py); this file only
@@ -25,7 +25,7 @@ from videollm.common.command import ended, whole
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; the environment variables SEED and GPUS give the defaults."""
-    parser = argparse.ArgumentParser(prog="quickstart", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="videollm quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--configs", type=Path, default=Path("configs/tiny"))
     parser.add_argument("--seed", type=whole(0), default=os.environ.get("SEED", "0"))

@@ -29,7 +29,7 @@ use_own_venv() {
     wanted="$(sha256sum <<<"$list" | cut -d' ' -f1)"
     PYTHON="$venv/bin/python"
     # The stamp is written last, so an interrupted installation is done again.
-    if [ -x "$PYTHON" ] && [ "$(cat "$venv/requirements.sha256" 2>/dev/null)" = "$wanted" ]; then
+    if [ -x "$venv/bin/videollm" ] && [ "$(cat "$venv/requirements.sha256" 2>/dev/null)" = "$wanted" ]; then
         echo "using $venv" >&2
         return
     fi
@@ -42,6 +42,9 @@ use_own_venv() {
     echo "installing $source into $venv (once, some minutes)" >&2
     python3 -m venv "$venv"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -r /dev/stdin <<<"$list" >&2
+    printf '#!/bin/sh\nPYTHONPATH="%s${PYTHONPATH:+:$PYTHONPATH}" exec "%s" -m videollm "$@"\n' "$REPO" "$PYTHON" \
+        >"$venv/bin/videollm"
+    chmod +x "$venv/bin/videollm"
     echo "$wanted" >"$venv/requirements.sha256"
 }
 

@@ -1,6 +1,6 @@
-"""One video, one question, one answer: as text with its times, and as a picture of the timeline.
+"""Ask one question about one video: the answer as text with its times, and as a picture of the timeline.
 
-``python -m videollm.ask --model DIR --video FILE --question TEXT [--output timeline.png] [--explain] [key=value ...]``.
+``videollm ask --model DIR --video FILE --question TEXT [--output timeline.png] [--explain] [key=value ...]``.
 The question goes the way of every other one, through ``answer_records``; what the user types stays literal, so a
 ``<span>`` or ``<video>`` in it is text. Knows no annotations, no sharding and no benchmark.
 """
@@ -10,42 +10,50 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from videollm.checkpoint import load, read_config
 from videollm.common.command import ended, usable_device
-from videollm.common.config import need, to_dict
-from videollm.common.files import check_writable
-from videollm.inference.options import PRECISIONS, read_options
-from videollm.inference.question import AskOptions, ask, check_video, describe, draw, seen_of
+from videollm.common.config import need, to_dict, together
+from videollm.common.files import check_model, check_writable
+from videollm.inference.options import PRECISIONS, check_question, check_video, read_options, read_overrides
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm.ask", description="Ask one question about one video.")
+    parser = argparse.ArgumentParser(prog="videollm ask", description="Ask one question about one video.")
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--video", required=True, help="video file")
     parser.add_argument("--question", required=True, help="what to ask, in the words the model was trained on")
     parser.add_argument("--output", type=Path, help="PNG of the answer on the video's timeline")
     parser.add_argument("--explain", action="store_true", help="first print what the model gets: prompt, frames, times")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
     precision = "of weights and states (default: the model's own on a GPU, fp32 on a CPU)"
     parser.add_argument("--precision", choices=PRECISIONS, help=precision)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="generate.max_new_tokens=64 sampler.fps=2")
     return parser.parse_intermixed_args(argv)
 
 
+def check(args: argparse.Namespace) -> None:
+    """What can be said without the model, and so before torch is loaded: all of it. Raises UserError."""
+    checks = [
+        lambda: check_model(args.model, "--model"),
+        lambda: check_video(args.video),
+        lambda: check_question(args.question),
+        lambda: read_overrides(args.overrides),
+    ]
+    if args.output is not None:
+        png = f"--output: {args.output} is not named .png; the picture is a PNG file"
+        checks.append(lambda: need(args.output.suffix.lower() == ".png", png))
+        checks.append(lambda: check_writable(args.output, "--output"))
+    together(*checks)
+
+
 def run(args: argparse.Namespace) -> None:
     """Check what was given, load, ask, print, draw."""
+    check(args)
+    from videollm.checkpoint import load, read_config
+    from videollm.inference.question import AskOptions, ask, describe, draw, seen_of
+
     device, config = usable_device(args.device), read_config(Path(args.model))
     options = read_options(args.overrides, config, device, args.precision)
-    if args.output is not None:
-        need(
-            args.output.suffix.lower() == ".png",
-            f"--output: {args.output} is not named .png; the picture is a PNG file",
-        )
-        check_writable(args.output, "--output")
-    check_video(args.video)
     bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
     bundle.model.to(device)
     how = AskOptions(options.generate, to_dict(options.sampler))

@@ -1,4 +1,4 @@
-"""Training questions by how hard a model finds them: ``python -m videollm.difficulty --annotations FILE ...``."""
+"""Rank training questions by how hard a model finds them: ``videollm difficulty --annotations FILE ...``."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ from videollm.grpo.rewards import Rewards
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(
-        prog="videollm.difficulty", description="Questions by how hard a model finds them."
+        prog="videollm difficulty", description="Questions by how hard a model finds them."
     )
     parser.add_argument("--annotations", required=True, nargs="+", help="the questions with their right answers")
     parser.add_argument(

@@ -1,6 +1,6 @@
-"""Frames decoded once and kept as they are, uint8, so that training and inference read pictures instead of mp4 files.
+"""Decode videos once: frames are kept as they are, uint8, so that training and inference read pictures, not mp4 files.
 
-    python -m videollm.frames build --annotations FILE --videos DIR --output STORE (--config FILE | --model DIR)
+    videollm frames build --annotations FILE --videos DIR --output STORE (--config FILE | --model DIR)
 
 What a store is, ``video/store.py`` says. Knows no records beyond the names of videos.
 """
@@ -9,32 +9,30 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from videollm.checkpoint import read_config
 from videollm.common.command import ended, seconds, whole
-from videollm.common.config import ConfigError, build, merge, override, read_yaml
-from videollm.common.files import check_folder
-from videollm.data import load_records
-from videollm.model.videollm import VideoLLMConfig
-from videollm.training.assemble import read_settings
-from videollm.training.settings import DataSettings
+from videollm.common.config import build, merge, need, override, together, typed
+from videollm.common.files import check_file, check_folder, check_model, check_writable
+from videollm.training.settings import DataSettings, check_values, read_values
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
-from videollm.video.store import SKIPPED, build_store
 from videollm.video.view import WHOLE
 
 
 def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
     """Sampler and preprocessing of a training config or of a checkpoint, with the command line over it."""
-    values = override(read_yaml(args.config) if args.config else {}, args.overrides)
+    from videollm.checkpoint import read_config
+    from videollm.model.videollm import VideoLLMConfig
+    from videollm.training.assemble import read_settings
+
+    values = override({}, args.overrides)
     given, folder = DataSettings(), args.model
     if args.config:
-        settings, values = read_settings(values), {}
+        settings, values = read_settings(read_values(args.config, args.overrides)), {}
         given, folder = settings.data, settings.model.checkpoint
-    elif unknown := [key for key in values if key != "sampler"]:
-        raise ConfigError(f"{unknown[0]}: unknown key; with --model the known key is sampler")
     kept = read_config(Path(folder)) if folder else VideoLLMConfig()
     sampler = given.sampler or build(Sampler, merge({"sampler": kept.sampler}, values)["sampler"], "sampler")
     return sampler, given.preprocess or build(Preprocess, kept.preprocess, "preprocess")
@@ -42,7 +40,7 @@ def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m videollm.frames build``; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m videollm.frames", description="Decode videos once.")
+    parser = argparse.ArgumentParser(prog="videollm frames", description="Decode videos once.")
     make = parser.add_subparsers(dest="command", required=True).add_parser("build", help="make a store, or go on")
     make.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help="whose videos are stored")
     make.add_argument("--videos", required=True, metavar="DIR", help="folder that video paths are relative to")
@@ -58,9 +56,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ended(lambda: build_frames(args))
 
 
+def check(args: argparse.Namespace) -> None:
+    """What can be said before torch is loaded: all of it. Raises UserError."""
+
+    def keys() -> None:
+        if args.config:
+            check_values(read_values(args.config, args.overrides), args.config, ("model",))
+            return
+        for key, value in override({}, args.overrides).items():
+            need(key == "sampler", f"{key}: unknown key; with --model the known key is sampler")
+            typed(Sampler, value, key)
+
+    together(
+        *(partial(check_file, path, "--annotations") for path in args.annotations),
+        lambda: check_folder(args.videos, "--videos"),
+        lambda: check_writable(Path(args.output, "store.json"), "--output"),
+        *[lambda: check_model(args.model, "--model")] * (args.model is not None),
+        keys,
+    )
+
+
 def build_frames(args: argparse.Namespace) -> None:
     """Read the settings and the names of the videos, and make the store."""
-    check_folder(args.videos, "--videos")
+    check(args)
+    from videollm.data import load_records
+    from videollm.video.store import SKIPPED, build_store
+
     sampler, preprocess = wanted_frames(args)
     records = load_records(args.annotations)
     names = [r.video for r in records if r.video is not None and r.asking.view == WHOLE]

@@ -1,8 +1,8 @@
-"""One process a GPU: ``python -m videollm.launch MODULE [argument ...]``, which scripts/train.sh and infer.sh end in.
+"""Start a command as one process a GPU: ``videollm launch train --config FILE``, which scripts/train.sh ends in.
 
-In: GPUS, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT; what is not set comes from Slurm's step, if there is one. Out:
-the module's own exit status. SIGTERM is passed on to the processes, which may take their time to save. Knows torchrun;
-nothing of training.
+In: a command of ``videollm --help`` or a module, with its arguments; GPUS, NNODES, NODE_RANK, MASTER_ADDR and
+MASTER_PORT, where what is not set comes from Slurm's step, if there is one. Out: the command's own exit status. SIGTERM
+and Ctrl-C are passed on to the processes, which may take their time to save. Knows torchrun; nothing of training.
 """
 
 import logging
@@ -19,7 +19,8 @@ import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, need
+from videollm.common.declared import COMMANDS, declared, sign
 
 
 @dataclass(frozen=True)
@@ -109,16 +110,17 @@ def check_port(port: int) -> None:
             ) from None
 
 
-def pass_on(*_signal) -> None:
-    """Hand SIGTERM to the processes. torchrun would kill them 30 s later, which may be too soon for a checkpoint."""
+def pass_on(number: int, _frame) -> None:
+    """Hand a signal to the processes. torchrun would kill them 30 s later, which may be too soon for a checkpoint."""
     for child in psutil.Process().children():
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(number)
 
 
 def launch(plan: Plan, module: str, arguments: Sequence[str]) -> int:
     """Run the module in the plan's processes; the exit status is that of the first one that failed."""
-    options = [*plan.arguments(), "--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT"]
-    signal.signal(signal.SIGTERM, pass_on)
+    options = [*plan.arguments(), "--signals_to_handle", "SIGHUP,SIGQUIT"]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is said below, in a line
     try:
         torchrun.main([*options, "-m", module, *arguments])
@@ -141,10 +143,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     given = sys.argv[1:] if argv is None else list(argv)
     if not given or given[0] in ("-h", "--help"):
-        print(f"usage: python -m videollm.launch MODULE [argument ...]\n\n{__doc__}")
+        print(f"usage: videollm launch COMMAND [argument ...]\n\n{__doc__}")
         return 0 if given else 2
     module, *arguments = given
+    module = declared(COMMANDS).get(module, module).partition(":")[0].removesuffix(".__main__")
     try:
+        need(sign(module), f"{module}: no such command or module; see videollm --help")
         planned = plan(os.environ, torch.cuda.device_count())
         # Alone, a process needs no launcher; beside unused GPUs it does, or it would spread over all of them.
         if planned == Plan(1, port=planned.port) and torch.cuda.device_count() <= 1:

@@ -1,21 +1,18 @@
-"""What a run will need on every device before it runs: ``python -m videollm.memory --config FILE [key=value ...]``."""
+"""Tell what a training needs on every device before it runs: ``videollm memory --config FILE [key=value ...]``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from videollm.common.command import ended, whole
-from videollm.common.config import override, read_yaml
-from videollm.training.assemble import read_settings
-from videollm.training.memory import TEXT, assumed_load, estimate, planned_model, tables
+from videollm.training.settings import TEXT, check_values, read_values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="videollm.memory", description="What a training run needs, before it runs.")
-    parser.add_argument("--config", required=True, help="YAML file, see configs/")
+    parser = argparse.ArgumentParser(prog="videollm memory", description="What a training run needs, before it runs.")
+    where = "YAML file; one of the clone's configs/ is found from any folder"
+    parser.add_argument("--config", required=True, metavar="FILE", help=where)
     parser.add_argument("--gpus", type=whole(1), default=1, help="processes over which DeepSpeed spreads the run")
     parser.add_argument("--frames", type=whole(1), help="of a video; by default the most that the settings let through")
     parser.add_argument("--text", type=whole(1), help=f"tokens of a question with its answer; default {TEXT}")
@@ -24,7 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     def run() -> None:
-        settings = read_settings(override(read_yaml(args.config), args.overrides))
+        values = read_values(args.config, args.overrides)
+        check_values(values, args.config, ("model",))
+        from rich.console import Console
+
+        from videollm.training.assemble import read_settings
+        from videollm.training.memory import assumed_load, estimate, planned_model, tables
+
+        settings = read_settings(values)
         model = planned_model(settings)
         load = assumed_load(settings, model, args.frames, args.text, args.questions)
         Console(width=110).print(*tables(estimate(model, settings, load, args.gpus)))

@@ -1,44 +1,49 @@
-"""The training entry point: ``python -m videollm.train --config FILE [key=value ...]``; see ``training/run.py``."""
+"""Train a model: ``videollm train --config FILE [key=value ...]``; see ``training/run.py``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-import torch.distributed as dist
-
-from videollm.common.command import USERS, tell
-from videollm.common.config import override, read_yaml
+from videollm.common.command import ended
 from videollm.common.processes import lost_peer, this_rank
-from videollm.training.assemble import read_settings
-from videollm.training.preemption import EXIT_STATUS, Preempted
-from videollm.training.run import train
+from videollm.training.settings import check_values, read_values
+
+GO_ON = "add train.resume=auto: it goes on from the last checkpoint, if there is one"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; a user's error is one line and exit status 2, a stop by SIGTERM status 75."""
-    rank = this_rank()
-    parser = argparse.ArgumentParser(
-        prog="videollm.train", description="Train a temporally grounded video-language model."
-    )
-    parser.add_argument("--config", required=True, help="YAML file, see configs/")
+    """Run the command; a user's error is one line and exit status 2, a stop by SIGTERM status 75, by Ctrl-C 130."""
+    parser = argparse.ArgumentParser(prog="videollm train", description="Train a temporally grounded video model.")
+    where = "YAML file; one of the clone's configs/ is found from any folder"
+    parser.add_argument("--config", required=True, metavar="FILE", help=where)
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.steps=100 data.videos=DIR ...")
     args = parser.parse_intermixed_args(argv)
+    return ended(lambda: run(args), GO_ON)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, before torch is loaded, and train; the exit status."""
+    values = read_values(args.config, args.overrides)
+    check_values(values, args.config)
+    import torch.distributed as dist
+
+    from videollm.training.assemble import read_settings
+    from videollm.training.preemption import Preempted
+    from videollm.training.run import train
+
+    status = 0
     try:
-        final = train(read_settings(override(read_yaml(args.config), args.overrides)))
-    except USERS as error:
-        return tell(error)
+        said = f"final model: {train(read_settings(values))}"
     except Preempted as reason:
-        status, message = EXIT_STATUS, str(reason)
+        status, said = reason.status, str(reason)
     except RuntimeError as error:
         if not lost_peer(error):
             raise
-        print(f"rank {rank}: ends because another process has ended", file=sys.stderr)
+        print(f"rank {this_rank()}: ends because another process has ended", file=sys.stderr)
         return 1
-    else:
-        status, message = 0, f"final model: {final}"
-    if rank == 0:
-        print(message, flush=True)
+    if this_rank() == 0:
+        print(said, flush=True)
     if dist.is_initialized():
         dist.destroy_process_group()
     return status

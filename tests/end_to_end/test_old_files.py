@@ -15,10 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from videollm.ask import AskOptions, ask
 from videollm.checkpoint import load
 from videollm.common.registry import function_at
 from videollm.infer import main as infer
+from videollm.inference.question import AskOptions, ask
 from videollm.train import main as train
 from videollm.training.resuming import differences
 

@@ -8,7 +8,7 @@ runs no network.
 
 import re
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,34 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from videollm.batches.templates import Template
-from videollm.common.config import ConfigError, later, need
+from videollm.batches.templates import Template, VisualTokenSettings
+from videollm.common.config import ConfigError, need
 from videollm.data.conversation import FrameSlot, FrameTimeSlot, Part, Role, SpanSlot, Token, Turn, VisualMark
 from videollm.heads import TemporalHead
 from videollm.video.patching import Grid, Patching, Run
-
-
-@dataclass
-class VisualTokenSettings:
-    """How the visual tokens of a frame stand in the prompt."""
-
-    token: str = "<frame>"  # placeholder, a special token; added to the tokenizer if it is missing
-    start: str = ""  # special token before a run of adjacent frames (InternVL's <img>)
-    end: str = ""  # special token behind it
-    after: str = "\n"  # text behind a whole video or image
-    _: KW_ONLY
-    image: str = later("")  # the token of an image; empty: as of a frame
-    before: str = later("")  # text before every frame of a video: {number} from 1, {time} in s
-    between: str = later("")  # text between two frames of a video
-
-    def __post_init__(self):
-        need(self.token, "model.visual_tokens.token: is empty; frames need a token to stand at, such as <frame>")
-        try:
-            self.before.format(number=1, time=0.0)
-        except (LookupError, ValueError) as error:
-            raise ConfigError(
-                f"model.visual_tokens.before: {self.before!r} ({error}); only {{number}} and {{time}} stand for numbers"
-            ) from None
 
 
 @dataclass

@@ -4,7 +4,9 @@ Sources: D2VLM spec section 2.3 (phi3, qwen2, llama3, gemma2, vicuna) and Intern
 template is strings only; ``prompt.py`` turns them into token ids. Names of special tokens inside are recognised there.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+
+from videollm.common.config import ConfigError, later, need
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,29 @@ class Template:
     closing: str = ""  # after the last answer
     system: tuple[str, str] | None = None  # None: the template has no system turn
     system_message: str = ""  # default system message
+
+
+@dataclass
+class VisualTokenSettings:
+    """How the visual tokens of a frame stand in the prompt."""
+
+    token: str = "<frame>"  # placeholder, a special token; added to the tokenizer if it is missing
+    start: str = ""  # special token before a run of adjacent frames (InternVL's <img>)
+    end: str = ""  # special token behind it
+    after: str = "\n"  # text behind a whole video or image
+    _: KW_ONLY
+    image: str = later("")  # the token of an image; empty: as of a frame
+    before: str = later("")  # text before every frame of a video: {number} from 1, {time} in s
+    between: str = later("")  # text between two frames of a video
+
+    def __post_init__(self):
+        need(self.token, "model.visual_tokens.token: is empty; frames need a token to stand at, such as <frame>")
+        try:
+            self.before.format(number=1, time=0.0)
+        except (LookupError, ValueError) as error:
+            raise ConfigError(
+                f"model.visual_tokens.before: {self.before!r} ({error}); only {{number}} and {{time}} stand for numbers"
+            ) from None
 
 
 INTERNVL_SYSTEM = (

@@ -1,4 +1,4 @@
-"""``python -m videollm.checkpoint SRC DST``: merge adapters; with ``--adapters BASE`` store them and the head alone."""
+"""Merge adapters: ``videollm checkpoint SRC DST``; with ``--adapters BASE`` store them and the head alone."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from videollm.model.lora import merge_lora
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: adapters folded into whole weights, or taken out of them; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m videollm.checkpoint", description="Merge or extract adapters.")
+    parser = argparse.ArgumentParser(prog="videollm checkpoint", description="Merge or extract adapters.")
     parser.add_argument("source", metavar="SRC", help="checkpoint folder with adapters")
     parser.add_argument("target", metavar="DST", help="folder to write")
     parser.add_argument("--adapters", metavar="BASE", help="store only adapters and head, beside this checkpoint")

@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER
 from videollm.checkpoint.load import some
-from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, fetch, need, read_json, write_tensors
+from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, fetch, read_json, write_tensors
+from videollm.common.files import new_folder
 from videollm.heads import head_class
 from videollm.model.tying import EMBEDDINGS, OUTPUT, stored
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
@@ -103,11 +104,9 @@ def convert(args: argparse.Namespace, converters: list[Converter]) -> None:
     """Carry out the command with the first of the ``converters`` that knows the checkpoint; a lone one is asked anyway.
 
     Raises:
-        CheckpointError: nobody knows it, DST is not empty, or what the converter refuses.
+        CheckpointError: nobody knows it, or what the converter refuses; nothing is left then.
     """
     target = Path(args.target)
-    free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-    need(free, f"{target}: exists and is not an empty folder; choose another place")
     source = fetch(args.source)
     if len(converters) > 1:
         fields = read_json(source / "config.json")
@@ -115,7 +114,9 @@ def convert(args: argparse.Namespace, converters: list[Converter]) -> None:
             converters = [*plugged(head), *converters]
         known = [converter for converter in converters if knows(converter, fields, args.back)]
         converters = known or refuse(source, fields, args.back, converters)
-    (converters[0].back if args.back else converters[0].read)(source, args).write(target)
+    conversion = (converters[0].back if args.back else converters[0].read)(source, args)
+    with new_folder(target) as fresh:
+        conversion.write(fresh)
     print(f"{target}: {'in the released layout' if args.back else 'one of our checkpoints'}")
 
 

@@ -21,6 +21,7 @@ from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
 from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource, need
 from videollm.common.config import ConfigError, at_least, convert, unusable
+from videollm.common.files import A_MODEL
 from videollm.common.spread import Spread, fill, misfits, without_weights
 from videollm.heads import build_head, head_class
 from videollm.model.tying import settle, stored, tied
@@ -145,7 +146,7 @@ def read_config(folder: Path) -> VideoLLMConfig:
     """The config of a checkpoint folder; CheckpointError if it is none of ours."""
     path = folder / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no config.json; give the folder of a trained model, such as runs/NAME/final")
+        raise CheckpointError(f"{folder}: no config.json; {A_MODEL}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

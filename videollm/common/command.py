@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from videollm.common.config import ConfigError, UserError
+from videollm.common.processes import local_rank, this_rank
 
 if TYPE_CHECKING:
     import torch
@@ -22,12 +23,22 @@ USERS = (UserError, OSError)
 HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see that
 
 
-def ended(run: Callable[[], int | None]) -> int:
-    """Run a command; returns its exit status: what it returns (None: 0), or what ``tell`` says of a user's error."""
+INTERRUPTED = 130  # exit status of a command that Ctrl-C has ended, as shells have it
+
+
+def ended(run: Callable[[], int | None], go_on: str = "run the same command again") -> int:
+    """Run a command; returns its exit status: what it returns (None: 0), or what ``tell`` says of a user's error.
+
+    Where Ctrl-C ends it, that is one line, too: ``go_on`` says what to do then.
+    """
     try:
         return run() or 0
     except USERS as error:
         return tell(error)
+    except KeyboardInterrupt:
+        if this_rank() == 0:
+            print(f"\ninterrupted: to go on, {go_on}", file=sys.stderr, flush=True)
+        return INTERRUPTED
 
 
 def tell(error: Exception) -> int:
@@ -35,11 +46,10 @@ def tell(error: Exception) -> int:
 
     What all ranks find, rank 0 says: the others wait, and the launcher ends them before they repeat it.
     """
-    from videollm.common.processes import this_rank
-
     if this_rank() > 0:
         time.sleep(HEAD_START_S)
-    print(f"error: {message(error)}", file=sys.stderr, flush=True)
+    for line in message(error).split("\n"):
+        print(f"error: {line}", file=sys.stderr, flush=True)
     return 2
 
 
@@ -52,10 +62,12 @@ def message(error: Exception) -> str:
     return str(error).rpartition(f"{name}: ")[2].strip()
 
 
-def usable_device(name: str) -> "torch.device":
-    """The device ``name``; ConfigError where it is unknown or not there."""
+def usable_device(name: str | None) -> "torch.device":
+    """The device ``name``, or this process's GPU, or the CPU; ConfigError where it is unknown or not there."""
     import torch
 
+    if name in (None, "cuda"):
+        name = f"cuda:{local_rank()}" if name or torch.cuda.is_available() else "cpu"
     try:
         if torch.device(name).type == "meta":
             raise RuntimeError("it holds no numbers")

@@ -9,6 +9,8 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -28,31 +30,66 @@ def need(holds: object, message: str, error: type[ValueError] = ConfigError) -> 
         raise error(message)
 
 
+def together(*checks: Callable[[], typing.Any]) -> list[typing.Any]:
+    """What each of ``checks`` returns. All are made: what several of them refuse is one ConfigError, a line each."""
+    found: list[typing.Any] = []
+    errors: list[UserError] = []
+    for check in checks:
+        try:
+            found.append(check())
+        except UserError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigError("\n".join(dict.fromkeys(map(str, errors))))
+    return found
+
+
 def build(cls: type, values: dict, where: str = "") -> typing.Any:
     """Fill dataclass ``cls`` from ``values``; ``where`` is the key under which they stand, for messages.
 
     Raises:
-        ConfigError: unknown key (with the nearest known one), missing key, or a value of the wrong type.
+        ConfigError: of ``typed``, or values that do not go together.
     """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where or 'config'}: expected a mapping of keys, got {values!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {join(where, near[0])}?" if near else f"known keys: {', '.join(fields)}"
-            raise ConfigError(f"{join(where, key)}: unknown key; {hint}")
-    hints = typing.get_type_hints(cls)
-    kwargs = {key: convert(value, hints[key], join(where, key)) for key, value in values.items()}
-    for name, f in fields.items():
-        if name not in kwargs and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{join(where, name)}: missing, and it has no default")
+    kwargs = typed(cls, values, where)
     try:
         return cls(**kwargs)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"{where or 'config'}: {error}") from None
+
+
+def typed(cls: type, values: dict, where: str = "") -> dict:
+    """``values`` as the fields of dataclass ``cls`` are typed, each looked at by itself.
+
+    Raises:
+        ConfigError: unknown keys (with the nearest known one), missing keys, values of the wrong type: all of them.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or 'config'}: expected a mapping of keys, got {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+
+    def one(key: str) -> typing.Any:
+        if key in fields:
+            return convert(values[key], hints[key], join(where, key))
+        raise ConfigError(f"{join(where, key)}: unknown key; {nearest(str(key), list(fields), where)}")
+
+    def default(f: dataclasses.Field) -> None:
+        has = f.name in values or f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        need(has, f"{join(where, f.name)}: missing, and it has no default")
+
+    given = [partial(one, key) for key in values]
+    found = together(*given, *(partial(default, f) for f in fields.values()))
+    return dict(zip(values, found[: len(given)], strict=True))
+
+
+def nearest(word: str, known: Sequence[str], where: str = "", noun: str = "keys") -> str:
+    """The remedy for an unknown ``word``: the nearest of the ``known`` ones, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {join(where, near[0])}?" if near else f"known {noun}: {', '.join(known)}"
 
 
 def unusable(where: str, what: str, error: Exception) -> Exception:

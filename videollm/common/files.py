@@ -7,6 +7,7 @@ words around an error.
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import Any
 
 from videollm.common.config import ConfigError
 
+HOME = Path(__file__).resolve().parents[2]  # the folder of this package; in a clone ``configs/`` is there, too
+A_MODEL = (
+    "give the folder of a trained model, such as runs/NAME/final; released weights become one by videollm convert "
+    "HUB-NAME FOLDER"
+)
 DEEPEST = 100  # lists and objects within each other; what reads, copies and writes them calls itself as often
 
 
@@ -27,15 +33,34 @@ class Bad(ValueError):
 @contextlib.contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside ``path`` to write to, which takes its name at the end: a kill leaves the old file or the new one.
+    The folder is made.
 
     ``shared``: several processes may write ``path`` at once; else a new try overwrites what a killed one has left.
     """
     fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield fresh
         os.replace(fresh, path)
     except BaseException:
         fresh.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to write into, which takes its name at the end; ``path`` is empty or not there.
+
+    What fails or is interrupted leaves nothing, what is killed a folder that the next try clears.
+    """
+    fresh = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
         raise
 
 
@@ -135,14 +160,41 @@ def check_folder(path: str | Path, key: str) -> None:
         raise ConfigError(f"{key}: {path} is not a folder; give the one that the paths are below")
 
 
+def check_file(path: str | Path, key: str) -> None:
+    """ConfigError unless ``path``, the value of option ``key``, is a file."""
+    if not Path(path).is_file():
+        raise ConfigError(f"{key}: no file {path}; check the path")
+
+
+def check_model(path: str | Path, key: str, remedy: str = A_MODEL) -> None:
+    """ConfigError where ``path``, the value of option ``key``, cannot be a checkpoint; what is in it, loading sees."""
+    folder = Path(path)
+    if (folder / "config.json").is_file() or maybe_on_hub(path):
+        return
+    lacks = "no config.json" if folder.is_dir() else "no such folder"
+    raise ConfigError(f"{key}: {folder}: {lacks}; {remedy}")
+
+
+def maybe_on_hub(name: str | Path) -> bool:
+    """Whether nothing is there, and ``name`` may be ``owner/name`` of the hub: no folder ``owner`` is here either."""
+    owner, *rest = str(name).split("/")
+    return len(rest) == 1 and all((owner, *rest)) and not Path(owner).exists() and owner not in (".", "..", "~")
+
+
+def ours(path: str | Path) -> Path:
+    """``path``; where nothing is there and it begins with ``configs/``, that file of the clone this package is in."""
+    own = Path(path).parts[:1] == ("configs",) and not Path(path).exists() and (HOME / path).is_file()
+    return HOME / path if own else Path(path)
+
+
 def check_writable(path: Path, key: str) -> None:
-    """Make the folder of the file ``path``, the value of option ``key``; ConfigError where the file cannot be written.
+    """ConfigError where the file ``path``, the value of option ``key``, cannot be written. Nothing is made or left.
 
     Tried, not asked: to the administrator all rights are said to be there, also below /proc.
     """
+    there = next(parent for parent in path.absolute().parents if parent.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+        with open(path, "ab") if path.exists() else tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ConfigError(f"{key}: cannot write {path} ({error.strerror}); choose another file") from None
+        raise ConfigError(f"{key}: cannot write to {path} ({error.strerror}); choose another place") from None

@@ -19,8 +19,6 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
 PR_SET_PDEATHSIG = 1  # prctl: a signal when the parent is gone
 PATIENCE_S = 1.0  # for a killed child; one that hangs in the kernel (a dead file server) is left behind
 
@@ -98,6 +96,8 @@ def _serve(function: Callable, pipe: Connection, parent: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a training told to stop still needs the frames of its step
         if sys.platform == "linux":  # a hanging call would outlive a parent that was killed
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        import torch
+
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
         while os.getppid() == parent:
             args = pickle.loads(pipe.recv_bytes())

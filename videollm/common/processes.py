@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import count
-from typing import Any
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from videollm.common.config import UserError
+
+if TYPE_CHECKING:  # torch is loaded where several processes are, or something went wrong with one
+    import torch.distributed as dist
 
 LONGEST = timedelta(days=7)  # that one share may take longer than another
 LAST_S = 10.0  # that rank 0 stays until all have heard: what the others read goes with it
@@ -47,6 +47,8 @@ def lost_peer(error: BaseException) -> bool:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or of the machine, in any of torch's ways of saying so."""
+    import torch
+
     said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
@@ -65,7 +67,7 @@ def _noticed(remedy: str) -> Iterator[None]:
 
 
 _meetings = count()
-_stores: list[dist.Store] = []  # at most one, where the processes meet; kept, for rank 0 holds what is in it
+_stores: list["dist.Store"] = []  # at most one, where the processes meet; kept, for rank 0 holds what is in it
 _together = False  # within ``one_fate``
 
 
@@ -80,6 +82,8 @@ def one_fate() -> Iterator[None]:
     if world_size() == 1:
         yield
         return
+    import torch.distributed as dist
+
     if not _stores:  # at the address where process groups meet, too
         with _noticed("start all of them"):
             _stores.append(next(dist.rendezvous("env://", timeout=MEETING))[0])
@@ -120,6 +124,8 @@ class Ranks:
     """This process among those of the command; alone without a launcher's ``RANK`` and ``WORLD_SIZE``."""
 
     def __init__(self):
+        import torch.distributed as dist
+
         self.rank, self.world = this_rank(), world_size()
         self.started = self.world > 1 and not dist.is_initialized()
         if self.started:
@@ -130,6 +136,8 @@ class Ranks:
         """What rank 0 gives as ``value``."""
         if self.world == 1:
             return value
+        import torch.distributed as dist
+
         found = [value]
         with _noticed(AGAIN):
             dist.broadcast_object_list(found)
@@ -139,6 +147,8 @@ class Ranks:
         """Every rank's ``value``, once all have come here."""
         if self.world == 1:
             return [value]
+        import torch.distributed as dist
+
         found: list[Any] = [None] * self.world
         with _noticed(AGAIN):
             dist.all_gather_object(found, value)
@@ -147,4 +157,6 @@ class Ranks:
     def close(self) -> None:
         """Leave the group, if it was made here."""
         if self.started:
+            import torch.distributed as dist
+
             dist.destroy_process_group()

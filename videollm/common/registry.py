@@ -5,6 +5,7 @@ package. Its registry works without OpenCV, so that warning is silenced here and
 Each registry lives beside what it registers (``HEADS`` in ``heads/interface.py``); this module knows none of them.
 """
 
+import difflib
 import importlib
 import re
 import warnings
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from videollm.common.config import ConfigError
+from videollm.common.declared import declared, file_of
 
 try:
     with warnings.catch_warnings():
@@ -29,11 +31,12 @@ def new_registry(name: str) -> Registry:
     return Registry(name)
 
 
-def registered(registry: Registry, name: str, key: str, remedy: str) -> Any:
+def registered(registry: Registry, name: str, key: str, remedy: str, group: str) -> Any:
     """What is registered as ``name``; imports the module of that name if there is nothing yet.
 
     Raises:
-        ConfigError: there is no such thing; ``key`` is the option that names it, ``remedy`` ends the message.
+        ConfigError: there is no such thing; ``key`` is the option that names it, ``remedy`` ends the message, which
+            lists what is registered, and what can be, as it is declared in the entry-point ``group``.
     """
     text = isinstance(name, str)
     if text and name not in registry and re.fullmatch(r"[a-z_]\w*(\.[a-z_]\w*)*", name):
@@ -43,8 +46,10 @@ def registered(registry: Registry, name: str, key: str, remedy: str) -> Any:
             if not f"{name}.".startswith(f"{error.name}."):
                 raise
     if not text or name not in registry:
-        known = ", ".join(sorted(registry.keys()))
-        raise ConfigError(f"{key}: no {key.split('.')[1]} {name!r}; registered: {known}. {remedy}")
+        known = sorted({*registry.keys(), *(name for name, module in declared(group).items() if file_of(module))})
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ";"
+        raise ConfigError(f"{key}: no {key.split('.')[1]} {name!r}{hint} known: {', '.join(known)}. {remedy}")
     return registry.get(name)
 
 

@@ -1,5 +1,5 @@
-"""``python -m videollm.data check``: a report about annotation files and their videos, for people; and ``import``:
-other groups' training files in our own schema.
+"""Check annotation files and their videos, or bring other groups' files into our schema: ``videollm data check`` prints
+a report for people, ``videollm data import`` writes records.
 
 A door, as the files of ``videollm/`` are: what stands behind may be any room.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m videollm.data", description="Annotation files.")
+    parser = argparse.ArgumentParser(prog="videollm data", description="Annotation files.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check annotation files")
     check.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=".json, .jsonl, or list of sets")

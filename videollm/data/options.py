@@ -1,19 +1,21 @@
-"""How a record wants to be asked, beside its words: what of the video is looked at, and how the answer is produced.
+"""How a question is asked, beside its words: what of the video is looked at, and how the answer is produced.
 
 In: the keys ``bound``, ``frames``, ``after_video`` and ``generate`` of an annotation line (docs/annotations.md); out:
-``Asking``, and back. Most records have none of them. Seconds here; it knows no files, sampling rules or decoding
-options: what ``generate`` may hold is checked by ``videollm.infer``.
+``Asking``, and back. Most records have none of them. ``GenerateOptions`` are those of a whole run; what a record's own
+``generate`` may hold is checked by ``videollm.infer``. Seconds here; it knows no files, sampling rules or models.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from videollm.common.config import ConfigError
 from videollm.common.files import Bad
 from videollm.video.view import WHOLE, FrameFolder, View
 
 KEYS = ("bound", "frames", "after_video", "generate")
+MOST_TOKENS = 512  # of an answer, by default
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,47 @@ def _frames(value: Any) -> FrameFolder:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value)
+
+
+@dataclass
+class GenerateOptions:
+    """How answers are produced; the defaults are greedy and therefore reproducible."""
+
+    max_new_tokens: int | None = None  # by default 512; where the context has no room for so many, a quarter of it
+    min_new_tokens: int = 0  # before them an answer does not stop
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    draw_spans: bool = False  # when sampling: spans too are drawn by the head, with the temperature, not its best ones
+    seed: int = 0  # of sampling; with the question's id it decides on every draw
+    repetition_penalty: float = 1.0  # of words in prompt and answer; never of span tokens: an answer may hold many
+    graphs: bool = False  # on a GPU: a step's operations are recorded and replayed, instead of launched one by one
+    encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
+
+    def __post_init__(self):
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"generate.max_new_tokens: {self.max_new_tokens}, but it must be at least 1")
+        if self.min_new_tokens < 0 or self.min_new_tokens > (self.max_new_tokens or self.min_new_tokens):
+            raise ConfigError(
+                f"generate.min_new_tokens: {self.min_new_tokens}, but it must be from 0 to generate.max_new_tokens"
+            )
+        for name in ("temperature", "repetition_penalty"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0 and finite")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
+        if self.draw_spans and not self.do_sample:
+            raise ConfigError(
+                "generate.draw_spans: draws only when sampling; set generate.do_sample=true, or leave it out"
+            )
+
+    @property
+    def of_all(self) -> "GenerateOptions":
+        """What has to be the same for answers that are made beside each other; the rest is each one's own."""
+        return replace(self, max_new_tokens=None, min_new_tokens=0, seed=0)
+
+    def within(self, context: int) -> "GenerateOptions":
+        """The options for a model that takes ``context`` tokens."""
+        if self.max_new_tokens is not None:
+            return self
+        return replace(self, max_new_tokens=MOST_TOKENS if context > MOST_TOKENS else max(1, context // 4))

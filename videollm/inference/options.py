@@ -6,17 +6,23 @@ In: a checkpoint's config, ``key=value`` words, the device. Out: ``Options``. A 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from videollm.common.config import ConfigError, build, override, to_dict
-from videollm.heads.presets import lay_preset
-from videollm.model.generate import GenerateOptions
-from videollm.model.videollm import VideoLLMConfig
+from videollm.common.config import build, need, override, to_dict, together, typed
+from videollm.data.options import GenerateOptions
+from videollm.video.decode import VideoError, probe
+from videollm.video.picture import is_picture
 from videollm.video.sampling import Sampler
 
+if TYPE_CHECKING:  # a wrong word is told before torch is loaded
+    import torch
+
+    from videollm.model.videollm import VideoLLMConfig
+
 OVERRIDES = ("sampler", "generate", "head", "compatibility")  # keys of the command line
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights and states
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # of weights and states, as torch names them
 GIVEN, PRESET, KEPT, DEFAULT = "command line", "compatibility", "checkpoint", "default"  # where a value comes from
 
 
@@ -35,20 +41,54 @@ class Options:
     sources: dict[str, str]
 
 
+def read_overrides(overrides: Sequence[str]) -> dict:
+    """``key=value`` words as a mapping; what depends on the checkpoint or its head is not looked at.
+
+    Raises:
+        ConfigError: keys that are unknown, or values of the wrong type: all of them.
+    """
+    given, known = override({}, list(overrides)), {"sampler": Sampler, "generate": GenerateOptions}
+
+    def one(key: str) -> None:
+        need(key in OVERRIDES, f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
+        if key != "compatibility":
+            write = f"write {key}.OPTION=VALUE"
+            need(isinstance(given[key], dict), f"{key}: expected a mapping, got {given[key]!r}; {write}")
+        if key in known:
+            typed(known[key], given[key], key)
+
+    together(*(partial(one, key) for key in given))
+    return given
+
+
+def check_question(question: str) -> None:
+    """ConfigError for a question that is empty or no text."""
+    need(question.strip(), "--question: it is empty; ask something")
+    whole = question.encode(errors="replace").decode() == question  # else bytes of the command line that are no text
+    need(whole, "--question: holds half a character; type the whole one, in UTF-8")
+
+
+def check_video(path: str) -> None:
+    """See that a video can be read, before a model is loaded for it. VideoError: it is none, or a picture."""
+    if Path(path).is_file() and is_picture(path):
+        raise VideoError(
+            f"{path}: is a picture, which has no time to ask about; give a video, or ask about pictures with "
+            "videollm.infer and an annotation that has `image` (docs/annotations.md)"
+        )
+    probe(path)
+
+
 def read_options(
-    overrides: Sequence[str], config: VideoLLMConfig, device: torch.device, precision: str | None = None
+    overrides: Sequence[str], config: "VideoLLMConfig", device: "torch.device", precision: str | None = None
 ) -> Options:
     """The checkpoint's options with the command line's over them; ``precision`` if that gives one.
 
     Raises:
         ConfigError: an unknown key or value, or a ``compatibility`` that its head has not.
     """
-    given = override({}, list(overrides))
-    for key in given:
-        if key not in OVERRIDES:
-            raise ConfigError(f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
-        if key != "compatibility" and not isinstance(given[key], dict):
-            raise ConfigError(f"{key}: expected a mapping, got {given[key]!r}; write {key}.OPTION=VALUE")
+    from videollm.heads.presets import lay_preset
+
+    given = read_overrides(overrides)
     sampling, head = (given.pop(key, {}) for key in ("sampler", "head"))
     laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"))
     asked, preset = given.get("generate", {}), laid.get("generate", {})
@@ -71,18 +111,18 @@ def source_of(key: str, layers: dict[str, dict], values: dict) -> str:
     return next(found, DEFAULT) if values[key] is not None else DEFAULT
 
 
-def kept_generate(config: VideoLLMConfig) -> dict:
+def kept_generate(config: "VideoLLMConfig") -> dict:
     """How the checkpoint was trained to be asked; an option that is none any more is left out."""
     known = {field.name for field in fields(GenerateOptions)}
     return {key: value for key, value in config.generate.items() if key in known}
 
 
-def own_precision(config: VideoLLMConfig, device: torch.device) -> str:
+def own_precision(config: "VideoLLMConfig", device: "torch.device") -> str:
     """What a model computes in unless told otherwise: on a GPU what it was trained in, elsewhere fp32."""
     return (config.precision if device.type == "cuda" else None) or "fp32"
 
 
-def what_absence_means(config: VideoLLMConfig) -> dict[str, dict]:
+def what_absence_means(config: "VideoLLMConfig") -> dict[str, dict]:
     """Values of the options that a meta file of an older version does not name, by its keys."""
     generate = GenerateOptions().within(config.context_length)
     return {"sampler": to_dict(Sampler()), "decoding": to_dict(generate) | {"precision": "fp32", "head": {}}}

@@ -101,6 +101,7 @@ def locked(output: Path) -> Iterator[None]:
     A lock of the process (not of the open file), so that workers it has forked do not keep it.
     """
     path = beside(output, ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,16 +13,15 @@ from PIL import Image
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.answers import AnswerLine, span_text
-from videollm.common.config import ConfigError, build
+from videollm.common.config import build
 from videollm.data import Record
 from videollm.data.conversation import Turn, VisualMark
 from videollm.inference.answer import answer_records
 from videollm.inference.explain import explain
-from videollm.inference.options import kept_generate
+from videollm.inference.options import check_question, kept_generate
 from videollm.inference.timeline import MAX_FRAMES, timeline
 from videollm.model.generate import GenerateOptions
-from videollm.video.decode import VideoError, probe
-from videollm.video.picture import is_picture
+from videollm.video.decode import VideoError
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
 
@@ -43,10 +42,7 @@ def make_record(video: str, question: str) -> Record:
     Raises:
         ConfigError: there is no question, or it is no text.
     """
-    if not question.strip():
-        raise ConfigError("--question: it is empty; ask something")
-    if not question.encode(errors="replace").decode() == question:  # bytes of the command line that are no text
-        raise ConfigError("--question: holds half a character; type the whole one, in UTF-8")
+    check_question(question)
     turns = (Turn("user", (VisualMark(0), question)),)
     return Record(
         id="ask", video=video, images=(), duration_s=None, turns=turns, spans_s=(), task="", source="", extra={},
@@ -118,17 +114,3 @@ def small(frame: np.ndarray, frames: int = 1) -> np.ndarray:
     height, width = frame.shape[:2]
     size = (max(1, round(width * PICTURE_HEIGHT / height)), PICTURE_HEIGHT)
     return np.asarray(Image.fromarray(frame).resize(size))
-
-
-def check_video(path: str) -> None:
-    """See that the video can be read, before a model is loaded for it.
-
-    Raises:
-        VideoError: not a readable video, or a picture.
-    """
-    if Path(path).is_file() and is_picture(path):
-        raise VideoError(
-            f"{path}: is a picture, which has no time to ask about; give a video, or ask about pictures with "
-            "videollm.infer and an annotation that has `image` (docs/annotations.md)"
-        )
-    probe(path)

@@ -17,8 +17,7 @@ from videollm.common.answers import AnswerLine
 from videollm.common.code import code
 from videollm.common.command import usable_device
 from videollm.common.config import ConfigError, to_dict
-from videollm.common.files import check_folder, check_writable
-from videollm.common.processes import Ranks, local_rank, one_fate
+from videollm.common.processes import Ranks, one_fate
 from videollm.data import Record, load_records
 from videollm.inference import output
 from videollm.inference.answer import Speed, answer_records
@@ -33,18 +32,16 @@ MOST_WORKERS = 4  # by default, for one process
 def run(args: argparse.Namespace) -> None:
     """Load, answer this rank's share, merge, and prove that every question has its line."""
     with one_fate():
-        device = usable_device(args.device if args.device != "cuda" else f"cuda:{local_rank()}")
+        device = usable_device(args.device)
         options = read_options(args.overrides, read_config(Path(args.model)), device, args.precision)
         records = load_records(args.annotations, raw_spans=options.raw_spans)
         units = plan(records, options.generate, args.batch_size)  # says bad options of a record before loading
-        check_folder(args.videos, "--videos")
         bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
         reader = bundle.reader(args.videos, options.sampler, backend=args.backend, timeout_s=args.decode_timeout)
         if args.frames is not None:
             open_store(args.frames, reader, records)
         for _, own in chain(*chain(*units)):
             room_for_question(bundle.config, own)  # said before a file is begun
-        check_writable(args.output, "--output")
     ranks = Ranks()
     if ranks.rank == 0:
         show(bundle, records[: args.explain], reader, units)

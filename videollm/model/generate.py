@@ -6,9 +6,8 @@ Which question enters when is decided elsewhere (``inference/rows.py``; ``stream
 of the collator; no files.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 
 import torch
@@ -16,61 +15,16 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
 
 from videollm.batches.batch import Batch
-from videollm.common.config import ConfigError, need
+from videollm.common.config import need
 from videollm.common.replay import Replay, Step, cuda_graph
 from videollm.data.conversation import Role
+from videollm.data.options import GenerateOptions
 from videollm.heads import NO_DRAW, Answer, FrameBatch, Prediction, SpanRefs
 from videollm.model.attention import FLASH
 from videollm.model.cache import RowCache
 from videollm.model.decoding import LOOK, Decoding, NotYet, SpanPenalty, together
 from videollm.model.draws import Draw, row_keys
 from videollm.model.passes import LayerTap
-
-MOST_TOKENS = 512  # of an answer, by default
-
-
-@dataclass
-class GenerateOptions:
-    """How answers are produced; the defaults are greedy and therefore reproducible."""
-
-    max_new_tokens: int | None = None  # by default 512; where the context has no room for so many, a quarter of it
-    min_new_tokens: int = 0  # before them an answer does not stop
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    draw_spans: bool = False  # when sampling: spans too are drawn by the head, with the temperature, not its best ones
-    seed: int = 0  # of sampling; with the question's id it decides on every draw
-    repetition_penalty: float = 1.0  # of words in prompt and answer; never of span tokens: an answer may hold many
-    graphs: bool = False  # on a GPU: a step's operations are recorded and replayed, instead of launched one by one
-    encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
-
-    def __post_init__(self):
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ConfigError(f"generate.max_new_tokens: {self.max_new_tokens}, but it must be at least 1")
-        if self.min_new_tokens < 0 or self.min_new_tokens > (self.max_new_tokens or self.min_new_tokens):
-            raise ConfigError(
-                f"generate.min_new_tokens: {self.min_new_tokens}, but it must be from 0 to generate.max_new_tokens"
-            )
-        for name in ("temperature", "repetition_penalty"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0 and finite")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
-        if self.draw_spans and not self.do_sample:
-            raise ConfigError(
-                "generate.draw_spans: draws only when sampling; set generate.do_sample=true, or leave it out"
-            )
-
-    @property
-    def of_all(self) -> "GenerateOptions":
-        """What has to be the same for answers that are made beside each other; the rest is each one's own."""
-        return replace(self, max_new_tokens=None, min_new_tokens=0, seed=0)
-
-    def within(self, context: int) -> "GenerateOptions":
-        """The options for a model that takes ``context`` tokens."""
-        if self.max_new_tokens is not None:
-            return self
-        return replace(self, max_new_tokens=MOST_TOKENS if context > MOST_TOKENS else max(1, context // 4))
 
 
 @dataclass

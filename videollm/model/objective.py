@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from videollm.batches.batch import Batch
+from videollm.common import declared
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry, registered
 from videollm.data import Record
@@ -120,5 +121,5 @@ def build_objective(config: dict) -> Objective:
     for room in OWN:
         importlib.import_module(room)
     remedy = "One of another package is named by the module that registers it, PACKAGE.MODULE (docs/training.md)"
-    cls = registered(OBJECTIVES, options.pop("name", "supervised"), "train.objective.name", remedy)
+    cls = registered(OBJECTIVES, options.pop("name", "supervised"), "train.objective.name", remedy, declared.OBJECTIVES)
     return cls(build(cls.Options, options, "train.objective"))

@@ -36,10 +36,9 @@ from videollm.model.videollm import VideoLLM
 from videollm.training.assemble import check_frames_fit, planned_config
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preflight import read_deepspeed, stage_of
-from videollm.training.settings import Settings
+from videollm.training.settings import TEXT, Settings
 from videollm.video.sampling import Sampler
 
-TEXT = 256  # tokens of a question with its answer
 QUESTION = 32  # of these the question's, at most; the others are answered, so that losses are not underestimated
 MOMENTS = 8  # bytes of AdamW's two averages, float32
 MASTER = 4  # bytes of a weight in float32

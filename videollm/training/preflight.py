@@ -16,9 +16,9 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.utils.cpp_extension import get_default_build_root
 
 from videollm.common.config import ConfigError
+from videollm.common.files import check_writable
 from videollm.common.processes import world_size
 from videollm.training.resuming import check_resume, find_checkpoint
-from videollm.training.runfolder import check_writable
 from videollm.training.saving import Checkpoint
 from videollm.training.settings import Settings
 
@@ -35,7 +35,7 @@ STALE_S = 600.0  # a compilation writes something more often than that
 
 def check_start(settings: Settings) -> Checkpoint | None:
     """Everything that can be known to fail; returns the checkpoint to go on from, None for a new run."""
-    check_writable(Path(settings.train.output))
+    check_writable(Path(settings.train.output) / "config.yaml", "train.output")
     zero = read_deepspeed(settings.train.deepspeed, settings.train.precision) if settings.train.deepspeed else None
     if zero is not None:
         check_zero(settings, zero)

@@ -93,7 +93,8 @@ def train(settings: Settings) -> Path:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
         if stop.stopped:
-            raise Preempted(f"told to stop: saved checkpoint-{trainer.state.global_step}, go on with train.resume=true")
+            saved = f"saved checkpoint-{trainer.state.global_step}, go on with train.resume=true"
+            raise Preempted(f"told to stop: {saved}", stop.status)
         return save_final(trainer, settings)
 
 

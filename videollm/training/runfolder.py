@@ -5,7 +5,6 @@ rank. Knows no model and no trainer.
 """
 
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -42,7 +41,7 @@ def open_run(settings: Settings, step: int, processes: int, rank: int) -> None:
             with open(output / "starts.jsonl", "a", encoding="utf-8") as out:
                 out.write(json.dumps(start) + "\n")
         except OSError as error:
-            raise unwritable(output, error) from None
+            raise ConfigError(f"train.output: cannot write to {output} ({error}); choose another folder") from None
     if processes > 1 and dist.is_initialized():
         token = [start.get("id")]
         dist.broadcast_object_list(token)
@@ -52,20 +51,6 @@ def open_run(settings: Settings, step: int, processes: int, rank: int) -> None:
 def kept_lengths(settings: Settings) -> KeptLengths:
     """Lengths of the training data, kept in the run's folder ``lengths``; rank 0 writes them."""
     return KeptLengths(Path(settings.train.output) / "lengths", writes=this_rank() == 0)
-
-
-def check_writable(output: Path) -> None:
-    """ConfigError where the folder could not be made or written; makes nothing."""
-    there = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise unwritable(output, f"{there} is a file")
-    if not os.access(there, os.W_OK):
-        raise unwritable(output, f"no permission to write in {there}")
-
-
-def unwritable(output: Path, reason: object) -> ConfigError:
-    """The error that says so."""
-    return ConfigError(f"train.output: cannot write to {output} ({reason}); choose another folder")
 
 
 def check_shared(output: Path, token: str) -> None:

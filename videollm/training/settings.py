@@ -7,12 +7,16 @@ reason that stands at its section in ``Settings``. ``resuming.py`` holds runs to
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from videollm.batches.prompt import VisualTokenSettings
-from videollm.common.config import ConfigError, at_least
-from videollm.model.generate import GenerateOptions
+from videollm.batches.templates import VisualTokenSettings
+from videollm.common.config import ConfigError, at_least, build, override, read_yaml, together
+from videollm.common.files import A_MODEL, check_file, check_folder, check_model, check_writable, ours
+from videollm.data.options import GenerateOptions
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
@@ -23,6 +27,8 @@ Free = Annotated[T, FREE]  # a resumed run may have another value: it continues 
 OfAStep = Annotated[T, STEP]  # it may change as long as a step has the same items
 OfTheBest = Annotated[T, BEST]  # it may change as long as no best model has been chosen by it
 
+TEXT = 256  # tokens of a question with its answer, where the memory of a run is told without its data
+SECTIONS = ("model", "data", "train")
 PARTS = ("vision_tower", "connector", "language_model", "embeddings", "lm_head", "lora", "head")
 
 
@@ -137,7 +143,7 @@ class TrainSettings:
     deterministic: Free[bool] = False  # the same numbers on a GPU in every run, at some cost in speed
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: Free[bool] = False
-    deepspeed: Free[str | None] = None  # DeepSpeed JSON file
+    deepspeed: Free[str | None] = None  # DeepSpeed JSON file; one of configs/ is found from any folder
     parts: dict[str, PartSettings] = field(default_factory=dict)  # by part, see PARTS
     lora: LoraSettings | None = None
     merge_lora: Free[bool] = True  # fold the adapters into the final model
@@ -155,6 +161,7 @@ class TrainSettings:
     report_to: Free[list[Literal["tensorboard", "wandb"]]] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self):
+        self.deepspeed = self.deepspeed and str(ours(self.deepspeed))
         for part, given in self.parts.items():
             if part not in PARTS:
                 raise ConfigError(f"train.parts.{part}: no such part; parts are {', '.join(PARTS)}")
@@ -202,3 +209,51 @@ class Settings:
     data: Annotated[DataSettings, "the model would see other data than so far"]
     train: Annotated[TrainSettings, "it would be another training"] = field(default_factory=TrainSettings)
     generate: OfTheBest[GenerateOptions] = field(default_factory=GenerateOptions)
+
+
+def read_values(config: str, overrides: Sequence[str]) -> dict:
+    """The values of a config file with ``key=value`` words over them; one of ``configs/`` is found from any folder.
+
+    Raises:
+        ConfigError: the file cannot be read, or a word is no such assignment.
+    """
+    return override(read_yaml(ours(config)), list(overrides))
+
+
+def check_values(values: dict, config: str, sections: Sequence[str] = SECTIONS) -> None:
+    """What can be said of the values of ``config`` without its checkpoint, its head and torch: all of it.
+
+    Of the ``sections`` paths are looked at, too. Names that may be of the hub are left alone.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, and what is not there or cannot be written.
+    """
+    keys = {key: value for key, value in values.items() if key != "compatibility"}
+    given = [value if key in sections and isinstance(value := values.get(key), dict) else {} for key in SECTIONS]
+    together(lambda: build(Settings, keys), *places(*given, config))
+
+
+def places(model: dict[str, Any], data: dict[str, Any], train: dict[str, Any], config: str) -> Iterator[partial]:
+    """A check for each path of the three sections; keys and types may be wrong."""
+    for key in ("train", "validation"):
+        given = data.get(key)
+        for path in given if isinstance(given, list) else ():
+            yield partial(check_file, path, f"data.{key}")
+    if data:
+        yield partial(check_folder, data.get("videos", "."), "data.videos")
+    if folder := model.get("checkpoint"):
+        yield partial(check_model, folder, "model.checkpoint", made_by(folder, config) or A_MODEL)
+    for key in ("word_vectors", "feature_mean"):
+        if model.get(key):
+            yield partial(check_file, model[key], f"model.{key}")
+    if train.get("deepspeed"):
+        yield partial(check_file, ours(train["deepspeed"]), "train.deepspeed")
+    if train.get("output"):
+        yield partial(check_writable, Path(train["output"]) / "config.yaml", "train.output")
+
+
+def made_by(folder: str, config: str) -> str:
+    """The command that makes the checkpoint ``folder``, where a comment of ``config`` gives it; else nothing."""
+    lines = (line.strip("# ") for line in ours(config).read_text(encoding="utf-8").splitlines() if line[:1] == "#")
+    found = next((line for line in lines if "convert " in line and folder in line.split()), None)
+    return f"make it first: {found}" if found else ""

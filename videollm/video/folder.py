@@ -11,11 +11,10 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-import torch
 
 from videollm.video.decode import VideoInfo, video_error
 from videollm.video.names import unusable
-from videollm.video.read import Frames, choose, read_image, resized
+from videollm.video.read import Frames, as_tensor, choose, read_image, resized
 from videollm.video.sampling import Sampler
 from videollm.video.view import FrameFolder
 
@@ -44,7 +43,7 @@ def read_frame_folder(
         raise video_error(path, f"holds pictures of different shapes {sorted(shapes)}", "give them one size")
     pixels = np.stack([pictures[i] for i in place])  # [F, ...]
     times_s = sampler.times_s(info, chosen)
-    return Frames(torch.from_numpy(pixels), times_s, info.duration_s, str(path), places=places, chosen=count)
+    return Frames(as_tensor(pixels), times_s, info.duration_s, str(path), places=places, chosen=count)
 
 
 def open_folder(path: str | Path, stored: FrameFolder) -> tuple[VideoInfo, list[Path]]:

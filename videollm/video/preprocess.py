@@ -12,15 +12,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from videollm.common.config import later
 from videollm.video.budget import RELEASED, TEMPORAL, Budget, Released, shared_limit, smart_resize
+
+if TYPE_CHECKING:  # torch is loaded where pixels come: settings are read without it
+    from torch import Tensor
 
 # kind -> (mean, std) of its towers: ImageNet, CLIP, and a plain map of 0..1 to -1..1
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -157,7 +158,7 @@ class Preprocess:
         crop = (math.sqrt(rng.uniform(*CROP_AREA)), rng.random(), rng.random())
         return lambda frame, frames=1: self._resize_clip(_crop_square(frame, *crop))
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels: "Tensor") -> "Tensor":
         """All that is behind the first stage: its frames -> normalised float32 [F, channels, S, S].
 
         uint8 frames [F, H, W, 3] that are not S x S yet go through the first stage here. Floats are normalised in
@@ -165,12 +166,14 @@ class Preprocess:
         """
         return self.on_device(self.before_device(pixels))
 
-    def before_device(self, pixels: Tensor) -> Tensor:
+    def before_device(self, pixels: "Tensor") -> "Tensor":
         """The second stage, frames of one video -> what travels to the device; arguments and errors as of a call.
 
         uint8 [F, S, S, 3], or [F, S, S, 6] with each frame's predecessor behind it, so that frames may be left out;
         ``clip``: float32 [F, channels, S, S], finished. Of dynamic resolution: uint8 [F, h, w, 3] as they come.
         """
+        import torch
+
         if self.dynamic:
             if pixels.dtype != torch.uint8 or pixels.ndim != 4 or any(side % self.factor for side in pixels.shape[1:3]):
                 wanted = f"uint8 [F, h, w, 3] with sides in multiples of {self.factor}"
@@ -188,8 +191,10 @@ class Preprocess:
         x = self._normalised(pixels)
         return torch.cat([x, x - x[before]], dim=1) if before else x
 
-    def on_device(self, pixels: Tensor) -> Tensor:
+    def on_device(self, pixels: "Tensor") -> "Tensor":
         """The last stage, frames of any videos: what ``before_device`` made -> float32 [F, channels, S, S]."""
+        import torch
+
         if pixels.is_floating_point():
             return pixels
         x = self._normalised(pixels)
@@ -197,8 +202,10 @@ class Preprocess:
             torch.sub(x[:, :3], x[:, 3:], out=x[:, 3:])
         return x
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
+    def _normalised(self, pixels: "Tensor") -> "Tensor":
         """uint8 [F, S, S, 3 n], or float [F, 3 n, S, S] in 0..1, which is changed -> float32 [F, 3 n, S, S]."""
+        import torch
+
         x = pixels
         if not x.is_floating_point():
             x = x.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
@@ -213,25 +220,36 @@ class Preprocess:
         return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
 
     def _resize_bytes(self, frame: np.ndarray, frames: int = 1) -> np.ndarray:
+        import torch
+
         size = self.frame_size(*frame.shape[:2], frames)
         if frame.shape[:2] == size:
             return frame
         x = torch.from_numpy(frame).permute(2, 0, 1)[None]
-        return F.interpolate(x, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
+        return (
+            torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)[0]
+            .permute(1, 2, 0)
+            .contiguous()
+            .numpy()
+        )
 
     def _resize_clip(self, frame: np.ndarray, frames: int = 1) -> np.ndarray:
+        import torch
+
         height, width = frame.shape[:2]
         short = min(height, width)
         target = (int(self.size * height / short), int(self.size * width / short))
         x = torch.from_numpy(frame).permute(2, 0, 1)[None].to(torch.float32, memory_format=torch.contiguous_format)
-        x = F.interpolate(x / 255, size=target, mode="bilinear", antialias=True, align_corners=False)
+        x = torch.nn.functional.interpolate(x / 255, size=target, mode="bilinear", antialias=True, align_corners=False)
         top, left = ((edge - self.size) // 2 for edge in target)
         x = x[0, :, top : top + self.size, left : left + self.size]
         return x.numpy()  # [3, S, S]
 
 
-def each(resize: Resize, frames: Tensor) -> Tensor:
+def each(resize: Resize, frames: "Tensor") -> "Tensor":
     """Frames [F, H, W, 3] through a first stage, one after the other into one piece of memory."""
+    import torch
+
     made: Tensor | None = None
     for i, frame in enumerate(frames.numpy()):
         small = resize(frame, len(frames))
@@ -272,8 +290,10 @@ def tile_grid(width: int, height: int, max_tiles: int, size: int) -> tuple[int, 
     return best
 
 
-def tile(image: Image.Image | np.ndarray, max_tiles: int, size: int, thumbnail: bool = True) -> Tensor:
+def tile(image: Image.Image | np.ndarray, max_tiles: int, size: int, thumbnail: bool = True) -> "Tensor":
     """InternVL's dynamic tiling: uint8 [T, size, size, 3], tiles row by row, then the thumbnail where T > 1."""
+    import torch
+
     image = (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
     columns, rows = tile_grid(*image.size, max_tiles, size)
     whole = np.asarray(image.resize((columns * size, rows * size), Image.Resampling.BICUBIC))

@@ -9,17 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from videollm.video.budget import SizeError
 from videollm.video.decode import VideoError, VideoFile, VideoInfo, get_backend, video_error
 from videollm.video.names import spellings, unusable
 from videollm.video.picture import upright_rgb
 from videollm.video.sampling import Sampler, kept_places
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Frames:
     Where not all chosen frames were wanted, ``places`` [F] says which of the ``chosen`` ones these are.
     """
 
-    pixels: Tensor
+    pixels: "Tensor"
     times_s: np.ndarray
     duration_s: float
     path: str
@@ -87,7 +89,14 @@ def read_video(
     if not np.array_equal(rows, np.arange(len(wanted))):
         pixels = pixels[rows]
     times_s = sampler.times_s(file.info, shown[rows])
-    return Frames(torch.from_numpy(pixels), times_s, file.info.duration_s, str(path), damaged, places, count)
+    return Frames(as_tensor(pixels), times_s, file.info.duration_s, str(path), damaged, places, count)
+
+
+def as_tensor(array: np.ndarray) -> "Tensor":
+    """The same memory as a tensor; torch is loaded here, for annotations are read without it."""
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def choose(
@@ -124,7 +133,7 @@ def read_image(path: str | Path) -> Frames:
         rgb = upright_rgb(image)
     except ValueError as error:
         raise video_error(path, f"cannot be shown: {error}", "convert it to 8-bit grey or RGB") from error
-    return Frames(torch.from_numpy(rgb)[None], np.zeros(1), 0.0, str(path))
+    return Frames(as_tensor(rgb)[None], np.zeros(1), 0.0, str(path))
 
 
 def safe_join(root: str | Path, relative: str | Path) -> Path:

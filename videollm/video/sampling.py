@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-import torch
 
 from videollm.common.config import later
 from videollm.video.budget import TEMPORAL
@@ -81,6 +80,8 @@ def interval_random_indices(
 def even_steps(length: int, count: int, start: float = 0.0) -> np.ndarray:
     """``count`` places from ``start`` on in equal steps, cut to whole numbers, in torch's float32 as released; the
     released code gives one place more, behind the last frame, for some lengths."""
+    import torch  # here: settings are read without it
+
     return torch.arange(start, length, length / count).int()[:count].numpy().astype(np.int64)
 
 

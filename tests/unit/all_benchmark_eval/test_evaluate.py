@@ -11,7 +11,7 @@ import pytest
 from all_benchmark_eval import evaluate, score
 from all_benchmark_eval.benchmark import SETTINGS, get, names
 from tests.benchmark_data import CLIPS, copy, events, write_all
-from videollm import infer
+from videollm import checkpoint, infer
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def data(tmp_path_factory) -> Path:
 def model(tmp_path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "none"}')
     return folder
 
 
@@ -182,7 +183,9 @@ def test_every_benchmark_says_where_its_data_lie_and_how_each_wording_asks():
     ("arguments", "why"),
     [
         (["--benchmarks", "nothing", "--data", "."], "unknown benchmark 'nothing'"),
-        (["--benchmarks", "anet", "--data", "."], "no config.json"),
+        (["--benchmarks", "anet", "--data", "."], "convert it first"),
+        (["--benchmarks", "anet", "--data", "nowhere"], "--data: nowhere is not a folder"),
+        (["--benchmarks", "anet", "--data", ".", "sampler.fsp=1"], "did you mean sampler.fps?"),
     ],
 )
 def test_what_cannot_begin_is_one_line_and_status_2(model, capsys, arguments, why):
@@ -194,7 +197,7 @@ def test_what_cannot_begin_is_one_line_and_status_2(model, capsys, arguments, wh
 def test_the_wording_follows_the_head_and_an_unknown_one_must_be_told(
     head, model, data, answering, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evaluate, "read_config", lambda folder: SimpleNamespace(head={"name": head}))
+    monkeypatch.setattr(checkpoint, "read_config", lambda folder: SimpleNamespace(head={"name": head}))
     status = evaluate.main([str(model), "--benchmarks", "charades", "--data", str(data)])
     said = {"d2vlm": "visual event described", "distime": "Give you a textual query", "text": "When does this happen"}
     if head == "mine":  # its package cannot be imported here

@@ -315,7 +315,7 @@ def test_command_writes_records_and_a_report(annotations, tmp_path, capsys, layo
     ("arguments", "says"),
     [
         (["--output", "{}/x.txt"], "has another ending than .json and .jsonl"),
-        (["--output", "/proc/no/x.json"], "cannot write /proc/no/x.json"),
+        (["--output", "/proc/no/x.json"], "cannot write to /proc/no/x.json"),
         (["--output", "{}/x.json", "per_rekord=1"], "did you mean per_record"),
         (["--output", "{}/x.json", "per_record=0"], "not one of 3 records gets a rejected answer"),
         (["--output", "{}/x.json", "--packed", "p.pt"], "give the tokenizer"),

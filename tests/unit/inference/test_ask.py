@@ -14,6 +14,7 @@ from quickstart.clips import make_clip, render, write_video
 from tests import models as tiny
 from tests.answers import answer_line
 from videollm import ask as asking
+from videollm import checkpoint
 from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint import CheckpointError, load
 from videollm.common.config import ConfigError, build
@@ -117,8 +118,8 @@ def test_generate_overrides_reach_the_model(capsys, model, video, answers):
 
 
 def test_the_precision_can_be_chosen(capsys, model, video, answers, monkeypatch):
-    loaded, read = [], asking.load
-    monkeypatch.setattr(asking, "load", lambda *args, **given: loaded.append(read(*args, **given)) or loaded[-1])
+    loaded, read = [], checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda *args, **given: loaded.append(read(*args, **given)) or loaded[-1])
     answers(Answer("yes", ""))
     for chosen, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         assert run(capsys, model, video, f"--precision={chosen}")[0] == 0

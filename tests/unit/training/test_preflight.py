@@ -166,6 +166,10 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_is_built(tmp_
     (tmp_path / "run").write_text("a file")
     assert "train.output: cannot write to" in refused(run_settings(tmp_path))
     (tmp_path / "run").unlink()
-    monkeypatch.setattr("videollm.training.runfolder.os.access", lambda path, mode: False)  # root may write everywhere
+
+    def refuse(dir):  # root may write everywhere
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("videollm.common.files.tempfile.TemporaryFile", refuse)
     message = refused(run_settings(tmp_path))
-    assert f"no permission to write in {tmp_path}" in message and not (tmp_path / "run").exists()
+    assert "cannot write to" in message and "Permission denied" in message and not (tmp_path / "run").exists()

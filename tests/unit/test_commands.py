@@ -1,0 +1,96 @@
+"""The command ``videollm``: its table, its help, and what it says of wrong words before anything heavy is loaded."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.models import clip_lines, clips, make_bundle, write_config, write_lines
+from videollm.__main__ import ABSENT, main, overview
+from videollm.common.declared import COMMANDS, declared, file_of, sign
+
+HEAVY = ("torch", "transformers")
+RUN = f"""
+import json, sys
+from videollm.__main__ import main
+try:
+    status = main(json.loads(sys.argv[1]))
+except SystemExit as end:
+    status = end.code
+print(json.dumps([status, [name for name in {HEAVY} if name in sys.modules]]))
+"""
+# Command line -> what must be said of it, all in one run. {model}, {lines}, {videos} and {config} are good.
+WRONG = {
+    "train --config {config} train.stpes=1 data.videos={none} data.train=[{none}.jsonl] train.output=/proc/no": (
+        "train.stpes: unknown key; did you mean train.steps?", "data.videos: ", "data.train: no file", "train.output: ",
+    ),
+    "train --config {none}.yaml": ("none.yaml: cannot read the config file",),
+    "infer --model {none} --annotations {none}.jsonl --videos {none} --output /proc/no/a.jsonl samplr.fps=1 "
+    "generate.top=1": ("--model: ", "--annotations: ", "--videos: ", "--output: ", "samplr: ", "generate.top: unknown"),
+    "infer --model {model} --annotations {lines} --videos {videos} --output {none}/a.jsonl sampler.fsp=1": (
+        "sampler.fsp: unknown key; did you mean sampler.fps?",
+    ),
+    "ask --model {none} --video {none}.mp4 --question= --output {none}/a.gif generate.seed=x": (
+        "--model: ", "none.mp4: does not exist", "--question: ", ".png", "generate.seed: expected int, got 'x'",
+    ),
+    "evaluate {none} --benchmarks charades,nothing --data {none} --output /proc/no/x sampler=1": (
+        "MODEL: ", "'nothing'", "--data: ", "--output: ", "sampler: expected a mapping",
+    ),
+    "convert {none} {videos}": ("no such folder, and no hub name", "not an empty folder"),
+    "memory --config {config} model.hed=1 model.checkpoint={none}": ("model.hed: unknown", "model.checkpoint: "),
+    "frames build --annotations {none}.jsonl --videos {none} --output /proc/no/x --model {none} sampler.fsp=1": (
+        "--annotations: ", "--videos: ", "--output: ", "--model: ", "sampler.fsp: unknown",
+    ),
+    "trian": ("videollm trian: no such command; did you mean train?",),
+    "--help": (),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("commands")
+    make_bundle("internvl", "text").save(folder / "model")
+    return {
+        "none": str(folder / "none"), "videos": str(clips()), "model": str(folder / "model"),
+        "lines": write_lines(folder / "lines.jsonl", clip_lines()), "config": str(write_config(folder / "run", "text")),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_words_are_told_all_at_once_before_torch_is_loaded(line, places, repository):
+    words = [part.format(**places) for part in line.split()]
+    call = [sys.executable, "-c", RUN, json.dumps(words)]
+    done = subprocess.run(call, cwd=repository, capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0 if line == "--help" else 2, []], done.stdout + done.stderr
+    told = [row for row in done.stderr.splitlines() if row.startswith("error: ")]
+    assert len(told) == len(WRONG[line]) and all(any(said in row for row in told) for said in WRONG[line]), told
+
+
+def test_help_lists_every_command_with_a_line(capsys):
+    assert main(["--help"]) == 0 and main([]) == 2
+    rows = dict(re.findall(r"^  (\w+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert list(rows) == list(declared(COMMANDS))
+    assert rows["ask"] == "Ask one question about one video" and all(len(row) < 100 for row in rows.values())
+
+
+@pytest.mark.parametrize("name", [name for name, value in declared(COMMANDS).items() if sign(value.partition(":")[0])])
+def test_the_help_of_a_command_is_its_own(name, capsys):
+    try:
+        assert main([name, "--help"]) == 0
+    except SystemExit as end:
+        assert end.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: videollm {name}")
+
+
+def test_a_command_that_is_declared_but_not_there_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("videollm.__main__.declared", lambda group: {"sing": "nothing.song:main"})
+    assert f"sing  {ABSENT}" in overview()
+    assert main(["sing"]) == 2
+    assert capsys.readouterr().err == f"error: videollm sing: {ABSENT}; its module nothing.song is missing\n"
+
+
+def test_a_file_is_found_without_importing_what_is_above_it():
+    assert file_of("videollm.data.__main__").name == "__main__.py" and file_of("videollm.heads").name == "__init__.py"
+    assert file_of("videollm.none") is None and file_of("nothing.at.all") is None
