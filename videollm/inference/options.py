@@ -9,13 +9,14 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from videollm.common.config import ConfigError, build, override, to_dict
+from videollm.common.config import ConfigError, build, need, override, to_dict
 from videollm.heads.presets import lay_preset
 from videollm.model.generate import GenerateOptions
 from videollm.model.videollm import VideoLLMConfig
+from videollm.video.preprocess import LIMITS, Preprocess
 from videollm.video.sampling import Sampler
 
-OVERRIDES = ("sampler", "generate", "head", "compatibility")  # keys of the command line
+OVERRIDES = ("sampler", "preprocess", "generate", "head", "compatibility")  # keys of the command line
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights and states
 GIVEN, PRESET, KEPT, DEFAULT = "command line", "compatibility", "checkpoint", "default"  # where a value comes from
 
@@ -29,6 +30,7 @@ class Options:
 
     generate: GenerateOptions
     sampler: Sampler
+    preprocess: Preprocess
     head: dict
     precision: str
     raw_spans: bool
@@ -43,13 +45,18 @@ def read_options(
     Raises:
         ConfigError: an unknown key or value, or a ``compatibility`` that its head has not.
     """
-    given = override({}, list(overrides))
+    return options_of(override({}, list(overrides)), config, device, precision)
+
+
+def options_of(given: dict, config: VideoLLMConfig, device: torch.device, precision: str | None = None) -> Options:
+    """As ``read_options`` of mappings by their key, such as ``{"sampler": {"fps": 2}}``."""
+    given = dict(given)
     for key in given:
         if key not in OVERRIDES:
             raise ConfigError(f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
         if key != "compatibility" and not isinstance(given[key], dict):
             raise ConfigError(f"{key}: expected a mapping, got {given[key]!r}; write {key}.OPTION=VALUE")
-    sampling, head = (given.pop(key, {}) for key in ("sampler", "head"))
+    sampling, limits, head = (given.pop(key, {}) for key in ("sampler", "preprocess", "head"))
     laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"))
     asked, preset = given.get("generate", {}), laid.get("generate", {})
     wanted = build(GenerateOptions, kept_generate(config) | preset, "generate")
@@ -59,10 +66,15 @@ def read_options(
     sampler = build(Sampler, config.sampler | sampling, "sampler")
     layers = {GIVEN: sampling, KEPT: config.sampler}
     sources |= {f"sampler.{key}": source_of(key, layers, to_dict(sampler)) for key in to_dict(sampler)}
+    for key in limits:
+        need(key in LIMITS, f"preprocess.{key}: not to be set for a trained tower; known keys: {', '.join(LIMITS)}")
+    preprocess = build(Preprocess, config.preprocess | limits, "preprocess")
+    layers = {GIVEN: limits, KEPT: config.preprocess}
+    sources |= {f"preprocess.{key}": source_of(key, layers, pixels_of(preprocess)) for key in LIMITS}
     own = KEPT if config.precision and device.type == "cuda" else DEFAULT
     sources["precision"] = GIVEN if precision else own
     chosen, raw_spans = precision or own_precision(config, device), laid.get("data", {}).get("raw_spans", False)
-    return Options(generate, sampler, laid["model"]["head"], chosen, raw_spans, sources)
+    return Options(generate, sampler, preprocess, laid["model"]["head"], chosen, raw_spans, sources)
 
 
 def source_of(key: str, layers: dict[str, dict], values: dict) -> str:
@@ -85,4 +97,11 @@ def own_precision(config: VideoLLMConfig, device: torch.device) -> str:
 def what_absence_means(config: VideoLLMConfig) -> dict[str, dict]:
     """Values of the options that a meta file of an older version does not name, by its keys."""
     generate = GenerateOptions().within(config.context_length)
-    return {"sampler": to_dict(Sampler()), "decoding": to_dict(generate) | {"precision": "fp32", "head": {}}}
+    decoding = to_dict(generate) | {"precision": "fp32", "head": {}}
+    pixels = pixels_of(build(Preprocess, config.preprocess, "preprocess"))
+    return {"sampler": to_dict(Sampler()), "preprocess": pixels, "decoding": decoding}
+
+
+def pixels_of(preprocess: Preprocess) -> dict:
+    """What may be given of a preprocessing; the rest is that of the tower."""
+    return {name: getattr(preprocess, name) for name in LIMITS}

@@ -10,7 +10,7 @@ with. Knows nothing of files, times or models.
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from videollm.common.config import later
-from videollm.video.budget import RELEASED, TEMPORAL, Budget, Released, shared_limit, smart_resize
+from videollm.video.budget import RELEASED, TEMPORAL, Budget, shared_limit, smart_resize
 
 # kind -> (mean, std) of its towers: ImageNet, CLIP, and a plain map of 0..1 to -1..1
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -32,6 +32,7 @@ NORMALISATION = {
     "qwen2_5_vl": _CLIP,
     "qwen3_vl": _PLAIN,
 }
+LIMITS = ("budget", "min_pixels", "max_pixels", "image_min_pixels", "image_max_pixels", "total_pixels")
 SIZING = ("factor", "budget", "min_pixels", "max_pixels", "total_pixels")  # fields that decide on a frame's size
 Resize = Callable[..., np.ndarray]  # (RGB frame [H, W, 3], frames that are chosen of its video = 1) -> the frame made
 JPEG_QUALITY = (75, 100)  # of ``data_augment``, both ends drawn
@@ -83,7 +84,7 @@ class Preprocess:
 
     def _check_limits(self) -> None:
         """Fill in what the kind's processor does, or refuse limits that the kind does not have or nothing can keep."""
-        limits = (*(f.name for f in fields(Released)), "total_pixels")
+        limits = ("factor", *LIMITS)
         if not self.dynamic:
             if given := [name for name in limits if getattr(self, name) is not None]:
                 raise ValueError(f"Preprocess.{given[0]} is for kind {' or '.join(RELEASED)}, not {self.kind!r}")
