@@ -20,6 +20,7 @@ from d2vlm.runs import NEVER, best_run, frame_position, mean_over_run, ordered, 
 from videollm.common.config import ConfigError
 from videollm.heads import (
     HEADS,
+    Answer,
     FrameBatch,
     Prediction,
     Role,
@@ -98,6 +99,15 @@ class EvidenceHead(TemporalHead):
     def compose(self, turns: Sequence[Turn], spans_s: Sequence[Sequence[float]], duration_s: float) -> list[Turn]:
         """An answer with n marks becomes n ``<evi>``, ``</evi>``, and itself with an ``<evi>`` per mark (§2.2)."""
         return [composed(turn) for turn in turns]
+
+    def read_so_far(
+        self, token_ids: list[int], prediction: Prediction | None, tokenizer: PreTrainedTokenizerBase, duration_s: float
+    ) -> Answer:
+        """As ``read``; what begins with ``<evi>`` has evidence alone up to ``</evi>``."""
+        answer = self.read(token_ids, prediction, tokenizer, duration_s)
+        if token_ids[:1] == [tokenizer.convert_tokens_to_ids(EVIDENCE)] and not self.answer_start(token_ids, tokenizer):
+            return Answer("", answer.raw_text, [], answer.spans)
+        return answer
 
     def answer_start(self, token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
         """Index after the last ``</evi>``; 0 if there is none."""

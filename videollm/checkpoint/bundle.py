@@ -49,11 +49,13 @@ class Bundle:
         visual = build(VisualTokens, self.config.visual_tokens | {"per_frame": per_frame}, "visual_tokens")
         return PromptEncoder(self.tokenizer, TEMPLATES[self.config.template], model.head, visual, patching)
 
-    def reader(self, videos: str | Path, sampler: Sampler | None = None, **options) -> VisualReader:
-        """Frames as this model sees them, below the folder ``videos``."""
+    def reader(
+        self, videos: str | Path, sampler: Sampler | None = None, preprocess: Preprocess | None = None, **options
+    ) -> VisualReader:
+        """Frames as this model sees them, below the folder ``videos``; by default sampled and sized as it says."""
         sampler = sampler or build(Sampler, self.config.sampler, "sampler")
-        options = {"max_tiles": self.config.max_tiles} | options
-        return VisualReader(Path(videos), sampler, build(Preprocess, self.config.preprocess, "preprocess"), **options)
+        preprocess = preprocess or build(Preprocess, self.config.preprocess, "preprocess")
+        return VisualReader(Path(videos), sampler, preprocess, **{"max_tiles": self.config.max_tiles} | options)
 
     def collator(self, *, asked: bool = False, pack: bool = False, **options) -> Collator:
         """Batches as this model takes them; ``asked`` for questions without their answers, ``pack`` for packed rows,

@@ -99,6 +99,12 @@ class TemporalHead(nn.Module):
         text = " ".join(t.strip() for t in texts if t.strip())
         return Answer(text, tokenizer.decode(token_ids), answer, evidence, scores)
 
+    def read_so_far(
+        self, token_ids: list[int], prediction: Prediction | None, tokenizer: PreTrainedTokenizerBase, duration_s: float
+    ) -> Answer:
+        """As ``read``, of an answer that goes on: without the end of its text that further tokens may change."""
+        return self.read(token_ids, prediction, tokenizer, duration_s)
+
     def answer_start(self, token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
         """Index of the first token of the answer proper; a head with an evidence stage overrides it."""
         return 0

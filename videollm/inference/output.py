@@ -23,7 +23,7 @@ from videollm.common.files import an_object, json_lines, json_text, write_text
 from videollm.data import Record
 
 logger = logging.getLogger(__name__)
-FIXED = ("content", "sampler", "decoding")  # of the meta file: what may not change while an output grows
+FIXED = ("content", "sampler", "preprocess", "decoding")  # of the meta file: what may not change while an output grows
 READ_BY_LOAD = ("*.json", "*.safetensors", "question_tokenizer/*.json")
 NOT_READ = ("trainer_state.json",)
 
@@ -76,7 +76,7 @@ def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
         old = an_object(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); delete it with the output it belongs to") from None
-    if differ := [told for key in FIXED if (told := difference(key, old.get(key), meta[key], absent.get(key)))]:
+    if differ := [told for key in FIXED if (told := difference(key, old.get(key, {}), meta[key], absent.get(key)))]:
         raise ConfigError(
             f"{path}: the output was made with another {', another '.join(differ)}; give what it was made with, choose "
             "another --output or delete it"

@@ -26,6 +26,8 @@ from videollm.model.decoding import LOOK, Decoding, NotYet, SpanPenalty, togethe
 from videollm.model.draws import Draw, row_keys
 from videollm.model.passes import LayerTap
 
+HALF = "\ufffd"  # what a tokenizer shows of a character whose bytes are not all there yet
+
 
 @dataclass
 class Drawn:
@@ -133,15 +135,21 @@ class SpanGeneration:
 
     def read_answer(
         self, ids: list[int], found: Prediction | None, tokenizer: PreTrainedTokenizerBase, stop_id: int,
-        duration_s: float,
+        duration_s: float, goes_on: bool = False,
     ) -> tuple[Answer, str]:  # fmt: skip
-        """One row's answer and finish reason, from its ids and what the head said of every one of them."""
+        """One row's answer and finish reason, from its ids and what the head said of every one of them.
+
+        Of one that ``goes_on``, what is certain of it, and no reason.
+        """
         tokens, stopped = len(ids), ids[-1:] == [stop_id]
         ids = ids[:-1] if stopped else ids
         steps = [step for step, token in enumerate(ids) if token in self.span_ids]
         own = Prediction(*(part[steps] for part in (found.seconds, found.score, found.raw))) if steps else None
-        answer = self.head.read(ids, own, tokenizer, duration_s)
+        answer = (self.head.read_so_far if goes_on else self.head.read)(ids, own, tokenizer, duration_s)
         answer.tokens = tokens
+        if goes_on:
+            answer.text = answer.text.rstrip(HALF)
+            return answer, ""
         return answer, "stop" if stopped else "length"
 
 

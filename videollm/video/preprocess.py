@@ -10,7 +10,7 @@ with. Knows nothing of files, times or models.
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from videollm.common.config import later
-from videollm.video.budget import RELEASED, TEMPORAL, Budget, Released, shared_limit, smart_resize
+from videollm.video.budget import RELEASED, TEMPORAL, Budget, shared_limit, smart_resize
 
 if TYPE_CHECKING:  # torch is loaded where pixels come: settings are read without it
     from torch import Tensor
@@ -33,6 +33,7 @@ NORMALISATION = {
     "qwen2_5_vl": _CLIP,
     "qwen3_vl": _PLAIN,
 }
+LIMITS = ("budget", "min_pixels", "max_pixels", "image_min_pixels", "image_max_pixels", "total_pixels")
 SIZING = ("factor", "budget", "min_pixels", "max_pixels", "total_pixels")  # fields that decide on a frame's size
 Resize = Callable[..., np.ndarray]  # (RGB frame [H, W, 3], frames that are chosen of its video = 1) -> the frame made
 JPEG_QUALITY = (75, 100)  # of ``data_augment``, both ends drawn
@@ -84,7 +85,7 @@ class Preprocess:
 
     def _check_limits(self) -> None:
         """Fill in what the kind's processor does, or refuse limits that the kind does not have or nothing can keep."""
-        limits = (*(f.name for f in fields(Released)), "total_pixels")
+        limits = ("factor", *LIMITS)
         if not self.dynamic:
             if given := [name for name in limits if getattr(self, name) is not None]:
                 raise ValueError(f"Preprocess.{given[0]} is for kind {' or '.join(RELEASED)}, not {self.kind!r}")
