@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE_S = 60.0  # of a busy machine; nothing waits so long where all is well
+PATIENCE_S = 30.0  # of a busy machine; nothing waits so long where all is well
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -38,6 +38,14 @@ def put(driver: Any, name: str, value: str) -> None:
     """Give a field of the page a value, as a user does who types or chooses it."""
     code = "const f = document.getElementById(arguments[0]); f.value = arguments[1];"
     driver.execute_script(f"{code} f.dispatchEvent(new Event('input', {{bubbles: true}}));", name, value)
+
+
+def click_at(driver: Any, element: Any, part: float) -> None:
+    """Click at a part of an element's width, 0 to 1."""
+    from selenium.webdriver import ActionChains
+
+    aside = round((part - 0.5) * element.size["width"])
+    ActionChains(driver).move_to_element_with_offset(element, aside, 0).click().perform()
 
 
 def second(driver: Any) -> float:

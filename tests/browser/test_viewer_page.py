@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser.conftest import NARROW, resize
-from tests.browser.driving import every, keys, put, second, texts, until, write_webm
+from tests.browser.driving import click_at, every, keys, put, second, texts, until, write_webm
 from tests.models import write_lines
 from videollm.common.answers import AnswerLine, span_text
 from videollm.view import main
@@ -69,6 +69,10 @@ def ids(browser) -> list[str]:
     return [text.split("\n")[-1] for text in texts(browser, "#list .under")]
 
 
+def listed(browser, expected: list[str]) -> None:
+    until(lambda: ids(browser) == expected, f"the list is {expected}")
+
+
 def chosen(browser) -> str:
     return browser.find_element("id", "facts").text.split(" · ")[0]
 
@@ -76,47 +80,48 @@ def chosen(browser) -> str:
 def test_a_chip_and_a_bar_take_the_player_to_their_second(browser, folder):
     opened(browser, folder, "one", "id=q00000")
     until(lambda: browser.execute_script("return document.querySelector('video').readyState") >= 1, "the clip loads")
-    assert texts(browser, ".spoken .chip") == ["1\n2.0 – 6.0 s"] or "2.0 – 6.0 s" in texts(browser, ".spoken .chip")[0]
+    assert "2.0 – 6.0 s" in texts(browser, ".spoken .chip")[0]
     every(browser, ".spoken .chip")[0].click()
     assert second(browser) == pytest.approx(2.0)
     until(lambda: len(every(browser, ".bar.current")) == 2, "the bars of answer and truth are marked")
     every(browser, ".bar.evidence")[0].click()
     assert second(browser) == pytest.approx(1.0)
-    every(browser, ".track")[0].click()  # its middle
-    assert second(browser) == pytest.approx(4.0) or second(browser) == pytest.approx(5.0, abs=0.2)
+    click_at(browser, every(browser, ".track")[0], 0.9)
+    assert second(browser) == pytest.approx(9.0, abs=0.1)
     assert "raw 0" in browser.find_element("css selector", ".answer details pre").get_attribute("textContent")
     assert "true answer: at <span> ." in browser.find_element("css selector", "#prompt pre").text
 
 
 def test_filters_and_order(browser, folder):
     opened(browser, folder, "one")
-    assert ids(browser) == [f"q{k:05d}" for k in range(5)]
+    listed(browser, [f"q{k:05d}" for k in range(5)])
     put(browser, "order", "worst")
-    assert ids(browser) == ["q00003", "q00002", "q00001", "q00004", "q00000"]
+    listed(browser, ["q00003", "q00002", "q00001", "q00004", "q00000"])
     put(browser, "iou_low", "0.3")
     put(browser, "iou_high", "0.6")
-    assert ids(browser) == ["q00001", "q00004"]
+    listed(browser, ["q00001", "q00004"])
     put(browser, "task", "even")
-    assert ids(browser) == ["q00004"]
+    listed(browser, ["q00004"])
     assert "1 of 5 answers · mean IoU 0.600" in browser.find_element("id", "summary").text
     browser.execute_script("document.querySelector('#filters details').open = true")
     every(browser, "#filters button")[0].click()
-    until(lambda: len(ids(browser)) == 5, "all filters are cleared")
+    listed(browser, [f"q{k:05d}" for k in range(5)])
     put(browser, "kind", "none")
-    assert ids(browser) == ["q00003"]
+    listed(browser, ["q00003"])
     put(browser, "kind", "")
     put(browser, "search", "WHEN 2")
-    assert ids(browser) == ["q00002"]
+    listed(browser, ["q00002"])
     put(browser, "search", "nothing like it")
     assert texts(browser, ".nothing") == ["No answer passes these filters."]
     put(browser, "search", "")
     put(browser, "video_low", "11")
-    assert ids(browser) == []
+    listed(browser, [])
 
 
 def test_a_link_leads_back_to_the_same_answer_and_filters(browser, folder):
     opened(browser, folder, "one", "order=worst&id=q00001")
-    assert chosen(browser) == "q00001" and ids(browser)[0] == "q00003"
+    assert chosen(browser) == "q00001"
+    listed(browser, ["q00003", "q00002", "q00001", "q00004", "q00000"])
     every(browser, ".item")[1].click()
     assert "id=q00002" in browser.current_url and "order=worst" in browser.current_url
 
@@ -130,12 +135,13 @@ def test_markup_in_an_answer_stays_text(browser, folder):
 
 def test_two_files_are_compared_by_id(browser, folder):
     opened(browser, folder, "two", "order=lost")
-    assert ids(browser)[0] == "q00000" and texts(browser, ".answer .name") == ["first", "other"]
+    listed(browser, ["q00000", "q00004", "q00002", "q00001", "q00003"])
+    assert texts(browser, ".answer .name") == ["first", "other"]
     assert texts(browser, ".timeline .lane") == ["truth", "first", "evidence", "other"]
     put(browser, "order", "gained")
-    assert ids(browser)[0] == "q00003"
+    listed(browser, ["q00003", "q00001", "q00002", "q00004", "q00000"])
     put(browser, "kind", "missing")
-    assert ids(browser) == ["q00004"]
+    listed(browser, ["q00004"])
 
 
 def test_the_keyboard_is_enough(browser, folder):
@@ -146,7 +152,7 @@ def test_the_keyboard_is_enough(browser, folder):
     keys(browser, UP, "1")
     assert chosen(browser) == "q00001" and second(browser) == pytest.approx(4.0)
     keys(browser, "/", "n", "e", "v")
-    assert ids(browser) == ["q00003"]
+    listed(browser, ["q00003"])
     keys(browser, ESCAPE, "j")
     assert chosen(browser) == "q00003"
 
@@ -180,6 +186,6 @@ def test_of_many_answers_few_are_in_the_document(browser, folder):
     until(lambda: ids(browser) and ids(browser)[-1] == f"q{MANY - 6:05d}", "the end of the list is drawn")
     assert browser.execute_script(count) < 60
     put(browser, "search", "q19999")
-    assert ids(browser) == ["q19999"]
+    listed(browser, ["q19999"])
     data = json.loads(browser.execute_script("return JSON.stringify([VIEW.rows.length, VIEW.videos.length])"))
     assert data == [MANY, 1]
