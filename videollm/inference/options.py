@@ -11,6 +11,7 @@ import torch
 
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.heads.presets import lay_preset
+from videollm.model.backbones import published_sampler
 from videollm.model.generate import GenerateOptions
 from videollm.model.videollm import VideoLLMConfig
 from videollm.video.sampling import Sampler
@@ -50,14 +51,16 @@ def read_options(
         if key != "compatibility" and not isinstance(given[key], dict):
             raise ConfigError(f"{key}: expected a mapping, got {given[key]!r}; write {key}.OPTION=VALUE")
     sampling, head = (given.pop(key, {}) for key in ("sampler", "head"))
-    laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"))
+    even = published_sampler(config.vision)
+    laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"), even)
     asked, preset = given.get("generate", {}), laid.get("generate", {})
     wanted = build(GenerateOptions, kept_generate(config) | preset, "generate")
     generate = wanted.within(config.context_length)
     layers = {GIVEN: asked, PRESET: preset, KEPT: kept_generate(config)}
     sources = {f"generate.{key}": source_of(key, layers, to_dict(wanted)) for key in to_dict(generate)}
-    sampler = build(Sampler, config.sampler | sampling, "sampler")
-    layers = {GIVEN: sampling, KEPT: config.sampler}
+    even = even if "compatibility" in laid["model"]["head"] else {}
+    sampler = build(Sampler, config.sampler | even | sampling, "sampler")
+    layers = {GIVEN: sampling, PRESET: even, KEPT: config.sampler}
     sources |= {f"sampler.{key}": source_of(key, layers, to_dict(sampler)) for key in to_dict(sampler)}
     own = KEPT if config.precision and device.type == "cuda" else DEFAULT
     sources["precision"] = GIVEN if precision else own
