@@ -162,6 +162,7 @@ class VideoDataset(Dataset):
             asked = [*records, *(records[0].answered_by(records[0].rejected[k]) for k in drawn)]
             longest = max(self._length_with_one_frame(record) for record in asked)
             room = max(1, (self.max_length - longest) // self.encoder.tokens_per_frame + 1)
+            room *= self.encoder.group  # ``longest`` has one group, and each further one has at least so many tokens
             if not self.keeps:
                 return room
             self.rooms[key] = room
@@ -184,7 +185,9 @@ class VideoDataset(Dataset):
             seen = self.reader.video(record.video, rng, record.asking.view, limits)
             item = Item(pixels=seen.pixels, features=seen.features, times_s=np.asarray(seen.times_s))
             item.duration_s, item.thinned = float(seen.duration_s), seen.chosen - len(seen.places)
-            _keep(item, np.searchsorted(seen.places, thinned_places(seen.chosen, room)))
+            stored = item.features is not None  # of these all are there
+            wanted = np.searchsorted(seen.places, thinned_places(seen.chosen, room))
+            _keep(item, self._thinned_places(item, room) if stored else wanted)
             return item
         if record.images:
             how = {"jpeg": rng} if record.asking.view.jpeg else {}

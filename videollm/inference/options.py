@@ -109,18 +109,21 @@ def read_options(
 def options_of(given: dict, config: "VideoLLMConfig", device: "torch.device", precision: str | None = None) -> Options:
     """As ``read_options`` of mappings by their key, such as ``{"sampler": {"fps": 2}}``."""
     from videollm.heads.presets import lay_preset
+    from videollm.model.backbones import published_sampler
 
     given = dict(given)
     check_overrides(given)
     sampling, limits, head = (given.pop(key, {}) for key in ("sampler", "preprocess", "head"))
-    laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"))
+    even = published_sampler(config.vision)
+    laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"), even)
     asked, preset = given.get("generate", {}), laid.get("generate", {})
     wanted = build(GenerateOptions, kept_generate(config) | preset, "generate")
     generate = wanted.within(config.context_length)
     layers = {GIVEN: asked, PRESET: preset, KEPT: kept_generate(config)}
     sources = {f"generate.{key}": source_of(key, layers, to_dict(wanted)) for key in to_dict(generate)}
-    sampler = build(Sampler, config.sampler | sampling, "sampler")
-    layers = {GIVEN: sampling, KEPT: config.sampler}
+    even = even if "compatibility" in laid["model"]["head"] else {}
+    sampler = build(Sampler, config.sampler | even | sampling, "sampler")
+    layers = {GIVEN: sampling, PRESET: even, KEPT: config.sampler}
     sources |= {f"sampler.{key}": source_of(key, layers, to_dict(sampler)) for key in to_dict(sampler)}
     preprocess = build(Preprocess, config.preprocess | limits, "preprocess")
     layers = {GIVEN: limits, KEPT: config.preprocess}

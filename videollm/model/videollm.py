@@ -9,6 +9,7 @@ the whole optimisation step, so any split over ranks and accumulation steps give
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -94,6 +95,8 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
             self.language_model = build_language(text, config._attn_implementation)
         hidden = config.text_config.hidden_size
         self.patching: Patching | None = getattr(self.vision_tower, "patching", None)
+        if self.patching and config.head.get("compatibility") == "published":
+            self.patching = replace(self.patching, even=True)
         need(not (self.patching and any(self.windows.values())), WINDOWED)
         connector = getattr(self.vision_tower, "connects", {}) | config.connector
         self.connector = build_connector(connector, self.vision_tower.hidden_size, hidden)

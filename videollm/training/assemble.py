@@ -20,18 +20,18 @@ from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, load, load_tokenizer, read_config, read_tokenizer
 from videollm.common.config import ConfigError, build, merge, need, read_yaml, to_dict, unusable
 from videollm.common.spread import Spread, fill, misfits
-from videollm.heads import build_head, head_class
+from videollm.heads import head_class
 from videollm.heads.presets import lay_preset
 from videollm.inference.options import kept_generate
 from videollm.inference.plan import room_for_question
-from videollm.model.attention import FLASH, check_context, check_flash, check_heads, check_installed, implementation
+from videollm.model.attention import check_context, check_heads, check_installed
+from videollm.model.backbones import published_sampler
 from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora
-from videollm.model.objective import build_objective
 from videollm.model.towers import check_numbers
 from videollm.model.tying import check_tie
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
-from videollm.training.preflight import FROM_THE_RUN, read_deepspeed, stage_of
+from videollm.training.preflight import FROM_THE_RUN, check_attention, read_deepspeed, stage_of
 from videollm.training.saving import checkpoint_folders
 from videollm.training.settings import ModelSettings, Settings
 from videollm.video.preprocess import Preprocess
@@ -45,12 +45,13 @@ def read_settings(values: dict) -> Settings:
         ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
     """
     plain = build(Settings, {key: value for key, value in values.items() if key != "compatibility"}).model
-    head, folder = plain.head.get("name"), plain.checkpoint
-    if head is None and folder and "compatibility" in values:
-        head = read_config(Path(folder)).head.get("name")
-    there = bool(folder) and (Path(folder) / "config.json").is_file()  # else ``assemble`` says what is missing
-    kept = kept_generate(read_config(Path(folder))) if there else {}
-    return build(Settings, merge({"generate": kept} if kept else {}, lay_preset(values, head)))
+    head, vision, folder, kept = plain.head.get("name"), plain.vision, plain.checkpoint, {}
+    if folder and ((Path(folder) / "config.json").is_file() or "compatibility" in values):
+        config = read_config(Path(folder))  # where it is not needed, ``assemble`` says what is missing
+        head, vision, kept = head or config.head.get("name"), config.vision, kept_generate(config)
+    return build(
+        Settings, merge({"generate": kept} if kept else {}, lay_preset(values, head, published_sampler(vision)))
+    )
 
 
 def assemble(settings: Settings, spread: Spread | None = None) -> Bundle:
@@ -88,27 +89,10 @@ def spreading(settings: Settings) -> Spread | None:
     return Spread(given, torch.bfloat16 if half else torch.float32, "vision_tower." if settings.data.features else None)
 
 
-def check_attention(config: VideoLLMConfig, settings: Settings) -> None:
-    """ConfigError where ``model.attention`` cannot compute this run; no weights are read."""
-    asked = settings.model.attention
-    implementation(config.text_config, asked)
-    if asked != FLASH:
-        return
-    with torch.device("meta"):
-        injects = build_head(config.head, config.text_config.hidden_size).inject_layer is not None
-    needing = {
-        "data.pack": settings.data.pack,
-        "model.bidirectional_frames": config.bidirectional_frames,
-        f"the {config.head['name']} head": injects,
-        "train.objective": build_objective(settings.train.objective).rejected is not None,
-    }
-    check_flash([name for name, needs in needing.items() if needs], settings.train.precision)
-
-
 def check_frames_fit(model: VideoLLM) -> None:
     """ConfigError where the frames are not made as the vision tower takes them."""
     preprocess, patching = model.preprocess, model.patching
-    factor, made = patching and patching.factor, (preprocess.channels, preprocess.size, preprocess.size)
+    factor, made = patching and patching.factor, (preprocess.channels, *[preprocess.size] * 2)
     told = f"{preprocess.factor}, the vision tower's {factor} (null: frames of one size); set kind and factor alike"
     need(preprocess.factor == factor, f"data.preprocess: sides are multiples of {told}")
     if patching is None and made != (taken := tower_shape(model.vision_tower)):
@@ -169,6 +153,8 @@ def lay_over(config: VideoLLMConfig, settings: Settings) -> None:
         config.bidirectional_frames = given.bidirectional_frames
     if data.sampler is not None:
         config.sampler = to_dict(replace(data.sampler, pick="midpoint"))  # a model is asked with fixed frames
+    elif config.head.get("compatibility") == "published":
+        config.sampler = config.sampler | published_sampler(config.vision)
     if data.preprocess is not None:
         config.preprocess = to_dict(replace(data.preprocess, random_crop=False))
     if data.max_length is not None:
