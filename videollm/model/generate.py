@@ -75,7 +75,8 @@ class GenerateOptions:
 class Drawn:
     """A sampled answer as the n decisions on its tokens (the stop token among them) and the k on its spans.
 
-    Log-probabilities are those with which they were drawn, under the temperature of the drawing.
+    Log-probabilities are those with which they were drawn, under the temperature of the drawing; entropies, in nats,
+    those of what they were drawn from.
     """
 
     answer: Answer
@@ -85,6 +86,8 @@ class Drawn:
     seconds: Tensor  # [k, 2]
     words_log_prob: Tensor  # [n]
     spans_log_prob: Tensor  # [k]
+    words_entropy: Tensor  # [n]
+    spans_entropy: Tensor  # [k]
 
 
 class SpanGeneration:
@@ -107,15 +110,15 @@ class SpanGeneration:
     ) -> list[Drawn]:
         """As ``answer``, with every decision; ``options`` sample, and draw spans."""
         _, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options, answers)
-        durations, log_probs = batch.duration_s.repeat_interleave(answers).tolist(), state.log_probs.cpu()
+        durations, numbers = batch.duration_s.repeat_interleave(answers).tolist(), state.drawn.cpu()
         drawn = []
-        for (ids, found), duration_s, (words, spans) in zip(
-            state.answers(range(len(durations))), durations, log_probs.mT, strict=True
-        ):
+        for (ids, found), duration_s, own in zip(state.answers(range(len(durations))), durations, numbers, strict=True):
             answer, reason = self.read_answer(ids, found, tokenizer, stop_id, duration_s)
             steps = [step for step, token in enumerate(ids) if token in self.span_ids]
             raw, seconds = (torch.zeros(0, 2),) * 2 if found is None else (found.raw[steps], found.seconds[steps])
-            drawn.append(Drawn(answer, reason, ids, raw, seconds, words[: len(ids)], spans[steps]))
+            words, spans = own[: len(ids), 0], own[steps, 1]
+            parts = (words[:, 0], spans[:, 0], words[:, 1], spans[:, 1])
+            drawn.append(Drawn(answer, reason, ids, raw, seconds, *parts))
         return drawn
 
     def generate_ids(
