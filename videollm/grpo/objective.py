@@ -53,6 +53,7 @@ class GRPOOptions:
     word_weight: float = 1.0  # of the words' log-probability
     span_weight: float = 1.0  # of the times' log-probability
     scale: bool = False  # advantages in standard deviations of the group (GRPO); off: in the reward's unit (Dr. GRPO)
+    skip_flat: bool = True  # groups whose answers all earned the same are left out of the step
     kl: float = 0.0  # weight of the divergence from a reference, a decision's mean (k3 estimator); 0: none is loaded
     reference: str | None = None  # its checkpoint folder; null: model.checkpoint, from which the run starts
     average: Literal["sum", "mean", "decisions"] = "sum"  # of an answer's decisions; decisions: mean of a step's (DAPO)
@@ -113,7 +114,8 @@ class GRPO(Objective):
             max_new_tokens=settings.generate.max_new_tokens, do_sample=True, draw_spans=True,
             temperature=self.options.temperature, seed=settings.train.seed,
         )  # fmt: skip
-        self.rollouts = RollOuts(bundle, options, self.rewards, self.options.answers, self.options.scale)
+        own = self.options
+        self.rollouts = RollOuts(bundle, options, self.rewards, own.answers, own.scale, own.skip_flat)
         self.output = Path(settings.train.output)
         if self.options.kl:
             folder, attention = self.options.reference or settings.model.checkpoint, settings.model.attention

@@ -98,9 +98,13 @@ class Group:
 class RollOuts:
     """Answers questions and makes batches of the answers; ``last`` are the groups of the newest batch."""
 
-    def __init__(self, bundle: Bundle, options: GenerateOptions, rewards: Rewards, answers: int, scale: bool):
-        """``options`` say how answers are drawn, ``answers`` how many to a question; ``scale`` as of ``Group``."""
-        self.bundle, self.options, self.rewards, self.answers, self.scale = bundle, options, rewards, answers, scale
+    def __init__(
+        self, bundle: Bundle, options: GenerateOptions, rewards: Rewards, answers: int, scale: bool, skip_flat: bool
+    ):
+        """``options`` say how answers are drawn, ``answers`` how many to a question; ``scale`` as of ``Group``;
+        ``skip_flat`` whether flat groups are left out."""
+        self.bundle, self.options, self.rewards, self.answers = bundle, options, rewards, answers
+        self.scale, self.skip_flat = scale, skip_flat
         self.ask, self.collate = bundle.collator(asked=True), bundle.collator(rank=True)
         self.last: list[Group] = []
 
@@ -117,7 +121,7 @@ class RollOuts:
         drawn = model.drawn(asked, self.bundle.tokenizer, self.bundle.stop_id, self.options, self.answers)
         model.train(training)
         self.last = [self.group(item, drawn[k * self.answers :][: self.answers]) for k, item in enumerate(good)]
-        kept = [group for group in self.last if not group.flat]
+        kept = [group for group in self.last if not (group.flat and self.skip_flat)]
         batch = self.collate([*(item for item in items if item.bad), *map(self.answered, kept)])
         batch.draws = self.draws(kept)
         raw = [one.raw.float() for group in kept for one in group.drawn]

@@ -8,12 +8,14 @@ of the collator; no files.
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
 from videollm.common.config import ConfigError, need
@@ -26,6 +28,7 @@ from videollm.model.draws import Draw, row_keys
 from videollm.model.passes import LayerTap
 
 MOST_TOKENS = 512  # of an answer, by default
+DRAWING = -1  # stands for generation among the modules that use a weight, whose numbers count from 0
 
 
 @dataclass
@@ -227,11 +230,13 @@ class Rows:
         self.fed: Tensor | None = None  # [R, D], what is fed next
 
     def __enter__(self) -> "Rows":
-        self.tap.__enter__()
+        self.inside = ExitStack()
+        self.inside.enter_context(whole_weights(self.model))
+        self.inside.enter_context(self.tap)
         return self
 
     def __exit__(self, *error) -> None:
-        self.tap.__exit__(*error)
+        self.inside.__exit__(*error)
 
     # ---- prompts ---------------------------------------------------------------------------------------------------
 
@@ -322,6 +327,26 @@ class Rows:
         """Nobody asks in the row any more."""
         self.state.done[row] = True
         self.cache.end(row)
+
+
+@contextmanager
+def whole_weights(model: SpanGeneration) -> Iterator[None]:
+    """Under ZeRO-3 every rank has all weights, gathered once, not again for every token; else nothing happens."""
+    spread = [p for p in model.parameters() if hasattr(p, "ds_status")] if is_deepspeed_zero3_enabled() else []
+    if not spread:
+        yield
+        return
+    import deepspeed  # takes seconds, and only ZeRO-3 needs it
+
+    # Small ones that DeepSpeed keeps whole are left to it.
+    with deepspeed.zero.GatheredParameters([p for p in spread if p.ds_status.name == "NOT_AVAILABLE"]):
+        for parameter in spread:  # else the hook behind a module gives its weights up again
+            parameter.ds_active_sub_modules.add(DRAWING)
+        try:
+            yield
+        finally:
+            for parameter in spread:
+                parameter.ds_active_sub_modules.discard(DRAWING)
 
 
 def shown(refs: SpanRefs, options: GenerateOptions) -> SpanRefs:
