@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedTokenizerBase
 
-from d2vlm.runs import NEVER, best_run, frame_position, mean_over_run, ordered, run_seconds, run_weights
+from d2vlm.runs import NEVER, best_run, frame_position, mean_over_run, ordered, run_entropy, run_seconds, run_weights
 from videollm.common.config import ConfigError
 from videollm.heads import (
     HEADS,
@@ -247,6 +247,12 @@ class EvidenceHead(TemporalHead):
         first, last = raw.long().unbind(-1)
         chosen = starts.gather(1, first[:, None]) + ends.gather(1, last[:, None])  # [N, 1]
         return (chosen.squeeze(-1) - begin.logsumexp(-1)).float()
+
+    def draw_entropy(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """Exactly, over all runs of frames. [N]."""
+        return run_entropy(self.similarity(queries, owner, frames), frames.mask[owner], temperature).float()
 
 
 # ---- wording ---------------------------------------------------------------------------------------------------------

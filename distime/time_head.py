@@ -199,6 +199,14 @@ class TimeHead(TemporalHead):
         z = (raw.float() - self._expected(logits.softmax(-1)).float()) / width
         return (-z - 2 * softplus(-z) - math.log(width)).sum(-1)
 
+    def draw_entropy(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """Exactly, of both ends together; of times, of their density, in bins. [N]."""
+        if self.options.drawing == "bins":
+            return torch.special.entr((self._logits(queries) / temperature).softmax(-1)).sum((1, 2))
+        return torch.full_like(raw[:, 0], 2 * (2 + math.log(SPREAD * temperature)))  # logistic
+
     def _logits(self, queries: Tensor) -> Tensor:
         """Query states -> float32 logits of start and end. [N, D] -> [N, 2, K]."""
         return self.time_gen(queries).float().unflatten(-1, (2, -1))

@@ -155,6 +155,12 @@ class TemporalHead(nn.Module):
         """The exact log-probability with which ``draw`` gives ``raw`` [N, 2]. [N] float32, on the graph."""
         raise NotImplementedError
 
+    def draw_entropy(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """Entropy of what ``draw`` draws from, in nats. [N] float32. Here as the drawn ``raw`` tell it, in the mean."""
+        return -self.draw_log_prob(queries, raw, owner, frames, temperature)
+
     @property
     def draws(self) -> bool:
         """Whether spans can be drawn: the head does it, or has no span tokens, its times being words."""

@@ -7,12 +7,14 @@ of the collator; no files.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
 from videollm.common.config import need
@@ -27,13 +29,15 @@ from videollm.model.draws import Draw, row_keys
 from videollm.model.passes import LayerTap
 
 HALF = "\ufffd"  # what a tokenizer shows of a character whose bytes are not all there yet
+DRAWING = -1  # stands for generation among the modules that use a weight, whose numbers count from 0
 
 
 @dataclass
 class Drawn:
     """A sampled answer as the n decisions on its tokens (the stop token among them) and the k on its spans.
 
-    Log-probabilities are those with which they were drawn, under the temperature of the drawing.
+    Log-probabilities are those with which they were drawn, under the temperature of the drawing; entropies, in nats,
+    those of what they were drawn from.
     """
 
     answer: Answer
@@ -43,6 +47,8 @@ class Drawn:
     seconds: Tensor  # [k, 2]
     words_log_prob: Tensor  # [n]
     spans_log_prob: Tensor  # [k]
+    words_entropy: Tensor  # [n]
+    spans_entropy: Tensor  # [k]
 
 
 class SpanGeneration:
@@ -65,15 +71,15 @@ class SpanGeneration:
     ) -> list[Drawn]:
         """As ``answer``, with every decision; ``options`` sample, and draw spans."""
         _, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options, answers)
-        durations, log_probs = batch.duration_s.repeat_interleave(answers).tolist(), state.log_probs.cpu()
+        durations, numbers = batch.duration_s.repeat_interleave(answers).tolist(), state.drawn.cpu()
         drawn = []
-        for (ids, found), duration_s, (words, spans) in zip(
-            state.answers(range(len(durations))), durations, log_probs.mT, strict=True
-        ):
+        for (ids, found), duration_s, own in zip(state.answers(range(len(durations))), durations, numbers, strict=True):
             answer, reason = self.read_answer(ids, found, tokenizer, stop_id, duration_s)
             steps = [step for step, token in enumerate(ids) if token in self.span_ids]
             raw, seconds = (torch.zeros(0, 2),) * 2 if found is None else (found.raw[steps], found.seconds[steps])
-            drawn.append(Drawn(answer, reason, ids, raw, seconds, words[: len(ids)], spans[steps]))
+            words, spans = own[: len(ids), 0], own[steps, 1]
+            parts = (words[:, 0], spans[:, 0], words[:, 1], spans[:, 1])
+            drawn.append(Drawn(answer, reason, ids, raw, seconds, *parts))
         return drawn
 
     def generate_ids(
@@ -192,11 +198,13 @@ class Rows:
         self.choosing, self.going_on = Replay(self.choose, record), Replay(self.go_on, record)
 
     def __enter__(self) -> "Rows":
-        self.tap.__enter__()
+        self.inside = ExitStack()
+        self.inside.enter_context(whole_weights(self.model))
+        self.inside.enter_context(self.tap)
         return self
 
     def __exit__(self, *error) -> None:
-        self.tap.__exit__(*error)
+        self.inside.__exit__(*error)
 
     # ---- prompts ---------------------------------------------------------------------------------------------------
 
@@ -329,6 +337,26 @@ def recorder(masked: bool, device: torch.device) -> Callable[[Step], Step]:
 def same(old: Tensor, new: Tensor) -> bool:
     """Whether ``new`` can be written into ``old``."""
     return old.shape == new.shape and old.dtype == new.dtype
+
+
+@contextmanager
+def whole_weights(model: SpanGeneration) -> Iterator[None]:
+    """Under ZeRO-3 every rank has all weights, gathered once, not again for every token; else nothing happens."""
+    spread = [p for p in model.parameters() if hasattr(p, "ds_status")] if is_deepspeed_zero3_enabled() else []
+    if not spread:
+        yield
+        return
+    import deepspeed  # takes seconds, and only ZeRO-3 needs it
+
+    # Small ones that DeepSpeed keeps whole are left to it.
+    with deepspeed.zero.GatheredParameters([p for p in spread if p.ds_status.name == "NOT_AVAILABLE"]):
+        for parameter in spread:  # else the hook behind a module gives its weights up again
+            parameter.ds_active_sub_modules.add(DRAWING)
+        try:
+            yield
+        finally:
+            for parameter in spread:
+                parameter.ds_active_sub_modules.discard(DRAWING)
 
 
 def shown(refs: SpanRefs, options: GenerateOptions) -> SpanRefs:
