@@ -149,7 +149,7 @@ def read_parts(language: Path, vision: Path, qformer: Path) -> Published:
     pixels = tower_fields({name: tuple(tensor.shape) for name, tensor in eva.items()})["image_size"]
     fields |= {"model_type": f"etchat_{kind}", "conv_type": TEMPLATE_OF[kind]}
     fields["vision_processor"] = f"clip_center_{pixels}"
-    # The published tower ends before the file's last block (D2VLM 1.1).
+    # The published tower ends before the file's last block.
     eva = set_aside(eva, [f"{TOWER}blocks.{count(eva, TOWER + 'blocks.') - 1}."])
     words = TensorSource(language)
     outlines = [{name: part[name].to("meta") for name in part} for part in (eva, bert)]

@@ -67,7 +67,7 @@ class EvidenceOptions:
 
 @HEADS.register(name="d2vlm")
 class EvidenceHead(TemporalHead):
-    """Similarity of the query state with every frame's state (spec D2VLM §1.4-1.6, 3, 4.5, 5)."""
+    """Similarity of the query state with every frame's state (published_systems.md#d2vlm-evidence-head)."""
 
     Options = EvidenceOptions
     wording = "d2vlm"
@@ -97,7 +97,7 @@ class EvidenceHead(TemporalHead):
     # ---- wording -------------------------------------------------------------------------------------------------
 
     def compose(self, turns: Sequence[Turn], spans_s: Sequence[Sequence[float]], duration_s: float) -> list[Turn]:
-        """An answer with n marks becomes n ``<evi>``, ``</evi>``, and itself with an ``<evi>`` per mark (§2.2)."""
+        """An answer with n marks becomes n ``<evi>``, ``</evi>``, and itself with an ``<evi>`` per mark."""
         return [composed(turn) for turn in turns]
 
     def read_so_far(
@@ -169,7 +169,7 @@ class EvidenceHead(TemporalHead):
         """alpha^-distance of every frame to the span, in frames. [N, F], float32.
 
         By default the span is ordered and inside the video; ``raw_targets`` leaves it as it is, so that a reversed
-        span has two separate peaks and one outside the video has none (spec D2VLM §3, §8 row 3).
+        span has two separate peaks and one outside the video has none (docs/d2vlm.md, surprise 3).
         """
         frame = torch.arange(frames.mask.shape[1], device=refs.seconds.device)  # [F]
         if rounded and not self.options.raw_targets:
@@ -191,7 +191,7 @@ class EvidenceHead(TemporalHead):
         return {"grounding": samples, "consistency": samples}
 
     def loss(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[str, Tensor]:
-        """Sums over samples of the mean BCE over rows and frames, and of the mean L1 within events (spec §3)."""
+        """Sums over samples of the mean BCE over rows and frames, and of the mean L1 within events."""
         # No early return for N = 0: ZeRO-2 fills its buffer in the order in which gradients come, on every rank.
         evidence = project(self.evi_head, queries)  # [N, D]
         mask = frames.mask[refs.owner]  # [N, F]
@@ -208,7 +208,7 @@ class EvidenceHead(TemporalHead):
     def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """Log-likelihood of the target y, summed over frames; 0 for question spans. [N].
 
-        Of a mixture y s + (1 - y)(1 - s) as published (spec D2VLM §4.5), whose best s for a soft y is 0 or 1; or of
+        Of a mixture y s + (1 - y)(1 - s) as published, whose best s for a soft y is 0 or 1; or of
         a Bernoulli variable, y log s + (1 - y) log(1 - s), whose best s is y.
         """
         logits, target = self.similarity(queries, refs.owner, frames), self.targets(refs, frames, rounded=False)

@@ -46,7 +46,7 @@ def mean_over_run(states: Tensor, run: Tensor, owner: Tensor, mask: Tensor) -> T
 
 
 def best_run(similarity: Tensor, mask: Tensor, keep_ratio: float) -> tuple[Tensor, Tensor]:
-    """The run of frames with the highest mean similarity, among frames of at least keep_ratio x the peak (spec §5).
+    """The run of frames with the highest mean similarity, among frames of at least keep_ratio x the peak.
 
     Equally good runs give one interval from the first one's start to the last one's end; a vector without a peak
     (NaN) gives the whole video with score 0.

@@ -324,7 +324,7 @@ def _keep(item: Item, index: np.ndarray) -> None:
 
 
 def share_prompt(prompts: Sequence[Prompt], text_only: bool, to_the_letter: bool = False) -> None:
-    """Let answers to the same turns share all that stands before them, as one prefix (spec D2VLM 4.2).
+    """Let answers to the same turns share all that stands before them, as one prefix.
 
     With ``text_only`` they share their first token too, where it is the same, and their end is not trained (4.3).
     Published code takes the chosen answer's first token for all of them, whatever the others begin with.

@@ -173,7 +173,7 @@ def only(weights: Mapping[str, Tensor], report: KeyReport) -> Mapping[str, Tenso
 def with_more_tokens(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
     """Our weights with the vocabulary grown to ``rows``: embeddings normal(0, 0.02), output rows the mean row.
 
-    The new rows of a matrix that is both get the mean, as in DisTime's code, which fills the output last (its spec §2).
+    The new rows of a matrix that is both get the mean, as in DisTime's code, which fills the output last.
     """
 
     def embeddings() -> Tensor:

@@ -161,7 +161,7 @@ class Decoding:
 
 
 class SpanPenalty(LogitsProcessor):
-    """Repetition penalty over prompt and answer that leaves span tokens alone (D2VLM spec section 5).
+    """Repetition penalty over prompt and answer that leaves span tokens alone (as D2VLM's does).
 
     ``words`` [R, V] is true for the tokens that each row has had; frames are none.
     """

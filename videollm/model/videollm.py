@@ -88,7 +88,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         self.vision_tower = build_tower(config.vision)
         text = copy.deepcopy(config.text_config)
         text.dtype = None  # in which it was released; all parts are built in one precision
-        if text.model_type == "phi3":  # published: full attention, whatever the config says (spec D2VLM 1.3)
+        if text.model_type == "phi3":  # published: full attention, whatever the config says (docs/published_systems.md)
             text.sliding_window = None
         self.windows = windows(text)
         with without_weights() if empty_language else nullcontext():

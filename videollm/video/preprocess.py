@@ -44,8 +44,8 @@ CROP_AREA = (0.8, 1.0)  # share of the largest square that a random crop keeps
 class Preprocess:
     """How frames become tower inputs. Field values are checked; errors name the field.
 
-    kind ``internvl`` and ``plain``: PIL bicubic to size x size, aspect ratio not kept (DISTIME.md §4). kind ``clip``:
-    shorter edge to ``size`` in float (bilinear, antialiased), centre square (D2VLM.md §2.4). ``mean`` and ``std``
+    kind ``internvl`` and ``plain``: PIL bicubic to size x size, aspect ratio not kept. kind ``clip``:
+    shorter edge to ``size`` in float (bilinear, antialiased), centre square (E.T. Chat). ``mean`` and ``std``
     default to the kind's own. ``frame_difference`` appends each frame's change since the frame before it as three more
     channels (zeros for the first). ``random_crop`` (clip) trains on a random square instead of the centre.
 
@@ -145,7 +145,7 @@ class Preprocess:
         -> uint8 [S, S, 3] for ``internvl`` and ``plain``, float32 [3, S, S] in 0..1 for ``clip``, uint8 [h, w, 3] of
         ``frame_size`` or ``image_size`` for the rest. With ``random_crop`` and an ``rng``, one crop is drawn here and
         holds for all frames; without ``rng`` (evaluation) the centre is used. ``jpeg`` puts every frame through JPEG of
-        a quality drawn from ``rng`` first (DISTIME.md §4).
+        a quality drawn from ``rng`` first.
         """
         if jpeg:
             resize = self.while_decoding(rng, image=image)
@@ -276,7 +276,7 @@ def _crop_square(frame: np.ndarray, share: float, down: float, right: float) -> 
 
 
 def tile_grid(width: int, height: int, max_tiles: int, size: int) -> tuple[int, int]:
-    """(columns, rows) whose shape is nearest to the picture's, with at most ``max_tiles`` tiles (DISTIME.md §4).
+    """(columns, rows) whose shape is nearest to the picture's, with at most ``max_tiles`` tiles.
 
     On an exact tie the larger grid wins if the picture has more than half of its pixels.
     """

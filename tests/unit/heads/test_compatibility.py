@@ -238,7 +238,7 @@ def test_training_and_inference_take_the_preset_from_the_command_line(tmp_path, 
 
 @pytest.mark.parametrize("duration", [{}, {"duration": 3}])
 def test_published_inference_answers_about_a_time_behind_the_end(tmp_path, capsys, duration):
-    """D2VLM 5: the last frame; by default the question is refused by name."""
+    """As published: the last frame; by default the question is refused by name."""
     make_bundle("internvl", "d2vlm").save(tmp_path / "model")
     line = {"id": "q", "video": clip_lines(1)[0]["video"], "src": [40], **duration}
     asked = write_lines(tmp_path / "q.jsonl", [line | {"conversations": turns("<image>\nWhat is at <evi>?")}])
