@@ -20,4 +20,5 @@ FAMILIES = {
 
 def published_sampler(vision: dict) -> dict:
     """What ``compatibility: published`` sets of ``data.sampler`` for a model with the tower ``vision``."""
-    return getattr(FAMILIES.get(vision.get("type")), "SAMPLER", {})
+    kind = vision.get("type")
+    return getattr(FAMILIES.get(kind) if isinstance(kind, str) else None, "SAMPLER", {})
