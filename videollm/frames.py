@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from videollm.common.command import ended, seconds, whole
 from videollm.common.config import build, merge, need, override, together, typed
@@ -33,7 +32,7 @@ def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
     if args.config:
         settings, values = read_settings(read_values(args.config, args.overrides)), {}
         given, folder = settings.data, settings.model.checkpoint
-    kept = read_config(Path(folder)) if folder else VideoLLMConfig()
+    kept = read_config(folder) if folder else VideoLLMConfig()
     sampler = given.sampler or build(Sampler, merge({"sampler": kept.sampler}, values)["sampler"], "sampler")
     return sampler, given.preprocess or build(Preprocess, kept.preprocess, "preprocess")
 
