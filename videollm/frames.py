@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from videollm.common.command import ended, seconds, whole
 from videollm.common.config import build, merge, need, override, together, typed
