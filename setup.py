@@ -15,7 +15,7 @@ setup(
             for end in ("", ".*")
         ]
     ),
-    package_data={"videollm.show": ["assets/*"]},
+    package_data={"videollm.show": ["assets/*"], "quickstart": ["model/*", "model/clips/*"]},
     install_requires=[
         "torch>=2.10",
         "transformers>=5.18,<6",

@@ -89,6 +89,7 @@ RULES = (
     Rule(r"for seed in 0 1 2; do\n +python -m videollm\.infer", "run", swaps=(("=1.0 ", f"=1.0{SHORT} "),)),
     Rule(r"bash scripts/infer\.sh runs/(quickstart/d2vlm|NAME)/final ", "run"),
     Rule(r"python -m videollm\.ask ", "run"),
+    Rule(r"python -m videollm\.push .*--dry-run$", "run"),
     Rule(r"python -m videollm\.infer ", "run", SHORT),
     Rule(r"python -m all_benchmark_eval\.(score|compare|check|report|moving_shapes\.task) ", "run"),
     Rule(r"python -m all_benchmark_eval\.evaluate MODEL ", "run", f" --skip-meteor{CPU}", ONE_GPU),

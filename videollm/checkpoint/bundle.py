@@ -15,13 +15,12 @@ from videollm.batches.prompt import PromptEncoder, VisualTokens
 from videollm.batches.reader import VisualReader
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import write_adapters
+from videollm.checkpoint.hub import QUESTION_TOKENIZER
 from videollm.common.config import build
 from videollm.model.tying import stored
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
-
-QUESTION_TOKENIZER = "question_tokenizer"
 
 
 @dataclass
@@ -73,13 +72,13 @@ class Bundle:
         self.save_tokenizers(folder)
 
     def save_adapters(self, folder: str | Path, base: str | Path) -> list[str]:
-        """Write only what differs from the checkpoint folder ``base``: adapters, head, other trained weights.
+        """Write only what differs from the checkpoint ``base`` (folder or hub name): adapters, head, further weights.
 
         ``load`` takes the folder as long as ``base`` stays where it is. Returns the names of the tensors.
         """
         names = write_adapters(self.model.state_dict(), Path(folder), base, self.config.text_config)
         config = copy.deepcopy(self.config)
-        config.base = str(Path(base).resolve())
+        config.base = str(Path(base).resolve() if Path(base).is_dir() else base)
         config.save_pretrained(folder)
         self.save_tokenizers(folder)
         return names

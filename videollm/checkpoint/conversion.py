@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER
+from videollm.checkpoint.hub import local
 from videollm.checkpoint.load import some
-from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, fetch, read_json, write_tensors
+from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, read_json, write_tensors
 from videollm.common.files import new_folder
 from videollm.heads import head_class
 from videollm.model.tying import EMBEDDINGS, OUTPUT, stored
@@ -107,7 +108,7 @@ def convert(args: argparse.Namespace, converters: list[Converter]) -> None:
         CheckpointError: nobody knows it, or what the converter refuses; nothing is left then.
     """
     target = Path(args.target)
-    source = fetch(args.source)
+    source = local(args.source)
     if len(converters) > 1:
         fields = read_json(source / "config.json")
         if args.back and (head := (fields.get("head") or {}).get("name")):

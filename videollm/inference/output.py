@@ -17,6 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from videollm.checkpoint import local
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
 from videollm.common.files import an_object, json_lines, json_text, write_text
@@ -38,9 +39,9 @@ def model_content(folder: str | Path) -> str:
 
     Where the folder holds adapters only, of the checkpoint they belong to, too.
     """
-    digest, folder = hashlib.sha256(), Path(folder)
+    digest, folder = hashlib.sha256(), local(folder)
     base = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("base")
-    for root in (folder, Path(base)) if base else (folder,):
+    for root in (folder, local(base)) if base else (folder,):
         found = {path for pattern in READ_BY_LOAD for path in root.glob(pattern)}
         for path in sorted(path for path in found if path.name not in NOT_READ):
             with open(path, "rb") as stream:

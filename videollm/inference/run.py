@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     """Load, answer this rank's share, merge, and prove that every question has its line."""
     with one_fate():
         device = usable_device(args.device)
-        options = read_options(args.overrides, read_config(Path(args.model)), device, args.precision)
+        options = read_options(args.overrides, read_config(args.model), device, args.precision)
         records = load_records(args.annotations, raw_spans=options.raw_spans)
         units = plan(records, options.generate, args.batch_size)  # says bad options of a record before loading
         bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])

@@ -53,7 +53,7 @@ def open_session(
     import torch
 
     where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    options = options_of(given or {}, read_config(Path(model)), where, precision)
+    options = options_of(given or {}, read_config(model), where, precision)
     bundle = load(model, head=options.head, dtype=PRECISIONS[options.precision])
     bundle.model.to(where)
     return Session(bundle, given)

@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from videollm.batches.collate import MOST_ASKED
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint import Bundle, load, load_tokenizer, read_config, read_tokenizer
+from videollm.checkpoint import Bundle, load, load_tokenizer, local, read_config, read_tokenizer
 from videollm.common.config import ConfigError, build, merge, need, read_yaml, to_dict, unusable
+from videollm.common.files import maybe_on_hub
 from videollm.common.spread import Spread, fill, misfits
 from videollm.heads import head_class
 from videollm.heads.presets import lay_preset
@@ -46,8 +47,9 @@ def read_settings(values: dict) -> Settings:
     """
     plain = build(Settings, {key: value for key, value in values.items() if key != "compatibility"}).model
     head, vision, folder, kept = plain.head.get("name"), plain.vision, plain.checkpoint, {}
-    if folder and ((Path(folder) / "config.json").is_file() or "compatibility" in values):
-        config = read_config(Path(folder))  # where it is not needed, ``assemble`` says what is missing
+    there = bool(folder) and ((Path(folder) / "config.json").is_file() or maybe_on_hub(folder))
+    if there or (folder and "compatibility" in values):
+        config = read_config(folder)  # where it is not needed, ``assemble`` says what is missing
         head, vision, kept = head or config.head.get("name"), config.vision, kept_generate(config)
     return build(
         Settings, merge({"generate": kept} if kept else {}, lay_preset(values, head, published_sampler(vision)))
@@ -131,7 +133,7 @@ def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
     for name, value in vars(given).items():
         if value and name not in BESIDE_CHECKPOINT:
             raise ConfigError(f"model.{name}: cannot be changed for model.checkpoint; leave it out")
-    config = read_config(Path(given.checkpoint))
+    config = read_config(given.checkpoint)
     own = config.head.get("name")
     if given.head.get("name", own) != own:
         raise ConfigError(
@@ -187,7 +189,7 @@ def planned_encoder(model: Path) -> tuple[PromptEncoder, int, bool]:
     if model.suffix in (".yaml", ".yml"):
         settings = read_settings(read_yaml(model))
         folder, config, raw_spans = settings.model.checkpoint, planned_config(settings), settings.data.raw_spans
-        tokenizer = read_tokenizer(Path(folder)) if folder else parts_config(settings)[1]
+        tokenizer = read_tokenizer(folder) if folder else parts_config(settings)[1]
     else:
         config, tokenizer = read_config(model), read_tokenizer(model)
     with torch.device("meta"):
@@ -242,10 +244,11 @@ def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
     """The language model's transformers config, with rows for all tokens."""
     fields = dict(given.language)
     if given.language_weights:
+        where = local(given.language_weights, weights=False, key="model.language_weights")
         try:
-            default = AutoConfig.from_pretrained(given.language_weights)
+            default = AutoConfig.from_pretrained(where)
             check_language_keys(default, fields)
-            text = AutoConfig.from_pretrained(given.language_weights, **fields)
+            text = AutoConfig.from_pretrained(where, **fields)
         except (OSError, ValueError, StrictDataclassError) as error:
             where = f"model.language_weights: no language model at {given.language_weights!r}"
             raise ConfigError(f"{where} ({str(error).splitlines()[0]})") from None
@@ -289,7 +292,7 @@ def load_parts(
     """Copy pretrained weights into the tower, the language model and single words."""
     language = model.language_model
     if given.language_weights:
-        language = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype="auto")
+        language = AutoModelForCausalLM.from_pretrained(local(given.language_weights), dtype="auto")
         check_tie(language, model.config.text_config, given.language_weights)
         for part in (language.get_input_embeddings(), language.get_output_embeddings()):
             part.to(torch.float32)  # in which new rows are made, whatever the weights were released in
@@ -346,7 +349,7 @@ def read_start(path: str, key: str) -> dict[str, Tensor]:
 
 def load_tower(model: VideoLLM, folder: str) -> None:
     """Copy a tower's weights from ``folder/model.safetensors``; ConfigError if they do not fit."""
-    path = Path(folder) / "model.safetensors"
+    path = local(folder, key="model.vision_weights") / "model.safetensors"
     given, own = read_start(str(path), "model.vision_weights"), model.vision_tower.state_dict()
     lacks = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
     need(not lacks, f"model.vision_weights: {path} lacks {', '.join(lacks[:5])}, or has them in another shape")
