@@ -174,7 +174,6 @@ def test_a_video_that_cannot_be_played_is_told(browser, folder):
     browser.execute_script("document.getElementById('player').src = 'nowhere.webm'")
     until(lambda: every(browser, "#unplayable"), "the message is shown")
     assert CLIP in texts(browser, "#unplayable")[0]
-    browser.get_log("browser")  # the browser's own line about it
 
 
 def test_of_many_answers_few_are_in_the_document(browser, folder):

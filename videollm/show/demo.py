@@ -105,26 +105,27 @@ class Demo:
         self.models, self.folder, self.examples, self.limits = models, folder, examples, limits
         self.uploads = Uploads()
 
-    def uploaded(self, video: str | None, request: gr.Request) -> tuple:
-        """A new clip: looked at, and kept for this page; one beyond the limits is deleted and told."""
+    def uploaded(self, video: str | None) -> tuple:
+        """A clip of the user's own: one beyond the limits is told, and taken out."""
         clip = inside(video)
-        self.uploads.keep(request.session_hash, clip)
         refused = self.limits.refused(clip) if clip else "The clip is no longer there; upload it again."
         if refused is None:
             return gr.skip(), None, ""
-        self.uploads.keep(request.session_hash, None)
         gr.Warning(refused)
         return None, None, ""
 
+    def changed(self, video: str | None, request: gr.Request) -> None:
+        """Another clip is in the player, or none: the one before is deleted."""
+        self.uploads.keep(request.session_hash, inside(video))
+
     def closed(self, request: gr.Request) -> None:
-        """The clip was taken out, or the page was closed."""
+        """The page was closed."""
         self.uploads.keep(request.session_hash, None)
 
-    def picked(self, label: str | None, request: gr.Request) -> tuple:
+    def picked(self, label: str | None) -> tuple:
         """An example: its clip and its question."""
         if label not in self.examples:
             return gr.skip(), gr.skip(), gr.skip()
-        self.uploads.keep(request.session_hash, None)
         record = self.examples[label]
         return str(self.folder / record.video), record.question, ""
 
@@ -177,7 +178,7 @@ class Demo:
             hidden = {"api_visibility": "private", "show_progress": "hidden"}
             label.input(self.picked, label, [video, question, shown], **hidden)
             video.upload(self.uploaded, video, [video, label, shown], **hidden)
-            video.clear(self.closed, None, None, **hidden)
+            video.change(self.changed, video, None, **hidden)
             page.unload(self.closed)
             # One question at a time for all pages; the others wait, and are told their place.
             asked = {"concurrency_limit": 1, "api_visibility": "private", "show_progress": "minimal"}
