@@ -141,9 +141,7 @@ def test_what_cannot_be_taken_is_said_and_not_kept(page, demo):
         page.get(demo.address)
         until(lambda: page.find_elements("css selector", "#clip input[type=file]"), "a clip can be uploaded")
     upload(page, demo.place / "large.webm")
-    until(
-        lambda: "exceed the maximum allowed size" in page.find_element("tag name", "body").text, "the upload is refused"
-    )
+    until(lambda: "exceed the maximum allowed size" in "".join(texts(page, ".toast-body")), "it is refused")
 
 
 def test_an_error_is_told_in_the_place_of_the_answer_without_a_path(page, demo):

@@ -137,7 +137,7 @@ def test_a_report_escapes_text_and_needs_no_other_file(tmp_path):
     page = Page((tmp_path / "made/report.html").read_text())
     assert not {"script", "i", "link"} & set(page.tags)
     assert len(page.sources) == 1 and page.sources[0].startswith("data:image/png;base64,")
-    for text in ("Report & more", "A < B", "<script>second</script>", "<i>", "0.250", 'a "picture"', "<i>a > b"):
+    for text in ("Report & more", "A < B", "<script>second</script>", "<i>", "0.25", 'a "picture"', "<i>a > b"):
         assert text in page.text.splitlines()
 
 
