@@ -76,8 +76,8 @@ def report_html(path: str | Path, title: str, sections: Sequence[Mapping]) -> No
     """Write one HTML file that needs no other file.
 
     A section is a dict with any of: ``heading``, ``text`` (blank lines part paragraphs), ``columns`` with ``rows``
-    (a table), ``image`` (path of a PNG, embedded), ``caption``, ``link`` (address and text), ``code``. Text is escaped.
-    Raises ValueError for an unknown key and for an image that is not there.
+    (a table), ``image`` (path of a PNG, embedded), ``caption``, ``links`` ([(address, text), ...]), ``code``. Text is
+    escaped. Raises ValueError for an unknown key and for an image that is not there.
     """
     body = "\n".join(_section(section) for section in sections)
     page = _PAGE.format(title=html.escape(title), body=body, style=_CSS)
@@ -107,7 +107,7 @@ def _row(row: Sequence, columns: Sequence[str]) -> list[str]:
 
 
 def _section(section: Mapping) -> str:
-    unknown = set(section) - {"heading", "text", "columns", "rows", "image", "caption", "link", "code"}
+    unknown = set(section) - {"heading", "text", "columns", "rows", "image", "caption", "links", "code"}
     where, parts = f"report section {section.get('heading')!r}", []
     need(not unknown, f"{where}: unknown key {', '.join(sorted(unknown))}", ValueError)
     if "heading" in section:
@@ -123,9 +123,8 @@ def _section(section: Mapping) -> str:
         parts.append(f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>')
     if "caption" in section:
         parts.append(f'<p class="caption">{html.escape(section["caption"])}</p>')
-    if "link" in section:
-        address, text = map(html.escape, section["link"])
-        parts.append(f'<p><a href="{address}">{text}</a></p>')
+    for address, text in section.get("links", ()):
+        parts.append(f'<p><a href="{html.escape(address)}">{html.escape(text)}</a></p>')
     if "code" in section:
         parts.append(f"<pre><code>{html.escape(section['code'])}</code></pre>")
     return "<section>\n" + "\n".join(parts) + "\n</section>"

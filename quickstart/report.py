@@ -158,7 +158,7 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     sections = [
         {"heading": "Scores", "columns": columns, "rows": rows, "text": EXPLANATION},
         {"heading": "Preferences", "columns": pair_columns, "rows": ranked, "text": PREFERENCES},
-        {"heading": "Answers on unseen clips", "image": out / "timelines.png", "caption": CHOICE, "link": VIEWER},
+        {"heading": "Answers on unseen clips", "image": out / "timelines.png", "caption": CHOICE, "links": [VIEWER]},
         {"heading": "Losses", "image": out / "losses.png"},
         {"heading": "Cost", "columns": ["step", "wall s", "CPU s"], "rows": steps},
         {"heading": "Run", "code": json.dumps(run, indent=1)},

@@ -53,6 +53,26 @@ def test_a_span_without_length_is_seen(tmp_path):
     assert columns_of(pixels(tmp_path / "point.png"), timeline.PALETTE[0]).size
 
 
+def test_spans_that_touch_are_parted(tmp_path):
+    touching = {"truth": {"truth": [[10.0, 20.0], [20.0, 30.0]]}, "predictions": {}}
+    timeline.timeline(tmp_path / "parted.png", **sample(**touching))
+    image = pixels(tmp_path / "parted.png")
+    green = (np.abs(image.astype(int) - [int(timeline.TRUTH[i : i + 2], 16) for i in (1, 3, 5)]) <= 2).all(-1)
+    row = green[green.any(1)][0]  # the upper edge of the bars, above what is written in them
+    bars = np.flatnonzero(np.diff(np.flatnonzero(row)) > 1)
+    assert len(bars) == 1
+
+
+def test_the_answer_is_printed_with_the_numbers_of_its_bars(tmp_path):
+    text = "a circle [1.0 s - 2.5 s] and a square [30.0 s - 40.0 s] ."
+    assert timeline.numbered(text) == "a circle (1) 1.0 – 2.5 s and a square (2) 30.0 – 40.0 s ."
+    for name, texts in (("without", {}), ("with", {"model": text}), ("long", {"model": text * 9})):
+        timeline.timeline(tmp_path / f"{name}.png", **sample(), texts=texts)
+    without, short, long = (pixels(tmp_path / f"{name}.png") for name in ("without", "with", "long"))
+    assert without.shape[0] < short.shape[0] < long.shape[0]
+    assert (short[without.shape[0] - 10 :] < 128).any()  # ink below where the other one ends
+
+
 def test_a_grid_has_a_cell_for_each_sample(tmp_path):
     samples = [sample(title="a $ sign, and a title that is much longer than any picture is wide " * 3)] * 3
     timeline.timeline_grid(tmp_path / "grid.png", samples)
