@@ -22,7 +22,7 @@ class Speaker:
     """Stands for a model: it says a word, waits until the test has seen it, and says when."""
 
     def __init__(self, start_s: float):
-        self.span, self.go, self.asked, self.at_once = [start_s, start_s + 3], threading.Event(), [], 0
+        self.span, self.go, self.asked = [start_s, start_s + 3], threading.Event(), []
         self.go.set()
 
     def stream(self, video: Path, question: str):
@@ -159,6 +159,29 @@ def test_a_clip_is_deleted_when_another_comes_or_the_page_is_left(page, demo):
     uploaded(page, demo.place / "own clip #1.webm")
     page.get("about:blank")
     until(lambda: "own clip #1.webm" not in clips(demo), "it is deleted")
+
+
+def test_one_question_is_answered_at_a_time(page, demo, speakers):
+    speakers["first"].go.clear()
+    before, first = len(speakers["first"].asked), page.current_window_handle
+    uploaded(page, demo.place / "own clip #1.webm")
+    ask(page, "the first ?")
+    until(lambda: len(speakers["first"].asked) == before + 1, "it is asked")
+    page.switch_to.new_window("tab")
+    try:
+        page.get(demo.address)
+        until(lambda: page.find_elements("css selector", "#clip input[type=file]"), "a clip can be uploaded")
+        uploaded(page, demo.place / "own clip #1.webm")
+        ask(page, "the second ?")
+        until(lambda: "queue: 1/1" in page.find_element("tag name", "body").text, "its place is told")
+        assert len(speakers["first"].asked) == before + 1
+        speakers["first"].go.set()
+        until(lambda: len(every(page, ".spoken .chip")) == 2, "both models have answered")
+    finally:
+        speakers["first"].go.set()
+        page.close()
+        page.switch_to.window(first)
+    until(lambda: len(every(page, ".spoken .chip")) == 2, "the first page has its answers too")
 
 
 def test_a_narrow_window_has_room_for_all(page, demo):

@@ -104,6 +104,7 @@ class Demo:
     def __init__(self, models: Mapping[str, "Session"], folder: Path, examples: Mapping[str, Record], limits: Limits):
         self.models, self.folder, self.examples, self.limits = models, folder, examples, limits
         self.uploads = Uploads()
+        self.page = self.blocks()
 
     def uploaded(self, video: str | None) -> tuple:
         """A clip of the user's own: one beyond the limits is told, and taken out."""
@@ -190,11 +191,9 @@ class Demo:
         style = f"<style>{(ASSETS / 'show.css').read_text(encoding='utf-8')}{STYLE}</style>"
         script = f"<script>{(ASSETS / 'show.js').read_text(encoding='utf-8')}</script>"
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from the net
-        page = self.blocks().queue(max_size=64)
-        _, address, _ = page.launch(
+        _, address, _ = self.page.queue(max_size=64).launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, footer_links=[],
             max_file_size=f"{self.limits.megabytes}mb", head=style + script, theme=gr.themes.Default(**fonts),
             allowed_paths=[str(self.folder / record.video) for record in self.examples.values()], ssr_mode=False,
         )  # fmt: skip
-        self.page = page
         return address
