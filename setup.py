@@ -73,8 +73,8 @@ setup(
         "torchcodec": ["torchcodec>=0.11"],
         "flash": ["flash-attn>=2.6"],
         "wandb": ["wandb>=0.18"],
-        "demo": ["gradio>=6.15"],
-        "browser": ["gradio>=6.15", "selenium>=4.20"],
+        "demo": ["gradio>=6.31,<7"],
+        "browser": ["gradio>=6.31,<7", "selenium>=4.45"],
         "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.13"],
     },
 )

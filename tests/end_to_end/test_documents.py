@@ -54,7 +54,7 @@ CPU = f" --device cpu{SHORT}"
 CHARADES = *ONE_GPU, ("VIDEOS", "CHARADES")
 CARD = (("checkpoints/distime_1b", "checkpoints/internvl2_5_1b"),)  # of released weights
 RULES = (
-    Rule(r"pip install (decord|torchcodec)$", "told", why="optional decoders, extras of setup.py"),
+    Rule(r"pip install (decord|torchcodec|-e '\.\[(demo|browser)\]')$", "told", why="extras of setup.py"),
     Rule(r"(GPUS=8 )?sh evaluate\.sh ", "told", why="of DisTime's repository"),
     Rule(r"bash scripts/train_inference_eval\.sh$", "told", why="as called in D2VLM's repository"),
     Rule(r"bash \.ci/run$", "told", why="makes an environment and runs these tests"),
@@ -88,7 +88,8 @@ RULES = (
     # answers and scores
     Rule(r"for seed in 0 1 2; do\n +python -m videollm\.infer", "run", swaps=(("=1.0 ", f"=1.0{SHORT} "),)),
     Rule(r"bash scripts/infer\.sh runs/(quickstart/d2vlm|NAME)/final ", "run"),
-    Rule(r"python -m videollm\.ask ", "run"),
+    Rule(r"python -m videollm\.(ask|view) ", "run"),
+    Rule(r"python -m videollm\.demo ", "parse", why="serves until it is ended"),
     Rule(r"python -m videollm\.push .*--dry-run$", "run"),
     Rule(r"python -m videollm\.infer ", "run", SHORT),
     Rule(r"python -m all_benchmark_eval\.(score|compare|check|report|moving_shapes\.task) ", "run"),

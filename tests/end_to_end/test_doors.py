@@ -37,6 +37,12 @@ BAD = {
         "--model {model} --video {none}.mp4 --question when",
         "--model {model} --video {videos}/clip0.mp4 --question when --output {nowhere}.png generate.max_new_tokens=1",
     ],
+    "videollm.view": [
+        "{none}.jsonl --videos {videos} --output {folder}/page",
+        "{lines} --videos {videos} --output {folder}/page",
+        "{none}.jsonl --videos {none} --output {folder}/page",
+    ],
+    "videollm.demo": ["--model {none}", "--model {model} --examples {none}", "--model {model} sampler=3"],
     "videollm.frames": [
         "build --annotations {lines} --videos {videos} --output {nowhere} --model {model}",
         "build --annotations {lines} --videos {videos} --output {folder}/store --config {none}.yaml",

@@ -60,6 +60,10 @@ def test_every_import_of_an_example_works(path):
             exec("\n".join(line for line in lines if re.match(r"(from|import) ", line)), {})
 
 
+def test_the_pictures_of_the_documents_are_small():
+    assert [p.name for p in (REPOSITORY / "docs").glob("*.png") if p.stat().st_size >= 300_000] == []
+
+
 # ---- what code, tests and configs cite -------------------------------------------------------------------------------
 
 CITING = {".py", ".md", ".yaml", ".sh", ".toml", ".jsonl"}

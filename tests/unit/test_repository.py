@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 MAX_LINES = 500
 EMPTY = "setup(install_requires=[{}], extras_require={{'dev': []}})\n"  # of a checkout that needs nothing
-CODE = {".py", ".sh", ".yaml", ".md", ".toml"}
+CODE = {".py", ".sh", ".yaml", ".md", ".toml", ".js", ".css", ".html"}
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:work|home|root|Users)/\w")
 
 
