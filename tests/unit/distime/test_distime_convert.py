@@ -381,7 +381,7 @@ def test_a_name_that_is_no_folder_and_cannot_be_fetched_is_one_line(tmp_path, ca
     assert main(["nobody/nothing", str(tmp_path / "x")]) == 2
     assert "nobody/nothing: no such folder, and it cannot be fetched from the hub" in capsys.readouterr().err
     assert main(["not a folder", str(tmp_path / "x")]) == 2
-    assert "neither a folder nor a hub name (owner/model)" in capsys.readouterr().err
+    assert "no hub name (owner/model) either" in capsys.readouterr().err
 
 
 def test_a_model_without_an_official_layout_is_refused(tmp_path):
