@@ -56,7 +56,7 @@ class Mix:
     def __post_init__(self):
         for name, weight in vars(self).items():
             if not 0 <= weight < float("inf"):
-                raise ConfigError(f"mix.{name}: {weight} is not a weight from 0")
+                raise ConfigError(f"mix.{name}: {weight}, but a weight must be at least 0")
 
 
 @dataclass
@@ -207,7 +207,7 @@ def read(args: argparse.Namespace, made: bool) -> list[Record]:
     records = load_records(args.annotations) if args.annotations else []
     if args.packed:
         if not args.tokenizer:
-            raise ConfigError("--packed: holds token ids; give the tokenizer they are of with --tokenizer FOLDER")
+            raise ConfigError("--packed: holds token ids; give their tokenizer with --tokenizer FOLDER")
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
         except (OSError, ValueError) as error:
@@ -244,7 +244,7 @@ def run(args: argparse.Namespace) -> None:
     values = override(read_yaml(args.config) if args.config else {}, args.overrides)
     options = build(PreferenceOptions, values)
     if args.output.suffix.lower() not in (".json", ".jsonl"):
-        raise ConfigError(f"--output: {args.output} has another ending than .json and .jsonl; choose one of them")
+        raise ConfigError(f"--output: {args.output} must end in .json or .jsonl")
     check_writable(args.output, "--output")
     records = read(args, made=options.per_record > 0 or bool(args.answers))
     own, unused = read_answers(args.answers, {record.id for record in records})

@@ -77,7 +77,7 @@ def predictions(args: argparse.Namespace, head: str, split: str, items: list[dic
 def table_rows(report: dict) -> tuple[list[str], list[list]]:
     """The score table: heads first, then what they are compared with."""
     recalls = ("R@1 0.3", "R@1 0.5", "R@1 0.7")
-    columns = ["", "mIoU", *recalls, "dense F1", "phrase F1", "choice acc.", "skill", "new kinds"]
+    columns = ["", "mIoU", *recalls, "dense F1", "phrase F1", "choice accuracy", "skill", "new kinds"]
 
     def row(name: str, scores: dict, kinds: dict | None = None) -> list:
         recalls = [scores.get("R@1", {}).get(t) for t in ("0.3", "0.5", "0.7")]

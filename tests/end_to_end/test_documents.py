@@ -235,6 +235,40 @@ def test_a_table_of_moments_becomes_a_fine_tuned_model_that_answers(shell, tmp_p
     assert (folder / "timeline.png").stat().st_size > 1000 and (folder / "answers.jsonl").read_text().count("\n") == 1
 
 
+# What a newcomer wants first: the page for it, and the commands there that do it, in order. Nothing else is needed.
+TASKS = {
+    "see it work": ("docs/quickstart.md", ["bash scripts/quickstart.sh"]),
+    "ask a question about a video": ("docs/quickstart.md", ["python -m videollm.ask"]),
+    "answer a file of questions, and score them": (
+        "docs/quickstart.md", ["bash scripts/infer.sh", "python -m all_benchmark_eval.moving_shapes.task"],
+    ),
+    "fine-tune on my videos": (
+        "docs/finetune.md",
+        ["python -m videollm.data", "python -m videollm.convert", "GPUS=8 bash scripts/", "python -m videollm.ask"],
+    ),
+    "use another group's training set": ("docs/data.md", ["python -m videollm.data import"]),
+    "know the memory that a run needs": ("docs/memory.md", ["python -m videollm.memory"]),
+    "score somebody else's answers": ("docs/evaluation.md", ["python -m all_benchmark_eval.score"]),
+    "compare two models": (
+        "docs/evaluation.md", ["python -m all_benchmark_eval.score", "python -m all_benchmark_eval.compare"],
+    ),
+    "run a benchmark with a model": ("docs/evaluation.md", ["python -m all_benchmark_eval.evaluate"]),
+    "learn from the model's own mistakes": (
+        "docs/fpo.md", ["python -m d2vlm.preference", "bash scripts/d2vlm/train_fpo.sh"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_newcomers_task_is_done_by_the_commands_of_a_page_that_the_index_links(task):
+    page, wanted = TASKS[task]
+    assert f"({Path(page).name}" in (REPOSITORY / "docs/index.md").read_text(encoding="utf-8")
+    shown = iter(command for command in commands(REPOSITORY, REPOSITORY / page))
+    for prefix in wanted:
+        found = next((command for command in shown if command.text.startswith(prefix)), None)
+        assert found and rule_of(found).how != "told", f"{page} does not show {prefix!r} where it is wanted"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_every_command_is_covered_by_a_rule(path):
     assert not [str(command) for command in commands(REPOSITORY, path) if rule_of(command) is None]

@@ -76,7 +76,8 @@ def rows(page: str, heading: str) -> list[tuple[str, str]]:
 def test_the_options_of_an_objective_are_listed_with_their_defaults(page, options):
     listed = {}
     for names, default in rows(page, "## Options"):
-        listed |= dict.fromkeys(re.findall(r"`(\w+)`", names), default.strip("`"))
+        named, values = re.findall(r"`(\w+)`", names), re.findall(r"`(.+?)`", default) or [""]
+        listed |= dict(zip(named, values if len(values) > 1 else values * len(named), strict=True))
     listed.pop("name")
     defaults = {f.name: getattr(options(), f.name) for f in dataclasses.fields(options)}
     assert listed.keys() == defaults.keys()
