@@ -45,7 +45,7 @@ class Decoding:
     frames: FrameBatch | None = None  # of R rows
     length: int = 0  # the most tokens that a row has, as far as the host knows
     query: Tensor | None = None  # [R, D], the state that predicted the last token
-    found: Prediction | None = None  # [R, T + 1, ...]: of span tokens; others may be 0, or as if they were one
+    found: Prediction | None = None  # [R, T + 1, ...]: of span tokens, and of others as if they were, or 0
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     draw: Draw | None = None  # samples words
     draws_spans: bool = False  # else the head's best ones are taken
@@ -96,8 +96,9 @@ class Decoding:
             self.note(scores.log_softmax(-1), new, query, place)
         embeds = embedding(new)
         picked = one_of(new, self.span_ids)
-        # To look whether any token is a span token costs nothing on a CPU; elsewhere it would wait for the device.
-        if len(self.span_ids) and (new.device.type != "cpu" or together() or picked.any()):
+        # To draw costs more than to look whether there is a span token, but on a GPU a look waits for the device.
+        looks = self.draws_spans and new.device.type == "cpu" and not together()
+        if len(self.span_ids) and not (looks and not picked.any()):
             prediction = self.span(query)
             spans = self.head.embed_predicted(embeds, prediction, self.row, self.frames)
             embeds = torch.where(picked[:, None], spans.to(embeds.dtype), embeds)
