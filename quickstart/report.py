@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from rich.table import Column, Table
 
@@ -55,9 +56,9 @@ def score_all(args: argparse.Namespace) -> dict:
     return report
 
 
-def predictions(args: argparse.Namespace, head: str, split: str, items: list[dict]) -> list[dict]:
-    """A head's predictions for one split."""
-    answers = read_answers(args.output / head / f"{split}.jsonl")
+def predictions(args: argparse.Namespace, head: str, file: str, items: list[dict]) -> list[dict]:
+    """A head's predictions for ``items``, of which the answers file ``file`` may hold more."""
+    answers = read_answers(args.output / head / f"{file}.jsonl")
     return [task.to_prediction(item, answers.get(item["id"])) for item in items]
 
 
@@ -102,11 +103,11 @@ def draw(args: argparse.Namespace, report: dict) -> None:
     timeline_grid(out / "timelines.png", timelines(args))
 
 
-def timelines(args: argparse.Namespace) -> list[dict]:
-    """One grounding question of each of the first dozen test clips, every head's answer beside the truth."""
+def timelines(args: argparse.Namespace, heads: Sequence[str] = HEADS, answers: str = "test") -> list[dict]:
+    """One grounding question of each of the first dozen test clips, the heads' answers beside the truth."""
     items = [i for i in task.load(args.output / "data/test.jsonl") if i["task"] == "grounding"]
     first = list({i["video"]: i for i in items}.values())[:SHOWN]
-    by_head = {h: {p["id"]: p for p in predictions(args, h, "test", items)} for h in HEADS}
+    by_head = {h: {p["id"]: p for p in predictions(args, h, answers, items)} for h in heads}
     resize = Preprocess(kind="plain", size=64).while_decoding()
     sampler = Sampler(rule="segments", num_frames=12)
     frames = [read_video(args.output / "data/videos" / i["video"], sampler, resize=resize) for i in first]
@@ -116,7 +117,7 @@ def timelines(args: argparse.Namespace) -> list[dict]:
             "frame_times_s": seen.times_s.tolist(),
             "duration_s": item["duration"],
             "truth": {"truth": [item["tgt"][:2]]},
-            "predictions": {h: by_head[h][item["id"]]["spans"][:1] for h in HEADS},
+            "predictions": {h: by_head[h][item["id"]]["spans"][:1] for h in heads},
             "title": item["conversations"][0]["value"].replace("<video>", "").strip(),
         }
         for item, seen in zip(first, frames, strict=True)
