@@ -104,16 +104,8 @@ def test_all_stages_run_and_go_on_where_they_ended(packages, tmp_path, monkeypat
     language(out / "language")
     counts = [f"--{split}={count}" for split, count in COUNTS.items()]
     small = ["--size", "32", "--views", "2", "--align-steps", "3", "--steps", "2", *counts]
-    words = [
-        "--output",
-        str(out),
-        "--packages",
-        str(packages),
-        "--language",
-        *small,
-        "train.batch_size=2",
-        "generate.max_new_tokens=8",
-    ]
+    few = ["train.batch_size=2", "generate.max_new_tokens=8"]
+    words = ["--output", str(out), "--packages", str(packages), "--language", *small, *few]
     assert realweights.main(words) == 0
     told = capsys.readouterr().out
     assert "CPU-minutes before training" in told and told.index("CPU-minutes") < told.index("clips,")
