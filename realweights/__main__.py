@@ -19,7 +19,7 @@ from quickstart.pictures import score_table
 from quickstart.report import predictions, timelines
 from quickstart.stages import CONSOLE, run_stages
 from realweights.clips import DEFAULT_COUNTS
-from realweights.stages import ASKED, HEADS, answer_stage, done, estimate, prepare_stages, train_stage
+from realweights.stages import ASKED, HEADS, answer_stage, estimate, prepare_stages, train_stage
 from videollm.common.code import code
 from videollm.common.command import ended, whole
 from videollm.common.config import override, read_yaml
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     run_stages(ran, 1)
     slots = 1 if args.processes > 1 or torch.cuda.is_available() else max(1, (os.cpu_count() or 2) // 2)
     for group in (
-        [train_stage(args, head) for head in args.heads if not done(args.output / head)],
+        [train_stage(args, head) for head in args.heads],
         [answer_stage(args, head) for head in args.heads],
     ):
         run_stages(group, slots)

@@ -109,8 +109,8 @@ def accuracy(near: Tensor, labels: Tensor, rivals: Tensor, seed: int) -> float:
     return beaten.all(-1).float().mean().item()
 
 
-def align(packages: Path, language: Path, output: Path, *, size: int, views: int, steps: int, seed: int) -> dict:
-    """Make the tower folder ``output`` and return the report. Raises ConfigError where a file is missing."""
+def align(packages: Path, language: Path, output: Path, *, size: int, views: int, steps: int, seed: int) -> None:
+    """Make the tower folder ``output``; its report is written last. Raises ConfigError where a file is missing."""
     weights = sorted((packages / "tower").rglob("*.pth"))
     need(weights, f"no .pth file in {packages / 'tower'}; run bash scripts/realweights.sh, which fetches it")
     state = {re.sub(r"(^|\.)_", r"\1", k): v for k, v in torch.load(weights[0], weights_only=True).items()}
@@ -142,10 +142,10 @@ def align(packages: Path, language: Path, output: Path, *, size: int, views: int
         tower.project.bias -= tower.project.weight @ mean
     tower.save_pretrained(output)
     counts = {"things": len(things), "unseen_things": int(unseen.sum()), "frames": len(x)}
-    report = {"accuracy": told, "rivals": RIVALS, "size": size, "seed": seed, **counts}
+    report = {"accuracy": told, "rivals": RIVALS, **counts}
+    report |= {"size": size, "views": views, "steps": steps, "seed": seed}
     report["cpu_s"] = round(time.process_time() - start, 1)
     write_text(output / "report.json", json.dumps(report, indent=1) + "\n")
-    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,10 +162,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # the same numbers on every machine of a kind
 
     def run() -> None:
-        sizes = {"size": args.size, "views": args.views, "steps": args.steps, "seed": args.seed}
-        if not (args.output / "report.json").is_file():
-            align(args.packages, args.language, args.output, **sizes)
-        print((args.output / "report.json").read_text(encoding="utf-8"))
+        made = {"size": args.size, "views": args.views, "steps": args.steps, "seed": args.seed}
+        file = args.output / "report.json"
+        if not file.is_file():
+            align(args.packages, args.language, args.output, **made)
+        report = json.loads(file.read_text(encoding="utf-8"))
+        same = all(report[key] == value for key, value in made.items())
+        need(same, f"{file}: describes another tower than {made}; use another folder")
+        print(json.dumps(report))
 
     return ended(run)
 

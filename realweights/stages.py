@@ -5,7 +5,6 @@ resumes from its last checkpoint, and answers that are there are not asked for a
 """
 
 import argparse
-from pathlib import Path
 
 from quickstart.stages import Stage, command
 from realweights.clips import SPLITS
@@ -83,8 +82,3 @@ def estimate(args: argparse.Namespace, steps: int, batch: int) -> str:
     before = clips * CLIP_S + (32 * clips + 840 * args.views) * FRAME_S
     each = steps * batch * ITEM_S
     return f"about {before / 60:.0f} CPU-minutes before training, {each / 60:.0f} for each head and seed"
-
-
-def done(folder: Path) -> bool:
-    """Whether a head's training has ended."""
-    return (folder / "final/config.json").is_file()
