@@ -19,6 +19,7 @@ from quickstart.pictures import score_table
 from quickstart.report import predictions, timelines
 from quickstart.stages import CONSOLE, run_stages
 from realweights.clips import DEFAULT_COUNTS
+from realweights.packages import fetch
 from realweights.stages import ASKED, HEADS, answer_stage, estimate, prepare_stages, train_stage
 from videollm.common.code import code
 from videollm.common.command import ended, whole
@@ -34,7 +35,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/realweights"))
     parser.add_argument("--configs", type=Path, default=Path("configs/realweights"))
     parser.add_argument("--packages", type=Path, help="packages laid out already (default: fetched into the output)")
-    parser.add_argument("--language", action="store_true", help="OUTPUT/language is there already: convert none")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--seed", type=whole(0), default=os.environ.get("SEED", "0"))
     processes = os.environ.get("GPUS") or str(max(1, torch.cuda.device_count()))
@@ -59,9 +59,12 @@ def run(args: argparse.Namespace) -> None:
     """Run all of it."""
     settings = read_settings(override(read_yaml(args.configs / f"{args.heads[0]}.yaml"), args.overrides))
     CONSOLE.print(estimate(args, args.steps or settings.train.steps, settings.train.batch_size), highlight=False)
+    if args.packages is None:
+        args.packages = args.output / "packages"
+        fetch(args.packages)
     ran = prepare_stages(args)
     run_stages(ran, 1)
-    slots = 1 if args.processes > 1 or torch.cuda.is_available() else max(1, (os.cpu_count() or 2) // 2)
+    slots = 1 if args.processes > 1 or torch.cuda.is_available() else os.cpu_count() or 1
     for group in (
         [train_stage(args, head) for head in args.heads],
         [answer_stage(args, head) for head in args.heads],

@@ -17,13 +17,10 @@ from videollm.common.files import write_text
 
 
 def convert(file: Path, output: Path) -> None:
-    """Write the model and tokenizer of a GGUF file to ``output``, unless they are there.
+    """Write the model and tokenizer of a GGUF file to ``output``, and behind them the empty file ``complete``.
 
     Raises ConfigError where the file cannot be read.
     """
-    if (output / "complete").is_file():
-        return
-    need(file.is_file(), f"no file {file}; run bash scripts/realweights.sh, which fetches it")
     import torch  # behind the reader's folder on the path, which transformers looks for when it is imported
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> None:
+        if (args.output / "complete").is_file():
+            return
         if args.reader:
             sys.path.insert(0, str(args.reader))
         files = sorted(args.gguf.glob("*.gguf"))

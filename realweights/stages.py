@@ -21,23 +21,18 @@ def known(module: str, *words: object, processes: int = 1) -> list[str]:
 
 
 def prepare_stages(args: argparse.Namespace) -> list[Stage]:
-    """The packages' weights and pictures, the language model, the clips and the tower, one after the other."""
-    out, packages, seed = args.output, args.packages or args.output / "packages", ("--seed", args.seed)
+    """The language model, the clips and the tower of the packages' weights and pictures, one after the other."""
+    out, packages, seed = args.output, args.packages, ("--seed", args.seed)
     language = ("--gguf", packages / "language", "--output", out / "language", "--reader", packages / "gguf")
     counts = [f"--{split}={getattr(args, split)}" for split in SPLITS]
     clips = ("--packages", packages, "--output", out / "data", *counts, *seed)
     sizes = ("--size", args.size, "--views", args.views, "--steps", args.align_steps)
     tower = ("--packages", packages, "--language", out / "language", "--output", out / "tower", *sizes, *seed)
     jobs = {
-        "fetch packages": ("realweights.packages", "--output", packages),
         "convert language model": ("realweights.language", *language),
         "make clips": ("realweights.clips", *clips),
         "align tower": ("realweights.align", *tower),
     }
-    if args.packages:  # laid out and checked by whoever names them
-        del jobs["fetch packages"]
-    if args.language:
-        del jobs["convert language model"]
     return [stage(args, name, command(*words)) for name, words in jobs.items()]
 
 

