@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, dropout, normalize
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
@@ -37,6 +37,7 @@ BATCH = 64  # frames through the network
 EMPTY = 1 / 6  # of the frames show no thing
 HELD_OUT = 0.1  # of the frames measure, the rest teach
 TEMPERATURE = 20.0  # on cosines
+DROPOUT = 0.5  # of features: without it what is learnt of trained things says less of others
 RIVALS = 2  # other things that a frame's name is measured against, as in a clip of three events
 
 
@@ -59,7 +60,7 @@ def draw(rng: np.random.Generator, thing: Thing | None, photos: Sequence[np.ndar
         hidden = (0.0, 1.0, rng.uniform(0.3, 0.6)) if rng.random() < OCCLUDED / 3 else None
         action = list(ACTIONS)[rng.integers(len(ACTIONS))]
         size, center = SIZE * rng.uniform(*THING_SHARE), tuple(rng.random(2))
-        paste(view, Event(thing, action, 0, 1, size, center, hidden), 0.9 * rng.random(), photo)
+        paste(view, Event(thing, action, 0, 1, size, center, hidden), 0.9 * rng.random())
     return view
 
 
@@ -85,14 +86,15 @@ def fit(project: nn.Linear, x: Tensor, labels: Tensor, vectors: Tensor, steps: i
 
     Label T is a frame without a thing, whose vector is learnt too.
     """
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)  # of batches; dropout follows torch's own
     nothing = nn.Parameter(0.02 * torch.randn(vectors.shape[1], generator=rng))
     optimizer = torch.optim.AdamW([*project.parameters(), nothing], lr=2e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.95 * step / steps)
     for _ in tqdm(range(steps), desc="aligning pictures with words", unit="step"):
         some = torch.randint(len(x), (256,), generator=rng)
         known = normalize(torch.cat([vectors, nothing[None]]), dim=-1)
-        loss = cross_entropy(TEMPERATURE * normalize(project(x[some]), dim=-1) @ known.T, labels[some])
+        near = normalize(project(dropout(x[some], DROPOUT)), dim=-1) @ known.T
+        loss = cross_entropy(TEMPERATURE * near, labels[some])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder of the tower")
     parser.add_argument("--size", type=whole(32), default=160, help="pixels a side at which the tower sees a frame")
     parser.add_argument("--views", type=whole(1), default=12, help="frames of every thing")
-    parser.add_argument("--steps", type=whole(1), default=600)
+    parser.add_argument("--steps", type=whole(1), default=300)
     parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # the same numbers on every machine of a kind

@@ -92,7 +92,7 @@ def make_clip(rng: np.random.Generator, things: Sequence[Thing], photos: int, un
     num_frames = int(low + (high - low) * rng.random() ** 2)  # long clips are rarer
     count = int(rng.choice(3, p=COUNT_CHANCES)) + 1
     first = [t for t in things if t.unseen] if unseen else [t for t in things if not t.unseen]
-    rest = [t for t in (things if unseen else first)]
+    rest = list(things) if unseen else first
     chosen = [first[rng.integers(len(first))]]
     chosen += [t for i in rng.permutation(len(rest)) if (t := rest[i]) is not chosen[0]][: count - 1]
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
@@ -126,13 +126,13 @@ def render(clip: Clip, photos: Sequence[np.ndarray]) -> np.ndarray:
         view = photo[top : top + SIZE, left : left + SIZE].copy()
         for event in clip.events:
             if event.start <= frame < event.end:
-                paste(view, event, (frame - event.start) / (event.end - event.start), photo)
+                paste(view, event, (frame - event.start) / (event.end - event.start))
         video[i] = (view + noise).clip(0, 255)
     return video
 
 
-def paste(view: np.ndarray, event: Event, share: float, photo: np.ndarray) -> None:
-    """Put an event's thing into ``view``, when ``share`` of its time is over."""
+def paste(view: np.ndarray, event: Event, share: float) -> None:
+    """Put an event's thing into ``view`` [SIZE, SIZE, 3], in place, when ``share`` of its time is over."""
     scale = {"grow": 0.55 + 0.45 * share, "shrink": 1 - 0.45 * share}.get(event.action, 1.0)
     picture = Image.fromarray(read_picture(event.thing))
     factor = scale * event.size / max(picture.size)
