@@ -66,7 +66,7 @@ def draw(rng: np.random.Generator, thing: Thing | None, photos: Sequence[np.ndar
 
 @torch.no_grad()
 def features(tower: LiteTower, packages: Path, views: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pooled features [N, 2 width] of ``views`` frames of every thing and of some without; which thing [N], or -1."""
+    """Pooled features [N, width] of ``views`` frames of every thing and of some without; which thing [N], or -1."""
     things, photos, rng = read_things(packages), read_photos(packages, 2 * SIZE), np.random.default_rng(seed)
     number = views * len(things)
     shown = np.r_[np.repeat(np.arange(len(things)), views), np.full(round(number * EMPTY), -1)]

@@ -6,7 +6,6 @@ what TensorFlow's does, padding included; the file of weights keeps the package'
 Whoever names ``model.vision.type: efficientnet_lite`` imports this module first (door.py). It knows no words.
 """
 
-import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -88,7 +87,7 @@ class LiteTower(PreTrainedModel):
                 channels = behind
         self.blocks = nn.ModuleList(blocks)
         self.conv_head, self.bn1 = Same(channels, config.width, 1), norm(config.width)
-        self.project = nn.Linear(2 * config.width, config.hidden_size)
+        self.project = nn.Linear(config.width, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)
         self.hidden_size = config.hidden_size
         self.post_init()
@@ -96,18 +95,13 @@ class LiteTower(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Torch's own initialisation."""
 
-    def maps(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, S, S] -> [N, width, S / 32, S / 32]: what the classifier of ImageNet averages."""
+    def pooled(self, pixel_values: Tensor) -> Tensor:
+        """[N, 3, S, S] -> [N, width]: what the classifier of ImageNet reads."""
         check_frames(pixel_values, 3, (self.config.image_size,) * 2)
         x = F.relu6(self.bn0(self.conv_stem(pixel_values)))
         for block in self.blocks:
             x = block(x)
-        return F.relu6(self.bn1(self.conv_head(x)))
-
-    def pooled(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, S, S] -> [N, 2 width]: the mean over the frame, and the most of each feature anywhere in it."""
-        maps = self.maps(pixel_values)
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+        return F.relu6(self.bn1(self.conv_head(x))).mean((2, 3))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, S, S] -> [N, 1, hidden_size]."""

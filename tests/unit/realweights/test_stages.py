@@ -11,6 +11,7 @@ from all_benchmark_eval.moving_shapes import task
 from realweights import align, clips, objects
 from realweights.objects import read_photos, read_things
 from tests.toy_packages import language, lay_out
+from videollm import train
 from videollm.common.config import ConfigError
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
@@ -125,6 +126,11 @@ def test_all_stages_run_and_go_on_where_they_ended(packages, tmp_path, monkeypat
     other = ("--packages", packages, "--language", out / "language", "--output", out / "tower")
     assert align.main([str(word) for word in other]) == 2
     assert "report.json: describes another tower" in capsys.readouterr().err
+    places = {"model.checkpoint": out / "evidence/final", "data.features": out / "features", "train.output": out / "rl"}
+    places |= {"data.train": f"[{out}/data/train.jsonl]", "data.videos": out / "data/videos", "data.validation": "[]"}
+    given = [f"{key}={value}" for key, value in places.items()]
+    config = ["--config", "configs/realweights/evidence_grpo.yaml", "train.steps=1", "train.batch_size=2"]
+    assert train.main([*config, *given, "generate.max_new_tokens=8", "train.objective.answers=2"]) == 0
 
 
 def test_what_cannot_be_fetched_is_one_line(tmp_path, monkeypatch, capsys):
