@@ -11,7 +11,7 @@ setup(
     packages=find_namespace_packages(
         include=[
             name + end
-            for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart")
+            for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart", "realweights")
             for end in ("", ".*")
         ]
     ),

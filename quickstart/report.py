@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,9 @@ def score_all(args: argparse.Namespace) -> dict:
     return report
 
 
-def predictions(args: argparse.Namespace, head: str, split: str, items: list[dict]) -> list[dict]:
-    """A head's predictions for one split."""
-    answers = read_answers(args.output / head / f"{split}.jsonl")
+def predictions(args: argparse.Namespace, head: str, file: str, items: list[dict]) -> list[dict]:
+    """A head's predictions for ``items``, of which the answers file ``file`` may hold more."""
+    answers = read_answers(args.output / head / f"{file}.jsonl")
     return [task.to_prediction(item, answers.get(item["id"])) for item in items]
 
 
@@ -122,13 +123,14 @@ def draw(args: argparse.Namespace, report: dict) -> None:
     write_page(out / "viewer", runs, Path(os.path.relpath(out / "data/videos")), asked)
 
 
-def timelines(args: argparse.Namespace) -> list[dict]:
-    """One question about each of the first test clips, every model's answer beside the truth."""
+def timelines(args: argparse.Namespace, rows: Mapping[str, str] = ROWS, split: str = "test") -> list[dict]:
+    """One question about each of the first test clips, the answer of every run of ``rows`` (its name in the picture)
+    beside the truth; below it the first run's text."""
     items = task.load(args.output / "data/test.jsonl")
     clips = dict.fromkeys(item["video"] for item in items)
     asked = {(item["video"], item["task"]): item for item in reversed(items)}  # the first of its kind
-    first = [asked[clip, kind] for clip, kind in zip(clips, SHOWN, strict=False)]
-    answers = {run: read_answers(args.output / run / "test.jsonl") for run in ROWS}
+    first = [asked[wanted] for wanted in zip(clips, SHOWN, strict=False) if wanted in asked]
+    answers = {run: read_answers(args.output / run / f"{split}.jsonl") for run in rows}
     resize = Preprocess(kind="plain", size=64).while_decoding()
     sampler = Sampler(rule="segments", num_frames=12)
     frames = [read_video(args.output / "data/videos" / i["video"], sampler, resize=resize) for i in first]
@@ -138,9 +140,9 @@ def timelines(args: argparse.Namespace) -> list[dict]:
             "frame_times_s": seen.times_s.tolist(),
             "duration_s": item["duration"],
             "truth": {"truth": np.reshape(item["tgt"], (-1, 2))},
-            "predictions": {name: answers[run][item["id"]].spans for run, name in ROWS.items()},
+            "predictions": {name: answers[run][item["id"]].spans for run, name in rows.items()},
             "title": item["conversations"][0]["value"].replace("<video>", "").strip(),
-            "texts": {"d2vlm": answers["d2vlm"][item["id"]].text},
+            "texts": {rows[run]: answers[run][item["id"]].text for run in list(rows)[:1]},
         }
         for item, seen in zip(first, frames, strict=True)
     ]

@@ -100,7 +100,7 @@ def test_the_oldest_versions_are_the_lowest_of_every_range(repository, needed):
 
 def test_every_package_is_installed(metadata):
     names = metadata.read_text("top_level.txt").split()
-    assert names == ["all_benchmark_eval", "d2vlm", "distime", "quickstart", "videollm"]
+    assert names == ["all_benchmark_eval", "d2vlm", "distime", "quickstart", "realweights", "videollm"]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
