@@ -119,7 +119,7 @@ def check_json(value: Any) -> None:
 
 
 def _too_deep() -> Bad:
-    return Bad(f"more than {DEEPEST} nested lists and objects", "line", "flatten them, or leave them out")
+    return Bad(f"more than {DEEPEST} lists and objects within each other", "line", "flatten them, or leave them out")
 
 
 def an_object(value: Any) -> dict:

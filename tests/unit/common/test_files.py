@@ -30,7 +30,7 @@ def test_rows_come_back_from_their_text_with_the_numbers_of_their_lines(tmp_path
         (b'{"a": 1}\n{"a" 2}\n', r"a\.jsonl:2: not JSON: Expecting ':' delimiter, column 6"),
         (b"[1]\n", r"a\.jsonl:1: expected an object, got list"),
         (b'{"a": "\xff"}\n', r"a\.jsonl:1: 'utf-8' codec can't decode"),
-        (b"[" * 100_000 + b"\n", r"a\.jsonl:1: more than 100 nested lists and objects"),
+        (b"[" * 100_000 + b"\n", r"a\.jsonl:1: more than 100 lists and objects within each other"),
         (b'{"a": [{"b\\ud83d": 1}]}\n', r"a\.jsonl:1: half a character, \\ud83d"),
         (b'{}\n{"a": "\\ude00\\ud83d"}\n', r"a\.jsonl:2: half a character, \\ude00"),
         (b'{"a": "\xed\xa0\xbd"}\n', r"a\.jsonl:1: 'utf-8' codec can't decode"),
