@@ -16,11 +16,12 @@ import torch
 
 from all_benchmark_eval.moving_shapes import task
 from quickstart.pictures import score_table
+from quickstart.progress import Progress
 from quickstart.report import predictions, timelines
 from quickstart.stages import CONSOLE, run_stages
 from realweights.clips import DEFAULT_COUNTS
 from realweights.packages import fetch
-from realweights.stages import ASKED, HEADS, answer_stage, estimate, prepare_stages, train_stage
+from realweights.stages import ASKED, HEADS, answer_stage, costs, prepare_stages, train_stage
 from videollm.common.code import code
 from videollm.common.command import ended, whole
 from videollm.common.config import override, read_yaml
@@ -58,19 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Run all of it."""
     settings = read_settings(override(read_yaml(args.configs / f"{args.heads[0]}.yaml"), args.overrides))
-    CONSOLE.print(estimate(args, args.steps or settings.train.steps, settings.train.batch_size), highlight=False)
     if args.packages is None:
         args.packages = args.output / "packages"
         fetch(args.packages)
-    ran = prepare_stages(args)
-    run_stages(ran, 1)
-    slots = 1 if args.processes > 1 or torch.cuda.is_available() else os.cpu_count() or 1
-    for group in (
+    groups = (
+        *([stage] for stage in prepare_stages(args)),
         [train_stage(args, head) for head in args.heads],
         [answer_stage(args, head) for head in args.heads],
-    ):
-        run_stages(group, slots)
-        ran += group
+    )
+    ran = [stage for group in groups for stage in group]
+    cost = costs(args, args.steps or settings.train.steps, settings.train.batch_size)
+    slots = 1 if args.processes > 1 or torch.cuda.is_available() else os.cpu_count() or 1
+    with Progress([stage.name for stage in ran], CONSOLE, cost) as progress:
+        before, each = sum(list(cost.values())[:3]) / 60, (cost["train"] + cost["answer"]) / 60
+        CONSOLE.print(f"about {before:.0f} CPU-minutes before training, {each:.0f} for each head", highlight=False)
+        for group in groups:
+            run_stages(group, slots, progress)
     report = score_all(args) | {"seed": args.seed, "commit": code()[0], "torch": torch.__version__}
     report["cpu_s"] = {stage.name: round(stage.cpu_s, 1) for stage in ran}
     write_text(args.output / "report.json", json.dumps(report, indent=1) + "\n")

@@ -11,8 +11,9 @@ from realweights.clips import SPLITS
 
 HEADS = ("evidence", "distime", "text")
 ASKED = ("test", "unseen", "wording")
-# CPU-seconds of one core, measured (docs/realweights.md): a clip, a frame in the tower, a training clip in one step.
-CLIP_S, FRAME_S, ITEM_S = 0.1, 0.02, 1.2
+# CPU-seconds of one core, measured (docs/realweights.md): a clip, a frame in the tower, a clip in training, an answer.
+CLIP_S, FRAME_S, ITEM_S, ANSWER_S = 0.1, 0.02, 1.2, 0.5
+FRAMES = 32  # of a clip, as in configs/realweights
 
 
 def known(module: str, *words: object, processes: int = 1) -> list[str]:
@@ -71,9 +72,15 @@ def answer_stage(args: argparse.Namespace, head: str) -> Stage:
     return stage(args, f"answer {head}", known("videollm.infer", *words, processes=args.processes))
 
 
-def estimate(args: argparse.Namespace, steps: int, batch: int) -> str:
-    """What the work will cost a core, in words."""
-    clips = sum(getattr(args, split) for split in SPLITS)
-    before = clips * CLIP_S + (32 * clips + 840 * args.views) * FRAME_S
-    each = steps * batch * ITEM_S
-    return f"about {before / 60:.0f} CPU-minutes before training, {each / 60:.0f} for each head and seed"
+def costs(args: argparse.Namespace, steps: int, batch: int) -> dict[str, float]:
+    """What each stage will cost a core, in seconds, by the beginning of its name."""
+    clips = {split: getattr(args, split) for split in SPLITS}
+    asked = sum(clips[split] for split in ASKED)
+    features = (clips["train"] + clips["val"]) * FRAMES * FRAME_S / len(args.heads)  # stored by whichever comes first
+    return {
+        "convert language model": 20,
+        "make clips": sum(clips.values()) * CLIP_S,
+        "align tower": 840 * args.views * FRAME_S + 15,
+        "train": features + steps * batch * ITEM_S,
+        "answer": asked * (FRAMES * FRAME_S + 4 * ANSWER_S),
+    }
