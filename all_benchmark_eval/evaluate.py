@@ -23,7 +23,7 @@ from all_benchmark_eval.benchmark import WORDINGS, Benchmark, BenchmarkError, ge
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.summary import Summary
 from videollm import infer
-from videollm.common.command import INTERRUPTED, USERS, ended, message, whole
+from videollm.common.command import INTERRUPTED, USERS, ended, message, quieten, whole
 from videollm.common.config import ConfigError, together
 from videollm.common.files import check_file, check_folder, check_model, check_writable, json_lines, json_text
 from videollm.inference.options import PRECISIONS, read_overrides
@@ -195,6 +195,7 @@ def prepare(args: argparse.Namespace) -> tuple[Run, Summary]:
     """Everything that can be said before the first question. Raises BenchmarkError, CheckpointError."""
     output = args.output or args.model / "evaluation"
     check(args, output)
+    quieten()
     passed = {f"--{name.replace('_', '-')}": getattr(args, name) for name in INFER_OPTIONS}
     options = [part for name, value in passed.items() if value is not None for part in (name, str(value))]
     wording = args.wording or wording_of(args.model)

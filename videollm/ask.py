@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import ended, usable_device
+from videollm.common.command import ended, quieten, usable_device
 from videollm.common.config import need, to_dict, together
 from videollm.common.files import check_model, check_writable
 from videollm.inference.options import PRECISIONS, check_question, check_video, read_options, read_overrides
@@ -49,6 +49,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Check what was given, load, ask, print, draw."""
     check(args)
+    quieten()
     from videollm.checkpoint import load, read_config
     from videollm.inference.question import AskOptions, ask, describe, draw, seen_of
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from videollm.common.command import ended, seconds, whole
+from videollm.common.command import ended, quieten, seconds, whole
 from videollm.common.config import together
 from videollm.common.files import check_file, check_folder, check_model, check_writable
 from videollm.inference.options import PRECISIONS, read_overrides
@@ -57,6 +57,7 @@ def check(args: argparse.Namespace) -> None:
 def begin(args: argparse.Namespace) -> None:
     """Check, and answer."""
     check(args)
+    quieten()
     from videollm.inference.run import run
 
     run(args)

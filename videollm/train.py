@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videollm.common.command import ended
+from videollm.common.command import ended, quieten
 from videollm.common.processes import lost_peer, this_rank
 from videollm.training.settings import check_values, read_values
 
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, before torch is loaded, and train; the exit status."""
     values = read_values(args.config, args.overrides)
     check_values(values, args.config)
+    quieten()
     import torch.distributed as dist
 
     from videollm.training.assemble import read_settings

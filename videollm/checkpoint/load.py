@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import has_adapters, read_adapters
@@ -102,6 +103,8 @@ def read_model(
         if found is not None:
             return found
         logger.warning("%s: its names are not those of the model; every rank reads it whole", folder)
+    said = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its table of keys; check_report tells them in a line
     try:
         return VideoLLM.from_pretrained(
             source, config=config, attn_implementation=attention, dtype=dtype, output_loading_info=True,
@@ -113,6 +116,8 @@ def read_model(
         raise CheckpointError(
             f"{folder}: cannot read the weights ({why}); copy them again from where they are whole"
         ) from None
+    finally:
+        transformers_logging.set_verbosity(said)
 
 
 def read_spread(

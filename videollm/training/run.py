@@ -7,6 +7,7 @@ validation) and ``final/`` (for ``videollm.infer``). Every part of it has a file
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -132,8 +133,10 @@ def training_arguments(settings: Settings) -> TrainingArguments:
     """The run as transformers' own arguments."""
     t = settings.train
     kinds = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
-    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    checkpointing = checkpointing if t.gradient_checkpointing else {}  # transformers renames it: no warning unasked
+    gpu = torch.cuda.is_available()
+    known = {field.name for field in fields(TrainingArguments)}
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in known)  # the new one, the old
+    checkpointing = {name: True, f"{name}_kwargs": {"use_reentrant": False}} if t.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=t.output,
         max_steps=t.steps or -1,
@@ -153,7 +156,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         data_seed=t.seed,
         logging_steps=min(t.log_every, t.steps or t.log_every),  # a short run logs its losses too
         logging_nan_inf_filter=False,
-        accelerator_config={"non_blocking": True},  # batches come in pinned memory where there is a GPU
+        accelerator_config={"non_blocking": gpu},  # batches come in pinned memory where there is a GPU
         save_strategy="steps" if t.save_every else "no",
         save_steps=t.save_every or 500,
         eval_strategy="steps" if t.validate_every else "no",
@@ -161,7 +164,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         report_to=t.report_to or "none",
         dataloader_num_workers=settings.data.workers,
         remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not gpu,
         ddp_find_unused_parameters=False,
         disable_tqdm=None,
         **checkpointing,
