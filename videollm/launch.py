@@ -119,6 +119,7 @@ def launch(plan: Plan, module: str, arguments: Sequence[str]) -> int:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, with a warning
     options = [*plan.arguments(), "--signals_to_handle", "SIGHUP,SIGQUIT"]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)

@@ -23,6 +23,7 @@ from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
 from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource, need
 from videollm.common.config import ConfigError, at_least, convert, unusable
 from videollm.common.files import A_MODEL
+from videollm.common.processes import this_rank
 from videollm.common.spread import Spread, fill, misfits, without_weights
 from videollm.heads import build_head, head_class
 from videollm.model.tying import settle, stored, tied
@@ -105,6 +106,8 @@ def read_model(
         logger.warning("%s: its names are not those of the model; every rank reads it whole", folder)
     said = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its table of keys; check_report tells them in a line
+    if this_rank() > 0:
+        transformers_logging.disable_progress_bar()
     try:
         return VideoLLM.from_pretrained(
             source, config=config, attn_implementation=attention, dtype=dtype, output_loading_info=True,

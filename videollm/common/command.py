@@ -10,6 +10,7 @@ import argparse
 import logging
 import math
 import os
+import signal
 import sys
 import time
 import warnings
@@ -39,6 +40,7 @@ def ended(run: Callable[[], int | None], go_on: str = "run the same command agai
     except USERS as error:
         return tell(error)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break the end
         if this_rank() == 0:
             print(f"\ninterrupted: to go on, {go_on}", file=sys.stderr, flush=True)
         return INTERRUPTED
@@ -52,7 +54,6 @@ def quieten() -> None:
     if this_rank() == 0:
         return
     warnings.simplefilter("ignore")
-    os.environ["TQDM_DISABLE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("videollm").setLevel(logging.ERROR)
     for own in ("videollm.training.validation", "videollm.video"):  # of a share of the data
