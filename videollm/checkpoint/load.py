@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
-from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource, need
+from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource, check_index, need
 from videollm.common.config import ConfigError, at_least, convert, unusable
 from videollm.common.files import A_MODEL
 from videollm.common.processes import this_rank
@@ -65,6 +65,8 @@ def load(
         raise CheckpointError(f"{folder}: no tokenizer (tokenizer.json); copy it from the run that made the checkpoint")
     if not has_adapters(folder) and not list(folder.glob("model*.safetensors")):
         raise CheckpointError(f"{folder}: no weights (model.safetensors); is the checkpoint complete?")
+    if not (folder / "model.safetensors").is_file():
+        check_index(folder)
     model, report = read_model(folder, config, attention, dtype or torch.float32, spread)
     if fresh_head and config.headless:
         start_head(folder, model, report)

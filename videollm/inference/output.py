@@ -62,10 +62,15 @@ def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
     How it is made stays as it was begun. ``absent`` says what an option means that the file does not name, since it
     was begun before there was such an option; one that there is no more is passed over.
 
+    One without any answer is begun anew, whatever made it: there is nothing to lose.
+
     Raises:
         ConfigError: it was made with other settings, or by something else.
     """
     path = beside(output, ".meta.json")
+    if path.is_file() and not any(not line.error for file in files_of(output) for line in read_lines(file)):
+        for file in (*files_of(output), path):
+            file.unlink(missing_ok=True)
     if not path.is_file():
         if output.is_file() and output.stat().st_size:
             raise ConfigError(
@@ -76,7 +81,10 @@ def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
         old = an_object(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); delete it with the output it belongs to") from None
-    if differ := [told for key in FIXED if (told := difference(key, old.get(key), meta[key], absent.get(key)))]:
+    models = f"{old.get('model')}, now {meta['model']}"
+    if old.get("model") == meta["model"]:
+        models = f"{meta['model']}, whose config, tokenizer or weights have changed"
+    if differ := [told for key in FIXED if (told := difference(key, old.get(key), meta[key], absent.get(key), models))]:
         raise ConfigError(
             f"{path}: the output was made with another {', another '.join(differ)}; give what it was made with, choose "
             "another --output or delete it"
@@ -85,10 +93,10 @@ def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
     return old | {key: value for key, value in meta.items() if key != "sources"} | begun
 
 
-def difference(key: str, old: Any, new: Any, absent: dict | None) -> str:
-    """What of the meta file's ``key`` is not as it was; empty where all is."""
+def difference(key: str, old: Any, new: Any, absent: dict | None, models: str) -> str:
+    """What of the meta file's ``key`` is not as it was; empty where all is. ``models``: of what model, and of which."""
     if absent is None or not isinstance(old, dict):
-        return "" if old == new else "model (config, tokenizer or weights)"
+        return "" if old == new else f"model ({models})"
     before = absent | old
     told = [f"{name}: {before[name]}, now {value}" for name, value in new.items() if before[name] != value]
     return f"{key} ({', '.join(told)})" if told else ""
@@ -115,6 +123,11 @@ def locked(output: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def files_of(output: Path) -> list[Path]:
+    """The output, and what ranks have left beside it."""
+    return [output, *sorted(output.parent.glob(f"{output.name}.part*"))]
+
+
 # ---- the lines ---------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +149,7 @@ def gather(output: Path, records: Sequence[Record]) -> dict[str, AnswerLine]:
     Raises:
         ConfigError: a damaged line, or one that answers another question than the record of its id asks.
     """
-    parts = sorted(output.parent.glob(f"{output.name}.part*"))
+    _, *parts = files_of(output)
     asked = {record.id: record for record in records}
     lines: dict[str, AnswerLine] = {}
     for path in (output, *parts):
