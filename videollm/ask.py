@@ -50,13 +50,15 @@ def run(args: argparse.Namespace) -> None:
     """Check what was given, load, ask, print, draw."""
     check(args)
     quieten()
+    from videollm.batches.unknown import warn_unknown
     from videollm.checkpoint import load, read_config
-    from videollm.inference.question import AskOptions, ask, describe, draw, seen_of
+    from videollm.inference.question import AskOptions, ask, describe, draw, make_record, seen_of
 
     device, config = usable_device(args.device), read_config(Path(args.model))
     options = read_options(args.overrides, config, device, args.precision)
     bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
     bundle.model.to(device)
+    warn_unknown([make_record(args.video, args.question)], bundle.tokenizer, "--question")
     how = AskOptions(options.generate, to_dict(options.sampler))
     if args.explain:
         print(seen_of(bundle, args.video, args.question, how), end="\n\n")

@@ -163,8 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not gpus and planned.node == 0:
-        print(f"{planned.processes} processes on the CPU: this machine shows no GPU", file=sys.stderr, flush=True)
+    if not gpus and planned.processes > 1:
+        print(f"starts {planned.processes} processes on the CPU: this machine shows no GPU", file=sys.stderr)
     return launch(planned, module, arguments)
 
 

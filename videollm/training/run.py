@@ -17,6 +17,7 @@ from transformers import TrainingArguments, set_seed
 
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader, open_store
+from videollm.batches.unknown import warn_unknown
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, need
 from videollm.common.files import check_folder
@@ -65,6 +66,7 @@ def train(settings: Settings) -> Path:
         left_out += left_long
     if this_rank() == 0:
         print_start(bundle, filters.counts(records, left_out))
+        warn_unknown(records, bundle.tokenizer, "data.train")
     arguments = training_arguments(settings)  # starts the process group
     objective.prepare(bundle, settings)
     bundle.model.objective = objective
