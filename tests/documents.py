@@ -6,11 +6,25 @@ Knows how a command is set in a document; nothing of what the commands do.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from videollm.common.declared import COMMANDS, declared
+
 SHELLS = ("bash", "sh", "console")
-STARTS = ("python3? -m ", "bash ", "sh ", "torchrun ", "deepspeed ", "srun ", "sbatch ", "pytest ", "pip ", "apt")
+STARTS = (
+    "python3? -m ",
+    "bash ",
+    "sh ",
+    "torchrun ",
+    "deepspeed ",
+    "srun ",
+    "sbatch ",
+    "pytest ",
+    "pip ",
+    "apt",
+    "videollm ",
+)
 TYPED = re.compile(rf"(?:\w+=\S+ )*(?:{'|'.join(STARTS)})")
 OPENS = re.compile(r"(for|while|if|case)\b")
 CLOSES = re.compile(r"(done|fi|esac)\b")
@@ -46,7 +60,20 @@ def commands(repository: Path, path: Path) -> list[Command]:
             found += [Command(name, start + at, typed) for at, typed in prose_commands(lines)]
         else:
             found += [Command(name, start + i, line.strip()) for i, line in enumerate(lines) if TYPED.match(line)]
+    found = [replace(command, text=as_modules(command.text)) for command in found]
     return sorted(found, key=lambda command: command.line)
+
+
+def as_modules(text: str) -> str:
+    """``videollm NAME`` as ``python -m MODULE``, which a clone has without an installation."""
+
+    def module(match: re.Match) -> str:
+        found = declared(COMMANDS).get(match[2])
+        return match[0] if found is None else match[1] + found.partition(":")[0].removesuffix(".__main__")
+
+    text = re.sub(r"(^|(?<=\s))videollm ", "python -m videollm ", text)
+    text = re.sub(r"(python -m )videollm (\w+)", module, text)
+    return re.sub(r"(python -m videollm\.launch )(\w+)(?= )", module, text)
 
 
 def blocks(text: str) -> Iterator[tuple[str | None, int, list[str]]]:

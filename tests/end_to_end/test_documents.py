@@ -49,6 +49,7 @@ SHORT = " generate.max_new_tokens=4"  # models that have learnt nothing never en
 CPU = f" --device cpu{SHORT}"
 CHARADES = *ONE_GPU, ("VIDEOS", "CHARADES")
 CARD = (("checkpoints/distime_1b", "checkpoints/internvl2_5_1b"),)  # of released weights
+CONVERTED = (("checkpoints/", "converted/"), (r"\b(SRC|LLM|runs/\S+)", "runs/NAME/final"))  # from what is there
 RULES = (
     Rule(r"pip install (decord|torchcodec)$", "told", why="optional decoders, extras of setup.py"),
     Rule(r"(GPUS=8 )?sh evaluate\.sh ", "told", why="of DisTime's repository"),
@@ -57,6 +58,9 @@ RULES = (
     Rule(r"pytest ", "told", why="runs tests; test_document_text sees that they are there"),
     Rule(r"python -m videollm\.launch$", "run", " videollm.data check --help"),
     Rule(r"python -m [\w.]+( check)?$", "help"),
+    Rule(r"python -m videollm --help$", "run"),
+    Rule(r"pip install -e \.", "told", why="tests/unit/test_commands.py reads what it would install"),
+    Rule(r"GPUS=8 python -m videollm\.launch videollm\.train ", "settings", swaps=ONE_GPU),
     Rule(r"(SEED=\d )?bash scripts/quickstart\.sh( --output \S+)?$", "slow", TINY),
     Rule(r"bash scripts/test\.sh --oldest$", "told", why="makes an environment and runs these tests"),
     Rule(r"bash scripts/test\.sh( --all)?$", "parse"),
@@ -78,7 +82,7 @@ RULES = (
     Rule(r"(CLEAN=\S+ )?bash scripts/d2vlm/prepare_data\.sh ", "run"),
     Rule(r"python -m d2vlm\.preference --packed ", "parse", why="made from files of the hub"),
     Rule(r"python -m d2vlm\.(preference|rank) ", "run"),
-    Rule(r"python -m (d2vlm|distime|videollm)\.convert ", "parse", why="released weights"),
+    Rule(r"python -m (d2vlm|distime|videollm)\.convert ", "parse", swaps=CONVERTED, why="released weights"),
     # answers and scores
     Rule(r"for seed in 0 1 2; do\n +python -m videollm\.infer", "run", swaps=(("=1.0 ", f"=1.0{SHORT} "),)),
     Rule(r"bash scripts/infer\.sh runs/(quickstart/d2vlm|NAME)/final ", "run"),

@@ -1,15 +1,17 @@
 """The command ``videollm``: its table, its help, and what it says of wrong words before anything heavy is loaded."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
 from tests.models import clip_lines, clips, make_bundle, write_config, write_lines
 from videollm.__main__ import ABSENT, main, overview
-from videollm.common.declared import COMMANDS, declared, file_of, sign
+from videollm.common.declared import COMMANDS, declared, file_of, of_clone, sign
 
 HEAVY = ("torch", "transformers")
 RUN = f"""
@@ -82,6 +84,50 @@ def test_the_help_of_a_command_is_its_own(name, capsys):
     except SystemExit as end:
         assert end.code == 0
     assert capsys.readouterr().out.startswith(f"usage: videollm {name}")
+
+
+def options_of(capsys, *words: str) -> list[str]:
+    """What ``videollm WORDS --help`` lists: options, and those of its own commands as ``command --option``."""
+    with contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    said = capsys.readouterr().out
+    found = [name for name in re.findall(r"^  (?:-\w, )?(--[\w-]+)", said, re.MULTILINE) if name != "--help"]
+    inner = re.findall(r"^  \{([\w,]+)\}$", said, re.MULTILINE)
+    return found + [f"{c} {o}" for names in inner for c in names.split(",") for o in options_of(capsys, *words, c)]
+
+
+def test_the_page_lists_commands_and_options_as_they_are(repository, capsys):
+    """After a change, put the table of the failure into the page."""
+    rows = ["| command | what it does | options |", "|---|---|---|"]
+    for name, value in declared(COMMANDS).items():
+        if line := sign(value.partition(":")[0]):
+            options = ", ".join(f"`{option}`" for option in options_of(capsys, name))
+            rows.append(f"| `videollm {name}` | {line} | {options} |")
+    page = (repository / "docs/commands.md").read_text(encoding="utf-8")
+    assert "\n".join(rows) == "\n".join(line for line in page.splitlines() if line.startswith("|"))
+
+
+def test_what_an_installation_declares_is_what_a_clone_has(repository):
+    """``setup.py`` itself, as pip runs it, against what is read of it."""
+    code = "import setuptools, json; setuptools.setup = lambda **given: print(json.dumps(given['entry_points'])); "
+    code += "exec(open('setup.py').read())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    if "No module named 'setuptools'" in done.stderr:
+        pytest.skip("no setuptools here")
+    groups = json.loads(done.stdout)
+    assert (
+        groups == of_clone(repository / "setup.py") and "videollm = videollm.__main__:main" in groups["console_scripts"]
+    )
+    commands = dict(line.split(" = ") for line in groups[COMMANDS])
+    assert commands.items() <= declared(COMMANDS).items()
+
+
+def test_a_plug_in_adds_a_command(monkeypatch):
+    extra = metadata.EntryPoint("sing", "opera.song:main", COMMANDS)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [extra])
+    declared.cache_clear()
+    assert declared(COMMANDS)["sing"] == "opera.song:main" and "train" in declared(COMMANDS)
+    declared.cache_clear()
 
 
 def test_a_command_that_is_declared_but_not_there_is_one_line(monkeypatch, capsys):
