@@ -145,7 +145,7 @@ def test_benchmarks_can_be_added_one_by_one_for_one_model_and_wording(model, dat
     assert run(model, data, "anet") == run(model, data, "charades") == 0
     assert set(results(model)) == {"anet", "charades"}
     assert run(model, data, "anet", wording="plain") == 2
-    assert "another model or wording" in capsys.readouterr().err
+    assert "results.json: wording was distime, now plain" in capsys.readouterr().err
 
 
 def test_a_failing_inference_is_the_benchmarks_failure(model, data, monkeypatch):
