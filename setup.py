@@ -15,6 +15,7 @@ setup(
             for end in ("", ".*")
         ]
     ),
+    package_data={"videollm.show": ["assets/*"], "quickstart": ["model/*", "model/clips/*"]},
     install_requires=[
         "torch>=2.10",
         "transformers>=5.18,<6",
@@ -72,6 +73,8 @@ setup(
         "torchcodec": ["torchcodec>=0.11"],
         "flash": ["flash-attn>=2.6"],
         "wandb": ["wandb>=0.18"],
+        "demo": ["gradio>=6.15"],
+        "browser": ["gradio>=6.15", "selenium>=4.20"],
         "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.13"],
     },
 )

@@ -119,7 +119,8 @@ class Setting:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-# As published (spec DISTIME 3, BENCHMARKS). DisTime's evaluation mostly puts no line break between video and question.
+# As published (published_systems.md#distime-frames). DisTime's evaluation mostly puts no line break between video and
+# question.
 DISTIME_FRAMES = {"rule": "segments", "num_frames": 16, "pick": "midpoint"}
 SETTINGS = {
     "distime": Setting(DISTIME_FRAMES),

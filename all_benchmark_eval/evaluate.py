@@ -202,6 +202,7 @@ def check(args: argparse.Namespace, output: Path) -> None:
 
 def prepare(args: argparse.Namespace) -> tuple[Run, Summary]:
     """Everything that can be said before the first question. Raises BenchmarkError, CheckpointError."""
+    need(args.output or args.model.is_dir(), f"--output: needed, as {args.model} is no folder to put results beside")
     output = args.output or args.model / "evaluation"
     check(args, output)
     quieten()

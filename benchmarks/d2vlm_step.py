@@ -1,7 +1,7 @@
 """What one encoding of video and question saves in a training step of D2VLM's language model: ratios, paired.
 
-Claims: the supervised step with one prefix against the two-pass form (the prefix first, then the whole sequence; spec
-D2VLM 3), with the same losses and gradients; the preference step with both answers behind one prefix against two
+Claims: the supervised step with one prefix against the two-pass form (the prefix first, then the whole
+sequence), with the same losses and gradients; the preference step with both answers behind one prefix against two
 sequences; SDPA against eager. 128 frames, 60 text tokens, frame tokens given, so no tower and no connector. All kinds
 take turns in one process, and a ratio is the median of the ratios of its rounds.
 

@@ -57,7 +57,8 @@ def bare(model: VideoLLM, batch: Batch, tokens: int) -> Tensor:
     logits, steps = model.get_output_embeddings()(states[rows, batch.last]), torch.zeros_like(rows)
     embeds = embeds[:, -1:]
     for _ in range(tokens - 1):
-        cache.advance(steps.add_(1))
+        cache.advance()
+        cache.go_to(steps.add_(1))
         out = model.decoder(
             inputs_embeds=embeds, attention_mask=cache.masks(model.windows, embeds.dtype),
             position_ids=position.add_(1), past_key_values=cache, use_cache=True,

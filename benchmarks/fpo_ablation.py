@@ -20,11 +20,14 @@ from all_benchmark_eval.moving_shapes import task
 from quickstart.stages import Stage, launcher, overrides, run_stages
 from videollm.common.command import ended
 
+FROZEN = ("connector", "language_model", "embeddings", "lm_head")  # by the config
+ALL_PARTS = [f"train.parts.{part}.train=true" for part in FROZEN]
 KINDS = {  # over the config's objective
-    "SFT": ["train.objective={name: supervised}"],
-    "text": ["train.objective.grounding_weight=0", "train.objective.text_weight=1"],
-    "grounding": ["train.objective.grounding_weight=1", "train.objective.text_weight=0"],
-    "both": ["train.objective.grounding_weight=1", "train.objective.text_weight=1"],
+    "SFT": ["train.objective={name: supervised}", *ALL_PARTS],
+    "text": ["train.objective.grounding_weight=0", "train.objective.text_weight=1", *ALL_PARTS],
+    "grounding": ["train.objective.grounding_weight=1", "train.objective.text_weight=0", *ALL_PARTS],
+    "both": ["train.objective.grounding_weight=1", "train.objective.text_weight=1", *ALL_PARTS],
+    "both, 1 to 0.2": ["train.objective.grounding_weight=1", "train.objective.text_weight=0.2", *ALL_PARTS],
     "config": [],
 }
 MEASURES = {  # module, annotations, end of the output's name, further options

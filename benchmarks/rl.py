@@ -15,7 +15,7 @@ from pathlib import Path
 
 from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
-from benchmarks.fpo_ablation import measure_stage, tell
+from benchmarks.fpo_ablation import ALL_PARTS, measure_stage, tell
 from quickstart.stages import Stage, launcher, run_stages
 from videollm.common.command import ended
 
@@ -28,11 +28,16 @@ KINDS = {  # what is laid over configs/tiny/HEAD_grpo.yaml
     AFTER_FPO: [],
     "4 answers": ["train.objective.answers=4"],
     "16 answers": ["train.objective.answers=16"],
-    "words too": ["train.objective.word_weight=1"],
     "tiou": ["train.objective.rewards={tiou: 1.0}"],
     "edges": ["train.objective.rewards={edges: 1.0}"],
     "captions": ["train.objective.rewards={captions: 1.0}"],
     "in spreads": ["train.objective.scale=true"],
+    "flat groups too": ["train.objective.skip_flat=false"],
+    "SFT, all parts": ["train.objective={name: supervised}", *ALL_PARTS],
+    "FPO, all parts": ["train.objective.text_weight=0.2", *ALL_PARTS],
+    "GRPO, all parts": ["train.lr=2e-4", *ALL_PARTS],
+    "captions, all parts": ["train.lr=2e-4", "train.objective.rewards={captions: 1.0}", *ALL_PARTS],
+    "divergence, all parts": ["train.lr=2e-4", "train.objective.kl=0.5", *ALL_PARTS],
 }
 TABLE = (BEFORE, "SFT", "FPO", "GRPO")
 METRICS = ("mIoU", "R@1 0.5", "R@1 0.7", "dense_F1", "dense_caption_F1", "mc_accuracy")
@@ -40,7 +45,7 @@ METRICS = ("mIoU", "R@1 0.5", "R@1 0.7", "dense_F1", "dense_caption_F1", "mc_acc
 
 def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, seed: int) -> Stage:
     """Train one kind from the model of ``folder``, or from that of its FPO run."""
-    preferences = kind == "FPO"
+    preferences = kind.startswith("FPO") and kind != AFTER_FPO
     start = run.with_name(run.name.replace(kind.replace(" ", "_"), "FPO")) if kind == AFTER_FPO else folder / args.head
     files = {
         "model.checkpoint": start / "final",

@@ -1,6 +1,6 @@
 """What scoring costs: every published prediction file through the command a user types, start of Python included.
 
-Needs the folder of the published predictions (``PAPER_DIR``, default ``../shared/paper``). Beside each time stand the
+Needs the folder of the published predictions (``PAPER_DIR``). Beside each time stand the
 seconds that the published script took on two shared cores, so the ratio is of different runs, not of a pair.
 
     python -m benchmarks.scoring --repeats 3
@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.rounds import command_line, run_alone
 from videollm.common.command import ended
 
-PAPER = Path(os.environ.get("PAPER_DIR", Path(__file__).resolve().parents[2] / "shared" / "paper"))
+PAPER = Path(os.environ.get("PAPER_DIR", "paper"))
 RUNS = {  # name -> (benchmark, predictions, annotations, options, target in seconds, seconds of the published script)
     "Charades-STA": ("charades", "preds/charades_1b.json.gz", "gt/charades_sta_test.json.gz", [], 1, "2.8-3.3"),
     "ActivityNet": ("anet", "preds/anet_mr_1b.json.gz", "gt/anet_val_2.json.gz", [], 1, "0.5-0.9"),
@@ -53,6 +53,8 @@ def main() -> None:
     parser = command_line(__doc__, repeats=3)
     parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS))
     args = parser.parse_args()
+    if not PAPER.is_dir():
+        parser.error(f"{PAPER} is no folder: set PAPER_DIR to the folder of the published predictions")
     table = Table(title="scoring a published prediction file (median)", title_justify="left")
     for name in ("", "wall s", "CPU s", "target s", "published script s"):
         table.add_column(name, justify="right" if name else "left")

@@ -35,7 +35,7 @@ from d2vlm.names import (
     text_config,
     tower_fields,
 )
-from videollm.checkpoint import CheckpointError, load_tokenizer, need, read_config, tensors
+from videollm.checkpoint import CheckpointError, load_tokenizer, local, need, read_config, tensors
 from videollm.checkpoint.conversion import Conversion, Converter
 from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, read_json
 from videollm.convert import main as command
@@ -149,7 +149,7 @@ def read_parts(language: Path, vision: Path, qformer: Path) -> Published:
     pixels = tower_fields({name: tuple(tensor.shape) for name, tensor in eva.items()})["image_size"]
     fields |= {"model_type": f"etchat_{kind}", "conv_type": TEMPLATE_OF[kind]}
     fields["vision_processor"] = f"clip_center_{pixels}"
-    # The published tower ends before the file's last block (D2VLM 1.1).
+    # The published tower ends before the file's last block.
     eva = set_aside(eva, [f"{TOWER}blocks.{count(eva, TOWER + 'blocks.') - 1}."])
     words = TensorSource(language)
     outlines = [{name: part[name].to("meta") for name in part} for part in (eva, bert)]
@@ -339,7 +339,7 @@ class D2VLM(Converter):
         both = bool(args.vision) == bool(args.qformer)
         need(both, "raw parts: give --vision and --qformer, and the language model as SRC")
         need(not (args.vision and args.base), "--base: raw parts have none; leave it out")
-        base = tensors.fetch(args.base) if args.base else None
+        base = local(args.base) if args.base else None
         raw = bool(args.vision)
         published = read_parts(folder, Path(args.vision), Path(args.qformer)) if raw else read_published(folder, base)
         own = next((f for f in (folder, base) if f and list(f.glob("tokenizer*"))), folder)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedTokenizerBase
 
-from d2vlm.runs import NEVER, best_run, frame_position, mean_over_run, ordered, run_seconds, run_weights
+from d2vlm.runs import NEVER, best_run, frame_position, mean_over_run, ordered, run_entropy, run_seconds, run_weights
 from videollm.common.config import ConfigError
 from videollm.heads import (
     HEADS,
+    Answer,
     FrameBatch,
     Prediction,
     Role,
@@ -66,7 +67,7 @@ class EvidenceOptions:
 
 @HEADS.register(name="d2vlm")
 class EvidenceHead(TemporalHead):
-    """Similarity of the query state with every frame's state (spec D2VLM §1.4-1.6, 3, 4.5, 5)."""
+    """Similarity of the query state with every frame's state (published_systems.md#d2vlm-evidence-head)."""
 
     Options = EvidenceOptions
     wording = "d2vlm"
@@ -96,8 +97,17 @@ class EvidenceHead(TemporalHead):
     # ---- wording -------------------------------------------------------------------------------------------------
 
     def compose(self, turns: Sequence[Turn], spans_s: Sequence[Sequence[float]], duration_s: float) -> list[Turn]:
-        """An answer with n marks becomes n ``<evi>``, ``</evi>``, and itself with an ``<evi>`` per mark (§2.2)."""
+        """An answer with n marks becomes n ``<evi>``, ``</evi>``, and itself with an ``<evi>`` per mark."""
         return [composed(turn) for turn in turns]
+
+    def read_so_far(
+        self, token_ids: list[int], prediction: Prediction | None, tokenizer: PreTrainedTokenizerBase, duration_s: float
+    ) -> Answer:
+        """As ``read``; what begins with ``<evi>`` has evidence alone up to ``</evi>``."""
+        answer = self.read(token_ids, prediction, tokenizer, duration_s)
+        if token_ids[:1] == [tokenizer.convert_tokens_to_ids(EVIDENCE)] and not self.answer_start(token_ids, tokenizer):
+            return Answer("", answer.raw_text, [], answer.spans)
+        return answer
 
     def answer_start(self, token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
         """Index after the last ``</evi>``; 0 if there is none."""
@@ -159,7 +169,7 @@ class EvidenceHead(TemporalHead):
         """alpha^-distance of every frame to the span, in frames. [N, F], float32.
 
         By default the span is ordered and inside the video; ``raw_targets`` leaves it as it is, so that a reversed
-        span has two separate peaks and one outside the video has none (spec D2VLM §3, §8 row 3).
+        span has two separate peaks and one outside the video has none (docs/d2vlm.md, surprise 3).
         """
         frame = torch.arange(frames.mask.shape[1], device=refs.seconds.device)  # [F]
         if rounded and not self.options.raw_targets:
@@ -181,7 +191,7 @@ class EvidenceHead(TemporalHead):
         return {"grounding": samples, "consistency": samples}
 
     def loss(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[str, Tensor]:
-        """Sums over samples of the mean BCE over rows and frames, and of the mean L1 within events (spec §3)."""
+        """Sums over samples of the mean BCE over rows and frames, and of the mean L1 within events."""
         # No early return for N = 0: ZeRO-2 fills its buffer in the order in which gradients come, on every rank.
         evidence = project(self.evi_head, queries)  # [N, D]
         mask = frames.mask[refs.owner]  # [N, F]
@@ -198,7 +208,7 @@ class EvidenceHead(TemporalHead):
     def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """Log-likelihood of the target y, summed over frames; 0 for question spans. [N].
 
-        Of a mixture y s + (1 - y)(1 - s) as published (spec D2VLM §4.5), whose best s for a soft y is 0 or 1; or of
+        Of a mixture y s + (1 - y)(1 - s) as published, whose best s for a soft y is 0 or 1; or of
         a Bernoulli variable, y log s + (1 - y) log(1 - s), whose best s is y.
         """
         logits, target = self.similarity(queries, refs.owner, frames), self.targets(refs, frames, rounded=False)
@@ -237,6 +247,12 @@ class EvidenceHead(TemporalHead):
         first, last = raw.long().unbind(-1)
         chosen = starts.gather(1, first[:, None]) + ends.gather(1, last[:, None])  # [N, 1]
         return (chosen.squeeze(-1) - begin.logsumexp(-1)).float()
+
+    def draw_entropy(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """Exactly, over all runs of frames. [N]."""
+        return run_entropy(self.similarity(queries, owner, frames), frames.mask[owner], temperature).float()
 
 
 # ---- wording ---------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class FPOOptions:
 
 @OBJECTIVES.register(name="d2vlm.fpo")
 class FPO(Objective):
-    """-log sigmoid(beta * (log p(chosen) - log p(rejected))) + the chosen answer's losses (spec D2VLM 4.5)."""
+    """-log sigmoid(beta * (log p(chosen) - log p(rejected))) + the chosen answer's losses (docs/fpo.md)."""
 
     Options = FPOOptions
     logged = (*FACTORS, "margin", "preference_accuracy")

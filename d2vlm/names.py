@@ -1,7 +1,7 @@
 """Names, shapes and settings of published E.T. Chat and D2VLM checkpoints -> ours, and back.
 
 In: a mapping official name -> tensor (lazy, or on the meta device) and the fields of an official config.json. Out: the
-same for one of our models. Tables: spec D2VLM 1, 7. It reads and writes no file; that is ``convert.py``.
+same for one of our models. It reads and writes no file; that is ``convert.py``.
 """
 
 from collections.abc import Mapping

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     check_writable(args.output, "--output")
     device, found = usable_device(args.device), {}
     for folder in args.model:
-        bundle = load(folder, dtype=PRECISIONS[own_precision(read_config(Path(folder)), device)])
+        bundle = load(folder, dtype=PRECISIONS[own_precision(read_config(folder), device)])
         bundle.model.to(device)
         names, rows, bad = compare(bundle, records, bundle.reader(args.videos), FPO(options), args.batch_size)
         if not names:

@@ -46,7 +46,7 @@ def mean_over_run(states: Tensor, run: Tensor, owner: Tensor, mask: Tensor) -> T
 
 
 def best_run(similarity: Tensor, mask: Tensor, keep_ratio: float) -> tuple[Tensor, Tensor]:
-    """The run of frames with the highest mean similarity, among frames of at least keep_ratio x the peak (spec §5).
+    """The run of frames with the highest mean similarity, among frames of at least keep_ratio x the peak.
 
     Equally good runs give one interval from the first one's start to the last one's end; a vector without a peak
     (NaN) gives the whole video with score 0.
@@ -75,7 +75,7 @@ def best_run(similarity: Tensor, mask: Tensor, keep_ratio: float) -> tuple[Tenso
     return torch.stack([first, last], -1), torch.where(found, best, 0).squeeze(-1)
 
 
-def run_weights(logits: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def run_weights(logits: Tensor, mask: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the log-weights of all runs of frames consist of: a run a..b weighs ``starts[a] + ends[b]``, a <= b.
 
     Cumulative sums, in float64: the sums of a long video are large, and their differences are what counts.
@@ -83,6 +83,7 @@ def run_weights(logits: Tensor, mask: Tensor, temperature: float) -> tuple[Tenso
     Args:
         logits: [N, F].
         mask: [N, F] bool, real frames; a row without any counts as one of a single frame.
+        temperature: divides the logits; a number, or one of each row [N, 1].
 
     Returns:
         ``starts`` and ``ends`` [N, F] float64, and the log of the summed weights of all runs that begin at a frame
@@ -95,6 +96,18 @@ def run_weights(logits: Tensor, mask: Tensor, temperature: float) -> tuple[Tenso
     starts, ends = scaled - total, total.masked_fill(~mask, NEVER)
     behind = ends.flip(-1).logcumsumexp(-1).flip(-1)  # [N, F], of all ends from this frame on
     return starts, ends, (starts + behind).masked_fill(~mask, NEVER)
+
+
+def run_entropy(logits: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Entropy of the distribution of all runs of frames, in nats. [N, F], [N, F] -> [N] float64.
+
+    The log of the summed weights less the mean log-weight, which is how fast that log grows with the weights' scale.
+    """
+    with torch.enable_grad():
+        scale = torch.ones(len(logits), 1, dtype=torch.float64, device=logits.device, requires_grad=True)
+        total = run_weights(logits.detach(), mask, temperature / scale)[2].logsumexp(-1)
+        (mean,) = torch.autograd.grad(total.sum(), scale)
+    return total.detach() - mean[:, 0]
 
 
 def run_seconds(run: Tensor, owner: Tensor, frames: FrameBatch, edges: str) -> Tensor:

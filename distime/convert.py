@@ -46,7 +46,7 @@ def from_official(folder: Path) -> Conversion:
         weights, outlines = merge_lora(weights, scale), merge_lora(outlines, scale)
         notes.append(f"merged the adapters of {len(adapters)} layers (W + {scale:g} B A)")
     weights, outlines = to_ours(weights, layout), dict(to_ours(outlines, layout))
-    if OUTPUT in outlines:  # the official code has two matrices, whatever its config says (spec §10)
+    if OUTPUT in outlines:  # the official code has two matrices, whatever its config says
         config.text_config.tie_word_embeddings = False
     tokenizer = read_official_tokenizer(folder)
     has_head = any(name.startswith("head.") for name in outlines)
@@ -67,7 +67,7 @@ def from_official(folder: Path) -> Conversion:
 
 
 def lora_scale(official: dict, ranks: set[int], where: Path) -> float:
-    """alpha / r of un-merged adapters: the official code has alpha = 2 r, and r in the config (spec §10)."""
+    """alpha / r of un-merged adapters: the official code has alpha = 2 r, and r in the config."""
     rank, found = official.get("use_llm_lora"), some(sorted(map(str, ranks)))
     remedy = "write the rank there, or give a merged checkpoint"
     need(rank, f"{where}: use_llm_lora is {rank}, but the weights hold adapters of rank {found}; {remedy}")
@@ -99,7 +99,7 @@ def vocabulary(
 def to_official_folder(folder: Path) -> Conversion:
     """One of our DisTime checkpoints in the official layout; InternLM2's projections are fused again.
 
-    A tied matrix is written twice: the official code has two, whatever its config says (spec §10).
+    A tied matrix is written twice: the official code has two, whatever its config says.
 
     Raises:
         CheckpointError: not one of ours, or one that has no official layout.

@@ -11,7 +11,7 @@ EPS = 1e-6
 
 
 def gaussian(peaks: Tensor, reg_max: int, sigma: float, bf16: bool = False) -> Tensor:
-    """Normalised gaussian over the bins 0..reg_max around each peak (spec DISTIME §5). [...] bins -> [..., K].
+    """Normalised gaussian over the bins 0..reg_max around each peak. [...] bins -> [..., K].
 
     ``bf16`` rounds after every operation, beginning with the peaks, as the published code does; the result is then
     bfloat16, else float32.
@@ -37,8 +37,8 @@ def dfl(logits: Tensor, target: Tensor) -> Tensor:
 def diou(pred: Tensor, target: Tensor, ordered: bool) -> Tensor:
     """1 - IoU + (distance of the centres / length of the common hull)^2. [N, 2] seconds each -> [N] float32.
 
-    ``ordered`` puts the smaller predicted end first; without it lengths are signed, as published (spec DISTIME §11
-    row 3). An end that is not a number counts as 0 s.
+    ``ordered`` puts the smaller predicted end first; without it lengths are signed, as published (docs/distime.md,
+    surprise 3). An end that is not a number counts as 0 s.
     """
     pred, target = (torch.where(ends.isnan(), 0.0, ends.float()) for ends in (pred, target))
     if ordered:

@@ -1,4 +1,4 @@
-"""The weights of DisTime and InternVL2.5 under their official names and under ours (spec DISTIME §10).
+"""The weights of DisTime and InternVL2.5 under their official names and under ours.
 
 In and out: mappings name -> tensor, lazy, both ways. Beside what all of InternVL has (videollm/checkpoint/internvl.py)
 stand the time head, and InternLM2, whose fused ``wqkv`` is stored group by group of query heads. It reads no file and

@@ -12,7 +12,7 @@ from videollm.model.videollm import VideoLLMConfig
 
 LANGUAGE = {"Qwen2ForCausalLM": "qwen2", "InternLM2ForCausalLM": "internlm2"}  # architecture -> Layout.llm
 NATIVE = {"qwen2": "qwen2", "internlm2": "llama"}  # Layout.llm -> transformers' model_type
-NUM_FRAMES = 16  # of the released scripts (spec §3); no config holds it
+NUM_FRAMES = 16  # of the released scripts; no config holds it
 HEAD = {"reg_max": ("dec_reg", 32), "sigma": ("enc_sigma", 1.0), "num_layers": ("layer_num", 3)}  # ours: theirs, usual
 
 
@@ -49,7 +49,7 @@ def our_layout(config: VideoLLMConfig) -> Layout:
 
 
 def our_config(official: dict, where: str) -> VideoLLMConfig:
-    """Our config, without token ids. ``time head`` options are the official ones, or the released models' (spec §6).
+    """Our config, without token ids. ``time head`` options are the official ones, or the released models'.
 
     Raises:
         CheckpointError: a field is missing, or has a value that our model has no place for.

@@ -78,7 +78,7 @@ class TimeMLP(nn.Module):
 
 @HEADS.register(name="distime")
 class TimeHead(TemporalHead):
-    """Time as a distribution over bins (spec DISTIME §3, 5, 7)."""
+    """Time as a distribution over bins (published_systems.md#distime-time-head)."""
 
     Options = TimeOptions
     wording = "distime"
@@ -142,7 +142,7 @@ class TimeHead(TemporalHead):
     def embed_predicted(
         self, token_embeds: Tensor, prediction: Prediction, owner: Tensor, frames: FrameBatch
     ) -> Tensor:
-        """Encoded ``prediction.raw``: the expected bins, neither ordered nor clipped (spec DISTIME §7)."""
+        """Encoded ``prediction.raw``: the expected bins, neither ordered nor clipped."""
         return self._encode(prediction.raw).to(token_embeds.dtype)
 
     def _encode(self, bins: Tensor) -> Tensor:
@@ -199,6 +199,14 @@ class TimeHead(TemporalHead):
         z = (raw.float() - self._expected(logits.softmax(-1)).float()) / width
         return (-z - 2 * softplus(-z) - math.log(width)).sum(-1)
 
+    def draw_entropy(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """Exactly, of both ends together; of times, of their density, in bins. [N]."""
+        if self.options.drawing == "bins":
+            return torch.special.entr((self._logits(queries) / temperature).softmax(-1)).sum((1, 2))
+        return torch.full_like(raw[:, 0], 2 * (2 + math.log(SPREAD * temperature)))  # logistic
+
     def _logits(self, queries: Tensor) -> Tensor:
         """Query states -> float32 logits of start and end. [N, D] -> [N, 2, K]."""
         return self.time_gen(queries).float().unflatten(-1, (2, -1))
@@ -221,7 +229,7 @@ class TimeHead(TemporalHead):
     def loss(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> dict[str, Tensor]:
         """DFL summed over ends (published: / R), and DIoU averaged within a sample, summed over samples.
 
-        Spans in questions count too, as published (spec DISTIME §5). Computed in float32.
+        Spans in questions count too, as published (published_systems.md#distime-losses). Computed in float32.
         """
         # No early return for N = 0: every rank runs the same operations, so gradients arrive in the same order.
         spans = (refs.role != Role.FRAME).float()  # [N]

@@ -14,7 +14,7 @@ from distime.time_head import FRAME_TIME, STAMP
 from videollm.checkpoint import CheckpointError, need
 from videollm.checkpoint.tensors import read_json
 
-TIME_TOKENS = (STAMP, FRAME_TIME)  # in the order in which they are added (spec §2)
+TIME_TOKENS = (STAMP, FRAME_TIME)  # in the order in which they are added, as published
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
 ROLES = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "</s>"}  # InternLM2's, where its config is silent
 BPE_KIND, CONTROL, USER_DEFINED = 2, 3, 4  # numbers of the sentencepiece format

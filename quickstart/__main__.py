@@ -18,6 +18,7 @@ import torch
 
 from quickstart import stages
 from quickstart.clips import DEFAULT_COUNTS
+from quickstart.progress import Progress
 from quickstart.report import SPLITS, draw, score_all, write_report
 from videollm.common.code import code
 from videollm.common.command import ended, whole
@@ -52,18 +53,19 @@ def run(args: argparse.Namespace) -> None:
     # One job a core where every job is one CPU process; on GPUs, or with several processes a job, one after the other.
     alone = args.processes > 1 or torch.cuda.is_available()
     slots = 1 if alone else len(stages.HEADS)
-    done = stages.prepare_stages(args)
-    stages.run_stages(done, 1)
     again = [stages.infer_stage(args, head, split) for head in stages.HEADS for split in SPLITS]
-    for group in (
+    groups = (
+        *([stage] for stage in stages.prepare_stages(args)),
         [stages.train_stage(args, head) for head in stages.HEADS],
         [stages.own_answers_stage(args), *again],
         stages.pair_stages(args),
         [stages.train_stage(args, run) for run in stages.FURTHER],
         [stages.rank_stage(args), *(stages.infer_stage(args, run, "test") for run in stages.FURTHER)],
-    ):
-        stages.run_stages(group, slots)
-        done += group
+    )
+    done = [stage for group in groups for stage in group]
+    with Progress([stage.name for stage in done], stages.CONSOLE) as progress:
+        for group in groups:
+            stages.run_stages(group, slots, progress)
     report = score_all(args)
     report |= {"seed": args.seed, "commit": code()[0], "processes": args.processes, "torch": torch.__version__}
     draw(args, report)

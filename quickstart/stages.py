@@ -3,18 +3,20 @@
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from quickstart.clips import COLORS, MOTIONS, SHAPES, SPLITS
+from quickstart.progress import Progress
 from videollm.common.files import json_lines, json_text, write_text
 
 HEADS = ("d2vlm", "distime", "text")
@@ -34,22 +36,25 @@ CONSOLE = Console()
 
 @dataclass
 class Stage:
-    """A command with what it cost."""
+    """A command with what it cost; ``first`` is done before it starts."""
 
     name: str
     command: list[str]
     log: Path
+    first: Callable[[], None] = lambda: None
     wall_s: float = 0.0
     cpu_s: float = 0.0
     process: subprocess.Popen | None = field(default=None, repr=False)
     started: float = 0.0
 
     def start(self) -> None:
-        """Run the command, its output in the log."""
-        CONSOLE.print(f"{self.name}:  {' '.join(self.command[2:])}", highlight=False, markup=False, soft_wrap=True)
+        """Run the command; it and its output go into the log."""
+        self.first()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.started = time.monotonic()
         with open(self.log, "w", encoding="utf-8") as log:
+            log.write(f"$ {shlex.join(self.command)}\n")
+            log.flush()
             self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT)
 
     def poll(self) -> bool:
@@ -66,31 +71,25 @@ class Stage:
         return True
 
 
-def run_stages(stages: Sequence[Stage], slots: int) -> None:
+def run_stages(stages: Sequence[Stage], slots: int, progress: Progress) -> None:
     """Run the commands, at most ``slots`` at a time; if one fails, the others are ended."""
     waiting, running = list(stages), []
-    with CONSOLE.status("") as status:
-        try:
-            while waiting or running:
-                while waiting and len(running) < slots:
-                    running.append(waiting.pop(0))
-                    running[-1].start()
-                running = [stage for stage in running if not stage.poll()]
-                status.update(escape(" | ".join(f"{s.name}: {last_line(s.log)}" for s in running)))
-                time.sleep(0.2)
-        finally:
-            for stage in running:
-                if stage.process is not None and stage.process.returncode is None:
-                    stage.process.terminate()
-
-
-def last_line(log: Path) -> str:
-    """The newest piece of a log, where progress bars rewrite their line."""
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 400))
-        text = file.read().decode("utf-8", "replace").replace("\r", "\n")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:60] if lines else "starting"
+    progress.group()
+    try:
+        while waiting or running:
+            while waiting and len(running) < slots:
+                running.append(waiting.pop(0))
+                running[-1].start()
+            ended = [stage for stage in running if stage.poll()]
+            running = [stage for stage in running if stage not in ended]
+            for stage in ended:
+                progress.end(stage.name, stage.wall_s, running)
+            progress.show(running)
+            time.sleep(0.2)
+    finally:
+        for stage in running:
+            if stage.process is not None and stage.process.returncode is None:
+                stage.process.terminate()
 
 
 def launcher(processes: int) -> list[str]:
@@ -142,10 +141,10 @@ def overrides(args: argparse.Namespace, run: str) -> list[str]:
 
 def train_stage(args: argparse.Namespace, run: str) -> Stage:
     """Train one head, or go on with one, with DeepSpeed; what an earlier quickstart left of it is removed."""
-    shutil.rmtree(args.output / run, ignore_errors=True)
     config = args.configs / f"{'d2vlm_fpo' if run in PAIRED else run}.yaml"
     train = command("videollm.train", "--config", config, *overrides(args, run), processes=args.processes)
-    return Stage(f"train {run}", train, args.output / f"logs/train_{run}.txt")
+    first = partial(shutil.rmtree, args.output / run, ignore_errors=True)
+    return Stage(f"train {run}", train, args.output / f"logs/train_{run}.txt", first)
 
 
 def infer_stage(args: argparse.Namespace, run: str, split: str) -> Stage:
@@ -167,14 +166,19 @@ def answer_stage(
 def own_answers_stage(args: argparse.Namespace) -> Stage:
     """Let the evidence head's model answer, by sampling, what pairs are made for: its own mistakes are among them."""
     pairs = args.output / "pairs"
-    shutil.rmtree(pairs, ignore_errors=True)
-    pairs.mkdir()
-    lines = [line for _, line in json_lines(args.output / "data/train.jsonl")]
-    clips = list(dict.fromkeys(line["video"] for line in lines))[:PAIR_CLIPS]
-    write_text(pairs / "questions.jsonl", json_text(line for line in lines if line["video"] in clips))
     sampled = ("generate.do_sample=true", f"generate.seed={args.seed}")
     asked = (pairs / "questions.jsonl", args.output / "data/val.jsonl")
-    return answer_stage(args, "d2vlm", "own d2vlm", asked, pairs / "own.jsonl", *sampled)
+    stage = answer_stage(args, "d2vlm", "own d2vlm", asked, pairs / "own.jsonl", *sampled)
+    return replace(stage, first=partial(choose_questions, args.output / "data/train.jsonl", pairs))
+
+
+def choose_questions(annotations: Path, pairs: Path) -> None:
+    """Make the folder ``pairs`` anew, with the questions of the first clips."""
+    shutil.rmtree(pairs, ignore_errors=True)
+    pairs.mkdir()
+    lines = [line for _, line in json_lines(annotations)]
+    clips = list(dict.fromkeys(line["video"] for line in lines))[:PAIR_CLIPS]
+    write_text(pairs / "questions.jsonl", json_text(line for line in lines if line["video"] in clips))
 
 
 def pair_stages(args: argparse.Namespace) -> list[Stage]:

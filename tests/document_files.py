@@ -64,12 +64,21 @@ def models(folder: Path) -> None:
         shutil.copytree(folder / "checkpoints/internvl2_5_1b", folder / name)
     adapters = {"lora": {"r": 2, "targets": ["q_proj"]}}
     make_bundle("internvl", "distime", adapters).save(folder / "runs/NAME/final")
+    for name in ("checkpoints/qwen3_vl_4b_d2vlm", "runs/finetune/final"):
+        make_bundle("qwen3_vl", "d2vlm").save(folder / name)
 
 
 def annotations(folder: Path) -> None:
     """Annotation files of the quickstart's clips, whole and gzipped, with and without rejected answers."""
     videos = folder / "runs/quickstart/data/videos"
-    for name in ("videos", "VIDEOS", "absolute/data/videos", "absolute/path/to/videos", "data/ET-Instruct-164K/videos"):
+    for name in (
+        "videos",
+        "VIDEOS",
+        "clips",
+        "absolute/data/videos",
+        "absolute/path/to/videos",
+        "data/ET-Instruct-164K/videos",
+    ):
         shutil.copytree(videos, folder / name)
     lines = (folder / "runs/quickstart/data/train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -80,6 +89,10 @@ def annotations(folder: Path) -> None:
     evidence = folder / "data/D2VLM-Dataset/ET-Instruct/evi.json"
     evidence.parent.mkdir(parents=True)
     evidence.write_text(json.dumps(first), encoding="utf-8")
+    (folder / "clips/kitchen").mkdir()
+    shutil.copy(folder / "videos" / first[0]["video"], folder / "clips/kitchen/001.mp4")
+    window = {"vid": "kitchen/001.mp4", "duration": first[0]["duration"], "relevant_windows": [[1, 2]]}
+    (folder / "moments.jsonl").write_text(json.dumps(window | {"query": "it turns"}) + "\n", encoding="utf-8")
     moment = {"source": "shapes", "video_path": first[0]["video"], "duration": first[0]["duration"]}
     moment |= {"events": [{"query": "a square turns", "span": [[1, 2]]}]}
     (folder / "timelens-100k.jsonl").write_text(f"{json.dumps(moment)}\n", encoding="utf-8")

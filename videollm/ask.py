@@ -1,19 +1,24 @@
 """Ask one question about one video: the answer as text with its times, and as a picture of the timeline.
 
 ``videollm ask --model DIR --video FILE --question TEXT [--output timeline.png] [--explain] [key=value ...]``.
-The question goes the way of every other one, through ``answer_records``; what the user types stays literal, so a
-``<span>`` or ``<video>`` in it is text. Knows no annotations, no sharding and no benchmark.
+On a terminal the answer is printed as it is made. What the user types stays literal, so a ``<span>`` or ``<video>`` in
+it is text. Knows no annotations, no sharding and no benchmark.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from videollm.common.command import ended, quieten, usable_device
-from videollm.common.config import need, to_dict, together
+from videollm.common.command import ended, quieten
+from videollm.common.config import need, together
 from videollm.common.files import check_model, check_writable
-from videollm.inference.options import PRECISIONS, check_question, check_video, read_options, read_overrides
+from videollm.inference.options import PRECISIONS, check_question, check_video, read_overrides
+
+if TYPE_CHECKING:  # a wrong word is told before torch is loaded
+    from videollm.checkpoint import Bundle
+    from videollm.common.answers import AnswerLine
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,22 +56,31 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     quieten()
     from videollm.batches.unknown import warn_unknown
-    from videollm.checkpoint import load, read_config
-    from videollm.inference.question import AskOptions, ask, describe, draw, make_record, seen_of
+    from videollm.inference.question import describe, draw, make_record
+    from videollm.inference.session import open_session
 
-    device, config = usable_device(args.device), read_config(Path(args.model))
-    options = read_options(args.overrides, config, device, args.precision)
-    bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
-    bundle.model.to(device)
-    warn_unknown([make_record(args.video, args.question)], bundle.tokenizer, "--question")
-    how = AskOptions(options.generate, to_dict(options.sampler))
+    session = open_session(args.model, read_overrides(args.overrides), args.device, args.precision)
+    warn_unknown([make_record(args.video, args.question)], session.bundle.tokenizer, "--question")
     if args.explain:
-        print(seen_of(bundle, args.video, args.question, how), end="\n\n")
-    line = ask(bundle, args.video, args.question, how)
-    print(describe(line))
+        print(session.seen(args.video, args.question), end="\n\n")
+    if sys.stdout.isatty():
+        for piece in session.stream(args.video, args.question):
+            print(piece.text, end="", flush=True)
+        line = piece.answer
+        print(describe(line).removeprefix(line.text))
+    else:
+        line = session.ask(args.video, args.question)
+        print(describe(line))
     if args.output is not None:
         draw(args.output, args.video, line)
         print(f"picture: {args.output}")
+
+
+def ask(bundle: "Bundle", video: str | Path, question: str) -> "AnswerLine":
+    """The answer of a loaded checkpoint, asked as it says; programs that have no bundle call ``videollm.load``."""
+    from videollm.inference.session import Session
+
+    return Session(bundle).ask(video, question)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
     if args.config:
         settings, values = read_settings(read_values(args.config, args.overrides)), {}
         given, folder = settings.data, settings.model.checkpoint
-    kept = read_config(Path(folder)) if folder else VideoLLMConfig()
+    kept = read_config(folder) if folder else VideoLLMConfig()
     sampler = given.sampler or build(Sampler, merge({"sampler": kept.sampler}, values)["sampler"], "sampler")
     return sampler, given.preprocess or build(Preprocess, kept.preprocess, "preprocess")
 

@@ -101,7 +101,8 @@ def _numbered(content: Content, truth: Moments) -> Located:
 
 
 def _d2vlm(content: Content, truth: Moments) -> Located:
-    """D2VLM's answers; the published parser (spec METRICS 9) finds less in them than they say."""
+    """D2VLM's answers; the published parser finds less in them than they say
+    (published_systems.md#d2vlms-charades-sta-answers)."""
     published, meant = [], []
     lengths = {str(row): known_length(length) for row, length in enumerate(truth.durations)}
     for where, sample in content.rows:

@@ -1,4 +1,6 @@
-"""dvc and slc of E.T. Bench: steps with captions, as the published scripts score them and corrected (METRICS 10.3).
+"""dvc and slc of E.T. Bench: steps with captions, as the published scripts score them and corrected.
+
+The rules: published_systems.md#et-bench-captions.
 
 The steps of all sources are read first, so that one tokenizer call, one METEOR process and one run of the sentence
 model serve them all; then each source is scored under ``Rules``. Text is read in ``parsing`` (published) and

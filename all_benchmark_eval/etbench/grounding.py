@@ -1,4 +1,6 @@
-"""tvg, epm, tem, tal, evs and vhd of E.T. Bench as the published scripts score them (spec METRICS 10.2).
+"""tvg, epm, tem, tal, evs and vhd of E.T. Bench as the published scripts score them.
+
+The rules: published_systems.md#et-bench-tasks.
 
 Each function takes the samples of one task and source and gives an ``Outcome`` with the numbers of the official table
 as fractions, not rounded. "F1" of tvg and epm is a recall, as published. The variants ``d2vlm`` and ``d2vlm_looser``
@@ -61,7 +63,7 @@ def parse(samples: Sequence[Sample], read: Callable[[str], tuple[Any, Any]]) -> 
 
 
 def read_all(variant: str) -> Callable[[str], tuple[Spans | None, Spans | None]]:
-    """How a variant reads spans: the rules of METRICS 10.1."""
+    """How a variant reads spans: published_systems.md#et-bench-spans."""
     if variant in EVIDENCE_VARIANTS:
         return published_spans_with_evidence
     return lambda text: (published_spans(text), None)

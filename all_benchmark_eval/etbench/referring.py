@@ -1,4 +1,6 @@
-"""rar, eca, rvq and gvq of E.T. Bench as the published scripts score them (spec METRICS 10.2).
+"""rar, eca, rvq and gvq of E.T. Bench as the published scripts score them.
+
+The rules: published_systems.md#choices.
 
 A letter decides where the variant's rule finds one, else the option most like the answer's text. ``verdicts`` tells
 which texts that is, so that a run can embed all of them in one go. Files are not known here.

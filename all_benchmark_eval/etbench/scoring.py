@@ -1,4 +1,4 @@
-"""E.T. Bench: samples of all tasks in, the official tables out (spec METRICS 10).
+"""E.T. Bench: samples of all tasks in, the official tables out.
 
 Here the samples are put together by task and source, all texts of a run are tokenized and embedded together, and the
 numbers of the sources are averaged: a task is the mean of its sources, a group of tasks the mean of its tasks.

@@ -31,7 +31,8 @@ _CIDER_CHUNK = 10_000  # pairs at a time, about 1 million n-grams
 
 
 def tokenize(texts: Sequence[str]) -> list[str]:
-    """PTB tokens of each text, lower case, joined by blanks, punctuation dropped (METRICS section 4).
+    """PTB tokens of each text, lower case, joined by blanks, punctuation dropped
+    (published_systems.md#tokens-of-captions).
 
     Give all texts of a run in one call: a call that holds a new text starts Java once (about 1 s). Line breaks and
     control characters count as blanks. Raises BenchmarkError (JavaError) where Java is missing or fails.

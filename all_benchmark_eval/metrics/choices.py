@@ -1,8 +1,8 @@
 """Which option an answer's text chooses, and what multiple-choice benchmarks share: questions, rows, accuracies.
 
 The ``mvbench_*``, ``longvideobench_*``, ``videomme_*`` and ``etbench_*`` rules are the published scripts', quirks
-included (spec METRICS 7, 8, 10.2); ``read_choice`` is what the text says, the same for every benchmark. Accuracies are
-over ``Mark``s, one a question. Official formats and sentence similarity are not known here.
+included (published_systems.md#choices); ``read_choice`` is what the text says, the same for every benchmark. Accuracies
+are over ``Mark``s, one a question. Official formats and sentence similarity are not known here.
 """
 
 import re
@@ -92,7 +92,7 @@ class Verdict:
 
 
 def etbench_verdict(text: str, true: int, count: int, *, bracketed: bool, final: bool) -> Verdict:
-    """E.T. Bench's letter rules for an answer to one of ``count`` options (METRICS 10.2).
+    """E.T. Bench's letter rules for an answer to one of ``count`` options (published_systems.md#choices).
 
     ``bracketed``: the first "(letter)" anywhere comes first, and any letter counts as matched (the original scripts).
     ``final``: a letter that is wrong but an option decides as well; else only a right one does.

@@ -1,7 +1,8 @@
 """Interval overlaps as the published scripts compute them, quirks included: spans [..., 2] in, numbers [...] out.
 
 Published data hold overlaps that are exactly 0.5 on paper, so float32, an epsilon or another denominator moves hits
-(spec METRICS 0). Nothing here orders or clips a span; what a span means is in ``spans.py``. Everything broadcasts.
+(published_systems.md#spans-and-iou). Nothing here orders or clips a span; what a span means is in ``spans.py``.
+Everything broadcasts.
 """
 
 import numpy as np

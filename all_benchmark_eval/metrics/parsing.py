@@ -1,8 +1,8 @@
 """What the published scripts read in an answer's text, quirks included, and where evidence ends and the answer starts.
 
-``published_*`` find what the scripts of E.T. Bench find (spec METRICS 10.1, 10.4), ``*_pairs`` what those of moment
-retrieval find; what a text means is read by ``videollm.reading``. Seconds out. Every function takes any text, in a time
-that grows about linearly with its length. Ground truth, tasks and metrics are not known here.
+``published_*`` find what the scripts of E.T. Bench find (published_systems.md#et-bench-spans), ``*_pairs`` what those
+of moment retrieval find; what a text means is read by ``videollm.reading``. Seconds out. Every function takes any text,
+in a time that grows about linearly with its length. Ground truth, tasks and metrics are not known here.
 """
 
 import re
@@ -26,7 +26,8 @@ _KEYWORDS = ("start", "end", "happen")
 
 
 def published_spans(text: str, *, drop_dots: bool = False) -> Spans | None:
-    """All spans that the published rules find, each in order; None if there is none (METRICS 10.1).
+    """All spans that the published rules find, each in order; None if there is none
+    (published_systems.md#et-bench-spans).
 
     ``drop_dots`` (D2VLM's answers): dots behind a number do not count. Raises ValueError where the published script
     stops: a number such as ``10..``.
@@ -133,7 +134,8 @@ _RADIUS_S = 20.0  # around a step of which only one time is told
 
 
 def published_steps(text: str) -> Steps | None:
-    """Spans and captions as the original script finds them; None where it finds none or gives up (METRICS 10.4)."""
+    """Spans and captions as the original script finds them; None where it finds none or gives up
+    (published_systems.md#et-bench-steps)."""
     try:
         spans, captions = _listed_steps(text.lower())
     except ValueError:

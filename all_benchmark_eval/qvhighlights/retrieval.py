@@ -31,7 +31,9 @@ def best_iou(first: Floats, true: Sequence[Floats]) -> Floats:
 def average_precision(
     predicted: Sequence[Floats], true: Sequence[Floats], thresholds: Sequence[float] = THRESHOLDS
 ) -> Floats:
-    """Average precision (VOC, all points) of each query at each IoU threshold -> [Q, T]; spec METRICS 3.
+    """Average precision (VOC, all points) of each query at each IoU threshold -> [Q, T].
+
+    The rule: published_systems.md#qvhighlights-average-precision.
 
     Each prediction takes the free true window of highest IoU if that is not below the threshold. A NaN overlap (a
     reversed window on one of the same size) is not below it, so it takes the window, as published.

@@ -1,4 +1,6 @@
-"""The published packed preference files, ``torch.save`` of token ids, back to text (D2VLM 4.1-4.3).
+"""The published packed preference files, ``torch.save`` of token ids, back to text.
+
+The two packings: published_systems.md#d2vlm-preference-loss.
 
 In: the ``.pt`` file and the tokenizer it was packed with. Out: records in our own schema, as dicts. Both published
 packings name the tokens that each answer must predict, so nothing has to be cut out of the packed sequence. Masks and
@@ -78,7 +80,7 @@ def _flat(value: Any) -> Any:
 
 
 def _text(ids: list[int], shared: bool, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of an answer. The first packing ends with the stop token, the second has none (D2VLM 4.3).
+    """The text of an answer. The first packing ends with the stop token, the second has none.
 
     The text between special tokens was tokenised piece by piece, and so it is decoded: tokenizers that put a blank
     before each piece take it away again.

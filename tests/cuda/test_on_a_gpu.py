@@ -88,6 +88,23 @@ def test_a_training_that_was_broken_off_goes_on_bit_for_bit(device, repository, 
 
 
 @pytest.mark.parametrize("head", ["text", "distime", "d2vlm"])
+def test_steps_replayed_as_a_graph_give_the_tokens_of_steps_that_run(device, head):
+    from tests.models import make_batch, make_bundle
+    from videollm.model.generate import GenerateOptions
+
+    bundle = make_bundle("internvl", head)
+    model, batch = bundle.model.to(device), make_batch(bundle, ["two_spans", "turns"], asked=True).to(device)
+    found = []
+    for graphs in (False, True):
+        ids, state = model.generate_ids(batch, 0, -1, GenerateOptions(max_new_tokens=100, graphs=graphs))
+        found.append((ids, state.found))
+    (ids, spans), (others, replayed) = found
+    assert ids.equal(others)
+    if spans is not None:
+        torch.testing.assert_close(replayed.seconds, spans.seconds, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["text", "distime", "d2vlm"])
 def test_a_training_step_does_not_wait_for_the_device(device, head):
     """Forward, backward and AdamW; what is read before and behind the step may wait."""
     from tests.models import make_batch, make_bundle

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ class Rule:
 
 
 TINY = " --train 12 --val 4 --test 4 --unseen 4 --steps 4 --tower-steps 3"
+FEW = " train.deepspeed=null data.workers=0 train.validate_every=null train.best=null"
+PIXELS = {"factor": 8, "min_pixels": 64, "max_pixels": 4096}  # of the stand-in
+TINY_FRAMES = " data.max_length=512" + "".join(f" data.preprocess.{key}={value}" for key, value in PIXELS.items())
 ONE_GPU = ("GPUS=8 ", ""), ("--gpus 8", "--gpus 1")
 SHORT = " generate.max_new_tokens=4"  # models that have learnt nothing never end by themselves
 CPU = f" --device cpu{SHORT}"
@@ -69,6 +73,7 @@ RULES = (
     Rule(r"python -m benchmarks\.", "parse"),
     # training
     Rule(r"bash scripts/train\.sh configs/tiny/", "run", " train.steps=2"),
+    Rule(r"python -m videollm\.train --config configs/finetune\.yaml model", "run", f"{FEW} train.steps=2"),
     Rule(r"DS_ACCELERATOR=cpu deepspeed ", "settings", " --config configs/tiny/text.yaml"),
     Rule(r"(python -m videollm\.train|torchrun|deepspeed) ", "settings"),
     Rule(r"(\w+=\w+ )*(bash|srun \S+ bash|sbatch) scripts/(train\.sh|slurm\.sbatch) ", "settings"),
@@ -76,6 +81,7 @@ RULES = (
     Rule(r"GPUS=8 bash scripts/train_inference_eval\.sh ", "settings"),
     Rule(r"bash scripts/train_inference_eval\.sh ANNOTATIONS \[", "settings", swaps=((r" \[sft.*", ""),)),
     Rule(r"python -m videollm\.memory --config configs/distime/", "run", " data.preprocess.size=28"),  # of the stand-in
+    Rule(r"python -m videollm\.memory --config configs/qwen3_vl/", "run", TINY_FRAMES),
     Rule(r"python -m videollm\.memory ", "run"),
     # data
     Rule(r"python -m videollm\.(data|frames|checkpoint|difficulty) ", "run"),
@@ -87,6 +93,7 @@ RULES = (
     Rule(r"for seed in 0 1 2; do\n +python -m videollm\.infer", "run", swaps=(("=1.0 ", f"=1.0{SHORT} "),)),
     Rule(r"bash scripts/infer\.sh runs/(quickstart/d2vlm|NAME)/final ", "run"),
     Rule(r"python -m videollm\.ask ", "run"),
+    Rule(r"python -m videollm\.push .*--dry-run$", "run"),
     Rule(r"python -m videollm\.infer ", "run", SHORT),
     Rule(r"python -m all_benchmark_eval\.(score|compare|check|report|moving_shapes\.task) ", "run"),
     Rule(r"python -m all_benchmark_eval\.evaluate MODEL ", "run", f" --skip-meteor{CPU}", ONE_GPU),
@@ -204,12 +211,31 @@ def test_every_command_works_as_it_is_shown(shell, tmp_path, path):
 
 
 @pytest.mark.slow
-def test_the_readme_works_behind_a_quickstart(shell, tmp_path):
+def test_the_page_of_the_quickstart_works_behind_it(shell, tmp_path):
     """The quickstart itself, at its smallest, and the other commands on what it has left."""
-    folder = desk(shell.base, tmp_path / "desk")
+    folder, page = desk(shell.base, tmp_path / "desk"), REPOSITORY / "docs/quickstart.md"
     shutil.rmtree(folder / "runs/quickstart")
-    found = faults(shell, REPOSITORY / "README.md", folder, lambda rule: HOW.get(rule.how, rule.how))
-    check(found, commands(REPOSITORY, REPOSITORY / "README.md"))
+    found = faults(shell, page, folder, lambda rule: HOW.get(rule.how, rule.how))
+    check(found, commands(REPOSITORY, page))
+
+
+def test_a_table_of_moments_becomes_a_fine_tuned_model_that_answers(shell, tmp_path):
+    """docs/finetune.md from its script to its picture, on a tiny model in place of the converted one."""
+    folder, page = desk(shell.base, tmp_path / "desk"), REPOSITORY / "docs/finetune.md"
+    for made in ("runs/finetune", "mine.jsonl", "held_out.jsonl"):
+        path = folder / made
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = page.read_text(encoding="utf-8")
+    head, script = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("csv", "python"))
+    rows = "".join(f"kitchen/001.mp4,she brushes the ski {n},{n},{n + 2}\n" for n in range(10))
+    (folder / "moments.csv").write_text(head.splitlines()[0] + "\n" + rows)
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True)
+    assert [(folder / f).read_text().count("\n") for f in ("mine.jsonl", "held_out.jsonl")] == [9, 1]
+    steps = {r"python -m videollm\.data check": "", r"GPUS=8 bash scripts/train": f"{FEW} train.steps=2"}
+    for step, more in (steps | {r"python -m videollm\.ask": SHORT, r"python -m videollm\.infer": SHORT}).items():
+        command = next(command.text for command in commands(REPOSITORY, page) if re.match(step, command.text))
+        assert not (said := shell.run(command.replace("GPUS=8 ", "GPUS=1 ") + more, folder)), f"{command}\n{said}"
+    assert (folder / "timeline.png").stat().st_size > 1000 and (folder / "answers.jsonl").read_text().count("\n") == 1
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)

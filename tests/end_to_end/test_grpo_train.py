@@ -10,6 +10,7 @@ from tests.models import clip_lines, read_log, turns, write_config
 from tests.ranks import kill_after, output_of, run
 from videollm import train
 from videollm.checkpoint import load
+from videollm.model.generate import Rows
 
 pytestmark = pytest.mark.end_to_end
 
@@ -72,6 +73,46 @@ def test_two_ranks_draw_what_one_draws_and_learn_the_same(zero, tmp_path, reposi
         assert [e[key] for e in shared] == pytest.approx([e[key] for e in alone], rel=1e-4, abs=1e-6), key
     drawn = [(config.parent / "run/rollouts.jsonl").read_text().splitlines() for config in (one, two)]
     assert len(drawn[1]) > 0 and set(drawn[1]) <= set(drawn[0])
+
+
+@pytest.mark.distributed
+def test_under_zero3_weights_are_gathered_once_for_all_tokens(tmp_path, repository):
+    """As many gathers for answers of 3 tokens as for those of 12; that the draws are the same is tested above."""
+    counts = {}
+    for tokens in (3, 12):
+        config = configure(tmp_path / f"{tokens}", steps=2, batch_size=2)
+        given = [f"train.deepspeed={repository / 'configs/deepspeed/zero3.json'}", f"generate.max_new_tokens={tokens}"]
+        counted = config.parent / "gathers.txt"
+        assert run(config, *given, ranks=2, hook=lambda rank, out=counted: count_gathers(out, rank)) == [0, 0]
+        counts[tokens] = [int(line) for line in counted.read_text().split()]
+    assert counts[3] == counts[12] and len(counts[3]) == 2
+    assert 0 < counts[3][0] < 200, "gloo gathers a weight at a time"
+
+
+def count_gathers(out, rank):
+    """Write how many gathers of weights each making of answers takes."""
+    seen, enter, leave = [0], Rows.__enter__, Rows.__exit__
+
+    def counting(gather):
+        def gathered(*args, **kwargs):
+            seen[0] += 1
+            return gather(*args, **kwargs)
+
+        return gathered
+
+    def begin(rows):
+        rows.before = seen[0]
+        return enter(rows)
+
+    def end(rows, *error):
+        leave(rows, *error)
+        if rank == 0:
+            with open(out, "a") as file:
+                file.write(f"{seen[0] - rows.before}\n")
+
+    for name in ("all_gather_into_tensor", "all_gather"):
+        setattr(torch.distributed, name, counting(getattr(torch.distributed, name)))
+    Rows.__enter__, Rows.__exit__ = begin, end
 
 
 def test_a_record_without_spans_is_one_clear_error(tmp_path, capsys):

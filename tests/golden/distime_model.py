@@ -125,7 +125,7 @@ def golden_batch(bundle: Bundle, folder: Path, samples: list[str]) -> dict:
 def golden_question(bundle: Bundle, folder: Path, *cases: dict) -> dict:
     """The prompts of generation cases as a batch; frames stand where a case has its frame block."""
     encoder = bundle.encoder()
-    encoder.visual = replace(encoder.visual, after="")  # most published prompts have no newline here (spec 3)
+    encoder.visual = replace(encoder.visual, after="")  # most published prompts have no newline here
     items = [question_item(encoder, folder, case) for case in cases]
     return bundle.collator(asked=True)(items)
 
@@ -147,7 +147,7 @@ def question_item(encoder: PromptEncoder, folder: Path, case: dict) -> Item:
 
 
 def spoken(text: str) -> tuple[str | Token, ...]:
-    """Text of a prompt; a stamp in it is a plain token, as published (spec 7)."""
+    """Text of a prompt; a stamp in it is a plain token, as published."""
     return tuple(Token(STAMP) if part == STAMP else part for part in re.split(f"({STAMP})", text) if part)
 
 

@@ -1,6 +1,6 @@
 """Published annotation files are read as they are: every expectation comes from the files themselves.
 
-The rules are those of D2VLM 2.1, 2.2, 4.1 and DISTIME 1. What is odd in a file is mended by default
+The rules: docs/published_systems.md, the data of D2VLM and DisTime. What is odd in a file is mended by default
 (docs/annotations.md) and kept with ``raw_spans``; the same rules are applied here to the file's own numbers.
 """
 

@@ -91,6 +91,20 @@ def test_backbone_time_steps_by_both_released_rules(family):
             assert places[0, -1] == row[f"text_after_starts_at{ending}"], (rule, row)
 
 
+@pytest.mark.parametrize("family", [family for family in QWENS if (ROOT / family / "time_steps.json").is_file()])
+def test_backbone_time_steps_of_uneven_frames_are_the_released_ones_where_published(family):
+    """The release counts even steps, whenever the frames between the first and the last are shown."""
+    draw, differ = np.random.default_rng(0), 0
+    for row in json.loads((ROOT / family / "time_steps.json").read_text("utf-8")):
+        step, count = row["second_per_grid"] / 2, 2 * row["groups"]
+        shown = np.arange(count) * step
+        shown[1:-1] += draw.uniform(-0.4, 0.4, max(0, count - 2)) * step
+        ours, even = (Patching(4, per_second=row["tokens_per_second"], even=even) for even in (False, True))
+        assert even.units(even.times(shown)[1]).tolist() == row["time_steps_4_49"], row
+        differ += ours.units(ours.times(shown)[1]).tolist() != row["time_steps_4_49"]
+    assert differ
+
+
 def test_times_as_shown_are_the_released_steps_where_frames_are_evenly_shown():
     times = np.arange(16) / 2
     shown, even = (Patching(4, per_second=4, even=even) for even in (False, True))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from videollm.model.backbones import published_sampler
 from videollm.video.budget import SizeError, smart_resize
 from videollm.video.decode import VideoInfo
 from videollm.video.patching import Patching
@@ -69,7 +70,8 @@ def test_backbone_group_times_of_qwen3_are_the_released_ones(folder):
         family = row["qwen3_vl"]
         if "group_times_s" in family:
             info = VideoInfo("golden.mp4", 1.0, row["video_fps"], row["total_frames"], 64, 48, np.zeros(0))
-            even = Sampler(even_times=True).times_s(info, np.array(family["result"]))
+            published = Sampler(**published_sampler({"type": "qwen3_vl"}))  # of ``compatibility: published``
+            even = published.times_s(info, np.array(family["result"]))
             times, _ = Patching(16).times(even)
             np.testing.assert_allclose(times, family["group_times_s"], rtol=0, atol=1e-9)
             assert [f"<{time:.1f} seconds>" for time in times] == family["time_strings"], row

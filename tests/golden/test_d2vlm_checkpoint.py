@@ -17,7 +17,7 @@ from videollm.model.videollm import VideoLLM
 
 pytestmark = pytest.mark.golden
 PHI3 = {"num_hidden_layers": 32, "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 32}
-IDS = {"<evi>": 32011, "</evi>": 32012}  # D2VLM 1.3
+IDS = {"<evi>": 32011, "</evi>": 32012}  # published_systems.md#d2vlm-language-model
 
 
 def read(folder, name):
@@ -54,7 +54,7 @@ def test_every_tensor_of_the_released_model_has_a_place_of_its_shape(real):
 
 
 def test_the_released_dropout_is_the_default(real):
-    """D2VLM 8, row 17: BERT's dropout of 0.1 is on in training, the language model has none."""
+    """docs/d2vlm.md, surprise 17: BERT's dropout of 0.1 is on in training, the language model has none."""
     qformer, text = real[1].connector.qformer.config, real[1].config.text_config
     assert qformer.hidden_dropout_prob == qformer.attention_probs_dropout_prob == 0.1
     assert text.attention_dropout == text.resid_pdrop == text.embd_pdrop == 0.0

@@ -1,7 +1,8 @@
 """Preference optimization against the published implementation: both of its packings, single and in a batch.
 
 Chosen and rejected stand behind one prompt in a row here; the published code packs them into one sequence with a
-special mask (spec D2VLM 4.2), or shares their first token and trains no end (4.3). The numbers are the same.
+special mask, or shares their first token and trains no end (published_systems.md#d2vlm-preference-loss). The
+numbers are the same.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Annotations of D2VLM in any spelling: read to the letter they become the ids that the published code makes of them.
 
-That code gives the prompt's text to the tokenizer as it stands, cut at ``<image>`` (D2VLM 2.3), and counts ``<evi>``
+That code gives the prompt's text to the tokenizer as it stands, cut at ``<image>``, and counts ``<evi>``
 from the end: n answer, n before them ground, those before stand in the question (2.2). So the expected ids come from
 the folder's own prompts and tokenizer, with the blanks and places of the tokens varied.
 """
@@ -145,7 +145,7 @@ def test_an_empty_answer_is_its_end_alone(bundle, samples):
 
 
 def test_training_targets_of_spans_anywhere_are_the_published_formula(bundle, samples):
-    """D2VLM 3: alpha^-distance to ends rounded half to even, neither cut to the video nor ordered."""
+    """As published: alpha^-distance to ends rounded half to even, neither cut to the video nor ordered."""
     head, compared = bundle.model.head, 0
     for line, frames in samples:
         count, events = len(frames[f"frames_u8.{line['video']}"]), len(line.get("tgt") or []) // 2
@@ -164,7 +164,7 @@ def test_training_targets_of_spans_anywhere_are_the_published_formula(bundle, sa
 
 @pytest.mark.parametrize("behind", [0.0, 27.0, 1e8])
 def test_a_single_time_behind_the_end_is_the_last_frame(bundle, folder, behind):
-    """D2VLM 1.6, 5: frame indices are clamped to the video; one number is that frame, of the first mark only."""
+    """As published: frame indices are clamped to the video; one number is that frame, of the first mark only."""
     compared = 0
     for info, arrays in infer_cases(folder):
         count, marks = len(arrays["frames_u8"]), info["query"].count(EVIDENCE)
@@ -186,7 +186,7 @@ def test_a_single_time_behind_the_end_is_the_last_frame(bundle, folder, behind):
 
 
 def test_a_single_time_is_not_seen_in_training(bundle, samples):
-    """D2VLM 8, no. 4."""
+    """docs/d2vlm.md, surprise 4."""
     compared = 0
     for line, frames in samples:
         if line.get("src") and len(line["src"]) == 2:
@@ -230,7 +230,7 @@ def pairs(folder):
 @pytest.mark.parametrize("spelling", BEGINS)
 def test_a_pair_in_any_spelling_predicts_the_published_tokens(bundle, folder, pairs, spelling):
     """Both answers tokenised alone, each with its end; ``qwen`` pairs without the first token, which is the chosen
-    one's, and without the end (D2VLM 4.2, 4.3)."""
+    one's, and without the end."""
     change = SPELLINGS[spelling]
     for line, sample in pairs:
         batch = preference_batch(bundle, folder, [sample], lambda answer: change(answer).strip())

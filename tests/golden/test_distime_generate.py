@@ -63,10 +63,10 @@ class Forced(LogitsProcessor):
     """Takes the scheduled token at its step, whatever the logits say."""
 
     def __init__(self, schedule: dict[str, int]):
-        self.schedule = {int(step): token for step, token in schedule.items()}
+        self.schedule, self.step = {int(step): token for step, token in schedule.items()}, count()
 
     def __call__(self, input_ids, scores):
-        token = self.schedule.get(input_ids.shape[1])
+        token = self.schedule.get(next(self.step))
         if token is None:
             return scores
         return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([token]), 0.0)

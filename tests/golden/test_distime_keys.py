@@ -1,6 +1,6 @@
 """The released 1B and 8B models at their real sizes, without weights: every name and shape, both ways, and what trains.
 
-Everything is built on the meta device. The configs are those of spec DISTIME section 10.
+Everything is built on the meta device. The configs are those of the released models.
 """
 
 import pytest
@@ -36,7 +36,7 @@ TEXT = {
     },
 }  # fmt: skip
 TIME_IDS = {"1B": (151674, 151675), "8B": (92553, 92554)}
-TRAINABLE = {  # spec section 6; the 8B has 37,748,736 where q, k and v share one adapter (ARCHITECTURE.md)
+TRAINABLE = {  # the 8B has 37,748,736 where q, k, v share one adapter (published_systems.md#distime-training)
     "1B": {"lora": 8_798_208, "embeddings + lm_head": 271_803_392, "head": 3_334_082},
     "8B": {"lora": 41_943_040, "embeddings + lm_head": 758_210_560, "head": 67_670_082},
 }

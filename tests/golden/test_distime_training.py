@@ -1,7 +1,7 @@
 """LoRA and optimisation steps against the published implementation.
 
 Qwen2's adapters are put into our layers one by one. InternLM2's sit on the fused projection: they are merged by the
-converter (ARCHITECTURE.md, conventions). What trains is read from the shipped 1B recipe.
+converter. What trains is read from the shipped 1B recipe.
 """
 
 import pytest

@@ -60,6 +60,57 @@ def test_every_import_of_an_example_works(path):
             exec("\n".join(line for line in lines if re.match(r"(from|import) ", line)), {})
 
 
+# ---- what code, tests and configs cite -------------------------------------------------------------------------------
+
+CITING = {".py", ".md", ".yaml", ".sh", ".toml", ".jsonl"}
+OUT_OF_REACH = re.compile(  # a specification, a section of one, an issue, a folder beside the repository
+    r"\bspec\b (?:[A-Z\d§]|section)|§|\bissue #?\d|\b(?:ARCHITECTURE|BACKBONES|BENCHMARKS|D2VLM|DISTIME|HOUSE|LEARNING"
+    r"|METRICS|PLATFORM|STYLE|TODAY)(?:\.md|(?: section)? \d+(?!\.8B))|\.\./shared"
+)
+KEPT = ("tests/old_files/", "CHANGELOG.md")  # what was written once
+
+
+def cited_text() -> dict[str, str]:
+    """{path: content} of all that may cite a page; this file shows what must not be."""
+    files = (f for f in REPOSITORY.rglob("*") if f.suffix in CITING and not MADE & set(f.relative_to(REPOSITORY).parts))
+    named = {str(f.relative_to(REPOSITORY)): f for f in files if f != Path(__file__).resolve()}
+    return {n: f.read_text(encoding="utf-8") for n, f in named.items() if n[0] != "." and not n.startswith(KEPT)}
+
+
+def out_of_reach(text: str) -> list[str]:
+    """What a text cites that a reader of the repository cannot open."""
+    return [match[0] for match in OUT_OF_REACH.finditer(text)]
+
+
+def test_nothing_cites_a_document_that_is_not_in_the_repository():
+    named = {name: found for name, text in cited_text().items() if (found := out_of_reach(text))}
+    # Where a developer keeps the reference data of the tests is no citation.
+    assert {name: set(found) - {"../shared"} for name, found in named.items()} == {"scripts/test.sh": set()}
+
+
+def test_every_page_and_section_that_is_cited_is_there():
+    missing = []
+    for name, text in cited_text().items():
+        for page, section in re.findall(r"(?:docs/|\b)(\w+\.md)#([\w-]+)", text):
+            target = next((f for f in (REPOSITORY / "docs" / page, REPOSITORY / page) if f.is_file()), None)
+            if target is None or section not in anchors(target.read_text(encoding="utf-8")):
+                missing.append(f"{name}: {page}#{section}")
+        missing += [
+            f"{name}: {page}" for page in re.findall(r"\bdocs/\w+\.md", text) if not (REPOSITORY / page).is_file()
+        ]
+    assert sorted(missing) == [
+        "all_benchmark_eval/activitynet_rtl/README.md: docs/Video_Data.md",  # of LITA's repository
+        "tests/end_to_end/test_documents.py: docs/new.md",  # an example
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["(spec D2VLM 3)", "its spec §2", "DISTIME.md 4", "issue 13", "METRICS 10.2", "in ../shared/paper"]
+)
+def test_a_citation_of_what_is_not_there_is_found(text):
+    assert out_of_reach(text) and not out_of_reach("docs/d2vlm.md, find_spec, METRICS = (), an issue")
+
+
 # ---- how a document is read ------------------------------------------------------------------------------------------
 
 

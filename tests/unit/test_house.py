@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -104,3 +105,14 @@ def test_the_core_names_no_head_and_no_benchmark():
     found = {name_of(f): said for f in FILES if (said := [s for s in spoken(f) if plugged.search(s)])}
     marked = {name_of(f) for f in FILES if any(marks.search(s) for s in spoken(f))}
     assert found == {} and marked == {"videollm.data.published"}
+
+
+def test_the_top_level_holds_what_the_readme_names():
+    """A run with its output in the clone once left its files here, and they were committed."""
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this copy of the repository has no git")
+    folders = {*OUTSIDE, "videollm", "cards", "configs", "docs", "scripts"}
+    files = {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "pyproject.toml", "requirements.txt", "setup.py"}
+    tops = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    assert {top for top in tops if not top.startswith(".")} <= folders | files

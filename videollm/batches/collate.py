@@ -33,7 +33,7 @@ class Collator:
         average: ``tokens`` or ``samples``: what the language-model loss is a mean over.
         question_tokenizer: tokenises the question for a connector that reads it, or None.
         rank: every item's first answer is the chosen one, all others are rejected and get no weight.
-        unseen_id: places with this id are seen by no other place (published DisTime: 0, spec 2), or None.
+        unseen_id: places with this id are seen by no other place (published DisTime: 0), or None.
     """
 
     pad_id: int

@@ -162,6 +162,7 @@ class VideoDataset(Dataset):
             asked = [*records, *(records[0].answered_by(records[0].rejected[k]) for k in drawn)]
             longest = max(self._length_with_one_frame(record) for record in asked)
             room = max(1, (self.max_length - longest) // self.encoder.tokens_per_frame + 1)
+            room *= self.encoder.group  # ``longest`` has one group, and each further one has at least so many tokens
             if not self.keeps:
                 return room
             self.rooms[key] = room
@@ -184,7 +185,9 @@ class VideoDataset(Dataset):
             seen = self.reader.video(record.video, rng, record.asking.view, limits)
             item = Item(pixels=seen.pixels, features=seen.features, times_s=np.asarray(seen.times_s))
             item.duration_s, item.thinned = float(seen.duration_s), seen.chosen - len(seen.places)
-            _keep(item, np.searchsorted(seen.places, thinned_places(seen.chosen, room)))
+            stored = item.features is not None  # of these all are there
+            wanted = np.searchsorted(seen.places, thinned_places(seen.chosen, room))
+            _keep(item, self._thinned_places(item, room) if stored else wanted)
             return item
         if record.images:
             how = {"jpeg": rng} if record.asking.view.jpeg else {}
@@ -321,7 +324,7 @@ def _keep(item: Item, index: np.ndarray) -> None:
 
 
 def share_prompt(prompts: Sequence[Prompt], text_only: bool, to_the_letter: bool = False) -> None:
-    """Let answers to the same turns share all that stands before them, as one prefix (spec D2VLM 4.2).
+    """Let answers to the same turns share all that stands before them, as one prefix.
 
     With ``text_only`` they share their first token too, where it is the same, and their end is not trained (4.3).
     Published code takes the chosen answer's first token for all of them, whatever the others begin with.

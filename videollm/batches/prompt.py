@@ -134,9 +134,14 @@ class PromptEncoder:
         empty = tokenizer("").input_ids
         self.bos = empty[:1] if empty and empty[0] == tokenizer.bos_token_id else []
 
+    @property
+    def group(self) -> int:
+        """Frames of a video that a prompt has as one."""
+        return self.patching.temporal if self.patching else 1
+
     @cached_property
     def tokens_per_frame(self) -> int:
-        """Tokens that one more frame of a video adds to a prompt."""
+        """Tokens that one more frame of a video, or group of frames, adds to a prompt; of any size, the fewest."""
         turns = [Turn("user", (VisualMark(0), "?"))]
         one, three = (len(self.encode(turns, [], [("video", count)], 1.0)) for count in (1, 3))
         return (three - one) // 2

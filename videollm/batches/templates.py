@@ -1,6 +1,6 @@
 """Chat templates as data: what stands around each turn, exactly as the published systems wrote it.
 
-Sources: D2VLM spec section 2.3 (phi3, qwen2, llama3, gemma2, vicuna) and InternVL2.5 (DisTime spec section 2). A
+Sources: D2VLM's repository (phi3, qwen2, llama3, gemma2, vicuna) and InternVL2.5's. A
 template is strings only; ``prompt.py`` turns them into token ids. Names of special tokens inside are recognised there.
 """
 

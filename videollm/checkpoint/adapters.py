@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from videollm.checkpoint.hub import local
 from videollm.checkpoint.tensors import CheckpointError, TensorSource, adapted_layers
 from videollm.model.tying import settle, stored
 
@@ -28,9 +29,7 @@ def read_base(base: str | Path) -> TensorSource:
     Raises:
         CheckpointError: no such base, or one that has adapters itself.
     """
-    if not Path(base).is_dir():
-        raise CheckpointError(f"{base}: no such folder, but adapters name it as their base; put it there")
-    found = TensorSource(base, ["model"])
+    found = TensorSource(local(base), ["model"])
     if adapted_layers(found):
         raise CheckpointError(f"{base}: has adapters itself; merge them first (python -m videollm.checkpoint)")
     return found

@@ -15,18 +15,19 @@ from videollm.batches.prompt import PromptEncoder, VisualTokens
 from videollm.batches.reader import VisualReader
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import write_adapters
+from videollm.checkpoint.hub import QUESTION_TOKENIZER
 from videollm.common.config import ConfigError, build, need
 from videollm.model.tying import stored
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
 
-QUESTION_TOKENIZER = "question_tokenizer"
 
-
-def check_frames(model: VideoLLM, key: str = "data.preprocess", remedy: str = "") -> None:
+def check_frames(
+    model: VideoLLM, key: str = "data.preprocess", remedy: str = "", preprocess: Preprocess | None = None
+) -> None:
     """ConfigError where the frames are not made as the vision tower takes them; ``key`` says who makes them."""
-    preprocess, patching = model.preprocess, model.patching
+    preprocess, patching = preprocess or model.preprocess, model.patching
     factor, made = patching and patching.factor, (preprocess.channels, preprocess.size, preprocess.size)
     told = f"{preprocess.factor}, the vision tower's {factor} (null: frames of one size)"
     need(preprocess.factor == factor, f"{key}: sides are multiples of {told}; {remedy or 'set kind and factor alike'}")
@@ -60,13 +61,15 @@ class Bundle:
         visual = build(VisualTokens, self.config.visual_tokens | {"per_frame": per_frame}, "visual_tokens")
         return PromptEncoder(self.tokenizer, TEMPLATES[self.config.template], model.head, visual, patching)
 
-    def reader(self, videos: str | Path, sampler: Sampler | None = None, **options) -> VisualReader:
-        """Frames as this model sees them, below the folder ``videos``."""
+    def reader(
+        self, videos: str | Path, sampler: Sampler | None = None, preprocess: Preprocess | None = None, **options
+    ) -> VisualReader:
+        """Frames as this model sees them, below the folder ``videos``; by default sampled and sized as it says."""
         sampler = sampler or build(Sampler, self.config.sampler, "sampler")
-        options = {"max_tiles": self.config.max_tiles} | options
+        preprocess = preprocess or build(Preprocess, self.config.preprocess, "preprocess")
         where = f"{Path(self.model.name_or_path, 'config.json')}: preprocess"
-        check_frames(self.model, where, "copy the file from the run that made the checkpoint")
-        return VisualReader(Path(videos), sampler, build(Preprocess, self.config.preprocess, "preprocess"), **options)
+        check_frames(self.model, where, "copy the file from the run that made the checkpoint", preprocess)
+        return VisualReader(Path(videos), sampler, preprocess, **{"max_tiles": self.config.max_tiles} | options)
 
     def collator(self, *, asked: bool = False, pack: bool = False, **options) -> Collator:
         """Batches as this model takes them; ``asked`` for questions without their answers, ``pack`` for packed rows,
@@ -84,13 +87,13 @@ class Bundle:
         self.save_tokenizers(folder)
 
     def save_adapters(self, folder: str | Path, base: str | Path) -> list[str]:
-        """Write only what differs from the checkpoint folder ``base``: adapters, head, other trained weights.
+        """Write only what differs from the checkpoint ``base`` (folder or hub name): adapters, head, further weights.
 
         ``load`` takes the folder as long as ``base`` stays where it is. Returns the names of the tensors.
         """
         names = write_adapters(self.model.state_dict(), Path(folder), base, self.config.text_config)
         config = copy.deepcopy(self.config)
-        config.base = str(Path(base).resolve())
+        config.base = str(Path(base).resolve() if Path(base).is_dir() else base)
         config.save_pretrained(folder)
         self.save_tokenizers(folder)
         return names

@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER
+from videollm.checkpoint.hub import local
 from videollm.checkpoint.load import some
-from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, fetch, read_json, write_tensors
+from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, read_json, write_tensors
 from videollm.common.config import ConfigError
 from videollm.common.files import new_folder
 from videollm.heads import head_class
@@ -108,7 +109,7 @@ def convert(args: argparse.Namespace, converters: list[Converter]) -> None:
         CheckpointError: nobody knows it, or what the converter refuses; nothing is left then.
     """
     target = Path(args.target)
-    source = fetch(args.source)
+    source = local(args.source)
     if len(converters) > 1:
         fields = read_json(source / "config.json")
         if args.back and (head := (fields.get("head") or {}).get("name")):
@@ -177,7 +178,7 @@ def only(weights: Mapping[str, Tensor], report: KeyReport) -> Mapping[str, Tenso
 def with_more_tokens(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
     """Our weights with the vocabulary grown to ``rows``: embeddings normal(0, 0.02), output rows the mean row.
 
-    The new rows of a matrix that is both get the mean, as in DisTime's code, which fills the output last (its spec §2).
+    The new rows of a matrix that is both get the mean, as in DisTime's code, which fills the output last.
     """
 
     def embeddings() -> Tensor:

@@ -1,4 +1,4 @@
-"""Loading a checkpoint folder by path alone; what is missing, unexpected or of another shape is named.
+"""Loading a checkpoint by its folder or hub name alone; what is missing, unexpected or of another shape is named.
 
 A folder without a head's weights is refused, unless it is a base and a fresh head is asked for. No pickled
 file is read.
@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
+from videollm.checkpoint.hub import local
 from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource, check_index, need
 from videollm.common.config import ConfigError, at_least, convert, unusable
 from videollm.common.files import A_MODEL
@@ -47,7 +48,7 @@ def load(
     fresh_head: bool = False,
     spread: Spread | None = None,
 ) -> Bundle:
-    """Load a checkpoint folder, in evaluation mode on the CPU; ``head`` options are laid over its own.
+    """Load a checkpoint folder (or hub name), in evaluation mode on the CPU; ``head`` options are laid over its own.
 
     With ``fresh_head``, a base (``config.headless``) gets a new head (logged as a warning). With ``spread``, weights
     are spread over the ranks one by one, but for such a head.
@@ -55,8 +56,8 @@ def load(
     Raises:
         CheckpointError: not a checkpoint of this project, without tokenizer or head, or with other keys or shapes.
     """
-    folder = Path(folder)
     config = read_config(folder)
+    folder = local(folder)
     config.head = config.head | (head or {})
     unknown = [name for name in head_class(config.head.get("name", "")).span_tokens if name not in config.token_ids]
     if unknown:
@@ -141,8 +142,9 @@ def read_spread(
     return model, {"missing_keys": set(lacks), "unexpected_keys": set(), "mismatched_keys": set()}
 
 
-def read_tokenizer(folder: Path, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, or of a model of ``config``; CheckpointError where its files cannot be read."""
+def read_tokenizer(folder: str | Path, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name, or of a model of ``config``; CheckpointError where it cannot be read."""
+    folder = local(folder, weights=False)
     try:
         return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
@@ -152,8 +154,9 @@ def read_tokenizer(folder: Path, config: PretrainedConfig | None = None) -> PreT
         ) from None
 
 
-def read_config(folder: Path) -> VideoLLMConfig:
-    """The config of a checkpoint folder; CheckpointError if it is none of ours."""
+def read_config(folder: str | Path) -> VideoLLMConfig:
+    """The config of a checkpoint folder or hub name; CheckpointError if it is none of ours."""
+    folder = local(folder, weights=False)
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no config.json; {A_MODEL}")
@@ -223,7 +226,8 @@ def load_tokenizer(name: str | None, key: str) -> PreTrainedTokenizerBase:
     """A tokenizer by folder or hub name; ConfigError naming ``key``."""
     if not name:
         raise ConfigError(f"{key} is missing: give a folder or hub name with a tokenizer")
+    folder = local(name, weights=False, key=key)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: no tokenizer at {name!r} ({str(error).splitlines()[0]})") from None

@@ -1,6 +1,6 @@
 """What every converter of foreign checkpoints shares: tensors by name, names both ways, a report of keys, the files.
 
-In: a folder (or hub name) with safetensors or .bin files, whole or in shards. Out: tensors one at a time, so that a
+In: a folder with safetensors or .bin files, whole or in shards. Out: tensors one at a time, so that a
 checkpoint larger than the memory can be converted, and a folder of safetensors. A mapping name -> tensor is all that
 a conversion sees; on the meta device the same code tells names and shapes before anything is written. It knows no
 model and no head; which names mean what stands in the head's own ``convert.py``.
@@ -21,7 +21,6 @@ from torch import Tensor
 from videollm.common import config
 
 SHARD_BYTES = 4 << 30
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
 
 
 class CheckpointError(config.UserError, ValueError):
@@ -29,27 +28,6 @@ class CheckpointError(config.UserError, ValueError):
 
 
 need = partial(config.need, error=CheckpointError)  # need(holds, message)
-
-
-def fetch(source: str) -> Path:
-    """The folder ``source``, or the snapshot of the hub repository of that name.
-
-    Raises:
-        CheckpointError: neither a folder nor a repository that can be reached.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise CheckpointError(f"{source}: no such folder, and no hub name (owner/model) either")
-    from huggingface_hub import snapshot_download  # starts a client; a folder needs none
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=HUB_FILES))
-    except Exception as error:  # its own errors, those of two http clients, and OSError
-        raise CheckpointError(
-            f"{source}: no such folder, and it cannot be fetched from the hub ({' '.join(str(error).split())[:200]}); "
-            "download it on a machine with a network and give the folder"
-        ) from None
 
 
 def read_json(path: Path) -> dict:

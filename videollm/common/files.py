@@ -7,6 +7,7 @@ words around an error.
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ A_MODEL = (
     "give the folder of a trained model, such as runs/NAME/final; released weights become one by videollm convert "
     "HUB-NAME FOLDER"
 )
+HUB_NAME = re.compile(r"(?P<name>(?:\w[\w.-]*/)?\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")  # owner/model@revision
 DEEPEST = 100  # lists and objects within each other; what reads, copies and writes them calls itself as often
 
 
@@ -180,8 +182,8 @@ def check_model(path: str | Path, key: str, remedy: str = A_MODEL) -> None:
 
 def maybe_on_hub(name: str | Path) -> bool:
     """Whether nothing is there, and ``name`` may be ``owner/name`` of the hub: no folder ``owner`` is here either."""
-    owner, *rest = str(name).split("/")
-    return len(rest) == 1 and all((owner, *rest)) and not Path(owner).exists() and owner not in (".", "..", "~")
+    owner, _, rest = str(name).partition("/")
+    return bool(rest) and HUB_NAME.fullmatch(str(name)) is not None and not Path(owner).exists()
 
 
 def ours(path: str | Path) -> Path:

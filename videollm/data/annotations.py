@@ -179,7 +179,7 @@ def _conversation(item: dict, raw: bool, literal: bool) -> tuple[list[tuple[str,
 
 
 def _without_evidence(text: str, name: str) -> tuple[str, bool]:
-    """An answer without its evidence stage ``<evi>*n </evi>`` (D2VLM 2.2), and whether it had marks there."""
+    """An answer without its evidence stage ``<evi>*n </evi>``, and whether it had marks there."""
     stage, end, answer = text.partition(EVIDENCE_END)
     if not end:
         return text, False
@@ -216,7 +216,8 @@ def _match(
     """Which spans stand behind the marks of the user, and of the assistant; and which keys no mark needs.
 
     ``roles`` has the role of each span mark in order. Without ``src``, ``tgt`` may count the marks of all turns in
-    order of appearance (DISTIME 1); otherwise ``src`` is for the questions and ``tgt`` for the answers (D2VLM 2.1).
+    order of appearance (published_systems.md#distime-data); otherwise ``src`` is for the questions
+    and ``tgt`` for the answers (published_systems.md#d2vlm-data).
     """
     asked, answered = roles.count("user"), roles.count("assistant")
     has_src, has_tgt = (item.get(key) is not None and item[key] != [] for key in ("src", "tgt"))
@@ -237,7 +238,7 @@ def _match(
 
 
 def _pairs(item: dict, key: str) -> list[Span]:
-    """The flat seconds of ``key`` as pairs. One number alone is a moment of a question (D2VLM 8, no. 4)."""
+    """The flat seconds of ``key`` as pairs. One number alone is a moment of a question (docs/d2vlm.md, surprise 4)."""
     values = item[key]
     if not isinstance(values, list):
         raise Bad(f"{kind_of(values)} instead of a list", key, "write flat seconds: [start, end, start, end, ...]")

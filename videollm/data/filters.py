@@ -1,8 +1,8 @@
 """Training records that are left out for what they are: a video too short or too long, words too many.
 
 In: records, and ``data.duration_s`` and ``data.max_answer_words`` (the published D2VLM filters: 5 to 350 s, 200 words;
-spec D2VLM 2.1), and which conversations are too long for the model. Out: the others, in order, and every one left out
-by name. It opens no video and knows no tokenizer.
+published_systems.md#d2vlm-data), and which conversations are too long for the model. Out: the others, in order, and
+every one left out by name. It opens no video and knows no tokenizer.
 """
 
 import logging

@@ -2,8 +2,8 @@
 
 In: the object of a line in the published marks. Out: whether it is one, its answer in neutral words, and the parts that
 each turn is written in (``Turn.written``). Published code knows no evidence stage: ``<evi>`` and ``</evi>`` are tokens
-wherever they stand, and of 2n ``<evi>`` in an answer the first n ground, the last n answer (D2VLM 2.2). This file knows
-no head and no tokenizer.
+wherever they stand, and of 2n ``<evi>`` in an answer the first n ground, the last n answer
+(published_systems.md#d2vlm-data). This file knows no head and no tokenizer.
 """
 
 import re
@@ -41,7 +41,7 @@ def usable(item: dict) -> tuple[dict, dict]:
     """``item`` with the times that published code looks at, and the keys with those that it leaves alone.
 
     Asked only, it reads no ``tgt``, and of ``src`` a pair a mark; an odd number of times (but one alone, which is a
-    moment when asked) it does not see at all (D2VLM 8, no. 4 and 5).
+    moment when asked) it does not see at all (docs/d2vlm.md, surprises 4 and 5).
     """
     turns, src = item["conversations"], item.get("src")
     kept, marks = dict(item), 2 * turns[0]["value"].count(MARK)
@@ -79,7 +79,7 @@ def written(item: dict, question: str, turns: Sequence[Turn], src: int) -> tuple
     """The turns with what is written in them; the question as given, with ``src`` spans.
 
     These are its last marks in supervised training, where published code counts from the end of the prompt, and its
-    first ones elsewhere (D2VLM 2.2, 4.4, 5).
+    first ones elsewhere.
     """
     from_end = len(turns) == 2 and "rejected" not in item and not has_moment(item)
     asked = replace(turns[0], written=written_question(question, src, from_end))

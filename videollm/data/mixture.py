@@ -2,7 +2,7 @@
 
 In: the paths of ``data.train``. Out: one list of ``Record``, and the folder below which all their videos and images
 are. A list of data sets is an object ``{name: {root, annotation, data_augment, repeat_time, length,
-max_dynamic_patch}}`` (DISTIME.md section 1). It opens no video and knows no model.
+max_dynamic_patch}}``. It opens no video and knows no model.
 """
 
 import difflib

@@ -100,6 +100,7 @@ class GenerateOptions:
     draw_spans: bool = False  # when sampling: spans too are drawn by the head, with the temperature, not its best ones
     seed: int = 0  # of sampling; with the question's id it decides on every draw
     repetition_penalty: float = 1.0  # of words in prompt and answer; never of span tokens: an answer may hold many
+    graphs: bool = False  # on a GPU: a step's operations are recorded and replayed, instead of launched one by one
     encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""What published annotation files write otherwise: their span marks, and the layout of preference records (D2VLM 4.1).
+"""What published annotation files write otherwise: their span marks, and the layout of preference records.
 
 Published: ``conversations`` and ``tgt`` hold one entry a class, ``chosen`` among them; our own: the chosen answer as in
 every record, and a list ``rejected``. Only the shape changes: marks, spans and texts are checked by annotations.py,
@@ -20,7 +20,7 @@ SPAN_MARKS = ("<span>", MARK, "<TIME_STAMP>")  # ours first: the one we write; a
 
 def read_as_published(item: dict) -> dict:
     """A record with what published code does not look at put right: of a picture and a video the picture counts, an
-    empty one is none (DISTIME 1), and names may be numbers."""
+    empty one is none, and names may be numbers."""
     item = {key: value for key, value in item.items() if value not in ("", []) or key not in ("image", "video", "id")}
     if item.get("image") is not None:
         item.pop("video", None)

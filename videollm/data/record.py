@@ -23,7 +23,7 @@ class RejectedAnswer:
     """A worse last answer of a record, for preference training.
 
     The marks of ``turn`` go on counting from the turns before it, so that it may stand in the place of the record's
-    own answer: see ``Record.answered_by``. ``text_only`` is the published ``qwen`` class (D2VLM 4.3).
+    own answer: see ``Record.answered_by``. ``text_only`` is the published ``qwen`` class.
     """
 
     factor: str  # what is wrong with it
@@ -82,7 +82,7 @@ class Record:
     def question(self) -> str:
         """What a question-conditioned connector reads: the last user turn without visuals, stripped.
 
-        Its span marks are spelled as published, which the published connector reads as plain characters (D2VLM 1.2).
+        Its span marks are spelled as published, which the published connector reads as plain characters.
         """
         turn = next(turn for turn in reversed(self.turns) if turn.role == "user")
         parts = turn.parts if turn.written is None else turn.written

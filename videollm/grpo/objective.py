@@ -21,10 +21,11 @@ from videollm.batches.batch import Batch, Draws
 from videollm.checkpoint import Bundle
 from videollm.checkpoint.reference import load_reference
 from videollm.common.config import ConfigError, UserError, at_least, need
+from videollm.common.files import json_lines
 from videollm.common.processes import this_rank
 from videollm.data import Record
 from videollm.grpo.rewards import Rewards, true_text
-from videollm.grpo.rollout import Gather, Group, Questions, RollOuts, place_draws, told
+from videollm.grpo.rollout import TOLD, Gather, Group, Questions, RollOuts, place_draws, told
 from videollm.heads import NO_DRAW
 from videollm.model.generate import GenerateOptions
 from videollm.model.loss import token_cross_entropy
@@ -33,9 +34,8 @@ from videollm.model.videollm import VideoLLM
 from videollm.training.settings import Settings
 
 WHERE = "train.objective"
-ROLLOUTS = "rollouts.jsonl"
-TOLD = ("reward", "reward_spread", "flat_groups", "answer_tokens", "cut_off")
-DECISIONS = ("entropy_words", "entropy_spans", "mismatch")
+ROLLOUTS, LOG = "rollouts.jsonl", "log.jsonl"
+FALLING = 2  # validations in a row
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +53,7 @@ class GRPOOptions:
     word_weight: float = 1.0  # of the words' log-probability
     span_weight: float = 1.0  # of the times' log-probability
     scale: bool = False  # advantages in standard deviations of the group (GRPO); off: in the reward's unit (Dr. GRPO)
+    skip_flat: bool = True  # groups whose answers all earned the same are left out of the step
     kl: float = 0.0  # weight of the divergence from a reference, a decision's mean (k3 estimator); 0: none is loaded
     reference: str | None = None  # its checkpoint folder; null: model.checkpoint, from which the run starts
     average: Literal["sum", "mean", "decisions"] = "sum"  # of an answer's decisions; decisions: mean of a step's (DAPO)
@@ -79,7 +80,7 @@ class GRPO(Objective):
         super().__init__(options)
         self.rewards = Rewards.named(options.rewards, f"{WHERE}.rewards")
         self.together = options.answers
-        self.logged = (*TOLD, *(f"reward_{name}" for name in options.rewards), *DECISIONS)
+        self.logged = (*TOLD, *(f"reward_{name}" for name in options.rewards), "mismatch")
         self.rollouts: RollOuts | None = None
         self.output: Path | None = None
         self.reference: VideoLLM | None = None
@@ -113,7 +114,8 @@ class GRPO(Objective):
             max_new_tokens=settings.generate.max_new_tokens, do_sample=True, draw_spans=True,
             temperature=self.options.temperature, seed=settings.train.seed,
         )  # fmt: skip
-        self.rollouts = RollOuts(bundle, options, self.rewards, self.options.answers, self.options.scale)
+        own = self.options
+        self.rollouts = RollOuts(bundle, options, self.rewards, own.answers, own.scale, own.skip_flat)
         self.output = Path(settings.train.output)
         if self.options.kl:
             folder, attention = self.options.reference or settings.model.checkpoint, settings.model.attention
@@ -151,19 +153,24 @@ class GRPO(Objective):
                 "raise the temperature, answers or patience"
             )
 
+    def validated(self, metric: str) -> None:
+        """A warning where the drawn reward rises while greedy answers get worse, by the run's log."""
+        if this_rank() == 0 and (found := drift(self.output / LOG, metric)):
+            logger.warning("%s", found)
+
     def counts(self, model: VideoLLM, batch: Batch) -> Sums:
         """Answers, or all their decisions; for what is only logged, what it is a mean of."""
         device = batch.input_ids.device
         words, spans = len(batch.label_ids), len(batch.pairs.answer_refs)
         own = words + spans if self.options.average == "decisions" else len(batch.draws.advantage)
-        counts = {"grpo": own, "entropy_words": words, "entropy_spans": spans, "mismatch": words + spans}
+        counts = {"grpo": own, "mismatch": words + spans}
         counts |= {"kl": words + spans} if self.options.kl else {}
         counts |= {name: count for name, (_, count) in batch.draws.told.items()}
         return {name: torch.full((), float(count), device=device) for name, count in counts.items()}
 
     def sums(self, model: VideoLLM, batch: Batch, reading: Reading) -> tuple[Sums, Sums]:
-        """``grpo``; rewards, entropies (minus the mean log-probability of what was drawn), and ``mismatch``: by how
-        much log-probabilities differ from those with which the answers were drawn."""
+        """``grpo``; what is told of the draws, and ``mismatch``: by how much log-probabilities differ from those with
+        which the answers were drawn."""
         words, spans = self.log_probs(model, batch, reading)
         draws, device = batch.draws, batch.input_ids.device
         word_of, span_of = self.samples(batch, reading)
@@ -173,7 +180,7 @@ class GRPO(Objective):
             + self.options.span_weight * (spans * weights[span_of]).sum()
         )
         apart = (words - draws.words_log_prob).abs().sum() + (spans - draws.spans_log_prob).abs().sum()
-        logged = {"entropy_words": -words.sum(), "entropy_spans": -spans.sum(), "mismatch": apart}
+        logged = {"mismatch": apart}
         losses = {"grpo": -earned}
         if self.reference is not None:
             losses["kl"] = self.options.kl * self.divergence(batch, words, spans)
@@ -217,6 +224,29 @@ class GRPO(Objective):
             return advantage
         each = torch.cat([word_of, span_of])
         return advantage / torch.zeros_like(advantage).index_add(0, each, torch.ones_like(each, dtype=torch.float))
+
+
+def drift(log: Path, metric: str) -> str | None:
+    """What to say where validations by ``metric`` are below the best of them for ``FALLING`` times in a row, while
+    answers drawn before each earned more than before the best; else None."""
+    stretches, rewards = [], []  # (validation, mean reward since the one before)
+    for _, entry in json_lines(log):
+        if "reward" in entry:
+            rewards.append(entry["reward"])
+        elif metric in entry and rewards:
+            stretches.append((entry[metric], sum(rewards) / len(rewards)))
+            rewards = []
+    if len(stretches) <= FALLING:
+        return None
+    best, earned = max(stretches[:-FALLING])
+    if not all(value < best and reward > earned for value, reward in stretches[-FALLING:]):
+        return None
+    value, reward = stretches[-1]
+    return (
+        f"{WHERE}: drawn answers earn more ({earned:.3f}, now {reward:.3f}) while validation gets worse ({metric} "
+        f"{best:.3f}, now {value:.3f}): what is rewarded is not what greedy answers need; stop, take train.best, or "
+        "choose another reward, a lower train.lr, or a kl"
+    )
 
 
 def shown(group: Group) -> dict:

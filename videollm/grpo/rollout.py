@@ -6,6 +6,7 @@ is answered with, in this process, from the same frames, prompt, positions and p
 which are drawn follows from seed, record, step and number alone. Knows the model's bundle; no trainer and no file.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,11 +20,13 @@ from videollm.batches.prompt import Prompt, Ref
 from videollm.checkpoint import Bundle
 from videollm.common.answers import AnswerLine
 from videollm.data.conversation import Role
-from videollm.grpo.rewards import Rewards
+from videollm.grpo.rewards import Rewards, first_iou, has
 from videollm.inference.answer import answer_line
 from videollm.model.generate import Drawn, GenerateOptions
 
 EQUAL = 1e-6  # rewards of a group that differ by no more are equal
+FIFTHS = ("tiou_0.0", "tiou_0.2", "tiou_0.4", "tiou_0.6", "tiou_0.8")  # of the log's histogram, by their lower ends
+TOLD = ("reward", "reward_spread", "flat_groups", "answer_tokens", "cut_off", "entropy_words", "entropy_spans", *FIFTHS)
 
 
 @dataclass
@@ -77,6 +80,15 @@ class Group:
         """Whether all earned the same, so that none is better than the others."""
         return bool(np.ptp(self.rewards) <= EQUAL)
 
+    @property
+    def fifths(self) -> list[int]:
+        """Of every answer, in which fifth the tIoU of its first span is; empty where the record has no span."""
+        (record,) = self.item.records
+        if not has(record, "spans"):
+            return []
+        ious = [first_iou(line, record, self.item.duration_s) for line in self.lines]
+        return [min(int(iou * len(FIFTHS)), len(FIFTHS) - 1) for iou in ious]
+
     def advantages(self, scale: bool) -> np.ndarray:
         """By how much each is better than the mean of all, in the rewards' own unit or in standard deviations. [G]."""
         better = self.rewards - self.rewards.mean()
@@ -86,9 +98,13 @@ class Group:
 class RollOuts:
     """Answers questions and makes batches of the answers; ``last`` are the groups of the newest batch."""
 
-    def __init__(self, bundle: Bundle, options: GenerateOptions, rewards: Rewards, answers: int, scale: bool):
-        """``options`` say how answers are drawn, ``answers`` how many to a question; ``scale`` as of ``Group``."""
-        self.bundle, self.options, self.rewards, self.answers, self.scale = bundle, options, rewards, answers, scale
+    def __init__(
+        self, bundle: Bundle, options: GenerateOptions, rewards: Rewards, answers: int, scale: bool, skip_flat: bool
+    ):
+        """``options`` say how answers are drawn, ``answers`` how many to a question; ``scale`` as of ``Group``;
+        ``skip_flat`` whether flat groups are left out."""
+        self.bundle, self.options, self.rewards, self.answers = bundle, options, rewards, answers
+        self.scale, self.skip_flat = scale, skip_flat
         self.ask, self.collate = bundle.collator(asked=True), bundle.collator(rank=True)
         self.last: list[Group] = []
 
@@ -105,7 +121,7 @@ class RollOuts:
         drawn = model.drawn(asked, self.bundle.tokenizer, self.bundle.stop_id, self.options, self.answers)
         model.train(training)
         self.last = [self.group(item, drawn[k * self.answers :][: self.answers]) for k, item in enumerate(good)]
-        kept = [group for group in self.last if not group.flat]
+        kept = [group for group in self.last if not (group.flat and self.skip_flat)]
         batch = self.collate([*(item for item in items if item.bad), *map(self.answered, kept)])
         batch.draws = self.draws(kept)
         raw = [one.raw.float() for group in kept for one in group.drawn]
@@ -173,17 +189,21 @@ class RollOuts:
 
 def told(groups: Sequence[Group], names: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Sums and counts for the log: the reward, each of its terms, its spread in a group, flat groups, tokens, cut-off
-    answers."""
+    answers, entropies of words and spans, and in how many answers the first span's tIoU is in each fifth."""
     lines = [line for group in groups for line in group.lines]
     drawn = [one for group in groups for one in group.drawn]
     found = [one for group in groups for one in group.found]
+    fifths = Counter(fifth for group in groups for fifth in group.fifths)
     sums = {
         "reward": (sum(float(group.rewards.sum()) for group in groups), len(lines)),
         "reward_spread": (sum(float(group.rewards.std()) for group in groups), len(groups)),
         "flat_groups": (sum(group.flat for group in groups), len(groups)),
         "answer_tokens": (sum(len(one.ids) for one in drawn), len(lines)),
         "cut_off": (sum(line.finish_reason == "length" for line in lines), len(lines)),
+        "entropy_words": (sum(float(one.words_entropy.sum()) for one in drawn), sum(len(one.ids) for one in drawn)),
+        "entropy_spans": (sum(float(one.spans_entropy.sum()) for one in drawn), sum(len(one.raw) for one in drawn)),
     }
+    sums |= {name: (fifths[k], fifths.total()) for k, name in enumerate(FIFTHS)}
     for name in names:
         values = [one[name] for one in found if name in one]
         sums[f"reward_{name}"] = (sum(values), len(values))

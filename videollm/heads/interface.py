@@ -99,6 +99,12 @@ class TemporalHead(nn.Module):
         text = " ".join(t.strip() for t in texts if t.strip())
         return Answer(text, tokenizer.decode(token_ids), answer, evidence, scores)
 
+    def read_so_far(
+        self, token_ids: list[int], prediction: Prediction | None, tokenizer: PreTrainedTokenizerBase, duration_s: float
+    ) -> Answer:
+        """As ``read``, of an answer that goes on: without the end of its text that further tokens may change."""
+        return self.read(token_ids, prediction, tokenizer, duration_s)
+
     def answer_start(self, token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
         """Index of the first token of the answer proper; a head with an evidence stage overrides it."""
         return 0
@@ -148,6 +154,12 @@ class TemporalHead(nn.Module):
     ) -> Tensor:
         """The exact log-probability with which ``draw`` gives ``raw`` [N, 2]. [N] float32, on the graph."""
         raise NotImplementedError
+
+    def draw_entropy(
+        self, queries: Tensor, raw: Tensor, owner: Tensor, frames: FrameBatch, temperature: float
+    ) -> Tensor:
+        """Entropy of what ``draw`` draws from, in nats. [N] float32. Here as the drawn ``raw`` tell it, in the mean."""
+        return -self.draw_log_prob(queries, raw, owner, frames, temperature)
 
     @property
     def draws(self) -> bool:

@@ -31,6 +31,8 @@ _TIMES = {
     unit: re.compile(rf"(?<![\d.]){_NUMBER}\s*(?:{name})?\s*(?:-|–|—|to\b|and\b)\s*{_NUMBER}\s*{name}", re.IGNORECASE)
     for unit, name in _UNIT.items()
 }
+# The end of a text in which a span may have begun: a number, and words that may belong to it.
+_BEGUN = re.compile(r"\d[\d.]*\s*(?:%|\w*)\s*(?:-|–|—|to\b|and\b)?\s*[\d.]*\s*\w*$")
 
 
 @dataclass
@@ -80,6 +82,15 @@ class TextTimeHead(TemporalHead):
         else:
             spans, text = parse_spans(text, self.options.unit, duration_s)
         return Answer(text, tokenizer.decode(token_ids), spans, [], [1.0] * len(spans))
+
+    def read_so_far(
+        self, token_ids: list[int], prediction: Prediction | None, tokenizer: PreTrainedTokenizerBase, duration_s: float
+    ) -> Answer:
+        """As ``read``, without numbers at the end that may become a span."""
+        answer = self.read(token_ids, prediction, tokenizer, duration_s)
+        if self.options.style is None:
+            answer.text = _BEGUN.sub("", answer.text).rstrip()
+        return answer
 
     def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """Zeros [N]: the times are text tokens, whose log-probability the core counts."""

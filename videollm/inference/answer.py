@@ -51,10 +51,12 @@ def answer_records(
     progress: bool = False,
     asked: Sequence[Alike] | None = None,
     speed: Speed | None = None,
+    so_far: bool = False,
 ) -> Iterator[AnswerLine]:
     """Answer every record, or those of ``asked``, ``batch_size`` at a time; lines come as answers end.
 
-    One whose video cannot be read gives a line with ``error``. Questions about one video stand together, and so do
+    One whose video cannot be read gives a line with ``error``. With ``so_far`` lines come at every look, too, those of
+    answers that go on without a ``finish_reason``. Questions about one video stand together, and so do
     those that are decoded alike: see ``plan.plan``. The model keeps the mode and device it has.
     """
     if asked is None:
@@ -70,12 +72,13 @@ def answer_records(
     start, total = time.perf_counter(), sum(map(len, asked))
     with tqdm(total=total, unit="question", disable=not progress, desc="answering") as bar:
         for alike in asked:
-            made = answerer.answer(encoded(alike, ready, waiting, answerer), of_any(alike), min(batch_size, len(alike)))
-            for line, tokens in made:
-                speed.questions, speed.tokens = speed.questions + 1, speed.tokens + tokens
-                speed.seconds += time.perf_counter() - start
-                start = time.perf_counter()
-                bar.update()
+            ready_ones, rows = encoded(alike, ready, waiting, answerer), min(batch_size, len(alike))
+            for line, tokens in answerer.answer(ready_ones, of_any(alike), rows, so_far):
+                if line.finish_reason:
+                    speed.questions, speed.tokens = speed.questions + 1, speed.tokens + tokens
+                    speed.seconds += time.perf_counter() - start
+                    start = time.perf_counter()
+                    bar.update()
                 yield line
 
 
@@ -171,9 +174,10 @@ class Answerer:
             self.chunk //= 2
 
     def answer(
-        self, questions: Iterator[Question], options: GenerateOptions, number: int
+        self, questions: Iterator[Question], options: GenerateOptions, number: int, so_far: bool = False
     ) -> Iterator[tuple[AnswerLine, int]]:
-        """A line for every question, as it is answered, and how many tokens were generated for it.
+        """A line for every question, as it is answered, and how many tokens were generated for it; with ``so_far`` also
+        at every look before.
 
         ``number`` are answered at a time. Where they do not fit into memory, half as many are, and the others wait.
         """
@@ -193,8 +197,9 @@ class Answerer:
         while full:
             full = False
             try:
-                for question, answer, reason in Seating(self.bundle, options, rows).run(readable()):
-                    del tried[question.record.id]
+                for question, answer, reason in Seating(self.bundle, options, rows).run(readable(), so_far):
+                    if reason:
+                        del tried[question.record.id]
                     yield answer_line(question.record, answer, reason, question.item), answer.tokens
                     yield from taken(unasked)
             except RuntimeError as error:

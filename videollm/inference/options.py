@@ -14,6 +14,7 @@ from videollm.common.config import build, need, override, to_dict, together, typ
 from videollm.data.options import GenerateOptions
 from videollm.video.decode import VideoError, probe
 from videollm.video.picture import is_picture
+from videollm.video.preprocess import LIMITS, Preprocess
 from videollm.video.sampling import Sampler
 
 if TYPE_CHECKING:  # a wrong word is told before torch is loaded
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # a wrong word is told before torch is loaded
 
     from videollm.model.videollm import VideoLLMConfig
 
-OVERRIDES = ("sampler", "generate", "head", "compatibility")  # keys of the command line
+OVERRIDES = ("sampler", "preprocess", "generate", "head", "compatibility")  # keys of the command line
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # of weights and states, as torch names them
 GIVEN, PRESET, KEPT, DEFAULT = "command line", "compatibility", "checkpoint", "default"  # where a value comes from
 
@@ -35,6 +36,7 @@ class Options:
 
     generate: GenerateOptions
     sampler: Sampler
+    preprocess: Preprocess
     head: dict
     precision: str
     raw_spans: bool
@@ -47,7 +49,14 @@ def read_overrides(overrides: Sequence[str]) -> dict:
     Raises:
         ConfigError: keys that are unknown, or values of the wrong type: all of them.
     """
-    given, known = override({}, list(overrides)), {"sampler": Sampler, "generate": GenerateOptions}
+    given = override({}, list(overrides))
+    check_overrides(given)
+    return given
+
+
+def check_overrides(given: dict) -> None:
+    """As ``read_overrides`` of what those words mean."""
+    known = {"sampler": Sampler, "preprocess": Preprocess, "generate": GenerateOptions}
 
     def one(key: str) -> None:
         need(key in OVERRIDES, f"{key}: unknown key; known keys: {', '.join(OVERRIDES)}")
@@ -56,9 +65,12 @@ def read_overrides(overrides: Sequence[str]) -> dict:
             need(isinstance(given[key], dict), f"{key}: expected a mapping, got {given[key]!r}; {write}")
         if key in known:
             typed(known[key], given[key], key)
+        if key == "preprocess":
+            names = ", ".join(LIMITS)
+            for name in given[key]:
+                need(name in LIMITS, f"preprocess.{name}: not to be set for a trained tower; known keys: {names}")
 
     together(*(partial(one, key) for key in given))
-    return given
 
 
 def check_question(question: str) -> None:
@@ -70,12 +82,17 @@ def check_question(question: str) -> None:
 
 def check_video(path: str) -> None:
     """See that a video can be read, before a model is loaded for it. VideoError: it is none, or a picture."""
+    refuse_picture(path)
+    probe(path)
+
+
+def refuse_picture(path: str | Path) -> None:
+    """VideoError for a picture."""
     if Path(path).is_file() and is_picture(path):
         raise VideoError(
             f"{path}: is a picture, which has no time to ask about; give a video, or ask about pictures with "
             "videollm.infer and an annotation that has `image` (docs/annotations.md)"
         )
-    probe(path)
 
 
 def read_options(
@@ -86,23 +103,35 @@ def read_options(
     Raises:
         ConfigError: an unknown key or value, or a ``compatibility`` that its head has not.
     """
-    from videollm.heads.presets import lay_preset
+    return options_of(read_overrides(overrides), config, device, precision)
 
-    given = read_overrides(overrides)
-    sampling, head = (given.pop(key, {}) for key in ("sampler", "head"))
-    laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"))
+
+def options_of(given: dict, config: "VideoLLMConfig", device: "torch.device", precision: str | None = None) -> Options:
+    """As ``read_options`` of mappings by their key, such as ``{"sampler": {"fps": 2}}``."""
+    from videollm.heads.presets import lay_preset
+    from videollm.model.backbones import published_sampler
+
+    given = dict(given)
+    check_overrides(given)
+    sampling, limits, head = (given.pop(key, {}) for key in ("sampler", "preprocess", "head"))
+    even = published_sampler(config.vision)
+    laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"), even)
     asked, preset = given.get("generate", {}), laid.get("generate", {})
     wanted = build(GenerateOptions, kept_generate(config) | preset, "generate")
     generate = wanted.within(config.context_length)
     layers = {GIVEN: asked, PRESET: preset, KEPT: kept_generate(config)}
     sources = {f"generate.{key}": source_of(key, layers, to_dict(wanted)) for key in to_dict(generate)}
-    sampler = build(Sampler, config.sampler | sampling, "sampler")
-    layers = {GIVEN: sampling, KEPT: config.sampler}
+    even = even if "compatibility" in laid["model"]["head"] else {}
+    sampler = build(Sampler, config.sampler | even | sampling, "sampler")
+    layers = {GIVEN: sampling, PRESET: even, KEPT: config.sampler}
     sources |= {f"sampler.{key}": source_of(key, layers, to_dict(sampler)) for key in to_dict(sampler)}
+    preprocess = build(Preprocess, config.preprocess | limits, "preprocess")
+    layers = {GIVEN: limits, KEPT: config.preprocess}
+    sources |= {f"preprocess.{key}": source_of(key, layers, pixels_of(preprocess)) for key in LIMITS}
     own = KEPT if config.precision and device.type == "cuda" else DEFAULT
     sources["precision"] = GIVEN if precision else own
     chosen, raw_spans = precision or own_precision(config, device), laid.get("data", {}).get("raw_spans", False)
-    return Options(generate, sampler, laid["model"]["head"], chosen, raw_spans, sources)
+    return Options(generate, sampler, preprocess, laid["model"]["head"], chosen, raw_spans, sources)
 
 
 def source_of(key: str, layers: dict[str, dict], values: dict) -> str:
@@ -125,4 +154,11 @@ def own_precision(config: "VideoLLMConfig", device: "torch.device") -> str:
 def what_absence_means(config: "VideoLLMConfig") -> dict[str, dict]:
     """Values of the options that a meta file of an older version does not name, by its keys."""
     generate = GenerateOptions().within(config.context_length)
-    return {"sampler": to_dict(Sampler()), "decoding": to_dict(generate) | {"precision": "fp32", "head": {}}}
+    decoding = to_dict(generate) | {"precision": "fp32", "head": {}}
+    pixels = pixels_of(build(Preprocess, config.preprocess, "preprocess"))
+    return {"sampler": to_dict(Sampler()), "preprocess": pixels, "decoding": decoding}
+
+
+def pixels_of(preprocess: Preprocess) -> dict:
+    """What may be given of a preprocessing; the rest is that of the tower."""
+    return {name: getattr(preprocess, name) for name in LIMITS}

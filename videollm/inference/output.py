@@ -17,13 +17,14 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from videollm.checkpoint import local
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
 from videollm.common.files import an_object, json_lines, json_text, write_text
 from videollm.data import Record
 
 logger = logging.getLogger(__name__)
-FIXED = ("content", "sampler", "decoding")  # of the meta file: what may not change while an output grows
+FIXED = ("content", "sampler", "preprocess", "decoding")  # of the meta file: what may not change while an output grows
 READ_BY_LOAD = ("*.json", "*.safetensors", "question_tokenizer/*.json")
 NOT_READ = ("trainer_state.json",)
 
@@ -38,9 +39,9 @@ def model_content(folder: str | Path) -> str:
 
     Where the folder holds adapters only, of the checkpoint they belong to, too.
     """
-    digest, folder = hashlib.sha256(), Path(folder)
+    digest, folder = hashlib.sha256(), local(folder)
     base = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("base")
-    for root in (folder, Path(base)) if base else (folder,):
+    for root in (folder, local(base)) if base else (folder,):
         found = {path for pattern in READ_BY_LOAD for path in root.glob(pattern)}
         for path in sorted(path for path in found if path.name not in NOT_READ):
             with open(path, "rb") as stream:
@@ -84,7 +85,8 @@ def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
     models = f"{old.get('model')}, now {meta['model']}"
     if old.get("model") == meta["model"]:
         models = f"{meta['model']}, whose config, tokenizer or weights have changed"
-    if differ := [told for key in FIXED if (told := difference(key, old.get(key), meta[key], absent.get(key), models))]:
+    told = [difference(key, old.get(key, {}), meta[key], absent.get(key), models) for key in FIXED]
+    if differ := list(filter(None, told)):
         raise ConfigError(
             f"{path}: the output was made with another {', another '.join(differ)}; give what it was made with, choose "
             "another --output or delete it"

@@ -63,8 +63,11 @@ class Seating:
         self.newest: tuple[Question, int] | None = None  # the question that was the last to enter, and its row
 
     @torch.no_grad()
-    def run(self, questions: Iterator[Question]) -> Iterator[tuple[Question, Answer, str]]:
-        """Every question with its answer and finish reason (``stop``, ``length`` or ``time``), as they end."""
+    def run(self, questions: Iterator[Question], so_far: bool = False) -> Iterator[tuple[Question, Answer, str]]:
+        """Every question with its answer and finish reason (``stop``, ``length`` or ``time``), as they end.
+
+        With ``so_far`` also, at every look, those that go on, with what there is and no reason.
+        """
         bundle, pad = self.bundle, self.bundle.tokenizer.pad_token_id
         with Rows(bundle.model, self.number, self.options, bundle.stop_id, pad, self.device) as rows:
             while True:
@@ -75,20 +78,24 @@ class Seating:
                     if step:
                         rows.feed()
                     rows.decide()
-                yield from self.leave(rows)
+                yield from self.leave(rows, so_far)
                 if self.inside:
                     rows.feed()
 
-    def leave(self, rows: Rows) -> list[tuple[Question, Answer, str]]:
-        """The questions whose answers have ended; their rows are free."""
+    def leave(self, rows: Rows, so_far: bool) -> list[tuple[Question, Answer, str]]:
+        """The questions whose answers have ended; their rows are free. With ``so_far`` those that go on, too."""
         done, now = rows.state.done.tolist(), time.monotonic()
         ended = [row for row in sorted(self.inside) if done[row] or now >= self.inside[row].until]
-        bundle, model, found = self.bundle, self.bundle.model, []
-        for row, made in zip(ended, rows.state.answers(ended) if ended else (), strict=True):
-            question = self.inside.pop(row)
-            rows.leave(row)
-            answer, reason = model.read_answer(*made, bundle.tokenizer, bundle.stop_id, question.item.duration_s)
-            found.append((question, answer, reason if done[row] else "time"))
+        told = sorted(self.inside) if so_far else ended
+        tokenizer, stop_id, found = self.bundle.tokenizer, self.bundle.stop_id, []
+        for row, made in zip(told, rows.state.answers(told) if told else (), strict=True):
+            question, goes_on = self.inside[row], row not in ended
+            duration_s = question.item.duration_s
+            answer, reason = self.bundle.model.read_answer(*made, tokenizer, stop_id, duration_s, goes_on)
+            found.append((question, answer, reason if goes_on or done[row] else "time"))
+            if not goes_on:
+                del self.inside[row]
+                rows.leave(row)
         return found
 
     def enter(self, rows: Rows, questions: Iterator[Question]) -> None:

@@ -23,7 +23,7 @@ from videollm.data import Record, load_records
 from videollm.inference import output
 from videollm.inference.answer import Speed, answer_records
 from videollm.inference.explain import explain
-from videollm.inference.options import PRECISIONS, Options, read_options, what_absence_means
+from videollm.inference.options import PRECISIONS, Options, pixels_of, read_options, what_absence_means
 from videollm.inference.plan import Unit, plan, room_for_question
 from videollm.model.generate import GenerateOptions
 
@@ -34,11 +34,13 @@ def run(args: argparse.Namespace) -> None:
     """Load, answer this rank's share, merge, and prove that every question has its line."""
     with one_fate():
         device = usable_device(args.device)
-        options = read_options(args.overrides, read_config(Path(args.model)), device, args.precision)
+        options = read_options(args.overrides, read_config(args.model), device, args.precision)
         records = load_records(args.annotations, raw_spans=options.raw_spans)
         units = plan(records, options.generate, args.batch_size)  # says bad options of a record before loading
         bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
-        reader = bundle.reader(args.videos, options.sampler, backend=args.backend, timeout_s=args.decode_timeout)
+        reader = bundle.reader(
+            args.videos, options.sampler, options.preprocess, backend=args.backend, timeout_s=args.decode_timeout
+        )
         if args.frames is not None:
             open_store(args.frames, reader, records)
         for _, own in chain(*chain(*units)):
@@ -67,7 +69,8 @@ def meta_of(args: argparse.Namespace, bundle: Bundle, options: Options) -> dict:
     """What makes the answers, for the file beside them."""
     return {
         "model": str(args.model), "content": output.model_content(args.model),
-        "annotations": list(map(str, args.annotations)), "sampler": to_dict(options.sampler),
+        "annotations": list(map(str, args.annotations)),
+        "sampler": to_dict(options.sampler), "preprocess": pixels_of(options.preprocess),
         "decoding": to_dict(options.generate) | {"precision": options.precision, "head": options.head},
         "sources": options.sources, "config": bundle.config.to_dict(), "commit": code()[0],
     }  # fmt: skip

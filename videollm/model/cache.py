@@ -132,9 +132,12 @@ class RowCache(Cache):
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
-    def advance(self, steps: Tensor) -> None:
-        """Go to the place of the next token of rows that have ``steps`` [R] tokens."""
+    def advance(self) -> None:
+        """Count the next token of every row, on the host."""
         self.used = [min(used + 1, self.size) if used else 0 for used in self.used]
+
+    def go_to(self, steps: Tensor) -> None:
+        """Go to the place of the next token of rows that have ``steps`` [R] tokens."""
         self.place = self.prompt + steps
         self.seen[self.row, self.place] = True
 

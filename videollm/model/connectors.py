@@ -122,7 +122,7 @@ class MlpOptions:
 
 @CONNECTORS.register(name="mlp")
 class MlpConnector(Connector):
-    """InternVL's projector: pixel shuffle, then LayerNorm - Linear - GELU - Linear. DISTIME.md 4.
+    """InternVL's projector: pixel shuffle, then LayerNorm - Linear - GELU - Linear.
 
     Official names: ``mlp1.0`` is ``layer_norm``, ``mlp1.1`` ``linear_1``, ``mlp1.3`` ``linear_2``.
     """
@@ -170,7 +170,9 @@ def shuffled_side(num_patches: int, block: int) -> int:
 
 @CONNECTORS.register(name="qformer")
 class QFormerConnector(Connector):
-    """E.T. Chat's frame compressor: one token a frame, chosen with the question in sight. D2VLM.md 1.2.
+    """E.T. Chat's frame compressor: one token a frame, chosen with the question in sight.
+
+    The formulas: published_systems.md#d2vlm-vision.
 
     With X the raw features: Z = Q-Former(queries, question; cross-attention on LN(X)), U = Linear(Z),
     A = softmax(q(U) k(X)^T / sqrt(Dv)), token = v(mean over the queries of (A X + U)); q, k, v = LayerNorm + Linear.

@@ -6,13 +6,14 @@ asks what a token is: stopping, finding span tokens and decoding their times are
 every few steps the host looks which rows have ended. Knows no batch, no tokenizer and no attention.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, get_world_size, is_initialized
 from torch.nn.functional import pad
+from torch.special import entr
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -49,7 +50,9 @@ class Decoding:
     draw: Draw | None = None  # samples words
     draws_spans: bool = False  # else the head's best ones are taken
     temperature: float = 1.0  # of drawn spans
-    log_probs: Tensor | None = None  # [R, T + 1, 2] float32: of each token, and of its span; where spans are drawn
+    # [R, T + 1, 2, 2] float32: of each token, and of its span, the log-probability and the entropy of what it was drawn
+    # from; where spans are drawn.
+    drawn: Tensor | None = None
 
     @classmethod
     def start(
@@ -85,10 +88,12 @@ class Decoding:
             query: its state in the head's query layer.
         """
         self.query = query
-        scores = self.processors(self.ids[:, : self.length], logits_of(language_model, last).float())
+        scores = self.processors(self.ids, logits_of(language_model, last).float())
         new = (scores if self.draw is None else self.draw(self.ids, scores)).argmax(-1)
         place = self.steps.masked_fill(self.done, self.ids.shape[1] - 1)
-        self.note(0, place, lambda: scores.log_softmax(-1).gather(1, new[:, None])[:, 0])
+        if self.draws_spans:
+            log_probs = scores.log_softmax(-1)
+            self.note(0, place, log_probs.gather(1, new[:, None])[:, 0], entr(log_probs.exp()).sum(-1))
         embeds = embedding(new)
         if len(self.span_ids):
             prediction = self.span(query, place)
@@ -100,8 +105,11 @@ class Decoding:
             self.words.scatter_(1, new[:, None], True)
         self.steps += ~self.done
         self.done |= one_of(new, self.stop_ids) | (self.steps >= self.limit)
-        self.length = min(self.length + 1, self.ids.shape[1] - 1)
         return embeds
+
+    def advance(self) -> None:
+        """Count a token more, on the host."""
+        self.length = min(self.length + 1, self.ids.shape[1] - 1)
 
     def span(self, query: Tensor, place: Tensor) -> Prediction:
         """What the head says of the tokens that are being decided, or draws for them. [R, D]."""
@@ -109,16 +117,16 @@ class Decoding:
             return self.head.predict(query, self.row, self.frames)
         where = (self.row, self.frames, self.temperature)
         drawn = self.head.draw(query, *where, SpanNoise(self.keys, self.steps))
-        self.note(1, place, lambda: self.head.draw_log_prob(query, drawn.raw, *where))
+        given = (query, drawn.raw, *where)
+        self.note(1, place, self.head.draw_log_prob(*given), self.head.draw_entropy(*given))
         return drawn
 
-    def note(self, which: int, place: Tensor, log_prob: Callable[[], Tensor]) -> None:
-        """Keep the log-probability [R] of what was drawn for the tokens that are being decided: words 0 or spans 1."""
-        if not self.draws_spans:
-            return
-        if self.log_probs is None:
-            self.log_probs = torch.zeros(*self.ids.shape, 2, device=self.ids.device)
-        self.log_probs[self.row, place, which] = log_prob()
+    def note(self, which: int, place: Tensor, log_prob: Tensor, entropy: Tensor) -> None:
+        """Keep log-probability and entropy [R] of what was drawn for the tokens that are being decided: words 0 or
+        spans 1."""
+        if self.drawn is None:
+            self.drawn = torch.zeros(*self.ids.shape, 2, 2, device=self.ids.device)
+        self.drawn[self.row, place, which] = torch.stack([log_prob, entropy], -1)
 
     def keep(self, prediction: Prediction, place: Tensor) -> None:
         """Take note of what the head says of the token that is being decided, which goes to ``place`` [R]."""
@@ -153,7 +161,7 @@ class Decoding:
 
 
 class SpanPenalty(LogitsProcessor):
-    """Repetition penalty over prompt and answer that leaves span tokens alone (D2VLM spec section 5).
+    """Repetition penalty over prompt and answer that leaves span tokens alone (as D2VLM's does).
 
     ``words`` [R, V] is true for the tokens that each row has had; frames are none.
     """
@@ -190,12 +198,15 @@ def frames_with(old: FrameBatch | None, where: Tensor, new: FrameBatch, rows: in
 
 
 def rows_with(old: Tensor | None, where: Tensor, new: Tensor, rows: int) -> Tensor:
-    """[R, ...] with the rows ``where`` [N] replaced by ``new`` [N, F, ...], filled up with 0 to the larger F."""
+    """[R, ...] with the rows ``where`` [N] replaced by ``new`` [N, F, ...], filled up with 0 to the larger F; in place
+    where ``old`` has it."""
     old = new.new_zeros(rows, *new.shape[1:]) if old is None else old
     if new.ndim > 1:
         width, rest = max(old.shape[1], new.shape[1]), (0, 0) * (new.ndim - 2)
-        old, new = (pad(part, (*rest, 0, width - part.shape[1])) for part in (old, new))
-    return old.index_copy(0, where, new)
+        old, new = (
+            part if part.shape[1] == width else pad(part, (*rest, 0, width - part.shape[1])) for part in (old, new)
+        )
+    return old.index_copy_(0, where, new)
 
 
 def one_of(ids: Tensor, wanted: Tensor) -> Tensor:

@@ -6,16 +6,19 @@ Which question enters when is decided elsewhere (``inference/rows.py``; ``stream
 of the collator; no files.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch
 from videollm.common.config import need
+from videollm.common.replay import Replay, Step, cuda_graph
 from videollm.data.conversation import Role
 from videollm.data.options import GenerateOptions
 from videollm.heads import NO_DRAW, Answer, FrameBatch, Prediction, SpanRefs
@@ -25,12 +28,16 @@ from videollm.model.decoding import LOOK, Decoding, NotYet, SpanPenalty, togethe
 from videollm.model.draws import Draw, row_keys
 from videollm.model.passes import LayerTap
 
+HALF = "\ufffd"  # what a tokenizer shows of a character whose bytes are not all there yet
+DRAWING = -1  # stands for generation among the modules that use a weight, whose numbers count from 0
+
 
 @dataclass
 class Drawn:
     """A sampled answer as the n decisions on its tokens (the stop token among them) and the k on its spans.
 
-    Log-probabilities are those with which they were drawn, under the temperature of the drawing.
+    Log-probabilities are those with which they were drawn, under the temperature of the drawing; entropies, in nats,
+    those of what they were drawn from.
     """
 
     answer: Answer
@@ -40,6 +47,8 @@ class Drawn:
     seconds: Tensor  # [k, 2]
     words_log_prob: Tensor  # [n]
     spans_log_prob: Tensor  # [k]
+    words_entropy: Tensor  # [n]
+    spans_entropy: Tensor  # [k]
 
 
 class SpanGeneration:
@@ -62,15 +71,15 @@ class SpanGeneration:
     ) -> list[Drawn]:
         """As ``answer``, with every decision; ``options`` sample, and draw spans."""
         _, state = self.generate_ids(batch, tokenizer.pad_token_id, stop_id, options, answers)
-        durations, log_probs = batch.duration_s.repeat_interleave(answers).tolist(), state.log_probs.cpu()
+        durations, numbers = batch.duration_s.repeat_interleave(answers).tolist(), state.drawn.cpu()
         drawn = []
-        for (ids, found), duration_s, (words, spans) in zip(
-            state.answers(range(len(durations))), durations, log_probs.mT, strict=True
-        ):
+        for (ids, found), duration_s, own in zip(state.answers(range(len(durations))), durations, numbers, strict=True):
             answer, reason = self.read_answer(ids, found, tokenizer, stop_id, duration_s)
             steps = [step for step, token in enumerate(ids) if token in self.span_ids]
             raw, seconds = (torch.zeros(0, 2),) * 2 if found is None else (found.raw[steps], found.seconds[steps])
-            drawn.append(Drawn(answer, reason, ids, raw, seconds, words[: len(ids)], spans[steps]))
+            words, spans = own[: len(ids), 0], own[steps, 1]
+            parts = (words[:, 0], spans[:, 0], words[:, 1], spans[:, 1])
+            drawn.append(Drawn(answer, reason, ids, raw, seconds, *parts))
         return drawn
 
     def generate_ids(
@@ -132,15 +141,21 @@ class SpanGeneration:
 
     def read_answer(
         self, ids: list[int], found: Prediction | None, tokenizer: PreTrainedTokenizerBase, stop_id: int,
-        duration_s: float,
+        duration_s: float, goes_on: bool = False,
     ) -> tuple[Answer, str]:  # fmt: skip
-        """One row's answer and finish reason, from its ids and what the head said of every one of them."""
+        """One row's answer and finish reason, from its ids and what the head said of every one of them.
+
+        Of one that ``goes_on``, what is certain of it, and no reason.
+        """
         tokens, stopped = len(ids), ids[-1:] == [stop_id]
         ids = ids[:-1] if stopped else ids
         steps = [step for step, token in enumerate(ids) if token in self.span_ids]
         own = Prediction(*(part[steps] for part in (found.seconds, found.score, found.raw))) if steps else None
-        answer = self.head.read(ids, own, tokenizer, duration_s)
+        answer = (self.head.read_so_far if goes_on else self.head.read)(ids, own, tokenizer, duration_s)
         answer.tokens = tokens
+        if goes_on:
+            answer.text = answer.text.rstrip(HALF)
+            return answer, ""
         return answer, "stop" if stopped else "length"
 
 
@@ -177,13 +192,19 @@ class Rows:
         self.prompt_end: Tensor | None = None  # [..., R, 1], the position of each prompt's last token
         self.states: tuple[Tensor, Tensor] | None = None  # of each row's last place: final, and of the query layer
         self.fed: Tensor | None = None  # [R, D], what is fed next
+        self.memo: dict[str, Tensor] | None = None  # derived from frames before questions entered; None: none did
+        self.graphs = options.graphs  # all tensors of a step stay where they are
+        record = recorder(self.shares, device) if self.graphs else None
+        self.choosing, self.going_on = Replay(self.choose, record), Replay(self.go_on, record)
 
     def __enter__(self) -> "Rows":
-        self.tap.__enter__()
+        self.inside = ExitStack()
+        self.inside.enter_context(whole_weights(self.model))
+        self.inside.enter_context(self.tap)
         return self
 
     def __exit__(self, *error) -> None:
-        self.tap.__exit__(*error)
+        self.inside.__exit__(*error)
 
     # ---- prompts ---------------------------------------------------------------------------------------------------
 
@@ -238,6 +259,7 @@ class Rows:
             keys = row_keys(names, [options.seed for options in how], device)
         if self.state.words is not None:
             words = words_of(batch, self.state.words.shape[1])[own]
+        self.memo = {} if self.state.frames is None else self.state.frames.memo
         self.state.begin(where, rows_of(frames, own), *numbers.unbind(1), keys, words)
         self.cache.begin(rows, where, (batch.segment_ids >= 0)[own], batch.last[own])
         first = [states[layer][own, batch.last[own] - start] for layer in (-1, self.head.query_layer)]
@@ -245,21 +267,43 @@ class Rows:
         ends = ends.index_select(-2, own)
         if self.states is None:
             self.states = tuple(part.new_zeros(number, part.shape[1]) for part in first)
+            self.fed = torch.zeros_like(self.states[0])
             self.prompt_end = ends.new_zeros(*ends.shape[:-2], number, 1)
-        self.states = tuple(old.index_copy(0, where, new) for old, new in zip(self.states, first, strict=True))
+        for old, new in zip(self.states, first, strict=True):
+            old.index_copy_(0, where, new)
         self.prompt_end.index_copy_(-2, where, ends)
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
     def decide(self) -> None:
         """The next token of every row."""
+        frames, before, self.memo = self.state.frames, self.memo, None
+        if before is None:
+            self.choosing(frames.times_s.shape)
+        else:  # what the head derives from frames is made anew, and stays where it was
+            self.choose()
+            if self.graphs:
+                frames.memo |= {k: old.copy_(frames.memo[k]) for k, old in before.items() if same(old, frames.memo[k])}
+        self.state.advance()
+
+    def choose(self) -> None:
+        """What ``decide`` does on the device."""
         model = self.model
-        self.fed = self.state.take(model.language_model, model.get_input_embeddings(), *self.states)
+        self.fed = self.put(self.fed, self.state.take(model.language_model, model.get_input_embeddings(), *self.states))
+
+    def put(self, old: Tensor, new: Tensor) -> Tensor:
+        """``new``, where ``old`` stood if tensors have to stay."""
+        return old.copy_(new) if self.graphs else new
 
     def feed(self) -> None:
         """The states behind the token of every row."""
+        self.cache.advance()
+        self.going_on((self.cache.size, self.cache.reach))
+
+    def go_on(self) -> None:
+        """What ``feed`` does on the device."""
         state, cache = self.state, self.cache
-        cache.advance(state.steps)
+        cache.go_to(state.steps)
         out = self.model.decoder(
             inputs_embeds=self.fed[:, None],
             attention_mask=cache.masks(self.model.windows, self.fed.dtype),
@@ -268,12 +312,51 @@ class Rows:
             use_cache=True,
         )
         states = self.tap.finish(self.fed[:, None], out.last_hidden_state)
-        self.states = states[-1][:, -1], states[self.head.query_layer][:, -1]
+        new = states[-1][:, -1], states[self.head.query_layer][:, -1]
+        self.states = tuple(self.put(*pair) for pair in zip(self.states, new, strict=True))
 
     def leave(self, row: int) -> None:
         """Nobody asks in the row any more."""
         self.state.done[row] = True
         self.cache.end(row)
+
+
+def recorder(masked: bool, device: torch.device) -> Callable[[Step], Step]:
+    """What records the steps of generation.
+
+    Raises:
+        ConfigError: they are not always the same operations, or there is nothing that could record them.
+    """
+    key = "generate.graphs: true, but"
+    need(device.type == "cuda", f"{key} only a GPU records steps; leave it out here")
+    need(masked, f"{key} flash attention takes another length in every step; set model.attention=sdpa")
+    need(not together(), f"{key} ZeRO-3 gathers weights in every step; use ZeRO-2, or leave it out")
+    return cuda_graph
+
+
+def same(old: Tensor, new: Tensor) -> bool:
+    """Whether ``new`` can be written into ``old``."""
+    return old.shape == new.shape and old.dtype == new.dtype
+
+
+@contextmanager
+def whole_weights(model: SpanGeneration) -> Iterator[None]:
+    """Under ZeRO-3 every rank has all weights, gathered once, not again for every token; else nothing happens."""
+    spread = [p for p in model.parameters() if hasattr(p, "ds_status")] if is_deepspeed_zero3_enabled() else []
+    if not spread:
+        yield
+        return
+    import deepspeed  # takes seconds, and only ZeRO-3 needs it
+
+    # Small ones that DeepSpeed keeps whole are left to it.
+    with deepspeed.zero.GatheredParameters([p for p in spread if p.ds_status.name == "NOT_AVAILABLE"]):
+        for parameter in spread:  # else the hook behind a module gives its weights up again
+            parameter.ds_active_sub_modules.add(DRAWING)
+        try:
+            yield
+        finally:
+            for parameter in spread:
+                parameter.ds_active_sub_modules.discard(DRAWING)
 
 
 def shown(refs: SpanRefs, options: GenerateOptions) -> SpanRefs:

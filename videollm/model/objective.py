@@ -80,6 +80,9 @@ class Objective:
         """What optimisation step ``step`` (from 0) trains on, of what the loader gave for it on this rank."""
         return batches
 
+    def validated(self, metric: str) -> None:
+        """Once the run's log has another validation; ``metric`` is what models are compared by there."""
+
     def planned(self, batch: Batch) -> Batch:
         """A batch of the collator's as one of those that ``made`` gives, for an estimate of memory."""
         return batch

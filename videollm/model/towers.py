@@ -99,7 +99,7 @@ def encode_video(tower: nn.Module, frames: Tensor, preprocess: Preprocess, devic
 
 
 class InternVLTower(InternVLVisionModel):
-    """InternViT: the last hidden state (no final norm, as ``use_mean_pooling`` says), CLS dropped. DISTIME.md 4, 10."""
+    """InternViT: the last hidden state (no final norm, as ``use_mean_pooling`` says), CLS dropped."""
 
     def __init__(self, config: InternVLVisionConfig):
         super().__init__(config)
@@ -113,7 +113,7 @@ class InternVLTower(InternVLVisionModel):
 
 
 class InstructBlipTower(InstructBlipVisionModel):
-    """EVA ViT-g: what the last block puts out, before any final norm, CLS dropped. D2VLM.md 1.1.
+    """EVA ViT-g: what the last block puts out, before any final norm, CLS dropped.
 
     The second last layer of the 40-block EVA is the last one of the 39 blocks that the config's default builds.
     """

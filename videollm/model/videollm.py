@@ -9,6 +9,7 @@ the whole optimisation step, so any split over ranks and accumulation steps give
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -87,13 +88,15 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         self.vision_tower = build_tower(config.vision)
         text = copy.deepcopy(config.text_config)
         text.dtype = None  # in which it was released; all parts are built in one precision
-        if text.model_type == "phi3":  # published: full attention, whatever the config says (spec D2VLM 1.3)
+        if text.model_type == "phi3":  # published: full attention, whatever the config says (docs/published_systems.md)
             text.sliding_window = None
         self.windows = windows(text)
         with without_weights() if empty_language else nullcontext():
             self.language_model = build_language(text, config._attn_implementation)
         hidden = config.text_config.hidden_size
         self.patching: Patching | None = getattr(self.vision_tower, "patching", None)
+        if self.patching and config.head.get("compatibility") == "published":
+            self.patching = replace(self.patching, even=True)
         need(not (self.patching and any(self.windows.values())), WINDOWED)
         connector = getattr(self.vision_tower, "connects", {}) | config.connector
         self.connector = build_connector(connector, self.vision_tower.hidden_size, hidden)

@@ -17,21 +17,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from videollm.batches.collate import MOST_ASKED
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint import Bundle, check_frames, load, load_tokenizer, read_config, read_tokenizer
+from videollm.checkpoint import Bundle, check_frames, load, load_tokenizer, local, read_config, read_tokenizer
 from videollm.common.config import ConfigError, build, merge, need, read_yaml, to_dict, unusable
+from videollm.common.files import maybe_on_hub
 from videollm.common.spread import Spread, fill, misfits
-from videollm.heads import build_head, head_class
+from videollm.heads import head_class
 from videollm.heads.presets import lay_preset
 from videollm.inference.options import kept_generate
 from videollm.inference.plan import room_for_question
-from videollm.model.attention import FLASH, check_context, check_flash, check_heads, check_installed, implementation
+from videollm.model.attention import check_context, check_heads, check_installed
+from videollm.model.backbones import published_sampler
 from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora
-from videollm.model.objective import build_objective
 from videollm.model.towers import check_numbers
 from videollm.model.tying import check_tie
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
-from videollm.training.preflight import FROM_THE_RUN, read_deepspeed, stage_of
+from videollm.training.preflight import FROM_THE_RUN, check_attention, read_deepspeed, stage_of
 from videollm.training.saving import checkpoint_folders
 from videollm.training.settings import ModelSettings, Settings
 from videollm.video.preprocess import Preprocess
@@ -45,12 +46,14 @@ def read_settings(values: dict) -> Settings:
         ConfigError: an unknown key or value; the checkpoint's own error where the preset needs its head and it is none.
     """
     plain = build(Settings, {key: value for key, value in values.items() if key != "compatibility"}).model
-    head, folder = plain.head.get("name"), plain.checkpoint
-    if head is None and folder and "compatibility" in values:
-        head = read_config(Path(folder)).head.get("name")
-    there = bool(folder) and (Path(folder) / "config.json").is_file()  # else ``assemble`` says what is missing
-    kept = kept_generate(read_config(Path(folder))) if there else {}
-    return build(Settings, merge({"generate": kept} if kept else {}, lay_preset(values, head)))
+    head, vision, folder, kept = plain.head.get("name"), plain.vision, plain.checkpoint, {}
+    there = bool(folder) and ((Path(folder) / "config.json").is_file() or maybe_on_hub(folder))
+    if there or (folder and "compatibility" in values):
+        config = read_config(folder)  # where it is not needed, ``assemble`` says what is missing
+        head, vision, kept = head or config.head.get("name"), config.vision, kept_generate(config)
+    return build(
+        Settings, merge({"generate": kept} if kept else {}, lay_preset(values, head, published_sampler(vision)))
+    )
 
 
 def assemble(settings: Settings, spread: Spread | None = None) -> Bundle:
@@ -88,23 +91,6 @@ def spreading(settings: Settings) -> Spread | None:
     return Spread(given, torch.bfloat16 if half else torch.float32, "vision_tower." if settings.data.features else None)
 
 
-def check_attention(config: VideoLLMConfig, settings: Settings) -> None:
-    """ConfigError where ``model.attention`` cannot compute this run; no weights are read."""
-    asked = settings.model.attention
-    implementation(config.text_config, asked)
-    if asked != FLASH:
-        return
-    with torch.device("meta"):
-        injects = build_head(config.head, config.text_config.hidden_size).inject_layer is not None
-    needing = {
-        "data.pack": settings.data.pack,
-        "model.bidirectional_frames": config.bidirectional_frames,
-        f"the {config.head['name']} head": injects,
-        "train.objective": build_objective(settings.train.objective).rejected is not None,
-    }
-    check_flash([name for name, needs in needing.items() if needs], settings.train.precision)
-
-
 BESIDE_CHECKPOINT = ("checkpoint", "head", "template", "bidirectional_frames", "attention")  # all else it has already
 
 
@@ -134,7 +120,7 @@ def checkpoint_config(given: ModelSettings) -> VideoLLMConfig:
     for name, value in vars(given).items():
         if value and name not in BESIDE_CHECKPOINT:
             raise ConfigError(f"model.{name}: cannot be changed for model.checkpoint; leave it out")
-    config = read_config(Path(given.checkpoint))
+    config = read_config(given.checkpoint)
     own = config.head.get("name")
     if given.head.get("name", own) != own:
         raise ConfigError(
@@ -156,6 +142,8 @@ def lay_over(config: VideoLLMConfig, settings: Settings) -> None:
         config.bidirectional_frames = given.bidirectional_frames
     if data.sampler is not None:
         config.sampler = to_dict(replace(data.sampler, pick="midpoint"))  # a model is asked with fixed frames
+    elif config.head.get("compatibility") == "published":
+        config.sampler = config.sampler | published_sampler(config.vision)
     if data.preprocess is not None:
         config.preprocess = to_dict(replace(data.preprocess, random_crop=False))
     if data.max_length is not None:
@@ -188,7 +176,7 @@ def planned_encoder(model: Path) -> tuple[PromptEncoder, int, bool]:
     if model.suffix in (".yaml", ".yml"):
         settings = read_settings(read_yaml(model))
         folder, config, raw_spans = settings.model.checkpoint, planned_config(settings), settings.data.raw_spans
-        tokenizer = read_tokenizer(Path(folder)) if folder else parts_config(settings)[1]
+        tokenizer = read_tokenizer(folder) if folder else parts_config(settings)[1]
     else:
         config, tokenizer = read_config(model), read_tokenizer(model)
     with torch.device("meta"):
@@ -243,10 +231,11 @@ def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
     """The language model's transformers config, with rows for all tokens."""
     fields = dict(given.language)
     if given.language_weights:
+        where = local(given.language_weights, weights=False, key="model.language_weights")
         try:
-            default = AutoConfig.from_pretrained(given.language_weights)
+            default = AutoConfig.from_pretrained(where)
             check_language_keys(default, fields)
-            text = AutoConfig.from_pretrained(given.language_weights, **fields)
+            text = AutoConfig.from_pretrained(where, **fields)
         except (OSError, ValueError, StrictDataclassError) as error:
             where = f"model.language_weights: no language model at {given.language_weights!r}"
             raise ConfigError(f"{where} ({str(error).splitlines()[0]})") from None
@@ -290,7 +279,7 @@ def load_parts(
     """Copy pretrained weights into the tower, the language model and single words."""
     language = model.language_model
     if given.language_weights:
-        language = AutoModelForCausalLM.from_pretrained(given.language_weights, dtype="auto")
+        language = AutoModelForCausalLM.from_pretrained(local(given.language_weights), dtype="auto")
         check_tie(language, model.config.text_config, given.language_weights)
         for part in (language.get_input_embeddings(), language.get_output_embeddings()):
             part.to(torch.float32)  # in which new rows are made, whatever the weights were released in
@@ -347,7 +336,7 @@ def read_start(path: str, key: str) -> dict[str, Tensor]:
 
 def load_tower(model: VideoLLM, folder: str) -> None:
     """Copy a tower's weights from ``folder/model.safetensors``; ConfigError if they do not fit."""
-    path = Path(folder) / "model.safetensors"
+    path = local(folder, key="model.vision_weights") / "model.safetensors"
     given, own = read_start(str(path), "model.vision_weights"), model.vision_tower.state_dict()
     lacks = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
     need(not lacks, f"model.vision_weights: {path} lacks {', '.join(lacks[:5])}, or has them in another shape")

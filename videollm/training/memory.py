@@ -150,6 +150,8 @@ def dry_run(model: VideoLLM, settings: Settings, batch: Batch, zero3: bool = Fal
     live = LiveBytes([*model.parameters(), *model.buffers(), *tensors_of(batch)])
     # Under ZeRO-3 some parts take all at once what they take in chunks elsewhere: they ask whether this object lives.
     told = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}}) if zero3 else None
+    if model.patching is not None:  # the blank that goes through it there is cut by numbers, which shapes have not
+        model.encode_frames = lambda *_: None
     # Autocast is that of the CPU: of the common layers it only runs norms in bf16 that a GPU's runs in fp32.
     half = settings.train.precision == "bf16" and settings.train.deepspeed is None
     parts = {"vision tower": model.vision_tower, "connector": model.connector, "language model": model.decoder}
@@ -309,7 +311,7 @@ def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) ->
     step = {
         "batch": sum(tensor.nbytes for tensor in tensors_of(batch)),
         "activations": most,
-        "beyond that, while answers are drawn": max(0, drawing(model, settings, batch) - most),
+        "beyond that, while answers are drawn": max(0, drawing(model, settings, batch, zero) - most),
         "gradients on their way": width * sent,
         "gathered weights, at most": width * min(zero.gathered, states["parameters"]),
     }
@@ -320,8 +322,9 @@ def estimate(model: VideoLLM, settings: Settings, load: Load, world: int = 1) ->
     return Estimate(batch, zero, parts, live, terms, sum(states[name] for name in zero.offloaded))
 
 
-def drawing(model: VideoLLM, settings: Settings, batch: Batch) -> int:
-    """Bytes of the keys and values of the answers that an objective draws before a step; 0 where it draws none."""
+def drawing(model: VideoLLM, settings: Settings, batch: Batch, zero: Zero) -> int:
+    """Bytes of the keys and values of the answers that an objective draws before a step, and under ZeRO-3 of the other
+    ranks' weights; 0 where it draws none."""
     objective, text = model.objective, model.config.text_config
     if objective.answers:
         return 0
@@ -329,7 +332,8 @@ def drawing(model: VideoLLM, settings: Settings, batch: Batch) -> int:
     places = asked + settings.generate.within(model.config.context_length).max_new_tokens
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     each = 2 * text.num_hidden_layers * text.num_key_value_heads * width * model.dtype.itemsize
-    return len(batch) * objective.together * places * each
+    whole = sum(parameter.nbytes - weights(parameter, zero) for parameter in model.parameters())
+    return whole + len(batch) * objective.together * places * each
 
 
 def tables(found: Estimate) -> list[Table]:

@@ -18,6 +18,10 @@ from torch.utils.cpp_extension import get_default_build_root
 from videollm.common.config import ConfigError
 from videollm.common.files import check_writable
 from videollm.common.processes import world_size
+from videollm.heads import build_head
+from videollm.model.attention import FLASH, check_flash, implementation
+from videollm.model.objective import build_objective
+from videollm.model.videollm import VideoLLMConfig
 from videollm.training.resuming import check_resume, find_checkpoint
 from videollm.training.saving import Checkpoint
 from videollm.training.settings import Settings
@@ -159,3 +163,20 @@ def prepare_process(settings: Settings) -> None:
 
         # DeepSpeed would compile a shared-memory communication op with g++ at the first run; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def check_attention(config: VideoLLMConfig, settings: Settings) -> None:
+    """ConfigError where ``model.attention`` cannot compute this run; no weights are read."""
+    asked = settings.model.attention
+    implementation(config.text_config, asked)
+    if asked != FLASH:
+        return
+    with torch.device("meta"):
+        injects = build_head(config.head, config.text_config.hidden_size).inject_layer is not None
+    needing = {
+        "data.pack": settings.data.pack,
+        "model.bidirectional_frames": config.bidirectional_frames,
+        f"the {config.head['name']} head": injects,
+        "train.objective": build_objective(settings.train.objective).rejected is not None,
+    }
+    check_flash([name for name, needs in needing.items() if needs], settings.train.precision)

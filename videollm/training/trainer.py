@@ -270,6 +270,7 @@ class VideoTrainer(Trainer, TrainerCallback):
         self.bundle.model.train()
         self.log(metrics)
         best = self.settings.train.best
+        self.bundle.model.objective.validated(f"{metric_key_prefix}_{best}" if best else next(iter(metrics)))
         if best:
             value = metrics.get(f"{metric_key_prefix}_{best}")
             if value is None:

@@ -1,7 +1,7 @@
 """A video that is stored as a folder of pictures -> ``Frames``, as if it were a file.
 
 In: the folder, frames a second and the lowest number; which of the pictures are looked at is the sampler's choice, as
-for any video. Picture number n is shown at n / fps seconds, as the published evaluation counts (spec DISTIME 3), so
+for any video. Picture number n is shown at n / fps seconds, as the published evaluation counts, so
 that a folder numbered from 1 begins one frame late. No models, preprocessing numbers or annotations.
 """
 

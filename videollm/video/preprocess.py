@@ -10,7 +10,7 @@ with. Knows nothing of files, times or models.
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from videollm.common.config import later
-from videollm.video.budget import RELEASED, TEMPORAL, Budget, Released, shared_limit, smart_resize
+from videollm.video.budget import RELEASED, TEMPORAL, Budget, shared_limit, smart_resize
 
 if TYPE_CHECKING:  # torch is loaded where pixels come: settings are read without it
     from torch import Tensor
@@ -33,6 +33,7 @@ NORMALISATION = {
     "qwen2_5_vl": _CLIP,
     "qwen3_vl": _PLAIN,
 }
+LIMITS = ("budget", "min_pixels", "max_pixels", "image_min_pixels", "image_max_pixels", "total_pixels")
 SIZING = ("factor", "budget", "min_pixels", "max_pixels", "total_pixels")  # fields that decide on a frame's size
 Resize = Callable[..., np.ndarray]  # (RGB frame [H, W, 3], frames that are chosen of its video = 1) -> the frame made
 JPEG_QUALITY = (75, 100)  # of ``data_augment``, both ends drawn
@@ -43,8 +44,8 @@ CROP_AREA = (0.8, 1.0)  # share of the largest square that a random crop keeps
 class Preprocess:
     """How frames become tower inputs. Field values are checked; errors name the field.
 
-    kind ``internvl`` and ``plain``: PIL bicubic to size x size, aspect ratio not kept (DISTIME.md §4). kind ``clip``:
-    shorter edge to ``size`` in float (bilinear, antialiased), centre square (D2VLM.md §2.4). ``mean`` and ``std``
+    kind ``internvl`` and ``plain``: PIL bicubic to size x size, aspect ratio not kept. kind ``clip``:
+    shorter edge to ``size`` in float (bilinear, antialiased), centre square (E.T. Chat). ``mean`` and ``std``
     default to the kind's own. ``frame_difference`` appends each frame's change since the frame before it as three more
     channels (zeros for the first). ``random_crop`` (clip) trains on a random square instead of the centre.
 
@@ -84,7 +85,7 @@ class Preprocess:
 
     def _check_limits(self) -> None:
         """Fill in what the kind's processor does, or refuse limits that the kind does not have or nothing can keep."""
-        limits = (*(f.name for f in fields(Released)), "total_pixels")
+        limits = ("factor", *LIMITS)
         if not self.dynamic:
             if given := [name for name in limits if getattr(self, name) is not None]:
                 raise ValueError(f"Preprocess.{given[0]} is for kind {' or '.join(RELEASED)}, not {self.kind!r}")
@@ -144,7 +145,7 @@ class Preprocess:
         -> uint8 [S, S, 3] for ``internvl`` and ``plain``, float32 [3, S, S] in 0..1 for ``clip``, uint8 [h, w, 3] of
         ``frame_size`` or ``image_size`` for the rest. With ``random_crop`` and an ``rng``, one crop is drawn here and
         holds for all frames; without ``rng`` (evaluation) the centre is used. ``jpeg`` puts every frame through JPEG of
-        a quality drawn from ``rng`` first (DISTIME.md §4).
+        a quality drawn from ``rng`` first.
         """
         if jpeg:
             resize = self.while_decoding(rng, image=image)
@@ -275,7 +276,7 @@ def _crop_square(frame: np.ndarray, share: float, down: float, right: float) -> 
 
 
 def tile_grid(width: int, height: int, max_tiles: int, size: int) -> tuple[int, int]:
-    """(columns, rows) whose shape is nearest to the picture's, with at most ``max_tiles`` tiles (DISTIME.md §4).
+    """(columns, rows) whose shape is nearest to the picture's, with at most ``max_tiles`` tiles.
 
     On an exact tie the larger grid wins if the picture has more than half of its pixels.
     """

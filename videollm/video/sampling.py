@@ -21,7 +21,10 @@ PICKS = ("midpoint", "middle", "random")
 
 
 def midpoint_indices(start: int, end: int, count: int) -> np.ndarray:
-    """DisTime's evaluation rule: the middle of each of ``count`` equal segments of [start, end] (DISTIME.md §3)."""
+    """DisTime's evaluation rule: the middle of each of ``count`` equal segments of [start, end].
+
+    The formula: published_systems.md#distime-frames.
+    """
     segment = (end - start) / count
     return (start + segment / 2 + np.round(segment * np.arange(count))).astype(np.int64)  # [count]
 
@@ -64,7 +67,7 @@ def interval_random_indices(
     choice: Callable[[Sequence[int]], int],
     permutation: Callable[[int], Sequence[int]],
 ) -> np.ndarray:
-    """DisTime's ``rand`` training rule as published (DISTIME.md §3): one frame of each of ``count`` intervals.
+    """DisTime's ``rand`` training rule as published: one frame of each of ``count`` intervals.
 
     The last frame of an interval is never drawn. Where an interval has fewer than two frames the whole draw is
     replaced by the first frames of a random permutation, sorted; a video with too few frames repeats its last one.
@@ -101,11 +104,11 @@ def spread_indices(length: int, wanted: float, least: int, most: int) -> np.ndar
 class Sampler:
     """Which frames of a video are looked at. Field values are checked; errors name the field.
 
-    rule ``fps`` (D2VLM.md §2.4): every ``avg_fps / fps``-th frame, rounded half to even; where that gives more than
-    ``max_frames``, they are thinned uniformly, first and last kept. rule ``segments`` (DISTIME.md §3): ``num_frames``
-    frames by ``pick``: ``midpoint`` (evaluation), ``middle`` (LongVideoBench) or ``random`` (training; with
-    ``spare_last`` as published: the last frame of a segment is never drawn, and that of a short video is repeated).
-    Videos under ``min_duration_s`` are refused (DisTime: 1 s).
+    rule ``fps`` (published_systems.md#d2vlm-frames): every ``avg_fps / fps``-th frame, rounded half to even; where that
+    gives more than ``max_frames``, they are thinned uniformly, first and last kept. rule ``segments``
+    (published_systems.md#distime-frames): ``num_frames`` frames by ``pick``: ``midpoint`` (evaluation), ``middle``
+    (LongVideoBench) or ``random`` (training; with ``spare_last`` as published: the last frame of a segment is never
+    drawn, and that of a short video is repeated). Videos under ``min_duration_s`` are refused (DisTime: 1 s).
 
     rules ``qwen2_5_vl`` and ``qwen3_vl``: ``fps`` frames a second, at least ``min_frames`` and at most ``max_frames``;
     rule ``internvl``: ``num_frames``, each in the middle of a segment; all three as the released processors choose,

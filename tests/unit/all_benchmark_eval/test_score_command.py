@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from all_benchmark_eval import benchmark, compare, score
-from all_benchmark_eval.benchmark import BenchmarkError, read_json, read_lines
+from all_benchmark_eval.benchmark import BenchmarkError, names, read_json, read_lines
 from all_benchmark_eval.metrics.significance import bootstrap_interval, bootstrap_means, by_samples, sign_flip_p
 
 QUERIES = 40
@@ -253,17 +253,23 @@ def test_metrics_are_grouped_by_their_samples() -> None:
     assert groups == [(["a", "b"], ["x", "y"], [[1, 3], [2, 4]]), (["c"], ["y"], [[5]])]
 
 
-SHOWN = {  # of READMEs, as far as they show a line of the annotations and one of a prediction file for it
-    path.parent.name: [block.splitlines()[-2:] for block in re.findall(r"```json\n(.*?)```", path.read_text(), re.S)]
-    for path in sorted(Path(score.__file__).parent.glob("*/README.md"))
+SHOWN = {  # of READMEs: a line of the annotations, and one of a prediction file for it
+    name: [block.splitlines()[-2:] for block in re.findall(r"```json\n(.*?)```", path.read_text(), re.S)]
+    for name in names()
+    for path in [Path(score.__file__).parent / name / "README.md"]
 }
+FOLDERS = {"mvbench": "json/object_shuffle.json"}  # annotations that are a folder
 
 
-@pytest.mark.parametrize("name", [name for name, blocks in SHOWN.items() if blocks])
+@pytest.mark.parametrize("name", SHOWN)
 def test_what_a_readme_shows_is_scored(name, tmp_path, capsys):
+    assert SHOWN[name], f"{name}/README.md shows no annotation and no prediction"
     (annotation, prediction), out = SHOWN[name][0], tmp_path / "scores.json"
-    files = write(tmp_path / "truth.json", annotation), write(tmp_path / "p.json", prediction)
-    given = ["--annotations", files[0], "--predictions", files[1], "--output", out, "--variant", "all"]
+    place = tmp_path / FOLDERS.get(name, "truth.json")
+    place.parent.mkdir(exist_ok=True)
+    write(place, annotation), write(tmp_path / "p.json", prediction)
+    files = place.parent if name in FOLDERS else place, tmp_path / "p.json"
+    given = ["--annotations", files[0], "--predictions", files[1], "--output", out, "--variant", "all", "--skip-meteor"]
     assert run(name, *given) == 0, capsys.readouterr().err
     own, *others, corrected = [protocol["counts"] for protocol in json.loads(out.read_text())["protocols"].values()]
     assert own["scored"] == corrected["scored"] == 1  # other scripts may read less in a text

@@ -92,6 +92,13 @@ def test_a_prompt_that_is_too_long_loses_frames_before_they_are_grouped(bundle):
     assert none.bad and "max_length" in none.bad
 
 
+def test_a_video_that_fits_loses_no_frame(bundle):
+    """What the text leaves room for are groups; a frame more in a group costs nothing."""
+    (whole,) = items_of(bundle, ["asked"])
+    (item,) = items_of(bundle, ["asked"], max_length=whole.longest)
+    assert not item.thinned and item.frames == 6
+
+
 def test_a_video_of_several_questions_goes_through_the_tower_once(bundle, monkeypatch):
     items = items_of(bundle, ["two_spans", AGAIN, "asked"])
     first = items[0].pixels
@@ -127,6 +134,7 @@ def test_stored_features_are_as_good_as_pixels(bundle):
         torch.testing.assert_close(found, wanted)
         dataset.max_length = items[3].longest - 1
         dataset.kept.clear()
+        dataset.rooms.clear()
         item = dataset[3]
     assert item.kept.tolist() == [0, 1, 4] and item.times_s.tolist() == [0.5, 4.0]
     assert len(item.features) == len(item.prompts[0].visual)

@@ -31,7 +31,7 @@ def bundle(request):
 
 
 def test_a_span_behind_the_decoded_end_is_a_bad_item_and_as_published_one_like_any_other(bundle):
-    """Published code clamps where it needs to (D2VLM 1.6, DISTIME 9); its loss targets see the times as annotated."""
+    """Published code clamps where it needs to; its loss targets see the times as annotated."""
     behind = {"video": "a.mp4", "tgt": [40, 50], "conversations": turns("<video>\nwhen?", "in <span>")}
     assert "span [40, 50] lies outside a.mp4, which has 4 s" in make_dataset(bundle, [behind])[0].bad
     records = [parse_record(behind, 1, "lines.jsonl", raw_spans=True)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from videollm.checkpoint import CheckpointError
-from videollm.checkpoint.tensors import KeyReport, NameTable, TensorSource, fetch, fold_adapters, write_tensors
+from videollm.checkpoint.tensors import KeyReport, NameTable, TensorSource, fold_adapters, write_tensors
 
 ROWS = [("a.blocks.{i}.norm1.{x}", "b.layers.{i}.before.{x}"), ("a.{x}", "b.rest.{x}"), ("head", "top")]
 WORD = st.text(st.characters(categories=["L", "N"], include_characters="._"), min_size=1)
@@ -68,7 +68,3 @@ def test_a_report_has_a_line_for_every_key(capsys):
     KeyReport.compare(found, wanted).print()
     lines = ["missing: c", "unexpected: a", "re-shaped: b [2] -> [3]", "1 missing, 1 unexpected, 1 re-shaped keys"]
     assert capsys.readouterr().out.splitlines() == lines
-
-
-def test_a_folder_is_taken_as_it_is(tmp_path):
-    assert fetch(str(tmp_path)) == tmp_path

@@ -111,7 +111,7 @@ def test_the_answer_begins_after_the_last_end_of_evidence(head):
 
 
 def plain_best_run(values: list[float], keep_ratio: float) -> list[int]:
-    """The rule of spec D2VLM §5, frame by frame."""
+    """The published rule (published_systems.md#d2vlm-evidence-head), frame by frame."""
     ratio = torch.tensor(keep_ratio, dtype=torch.float32)
     peak = torch.tensor(max(values), dtype=torch.float32)
     kept = [torch.tensor(v, dtype=torch.float32) >= ratio * peak for v in values]

@@ -316,7 +316,7 @@ def test_one_rejected_answer_is_drawn_for_every_epoch_by_the_seed():
 
 
 def test_a_bernoulli_likelihood_is_highest_at_the_target_and_a_mixtures_is_not():
-    """For a soft target of 0.5 the published mixture is log 0.5 whatever the similarity (spec D2VLM 8, row 9)."""
+    """For a soft target of 0.5 the published mixture is log 0.5 whatever the similarity (docs/d2vlm.md, surprise 9)."""
     zeros = torch.zeros(7, dtype=torch.long)
     refs = SpanRefs(zeros, zeros, zeros, zeros, zeros + Role.ANSWER, zeros, zeros - 1, torch.zeros(7, 2), 1)
     frames = FrameBatch(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), torch.ones(1))

@@ -122,14 +122,14 @@ def test_what_is_refused_by_default_is_read_where_published_code_computes_it(ann
     ],
 )
 def test_what_stops_published_code_is_refused_in_both(annotation, says):
-    """D2VLM 8, no. 7; DISTIME 9."""
+    """docs/d2vlm.md, surprise 7; docs/distime.md, surprise 9."""
     assert says in refused(annotation)
     with pytest.raises(AnnotationError, match=says):
         raw(annotation)
 
 
 def test_a_picture_counts_before_a_video_and_an_empty_name_is_none():
-    """DISTIME 1: non-empty image, else non-empty video, else text alone."""
+    """As DisTime's code: non-empty image, else non-empty video, else text alone."""
     both = raw(item("<image>\nWhat?", image="a.png"))
     assert (both.video, both.images) == (None, ("a.png",))
     assert raw(item("Q", "A", image="")).video == "v.mp4"
@@ -172,7 +172,7 @@ def test_a_published_pair_is_read_to_the_letter_and_written_as_it_was():
 
 
 def test_of_a_published_pair_only_what_its_packing_looks_at_counts():
-    """D2VLM 4.1: the chosen question, and the third part of a class key, whatever it is."""
+    """As D2VLM's code: the chosen question, and the third part of a class key, whatever it is."""
     other = pair("<evi></evi> At <evi>.", "<evi></evi> At <evi>.", "reject_0_")
     other["conversations"]["reject_0_"][0] = {"from": "human", "value": "Where?"}
     other["tgt"]["reject_0_"] = [1, 2]

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from tests.unit.grpo.test_rollout import LINES, objective, questions, warm
 from videollm.common.config import ConfigError
 from videollm.grpo import GRPO, GRPOOptions
 from videollm.grpo.objective import AllFlat
+from videollm.grpo.rewards import first_iou
 from videollm.heads import HEADS, TemporalHead
 from videollm.model.generate import GenerateOptions
 from videollm.model.objective import build_objective
@@ -40,6 +42,15 @@ def loss_of(bundle, own, batch):
     return (sums / own.counts(bundle.model, batch)["grpo"]).item()
 
 
+def entropies(bundle, batch):
+    """Those of every word and every span of a batch, by a pass of training."""
+    reading, head, answers = bundle.model.read(batch), bundle.model.head, batch.pairs.answer_refs
+    likely = bundle.model.get_output_embeddings()(reading.states[batch.label_index]).float().log_softmax(-1)
+    spans = reading.spans.select(answers)
+    found = head.draw_entropy(reading.queries[answers], spans.raw, spans.owner, reading.frames, 1.0)
+    return -(likely.exp() * likely).sum(-1), found
+
+
 @pytest.mark.parametrize("average", ["sum", "mean", "decisions"])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 2.0)])
 def test_the_loss_is_minus_advantage_times_log_probability(bundle, tmp_path, average, weights):
@@ -66,16 +77,18 @@ def test_advantages_are_rewards_less_their_groups_mean_or_in_its_spread(bundle, 
 
 
 def test_what_is_logged_are_means_over_all_answers(bundle, tmp_path):
-    own, batch, (words, spans), _ = rolled(bundle, tmp_path)
+    own, batch, *_ = rolled(bundle, tmp_path)
     bundle.model.objective = own
     terms = bundle.model(batch).terms
     rewards = [group.rewards.mean() for group in own.rollouts.last]
     assert set(own.logged) <= set(terms)
     assert terms["reward"].item() == pytest.approx(sum(rewards) / 2, rel=1e-5)
-    assert terms["entropy_words"].item() == pytest.approx(-words.sum().item() / len(batch.label_ids), rel=1e-4)
-    assert terms["entropy_spans"].item() == pytest.approx(
-        -spans.sum().item() / len(batch.draws.spans_log_prob), rel=1e-4
-    )
+    words, spans = entropies(bundle, batch)
+    assert terms["entropy_words"].item() == pytest.approx(words.mean().item(), rel=1e-4)
+    assert terms["entropy_spans"].item() == pytest.approx(spans.mean().item(), rel=1e-4)
+    fifths = [terms[f"tiou_0.{k}"].item() for k in (0, 2, 4, 6, 8)]
+    ious = [first_iou(line, group.item.records[0], 0) for group in own.rollouts.last for line in group.lines]
+    assert fifths == pytest.approx((np.histogram(ious, np.linspace(0, 1, 6))[0] / 6).tolist(), rel=1e-6)
     assert terms["mismatch"] < 1e-5 and terms["flat_groups"] == 0
     assert terms["answer_tokens"].item() == pytest.approx(len(batch.label_ids) / 6)
 
@@ -115,6 +128,29 @@ def test_a_run_that_learns_nothing_stops(bundle, tmp_path, monkeypatch):
     own.made([questions(bundle, NAMES)], 1)
     with pytest.raises(AllFlat, match=r"train\.objective: in 3 steps all answers .* earned the same .*choose other"):
         own.made([questions(bundle, NAMES)], 2)
+
+
+RISING = [(0.5, 0.70), (0.6, 0.75), (0.7, 0.74), (0.8, 0.73)]  # reward, then validation
+
+
+@pytest.mark.parametrize(
+    "stretches, warns",
+    [
+        (RISING, True),
+        (RISING[:3], False),  # once may be chance
+        ([*RISING, (0.9, 0.80)], False),  # the newest is the best
+        ([*RISING[:2], (0.55, 0.74), (0.55, 0.73)], False),  # what is drawn earns less, too
+    ],
+)
+def test_a_reward_that_rises_while_validation_falls_is_told(bundle, tmp_path, caplog, stretches, warns):
+    own = objective(bundle, tmp_path)
+    with open(tmp_path / "log.jsonl", "w") as log:
+        for reward, value in stretches:
+            entries = [{"reward": reward - 0.1}, {"reward": reward + 0.1}, {"eval_mIoU": value}]
+            log.writelines(json.dumps(entry) + "\n" for entry in entries)
+    own.validated("eval_mIoU")
+    told = "drawn answers earn more (0.600, now 0.800) while validation gets worse (eval_mIoU 0.750, now 0.730)"
+    assert (told in caplog.text) == bool(caplog.text) == warns
 
 
 def test_dropout_is_off_in_what_is_trained(tmp_path):

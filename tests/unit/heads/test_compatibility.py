@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models import HEADS, clip_lines, clips, make_batch, make_bundle, turns, write_config, write_lines
+from tests.models import (
+    HEADS,
+    NATIVE,
+    clip_lines,
+    clips,
+    make_batch,
+    make_bundle,
+    model_settings,
+    preprocess_of,
+    turns,
+    write_config,
+    write_lines,
+)
 from videollm.checkpoint import load, read_config
 from videollm.common.config import ConfigError
 from videollm.heads import FrameBatch, build_head
@@ -15,7 +27,7 @@ from videollm.infer import main as infer
 from videollm.inference.options import read_options
 from videollm.model.generate import GenerateOptions
 from videollm.train import main as run_train
-from videollm.training.assemble import read_settings
+from videollm.training.assemble import assemble, read_settings
 
 RUN = {"model": {"head": {"name": "distime"}}, "data": {"sampler": {"rule": "segments", "pick": "random"}}}
 FLAGS = {  # the table of docs/distime.md: flag -> (default, published)
@@ -82,6 +94,31 @@ def test_every_test_that_the_page_names_is_there(repository):
 def test_a_preset_that_is_not_there_is_refused(values, says):
     with pytest.raises(ConfigError, match=says):
         read_settings(RUN | values)
+
+
+@pytest.mark.parametrize("backbone", NATIVE)
+def test_a_native_backbone_has_the_released_times(backbone, tmp_path):
+    """Given with parts, with a checkpoint, and at asking; a sampler's own value stands over it."""
+    parts = {"model": model_settings(backbone, "text"), "data": {"preprocess": preprocess_of(backbone)}}
+    told = {"compatibility": "published"}
+    for given, even in (({}, False), (told, True)):
+        sampler = {"rule": "fps", "fps": 2.0}
+        bundle = assemble(read_settings({**parts, "data": {**parts["data"], "sampler": sampler}, **given}))
+        assert bundle.model.patching.even is bundle.reader("x").sampler.even_times is even
+    make_bundle(backbone, "text").save(tmp_path)
+    again = {"model": {"checkpoint": str(tmp_path)}, "data": {}}
+    for given, even in ((again, False), (again | told, True)):
+        bundle = assemble(read_settings(given))
+        assert bundle.model.patching.even is bundle.reader("x").sampler.even_times is even
+    own = read_settings({**again, **told, "data": {"sampler": {"even_times": False}}})
+    assert own.data.sampler.even_times is False
+    config = read_config(tmp_path)
+    for words, even in (([], False), (["compatibility=published"], True)):
+        options = read_options(words, config, torch.device("cpu"))
+        assert options.sampler.even_times is load(tmp_path, head=options.head).model.patching.even is even
+    assert options.sources["sampler.even_times"] == "compatibility"
+    told = read_options(["compatibility=published", "sampler.even_times=false"], config, torch.device("cpu"))
+    assert told.sampler.even_times is False
 
 
 # ---- what the flags do -----------------------------------------------------------------------------------------------
@@ -165,8 +202,6 @@ def test_a_checkpoint_keeps_its_time_head_when_training_goes_on(tmp_path):
         "model": {"checkpoint": str(tmp_path / "run/final")},
         "data": {"train": [write_lines(tmp_path / "x.jsonl", clip_lines())], "videos": str(clips())},
     })  # fmt: skip
-    from videollm.training.assemble import assemble
-
     first, second = load(tmp_path / "run/final").model.head, assemble(again).model.head
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
@@ -203,7 +238,7 @@ def test_training_and_inference_take_the_preset_from_the_command_line(tmp_path, 
 
 @pytest.mark.parametrize("duration", [{}, {"duration": 3}])
 def test_published_inference_answers_about_a_time_behind_the_end(tmp_path, capsys, duration):
-    """D2VLM 5: the last frame; by default the question is refused by name."""
+    """As published: the last frame; by default the question is refused by name."""
     make_bundle("internvl", "d2vlm").save(tmp_path / "model")
     line = {"id": "q", "video": clip_lines(1)[0]["video"], "src": [40], **duration}
     asked = write_lines(tmp_path / "q.jsonl", [line | {"conversations": turns("<image>\nWhat is at <evi>?")}])

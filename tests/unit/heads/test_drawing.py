@@ -59,6 +59,32 @@ def test_the_probabilities_of_all_spans_sum_to_one(name, row, temperature):
     torch.testing.assert_close(padded, found, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_the_entropy_is_that_of_all_spans(name, row, temperature):
+    head, raws = a_head(name), every(name, row)
+    query = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(row))
+    likely = log_prob(head, query, raws, row, a_video(), temperature)
+    with torch.no_grad():
+        found = head.draw_entropy(query, raws[:1], torch.tensor([row]), a_video(padding=3), temperature)
+    assert found.item() == pytest.approx(-(likely.exp() * likely).sum().item(), rel=1e-4) and found > 0.01
+
+
+def test_where_a_head_knows_no_entropy_what_was_drawn_tells_it():
+    head, raws = a_head("d2vlm"), every("d2vlm", 0)
+    given = (torch.randn(1, WIDTH), raws[:1], torch.tensor([0]), a_video(), 1.0)
+    torch.testing.assert_close(TemporalHead.draw_entropy(head, *given), -head.draw_log_prob(*given))
+
+
+def test_the_entropy_of_times_is_that_of_their_density():
+    head = build_head({"name": "distime", "reg_max": 4}, WIDTH)
+    at, owner, query = torch.linspace(-30, 34, 20001), torch.zeros(20001).long(), torch.zeros(1, WIDTH)
+    likely = head.draw_log_prob(query, torch.stack([at, at], -1), owner, a_video(), 2.0) / 2  # both ends are as likely
+    one = -torch.trapezoid(likely * likely.exp(), at).item()
+    found = head.draw_entropy(query, torch.zeros(1, 2), owner[:1], a_video(), 2.0)
+    assert found.item() == pytest.approx(2 * one, rel=1e-3)
+
+
 def test_a_run_of_frames_is_as_likely_as_the_sum_of_its_logits_says():
     head, frames, query = a_head("d2vlm"), a_video(), torch.randn(1, WIDTH)
     runs, owner = every("d2vlm", 0), torch.zeros(1, dtype=torch.long)

@@ -14,14 +14,14 @@ from quickstart.clips import make_clip, render, write_video
 from tests import models as tiny
 from tests.answers import answer_line
 from videollm import ask as asking
-from videollm import checkpoint
 from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint import CheckpointError, load
-from videollm.common.config import ConfigError, build
+from videollm.common.config import ConfigError
 from videollm.data import parse_record
 from videollm.data.conversation import Role, SpanMark, VisualMark
 from videollm.heads import HEADS, Answer, FrameBatch, SpanRefs, TemporalHead, build_head
-from videollm.inference import question
+from videollm.inference import question, session
+from videollm.inference.session import Session
 from videollm.model.draws import SpanNoise, row_keys
 from videollm.model.generate import Rows
 from videollm.training.assemble import assemble
@@ -29,6 +29,7 @@ from videollm.training.optimizer import set_trainable
 from videollm.video.decode import VideoError
 
 FOUR_FRAMES = {"sampler": {"rule": "segments", "num_frames": 4}}
+QUICK = {"generate": {"max_new_tokens": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +119,8 @@ def test_generate_overrides_reach_the_model(capsys, model, video, answers):
 
 
 def test_the_precision_can_be_chosen(capsys, model, video, answers, monkeypatch):
-    loaded, read = [], checkpoint.load
-    monkeypatch.setattr(checkpoint, "load", lambda *args, **given: loaded.append(read(*args, **given)) or loaded[-1])
+    loaded, read = [], session.load
+    monkeypatch.setattr(session, "load", lambda *args, **given: loaded.append(read(*args, **given)) or loaded[-1])
     answers(Answer("yes", ""))
     for chosen, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         assert run(capsys, model, video, f"--precision={chosen}")[0] == 0
@@ -127,19 +128,19 @@ def test_the_precision_can_be_chosen(capsys, model, video, answers, monkeypatch)
 
 
 def test_an_untrained_model_answers_something(model, video):
-    line = question.ask(load(model), video, "when ?", quick())
+    line = Session(load(model), QUICK).ask(video, "when ?")
     assert line.error is None and line.raw_text and line.finish_reason in ("stop", "length")
 
 
 def test_sampler_overrides_are_laid_over_the_checkpoints_own(model, video, monkeypatch):
     seen = []
 
-    def catch(bundle, records, reader, options):
+    def catch(bundle, records, reader, options, **_):
         seen.append(reader)
         return [answer_line("ask")]
 
-    monkeypatch.setattr(question, "answer_records", catch)
-    question.ask(load(model), video, "when ?", build(question.AskOptions, {"sampler": {"num_frames": 7}}))
+    monkeypatch.setattr(session, "answer_records", catch)
+    Session(load(model)).ask(video, "when ?", sampler={"num_frames": 7})
     assert (seen[0].sampler.rule, seen[0].sampler.num_frames, seen[0].root) == ("segments", 7, video.parent)
 
 
@@ -147,7 +148,7 @@ def test_a_link_to_a_video_in_another_folder_is_followed(model, video, tmp_path,
     answers(Answer("yes", ""))
     link = tmp_path / "link.mp4"
     link.symlink_to(video)
-    assert question.ask(load(model), link, "when ?", quick()).text == "yes"
+    assert Session(load(model), QUICK).ask(link, "when ?").text == "yes"
 
 
 def test_marks_that_the_user_types_stay_text():
@@ -193,10 +194,6 @@ def test_draws_the_frames_over_the_spans(capsys, model, video, answers, tmp_path
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
-
-
-def quick():
-    return build(question.AskOptions, {"generate": {"max_new_tokens": 4}})
 
 
 def test_every_bad_input_is_one_clear_line_and_status_two(capsys, model, video, tmp_path):
@@ -254,7 +251,7 @@ def test_a_video_that_breaks_while_it_is_read_is_an_error(model, video, monkeypa
 
     monkeypatch.setattr("videollm.batches.reader.read_video", broken)
     with pytest.raises(VideoError, match="is broken"):
-        question.ask(load(model), video, "when ?", quick())
+        Session(load(model), QUICK).ask(video, "when ?")
 
 
 # ---- docs/heads.md ---------------------------------------------------------------------------------------------------
@@ -358,5 +355,5 @@ def test_the_pages_head_trains_and_answers_inside_a_model(example, video, tmp_pa
     optimizer.step()
     assert set(output.terms) == {"lm", "l1"} and not torch.equal(before, bundle.model.head.decode.weight)
     bundle.save(tmp_path / "final")
-    line = question.ask(load(tmp_path / "final"), video, "when ?", quick())
+    line = Session(load(tmp_path / "final"), QUICK).ask(video, "when ?")
     assert line.error is None and line.duration > 0

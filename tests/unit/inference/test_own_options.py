@@ -16,8 +16,8 @@ from videollm import ask as asking
 from videollm import infer, train
 from videollm.checkpoint import load, read_config
 from videollm.common.config import to_dict
-from videollm.inference import question
 from videollm.inference.options import own_precision, read_options
+from videollm.inference.session import Session
 from videollm.model.generate import GenerateOptions, Rows
 from videollm.training.assemble import read_settings
 
@@ -83,7 +83,7 @@ def test_one_question_is_asked_so_too(trained, monkeypatch, capsys):
     monkeypatch.setattr("videollm.inference.rows.Rows", watched)
     words = ["--model", str(trained), "--video", str(clips() / "clip0.mp4"), "--question", "when?", "--device", "cpu"]
     assert asking.main(words) == 0 and asking.main([*words, "generate.max_new_tokens=2"]) == 0
-    question.ask(load(trained), clips() / "clip0.mp4", "when?")
+    Session(load(trained)).ask(clips() / "clip0.mp4", "when?")
     assert [to_dict(options) for options in found] == [
         to_dict(GenerateOptions(**TRAINED | more)) for more in ({}, {"max_new_tokens": 2}, {})
     ]

@@ -3,7 +3,8 @@
 A family is a tower (``TOWERS``), which carries a ``Patching`` if it takes frames of any size, the connector behind it
 (``CONNECTORS``), and where transformers has only the bare text model, that model with its output layer. What stands
 elsewhere already, such as the tower ``internvl``, is not made again. Beside them a file says how the released
-checkpoint is to be read: ``NAMES``, prefixes of its tensors and ours, and ``parts``, its config as ``model`` settings.
+checkpoint is to be read: ``NAMES``, prefixes of its tensors and ours, and ``parts``, its config as ``model`` settings;
+``SAMPLER``, if it is there, has the values of ``data.sampler`` that ``compatibility: published`` sets.
 docs/backbones.md tells how to add one.
 """
 
@@ -16,4 +17,8 @@ FAMILIES = {
     "smolvlm": smolvlm,
 }  # by the ``model_type`` of the released config
 
-__all__ = ["FAMILIES"]
+
+def published_sampler(vision: dict) -> dict:
+    """What ``compatibility: published`` sets of ``data.sampler`` for a model with the tower ``vision``."""
+    kind = vision.get("type")
+    return getattr(FAMILIES.get(kind) if isinstance(kind, str) else None, "SAMPLER", {})

@@ -41,6 +41,7 @@ NAMES = {  # of the release and of later transformers, and ours; the first that 
     "model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
+SAMPLER = {"even_times": True}
 
 
 class Qwen2_5VLTower(Qwen2_5_VisionTransformerPretrainedModel):

@@ -40,6 +40,7 @@ NAMES = {  # of the release, and ours; the first that fits counts
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
+SAMPLER = {"even_times": True}
 
 
 class Qwen3VLTower(Qwen3VLVisionModel):

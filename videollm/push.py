@@ -1,0 +1,100 @@
+"""A checkpoint to the hub, with a card: ``python -m videollm.push FOLDER owner/name --licence ID [--private]``.
+
+Pushed are the model's own files, as loading reads them, and a README.md that is made of its config, its run and its
+scores; ``--dry-run`` prints that and touches no network. One that lies in FOLDER already is taken as it is. Knows no
+benchmark.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from videollm.checkpoint import CheckpointError, need, read_config
+from videollm.checkpoint.adapters import has_adapters
+from videollm.checkpoint.card import model_card, without_places
+from videollm.checkpoint.hub import files_of, pushed
+from videollm.common.command import ended
+from videollm.common.files import HUB_NAME
+from videollm.training.saving import MANIFEST, UNFINISHED, read_checkpoint
+
+LICENCES = "apache-2.0, mit, cc-by-4.0, cc-by-nc-4.0 or other"
+ALSO = ("README.md", "scores.json", "clips.jsonl", "clips/*")  # taken along where they lie beside the weights
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="videollm.push", description="Push a checkpoint to the hub, with a card.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="checkpoint folder, such as runs/NAME/final")
+    parser.add_argument("name", metavar="OWNER/NAME", help="on the hub; made if there is none")
+    parser.add_argument("--licence", metavar="ID", help=f"of the weights, as the hub spells it: {LICENCES}")
+    parser.add_argument("--private", action="store_true", help="nobody else sees it")
+    told = "as the scoring command writes them (default: FOLDER/scores.json, FOLDER/evaluation/*/scores.json)"
+    parser.add_argument("--scores", type=Path, nargs="+", metavar="FILE", help=told)
+    parser.add_argument("--dry-run", action="store_true", help="print the card and the files, push nothing")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """See that it is whole, make the card, push."""
+    match = HUB_NAME.fullmatch(args.name)
+    plain = match is not None and match["revision"] is None and "/" in args.name
+    need(plain, f"OWNER/NAME: {args.name!r} is no name of a model on the hub, such as lab/moments-4b")
+    need(args.licence, f"--licence: under which licence may others use the weights? Give it: {LICENCES}")
+    check_whole(args.folder)
+    found = [*args.folder.glob("scores.json"), *sorted(args.folder.glob("evaluation/*/scores.json"))]
+    scores = [read_scores(path) for path in (args.scores or found)]
+    run_folder = args.folder.resolve().parent
+    told = all((run_folder / name).is_file() for name in ("config.yaml", "starts.jsonl"))
+    card = without_places(model_card(args.name, args.folder, args.licence, scores, run_folder if told else None))
+    own = args.folder / "README.md"
+    card = own.read_text(encoding="utf-8") if own.is_file() else card
+    need(
+        f"license: {args.licence}\n" in card, f"{own}: does not say license: {args.licence}; give the one that it says"
+    )
+    files = [*files_of(args.folder), *(path for pattern in ALSO for path in args.folder.glob(pattern))]
+    names = {str(path.relative_to(args.folder)): path for path in files} | {"README.md": card.encode()}
+    if args.dry_run:
+        print(card)
+        print("\n".join(f"would push: {name}" for name in sorted(names)))
+    else:
+        print(pushed(args.name, names, args.private))
+
+
+def check_whole(folder: Path) -> None:
+    """CheckpointError where a run did not write ``folder`` to its end, a file of it is lost, or it is half a model."""
+    need(folder.is_dir(), f"{folder}: no such folder; give that of a trained model, such as runs/NAME/final")
+    half = (folder / UNFINISHED).exists() or (
+        folder.name.startswith("checkpoint-") and not (folder / MANIFEST).is_file()
+    )
+    need(not half, f"{folder}: no {MANIFEST}, so it was not written to the end; push another one, or runs/NAME/final")
+    base = getattr(read_config(folder), "base", None) or ""
+    alone = not has_adapters(folder) or HUB_NAME.fullmatch(base)
+    need(alone, f"{folder}: adapters of {base}, which others lack; first python -m videollm.checkpoint {folder} DST")
+    if (folder / MANIFEST).is_file():
+        try:
+            read_checkpoint(folder)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {error}; push another checkpoint of its run") from None
+
+
+def read_scores(path: Path) -> dict:
+    """A score file; CheckpointError for one that is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if {"title", "variant", "commit", "protocols"} <= found.keys():
+            return found
+        why = "it has no protocols"
+    except (OSError, ValueError, AttributeError) as error:
+        why = " ".join(str(error).split())
+    raise CheckpointError(f"--scores: {path} is no file of scores ({why}); give one, or leave it out")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
+    return ended(lambda: run(arguments(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Answers to look through in a browser, without a server: a page with player, timeline and filters.
+
+``python -m videollm.view ANSWERS.jsonl [OTHER.jsonl] --videos DIR [--annotations FILE ...] --output DIR``, then open
+``DIR/index.html``. Two files are compared, side by side. Knows no model.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from videollm.common.command import ended
+from videollm.common.config import need
+from videollm.common.files import check_folder, check_writable
+from videollm.data import load_records
+from videollm.show.viewer import names_of, of_record, read_answers, write_page
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="videollm.view", description="Make a page of answers, to open in a browser.")
+    parser.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="a file of videollm.infer, or two")
+    linked = (
+        "folder of the videos, which are linked: as seen from the page if DIR is relative, else by their whole path"
+    )
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help=linked)
+    parser.add_argument("--annotations", type=Path, nargs="+", metavar="FILE", default=[], help="with the true spans")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="of the page")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, compare with the truth, write."""
+    need(len(args.answers) <= 2, f"{len(args.answers)} files of answers: give one, or two to compare")
+    check_folder(args.videos, "--videos")
+    runs = dict(zip(names_of(args.answers), map(read_answers, args.answers), strict=True))
+    asked = {record.id: of_record(record) for record in load_records(args.annotations)} if args.annotations else {}
+    check_writable(args.output / "index.html", "--output")
+    for told in write_page(args.output, runs, args.videos, asked):
+        print(told)
+    print(f"written to {args.output / 'index.html'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
+    return ended(lambda: run(arguments(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
