@@ -25,7 +25,7 @@ ALSO = ("README.md", "scores.json", "clips.jsonl", "clips/*")  # taken along whe
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm.push", description="Push a checkpoint to the hub, with a card.")
+    parser = argparse.ArgumentParser(prog="videollm push", description="Push a checkpoint to the hub, with a card.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="checkpoint folder, such as runs/NAME/final")
     parser.add_argument("name", metavar="OWNER/NAME", help="on the hub; made if there is none")
     parser.add_argument("--licence", metavar="ID", help=f"of the weights, as the hub spells it: {LICENCES}")

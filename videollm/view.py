@@ -18,7 +18,7 @@ from videollm.show.viewer import names_of, of_record, read_answers, write_page
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm.view", description="Make a page of answers, to open in a browser.")
+    parser = argparse.ArgumentParser(prog="videollm view", description="Make a page of answers, to open in a browser.")
     parser.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="a file of videollm.infer, or two")
     linked = (
         "folder of the videos, which are linked: as seen from the page if DIR is relative, else by their whole path"

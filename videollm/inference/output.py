@@ -17,7 +17,6 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from videollm.checkpoint import local
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
 from videollm.common.files import an_object, json_lines, json_text, write_text
@@ -39,6 +38,8 @@ def model_content(folder: str | Path) -> str:
 
     Where the folder holds adapters only, of the checkpoint they belong to, too.
     """
+    from videollm.checkpoint import local  # loads torch; what reads the lines does without
+
     digest, folder = hashlib.sha256(), local(folder)
     base = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("base")
     for root in (folder, local(base)) if base else (folder,):
