@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from all_benchmark_eval.benchmark import WORDINGS, Benchmark, BenchmarkError, ge
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.summary import Summary
 from videollm import infer
-from videollm.common.command import INTERRUPTED, USERS, ended, message, whole
+from videollm.common.command import INTERRUPTED, USERS, ended, message, quieten, whole
 from videollm.common.config import ConfigError, together
 from videollm.common.files import check_file, check_folder, check_model, check_writable, json_lines, json_text
 from videollm.inference.options import PRECISIONS, read_overrides
+from videollm.inference.output import files_of
 from videollm.video.decode import BACKENDS
 
 INFER_OPTIONS = ("batch_size", "workers", "device", "backend", "precision")
@@ -106,13 +107,21 @@ def _keep_answers(questions: Path, answers: Path, lines: Sequence[dict], may_cha
     if now == before:
         return
     changed = {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)}
-    others = f"{len(changed)} questions are others now ({min(changed)!r}, ...)"
-    remedy = "choose another --output or delete that folder"
-    need(may_change, f"{questions}: {others}, as with other annotations or another wording; {remedy}")
-    for path in (answers, *answers.parent.glob(f"{answers.name}.part*")):
-        if path.is_file():
-            whole = json_lines(path, torn=True)  # a torn last line is asked again anyway
-            write_text(path, json_text(line for _, line in whole if line["id"] not in changed))
+    files = [path for path in files_of(answers) if path.is_file()]
+    kept = any(not line.get("error") for path in files for _, line in json_lines(path, torn=True))
+    need(may_change or not kept, f"{questions}: {_others(changed, before, now)}; choose another --output or delete it")
+    for path in files:
+        whole = json_lines(path, torn=True)  # a torn last line is asked again anyway
+        write_text(path, json_text(line for _, line in whole if line["id"] not in changed))
+
+
+def _others(changed: set[str], before: Mapping[str, dict], now: Mapping[str, dict]) -> str:
+    """How the questions of another annotation file or wording differ, at the first one that does."""
+    name = min(changed)
+    old, new = before.get(name, {}), now.get(name, {})
+    key = next(key for key in (*old, *new) if old.get(key) != new.get(key))
+    was, is_now = (f"{json.dumps(line.get(key), ensure_ascii=False):.150}" for line in (old, new))
+    return f"{len(changed)} questions are others now, such as {name!r}: its {key} was {was}, now {is_now}"
 
 
 def _places(task: Benchmark, args: argparse.Namespace) -> tuple[Path, Path]:
@@ -196,6 +205,7 @@ def prepare(args: argparse.Namespace) -> tuple[Run, Summary]:
     need(args.output or args.model.is_dir(), f"--output: needed, as {args.model} is no folder to put results beside")
     output = args.output or args.model / "evaluation"
     check(args, output)
+    quieten()
     passed = {f"--{name.replace('_', '-')}": getattr(args, name) for name in INFER_OPTIONS}
     options = [part for name, value in passed.items() if value is not None for part in (name, str(value))]
     wording = args.wording or wording_of(args.model)

@@ -30,13 +30,17 @@ class Summary:
 
     @staticmethod
     def open(folder: Path, model: Path, wording: str) -> "Summary":
-        """With the entries that are there. Raises BenchmarkError if they are of another model or wording."""
+        """With the entries that are there. Raises BenchmarkError if there are scores of another model or wording."""
         summary, path = Summary(folder, str(model), wording, {}), folder / "results.json"
         if path.is_file():
             old = read_json(path)
-            same = isinstance(old, dict) and (old.get("model"), old.get("wording")) == (summary.model, wording)
-            need(same, f"{path}: of another model or wording; choose another --output or delete it")
-            summary.entries = old["benchmarks"]
+            entries = old.get("benchmarks") if isinstance(old, dict) else None
+            need(isinstance(entries, dict), f"{path}: not written by evaluate; choose another --output or delete it")
+            if any("error" not in entry for entry in entries.values()):  # else nothing is lost
+                for key, now in (("model", summary.model), ("wording", wording)):
+                    told = f"{path}: {key} was {old.get(key)}, now {now}; choose another --output or delete it"
+                    need(old.get(key) == now, told)
+                summary.entries = entries
         return summary
 
     def add(self, name: str, result: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from videollm.common.command import ended
 from videollm.common.config import nearest
 from videollm.common.declared import COMMANDS, declared, sign
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sign(module):
         print(f"error: videollm {name}: {ABSENT}; its module {module} is missing", file=sys.stderr)
         return 2
-    return getattr(importlib.import_module(module), function)(rest)
+    return ended(lambda: getattr(importlib.import_module(module), function)(rest))
 
 
 if __name__ == "__main__":

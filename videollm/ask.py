@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import ended
+from videollm.common.command import ended, quieten
 from videollm.common.config import need, together
 from videollm.common.files import check_model, check_writable
 from videollm.inference.options import PRECISIONS, check_question, check_video, read_overrides
@@ -54,10 +54,13 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Check what was given, load, ask, print, draw."""
     check(args)
-    from videollm.inference.question import describe, draw
+    quieten()
+    from videollm.batches.unknown import warn_unknown
+    from videollm.inference.question import describe, draw, make_record
     from videollm.inference.session import open_session
 
     session = open_session(args.model, read_overrides(args.overrides), args.device, args.precision)
+    warn_unknown([make_record(args.video, args.question)], session.bundle.tokenizer, "--question")
     if args.explain:
         print(session.seen(args.video, args.question), end="\n\n")
     if sys.stdout.isatty():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from videollm.common.command import ended, seconds, whole
+from videollm.common.command import ended, quieten, seconds, whole
 from videollm.common.config import build, merge, need, override, together, typed
 from videollm.common.files import check_file, check_folder, check_model, check_writable
 from videollm.training.settings import DataSettings, check_values, read_values
@@ -79,6 +79,7 @@ def check(args: argparse.Namespace) -> None:
 def build_frames(args: argparse.Namespace) -> None:
     """Read the settings and the names of the videos, and make the store."""
     check(args)
+    quieten()
     from videollm.data import load_records
     from videollm.video.store import SKIPPED, build_store
 

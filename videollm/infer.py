@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from videollm.common.command import ended, seconds, whole
+from videollm.common.command import ended, quieten, seconds, whole
 from videollm.common.config import together
 from videollm.common.files import check_file, check_folder, check_model, check_writable
+from videollm.common.processes import one_fate
 from videollm.inference.options import PRECISIONS, read_overrides
 from videollm.video.decode import BACKENDS
 
@@ -56,7 +57,9 @@ def check(args: argparse.Namespace) -> None:
 
 def begin(args: argparse.Namespace) -> None:
     """Check, and answer."""
-    check(args)
+    with one_fate():
+        check(args)
+    quieten()
     from videollm.inference.run import run
 
     run(args)

@@ -15,9 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
-import torch
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from videollm.common.config import ConfigError, need
 from videollm.common.declared import COMMANDS, declared, sign
@@ -118,6 +115,11 @@ def pass_on(number: int, _frame) -> None:
 
 def launch(plan: Plan, module: str, arguments: Sequence[str]) -> int:
     """Run the module in the plan's processes; the exit status is that of the first one that failed."""
+    import torch
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, with a warning
     options = [*plan.arguments(), "--signals_to_handle", "SIGHUP,SIGQUIT"]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
@@ -149,15 +151,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = declared(COMMANDS).get(module, module).partition(":")[0].removesuffix(".__main__")
     try:
         need(sign(module), f"{module}: no such command or module; see videollm --help")
-        planned = plan(os.environ, torch.cuda.device_count())
+        import torch  # behind the name of the command: a typo costs no second
+
+        gpus = torch.cuda.device_count()
+        planned = plan(os.environ, gpus)
         # Alone, a process needs no launcher; beside unused GPUs it does, or it would spread over all of them.
-        if planned == Plan(1, port=planned.port) and torch.cuda.device_count() <= 1:
+        if planned == Plan(1, port=planned.port) and gpus <= 1:
             os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
         if planned.node == 0 and planned.port is not None:
             check_port(planned.port)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if not gpus and planned.processes > 1:
+        print(f"starts {planned.processes} processes on the CPU: this machine shows no GPU", file=sys.stderr)
     return launch(planned, module, arguments)
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videollm.common.command import ended, whole
+from videollm.common.command import ended, quieten, whole
 from videollm.training.settings import TEXT, check_values, read_values
 
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         values = read_values(args.config, args.overrides)
         check_values(values, args.config, ("model",))
+        quieten()
         from rich.console import Console
 
         from videollm.training.assemble import read_settings

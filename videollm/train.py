@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videollm.common.command import ended
-from videollm.common.processes import lost_peer, this_rank
+from videollm.common.command import ended, quieten
+from videollm.common.processes import lost_peer, one_fate, this_rank
 from videollm.training.settings import check_values, read_values
 
 GO_ON = "add train.resume=auto: it goes on from the last checkpoint, if there is one"
@@ -24,8 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Check, before torch is loaded, and train; the exit status."""
-    values = read_values(args.config, args.overrides)
-    check_values(values, args.config)
+    with one_fate():
+        values = read_values(args.config, args.overrides)
+        check_values(values, args.config)
+    quieten()
     import torch.distributed as dist
 
     from videollm.training.assemble import read_settings

@@ -291,7 +291,7 @@ def test_rules_and_known_failures_belong_to_a_command():
 @pytest.mark.parametrize(
     "mode, text, says",
     [
-        ("parse", "python -m d2vlm.convert SRC DST --bock", "--bock"),
+        ("parse", "python -m d2vlm.convert runs/NAME/final DST --bock", "--bock"),
         ("parse", "bash scripts/infer.sh MODEL questions.jsonl VIDEOS out.jsonl --batchsize 3", "--batchsize"),
         ("settings", "bash scripts/train.sh configs/tiny/text.yaml train.step=3", "train.step: unknown key"),
         ("settings", "torchrun --nproc_per_node 2 -m videollm.train --config no.yaml", "no.yaml"),

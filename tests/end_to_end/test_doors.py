@@ -15,6 +15,7 @@ TOPS = ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart", "ben
 NOWHERE = "/proc/no/such"  # cannot be made, by the administrator neither
 # Door -> command lines that cannot work. {model} is a checkpoint with adapters, {lines} an annotation file of {videos}.
 BAD = {
+    "videollm": ["", "trian", "demo.py"],
     "videollm.train": ["--config {none}.yaml", "--config {config} train.output=/proc/no/such", "--config {lines}"],
     "videollm.memory": ["--config {none}.yaml", "--config {videos}"],
     "videollm.difficulty": [
@@ -132,6 +133,9 @@ def places(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("doors")
     make_bundle("internvl", "distime", {"lora": {}}).save(folder / "model")
     (folder / "listed.jsonl.meta.json").write_text("[]")
+    answer = {"id": "a", "video": "clip0.mp4", "question": "when?", "text": "", "raw_text": "", "spans": []}
+    answer |= {"evidence_spans": [], "finish_reason": "stop", "error": None}
+    write_lines(folder / "listed.jsonl", [answer])
     return {
         "folder": str(folder), "none": str(folder / "none"), "nowhere": NOWHERE, "videos": str(clips()),
         "model": str(folder / "model"), "lines": write_lines(folder / "lines.jsonl", clip_lines()),

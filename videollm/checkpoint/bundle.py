@@ -16,11 +16,24 @@ from videollm.batches.reader import VisualReader
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import write_adapters
 from videollm.checkpoint.hub import QUESTION_TOKENIZER
-from videollm.common.config import build
+from videollm.common.config import ConfigError, build, need
 from videollm.model.tying import stored
-from videollm.model.videollm import VideoLLM, VideoLLMConfig
+from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
+
+
+def check_frames(
+    model: VideoLLM, key: str = "data.preprocess", remedy: str = "", preprocess: Preprocess | None = None
+) -> None:
+    """ConfigError where the frames are not made as the vision tower takes them; ``key`` says who makes them."""
+    preprocess, patching = preprocess or model.preprocess, model.patching
+    factor, made = patching and patching.factor, (preprocess.channels, preprocess.size, preprocess.size)
+    told = f"{preprocess.factor}, the vision tower's {factor} (null: frames of one size)"
+    need(preprocess.factor == factor, f"{key}: sides are multiples of {told}; {remedy or 'set kind and factor alike'}")
+    if patching is None and made != (taken := tower_shape(model.vision_tower)):
+        remedy = remedy or f"let {key}.size and frame_difference agree with model.vision"
+        raise ConfigError(f"{key}: makes frames of {made} (channels, height, width), the tower takes {taken}; {remedy}")
 
 
 @dataclass
@@ -54,6 +67,8 @@ class Bundle:
         """Frames as this model sees them, below the folder ``videos``; by default sampled and sized as it says."""
         sampler = sampler or build(Sampler, self.config.sampler, "sampler")
         preprocess = preprocess or build(Preprocess, self.config.preprocess, "preprocess")
+        where = f"{Path(self.model.name_or_path, 'config.json')}: preprocess"
+        check_frames(self.model, where, "copy the file from the run that made the checkpoint", preprocess)
         return VisualReader(Path(videos), sampler, preprocess, **{"max_tiles": self.config.max_tiles} | options)
 
     def collator(self, *, asked: bool = False, pack: bool = False, **options) -> Collator:

@@ -24,6 +24,7 @@ from videollm.checkpoint.bundle import QUESTION_TOKENIZER
 from videollm.checkpoint.hub import local
 from videollm.checkpoint.load import some
 from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, read_json, write_tensors
+from videollm.common.config import ConfigError
 from videollm.common.files import new_folder
 from videollm.heads import head_class
 from videollm.model.tying import EMBEDDINGS, OUTPUT, stored
@@ -153,8 +154,11 @@ def compared(outlines: Mapping[str, Tensor], config: VideoLLMConfig, folder: Pat
     Raises:
         CheckpointError: a key is missing (but for a whole head), or has another shape.
     """
-    with torch.device("meta"):
-        whole = VideoLLM(config).state_dict()
+    try:
+        with torch.device("meta"):
+            whole = VideoLLM(config).state_dict()
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     wanted = {name: whole[name] for name in stored(whole, config.text_config)}
     report = KeyReport.compare(outlines, wanted)
     lost = [name for name in report.missing if has_head or not name.startswith("head.")]

@@ -15,14 +15,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
 from videollm.checkpoint.hub import local
-from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource, need
+from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource, check_index, need
 from videollm.common.config import ConfigError, at_least, convert, unusable
 from videollm.common.files import A_MODEL
+from videollm.common.processes import this_rank
 from videollm.common.spread import Spread, fill, misfits, without_weights
 from videollm.heads import build_head, head_class
 from videollm.model.tying import settle, stored, tied
@@ -64,6 +66,8 @@ def load(
         raise CheckpointError(f"{folder}: no tokenizer (tokenizer.json); copy it from the run that made the checkpoint")
     if not has_adapters(folder) and not list(folder.glob("model*.safetensors")):
         raise CheckpointError(f"{folder}: no weights (model.safetensors); is the checkpoint complete?")
+    if not (folder / "model.safetensors").is_file():
+        check_index(folder)
     model, report = read_model(folder, config, attention, dtype or torch.float32, spread)
     if fresh_head and config.headless:
         start_head(folder, model, report)
@@ -103,6 +107,10 @@ def read_model(
         if found is not None:
             return found
         logger.warning("%s: its names are not those of the model; every rank reads it whole", folder)
+    said = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its table of keys; check_report tells them in a line
+    if this_rank() > 0:
+        transformers_logging.disable_progress_bar()
     try:
         return VideoLLM.from_pretrained(
             source, config=config, attn_implementation=attention, dtype=dtype, output_loading_info=True,
@@ -114,6 +122,8 @@ def read_model(
         raise CheckpointError(
             f"{folder}: cannot read the weights ({why}); copy them again from a complete checkpoint"
         ) from None
+    finally:
+        transformers_logging.set_verbosity(said)
 
 
 def read_spread(

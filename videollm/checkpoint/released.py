@@ -21,13 +21,23 @@ from videollm.checkpoint import internvl
 from videollm.checkpoint.adapters import has_adapters
 from videollm.checkpoint.conversion import HEAD_FILE, Conversion, Converter, compared, with_more_tokens
 from videollm.checkpoint.load import read_config, read_tokenizer
-from videollm.checkpoint.tensors import KeyReport, LazyTensors, TensorSource, fold_adapters, need, read_json
+from videollm.checkpoint.tensors import (
+    CheckpointError,
+    KeyReport,
+    LazyTensors,
+    TensorSource,
+    fold_adapters,
+    need,
+    read_json,
+)
+from videollm.common.config import ConfigError, build
 from videollm.heads import head_class
 from videollm.model.backbones import FAMILIES
 from videollm.model.backbones.internvl import TOKENS
 from videollm.model.tying import EMBEDDINGS, OUTPUT, settle, stored, tied
 from videollm.model.videollm import VideoLLMConfig
 from videollm.reading.styles import STYLES
+from videollm.video.preprocess import Preprocess
 
 KEPT = (
     "config.json", "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
@@ -76,6 +86,7 @@ class Layout(Converter):
         source, (head, told) = TensorSource(folder), read_head(folder)
         texts = {name: json.dumps(fields) for name, fields in files.items()}  # before configs change mappings
         config = self.our_config(files, str(folder / "config.json"))
+        check_pixels(config.preprocess, folder)
         config.published = {"files": texts, "names": self.spelling(source)}
         kept = told.get("head")
         fits = not kept or args.head in (None, kept["name"])
@@ -222,6 +233,16 @@ def precision(fields: dict) -> str | None:
     """bf16 where a published config says so, at its top or below."""
     said = (part.get(key) for part in (fields, fields.get("text_config", {})) for key in ("dtype", "torch_dtype"))
     return "bf16" if "bfloat16" in said else None
+
+
+def check_pixels(preprocess: dict, folder: Path) -> None:
+    """CheckpointError where what the processor's files say of pixels cannot be done; it names the file."""
+    try:
+        build(Preprocess, preprocess, "preprocess")
+    except ConfigError as error:
+        of_images = any(f".{key}" in str(error) for key in ("image_", "mean", "std"))
+        name = f"{'' if of_images else 'video_'}preprocessor_config.json"
+        raise CheckpointError(f"{folder / name}: {error}; fetch the file again") from None
 
 
 def limits(files: dict[str, dict]) -> dict:

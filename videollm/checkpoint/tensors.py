@@ -43,6 +43,15 @@ def read_json(path: Path) -> dict:
     return found
 
 
+def check_index(folder: Path) -> None:
+    """CheckpointError for a folder with shards of weights and no file that says what is in which."""
+    shards = sorted(path.name for end in ("safetensors", "bin") for path in folder.glob(f"*-of-*.{end}"))
+    if shards and not list(folder.glob("*.index.json")):
+        name = f"{shards[0].split('-')[0]}.{shards[0].rpartition('.')[2]}.index.json"
+        told = f"its weights are in {len(shards)} shards, such as {shards[0]}, but {name} is missing"
+        raise CheckpointError(f"{folder}: {told}; fetch it from where the shards are from")
+
+
 class TensorSource(Mapping[str, Tensor]):
     """The tensors of a checkpoint folder by name, read from disk when asked for.
 
@@ -59,6 +68,7 @@ class TensorSource(Mapping[str, Tensor]):
                  ("safetensors", "safetensors.index.json", "bin", "bin.index.json")]  # fmt: skip
         found = next((self.folder / name for name in names if (self.folder / name).is_file()), None)
         if found is None:
+            check_index(self.folder)
             absent = f"{self.folder}: no weights; there is none of {', '.join(names)}"
             raise CheckpointError(f"{absent}; fetch one (of shards an .index.json too)")
         self._file_of: dict[str, Path] = {}

@@ -7,9 +7,13 @@ seconds, and scoring does without.
 """
 
 import argparse
+import logging
 import math
+import os
+import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -36,9 +40,24 @@ def ended(run: Callable[[], int | None], go_on: str = "run the same command agai
     except USERS as error:
         return tell(error)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break the end
         if this_rank() == 0:
             print(f"\ninterrupted: to go on, {go_on}", file=sys.stderr, flush=True)
         return INTERRUPTED
+
+
+def quieten() -> None:
+    """To be called before torch is loaded: leave out what other libraries say and nobody who starts a command can mend,
+    and on all ranks but the first what rank 0 says as well. Bad videos are named by the rank that reads them."""
+    libraries = r"(torch|transformers|accelerate|deepspeed|peft)\b"
+    warnings.filterwarnings("ignore", category=FutureWarning, module=libraries)
+    if this_rank() == 0:
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("videollm").setLevel(logging.ERROR)
+    for own in ("videollm.training.validation", "videollm.video"):  # of a share of the data
+        logging.getLogger(own).setLevel(logging.WARNING)
 
 
 def tell(error: Exception) -> int:

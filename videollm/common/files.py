@@ -169,9 +169,12 @@ def check_file(path: str | Path, key: str) -> None:
 
 
 def check_model(path: str | Path, key: str, remedy: str = A_MODEL) -> None:
-    """ConfigError where ``path``, the value of option ``key``, cannot be a checkpoint; what is in it, loading sees."""
+    """ConfigError where ``path``, the value of option ``key``, cannot be a checkpoint; what is in it, loading sees.
+
+    With a ``remedy`` of its own it is a folder, no name of the hub.
+    """
     folder = Path(path)
-    if (folder / "config.json").is_file() or maybe_on_hub(path):
+    if (folder / "config.json").is_file() or (remedy is A_MODEL and maybe_on_hub(path)):
         return
     lacks = "no config.json" if folder.is_dir() else "no such folder"
     raise ConfigError(f"{key}: {folder}: {lacks}; {remedy}")

@@ -17,7 +17,6 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from videollm.checkpoint import local
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError
 from videollm.common.files import an_object, json_lines, json_text, write_text
@@ -39,6 +38,8 @@ def model_content(folder: str | Path) -> str:
 
     Where the folder holds adapters only, of the checkpoint they belong to, too.
     """
+    from videollm.checkpoint import local  # loads torch; what reads the lines does without
+
     digest, folder = hashlib.sha256(), local(folder)
     base = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("base")
     for root in (folder, local(base)) if base else (folder,):
@@ -63,10 +64,15 @@ def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
     How it is made stays as it was begun. ``absent`` says what an option means that the file does not name, since it
     was begun before there was such an option; one that there is no more is passed over.
 
+    One without any answer is begun anew, whatever made it: there is nothing to lose.
+
     Raises:
         ConfigError: it was made with other settings, or by something else.
     """
     path = beside(output, ".meta.json")
+    if path.is_file() and not any(not line.error for file in files_of(output) for line in read_lines(file)):
+        for file in (*files_of(output), path):
+            file.unlink(missing_ok=True)
     if not path.is_file():
         if output.is_file() and output.stat().st_size:
             raise ConfigError(
@@ -77,7 +83,11 @@ def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
         old = an_object(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); delete it with the output it belongs to") from None
-    if differ := [told for key in FIXED if (told := difference(key, old.get(key, {}), meta[key], absent.get(key)))]:
+    models = f"{old.get('model')}, now {meta['model']}"
+    if old.get("model") == meta["model"]:
+        models = f"{meta['model']}, whose config, tokenizer or weights have changed"
+    told = [difference(key, old.get(key, {}), meta[key], absent.get(key), models) for key in FIXED]
+    if differ := list(filter(None, told)):
         raise ConfigError(
             f"{path}: the output was made with another {', another '.join(differ)}; give what it was made with, choose "
             "another --output or delete it"
@@ -86,10 +96,10 @@ def begin_meta(output: Path, meta: dict, absent: dict[str, dict]) -> dict:
     return old | {key: value for key, value in meta.items() if key != "sources"} | begun
 
 
-def difference(key: str, old: Any, new: Any, absent: dict | None) -> str:
-    """What of the meta file's ``key`` is not as it was; empty where all is."""
+def difference(key: str, old: Any, new: Any, absent: dict | None, models: str) -> str:
+    """What of the meta file's ``key`` is not as it was; empty where all is. ``models``: of what model, and of which."""
     if absent is None or not isinstance(old, dict):
-        return "" if old == new else "model (config, tokenizer or weights)"
+        return "" if old == new else f"model ({models})"
     before = absent | old
     told = [f"{name}: {before[name]}, now {value}" for name, value in new.items() if before[name] != value]
     return f"{key} ({', '.join(told)})" if told else ""
@@ -116,6 +126,11 @@ def locked(output: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def files_of(output: Path) -> list[Path]:
+    """The output, and what ranks have left beside it."""
+    return [output, *sorted(output.parent.glob(f"{output.name}.part*"))]
+
+
 # ---- the lines ---------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +152,7 @@ def gather(output: Path, records: Sequence[Record]) -> dict[str, AnswerLine]:
     Raises:
         ConfigError: a damaged line, or one that answers another question than the record of its id asks.
     """
-    parts = sorted(output.parent.glob(f"{output.name}.part*"))
+    _, *parts = files_of(output)
     asked = {record.id: record for record in records}
     lines: dict[str, AnswerLine] = {}
     for path in (output, *parts):

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from videollm.batches.reader import VisualReader, open_store
+from videollm.batches.unknown import warn_unknown
 from videollm.checkpoint import Bundle, load, read_config
 from videollm.common.answers import AnswerLine
 from videollm.common.code import code
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
             room_for_question(bundle.config, own)  # said before a file is begun
     ranks = Ranks()
     if ranks.rank == 0:
+        warn_unknown(records, bundle.tokenizer, "--annotations")
         show(bundle, records[: args.explain], reader, units)
     with output.locked(args.output) if ranks.rank == 0 else contextlib.nullcontext():
         missing, meta = None, {}

@@ -159,7 +159,9 @@ def layer_index(decoder: nn.Module, layer: int) -> int:
     count = len(layers)
     index = layer if layer > 0 else count + 1 + layer
     if not 0 < index < count:
-        raise ConfigError(f"model.head: layer {layer} is not below the last of the language model's {count} layers")
+        wrong = f"layer {layer} is not below the last of the language model's {count} layers"
+        remedy = "set the head's query_layer and inject_layer lower, or choose another head or a deeper language model"
+        raise ConfigError(f"model.head: {wrong}; {remedy}")
     return index
 
 

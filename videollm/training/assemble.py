@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from videollm.batches.collate import MOST_ASKED
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint import Bundle, load, load_tokenizer, local, read_config, read_tokenizer
+from videollm.checkpoint import Bundle, check_frames, load, load_tokenizer, local, read_config, read_tokenizer
 from videollm.common.config import ConfigError, build, merge, need, read_yaml, to_dict, unusable
 from videollm.common.files import maybe_on_hub
 from videollm.common.spread import Spread, fill, misfits
@@ -31,7 +31,7 @@ from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_lora
 from videollm.model.towers import check_numbers
 from videollm.model.tying import check_tie
-from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
+from videollm.model.videollm import VideoLLM, VideoLLMConfig
 from videollm.training.preflight import FROM_THE_RUN, check_attention, read_deepspeed, stage_of
 from videollm.training.saving import checkpoint_folders
 from videollm.training.settings import ModelSettings, Settings
@@ -69,7 +69,7 @@ def assemble(settings: Settings, spread: Spread | None = None) -> Bundle:
         add_lora(bundle.model.language_model, bundle.config.lora)
     elif lora is not None and bundle.config.lora != to_dict(lora):
         raise ConfigError(f"train.lora: the checkpoint has other adapters, {bundle.config.lora}; give the same")
-    check_frames_fit(bundle.model)
+    check_frames(bundle.model)
     if settings.data.pack and bundle.model.connector.reads_question:
         raise ConfigError(
             "data.pack: this connector reads the question, so questions cannot share one encoding; set it to false"
@@ -89,19 +89,6 @@ def spreading(settings: Settings) -> Spread | None:
     given = {key: value for key, value in zero.items() if key not in FROM_THE_RUN}
     given |= {"train_micro_batch_size_per_gpu": train.batch_size, "bf16": {**zero.get("bf16", {}), "enabled": half}}
     return Spread(given, torch.bfloat16 if half else torch.float32, "vision_tower." if settings.data.features else None)
-
-
-def check_frames_fit(model: VideoLLM) -> None:
-    """ConfigError where the frames are not made as the vision tower takes them."""
-    preprocess, patching = model.preprocess, model.patching
-    factor, made = patching and patching.factor, (preprocess.channels, *[preprocess.size] * 2)
-    told = f"{preprocess.factor}, the vision tower's {factor} (null: frames of one size); set kind and factor alike"
-    need(preprocess.factor == factor, f"data.preprocess: sides are multiples of {told}")
-    if patching is None and made != (taken := tower_shape(model.vision_tower)):
-        raise ConfigError(
-            f"data.preprocess: makes frames of {made} (channels, height, width), the vision tower takes {taken}; let "
-            "data.preprocess.size and frame_difference agree with model.vision"
-        )
 
 
 BESIDE_CHECKPOINT = ("checkpoint", "head", "template", "bidirectional_frames", "attention")  # all else it has already

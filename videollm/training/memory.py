@@ -28,12 +28,12 @@ from videollm.batches.dataset import Item, share_prompt
 from videollm.batches.lengths import BY_TIME, largest_video
 from videollm.batches.prompt import Prompt, Visual
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint import Bundle
+from videollm.checkpoint import Bundle, check_frames
 from videollm.common.config import ConfigError, build, need
 from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.objective import build_objective
 from videollm.model.videollm import VideoLLM
-from videollm.training.assemble import check_frames_fit, planned_config
+from videollm.training.assemble import planned_config
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.preflight import read_deepspeed, stage_of
 from videollm.training.settings import TEXT, Settings
@@ -248,7 +248,7 @@ def planned_model(settings: Settings) -> VideoLLM:
         config._attn_implementation = "sdpa"  # what flash_attention_2 keeps is the same
     with torch.device("meta"):
         model = VideoLLM(config)
-    check_frames_fit(model)
+    check_frames(model)
     if settings.train.precision == "bf16" and settings.train.deepspeed:
         model.to(torch.bfloat16)  # DeepSpeed's way; without it, autocast makes copies
     with SHAPES:
@@ -266,7 +266,7 @@ def assumed_load(settings: Settings, model: VideoLLM, frames: int | None, text: 
     """A batch of the largest items that settings and context let through; what is given counts, up to the context."""
     config, budget = model.config, settings.train.max_tokens_per_batch
     sampler = settings.data.sampler or build(Sampler, config.sampler, "sampler")
-    text = text or min(TEXT, config.context_length // 4)
+    text = min(text or min(TEXT, config.context_length // 4), config.context_length)
     asked = asked or (settings.data.max_questions if settings.data.pack else 1)
     chosen = frames or (sampler.max_frames if sampler.rule in BY_TIME else sampler.num_frames)
     frames, prompt = frames_that_fit(word_bundle(model), chosen, text)

@@ -142,6 +142,7 @@ def prepare_process(settings: Settings) -> None:
     """What has to be set before torch, DeepSpeed or a process group start."""
     gpus = torch.cuda.device_count()
     if not gpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns of it, whether it is used or not
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     if gpus > 1 and "RANK" not in os.environ:
         raise ConfigError(

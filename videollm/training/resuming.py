@@ -25,10 +25,9 @@ def find_checkpoint(settings: Settings) -> Checkpoint | None:
             f"train.resume: {output} holds no whole checkpoint-N folder; set train.resume=false to start anew"
         )
     if not resume and (any(output.glob("checkpoint-*")) or (output / "log.jsonl").exists()):
-        raise ConfigError(
-            f"train.output: {output} holds an earlier run; set train.resume=true to go on with it, choose another "
-            "folder, or delete it"
-        )
+        again = "true to go on with it" if last_good(output) else "auto to begin again (it has saved no checkpoint)"
+        other = "choose another folder, or delete it"
+        raise ConfigError(f"train.output: {output} holds an earlier run; set train.resume={again}, {other}")
     return found
 
 

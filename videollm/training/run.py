@@ -7,6 +7,7 @@ validation) and ``final/`` (for ``videollm.infer``). Every part of it has a file
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from transformers import TrainingArguments, set_seed
 
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader, open_store
+from videollm.batches.unknown import warn_unknown
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, need
 from videollm.common.files import check_folder
@@ -64,6 +66,7 @@ def train(settings: Settings) -> Path:
         left_out += left_long
     if this_rank() == 0:
         print_start(bundle, filters.counts(records, left_out))
+        warn_unknown(records, bundle.tokenizer, "data.train")
     arguments = training_arguments(settings)  # starts the process group
     objective.prepare(bundle, settings)
     bundle.model.objective = objective
@@ -132,8 +135,10 @@ def training_arguments(settings: Settings) -> TrainingArguments:
     """The run as transformers' own arguments."""
     t = settings.train
     kinds = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
-    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    checkpointing = checkpointing if t.gradient_checkpointing else {}  # transformers renames it: no warning unasked
+    gpu = torch.cuda.is_available()
+    known = {field.name for field in fields(TrainingArguments)}
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in known)  # the new one, the old
+    checkpointing = {name: True, f"{name}_kwargs": {"use_reentrant": False}} if t.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=t.output,
         max_steps=t.steps or -1,
@@ -153,7 +158,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         data_seed=t.seed,
         logging_steps=min(t.log_every, t.steps or t.log_every),  # a short run logs its losses too
         logging_nan_inf_filter=False,
-        accelerator_config={"non_blocking": True},  # batches come in pinned memory where there is a GPU
+        accelerator_config={"non_blocking": gpu},  # batches come in pinned memory where there is a GPU
         save_strategy="steps" if t.save_every else "no",
         save_steps=t.save_every or 500,
         eval_strategy="steps" if t.validate_every else "no",
@@ -161,7 +166,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         report_to=t.report_to or "none",
         dataloader_num_workers=settings.data.workers,
         remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not gpu,
         ddp_find_unused_parameters=False,
         disable_tqdm=None,
         **checkpointing,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from videollm.batches.templates import VisualTokenSettings
-from videollm.common.config import ConfigError, at_least, build, override, read_yaml, together
-from videollm.common.files import A_MODEL, check_file, check_folder, check_model, check_writable, ours
+from videollm.common.config import ConfigError, at_least, build, need, override, read_yaml, together
+from videollm.common.files import A_MODEL, check_file, check_folder, check_model, check_writable, maybe_on_hub, ours
 from videollm.data.options import GenerateOptions
 from videollm.video.decode import BACKENDS
 from videollm.video.preprocess import Preprocess
@@ -243,6 +243,10 @@ def places(model: dict[str, Any], data: dict[str, Any], train: dict[str, Any], c
         yield partial(check_folder, data.get("videos", "."), "data.videos")
     if folder := model.get("checkpoint"):
         yield partial(check_model, folder, "model.checkpoint", made_by(folder, config) or A_MODEL)
+    for key in ("tokenizer", "question_tokenizer", "language_weights", "vision_weights"):
+        if name := model.get(key):
+            there = Path(name).exists() or "/" not in name or maybe_on_hub(name)
+            yield partial(need, there, f"model.{key}: nothing is at {name}; give a folder or a hub name")
     for key in ("word_vectors", "feature_mean"):
         if model.get(key):
             yield partial(check_file, model[key], f"model.{key}")

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from videollm.batches.batch import Batch
 from videollm.batches.order import LengthGroupedSampler, TokenBudgetBatches
@@ -57,6 +57,14 @@ def smaller(train: TrainSettings) -> str:
     return f"{' or '.join(same)} and resume; or {new}" if same else new
 
 
+class Progress(ProgressCallback):
+    """transformers' bar and log lines, each with its step."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Print one line."""
+        super().on_log(args, state, control, {"step": f"{state.global_step}/{state.max_steps}", **logs}, **kwargs)
+
+
 class VideoTrainer(Trainer, TrainerCallback):
     """See the module's docstring. It is a callback of its own.
 
@@ -78,6 +86,9 @@ class VideoTrainer(Trainer, TrainerCallback):
         self.resumed: Path | None = None  # the checkpoint that the run goes on from
         self.written: Path | None = None  # the folder of the output that is being written
         super().__init__(model=bundle.model, processing_class=bundle.tokenizer, **kwargs)
+        for printing in (ProgressCallback, PrinterCallback):
+            self.remove_callback(printing)
+        self.add_callback(Progress())
         self.add_callback(self)
 
     # ---- a step ----------------------------------------------------------------------------------------------------

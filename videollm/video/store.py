@@ -148,7 +148,7 @@ def build_store(
     folder, wanted = Path(folder), settings_of(sampler, preprocess)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if read_settings(folder) is None:
+        if read_settings(folder) is None or not any(folder.glob("*.safetensors")):  # of none, no settings hold
             write_text(folder / SETTINGS, json.dumps(wanted, indent=1) + "\n")
         held = FrameStore(folder, sampler, preprocess).where
         missing = [name for name in dict.fromkeys(names) if name not in held]

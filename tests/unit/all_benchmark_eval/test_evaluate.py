@@ -151,7 +151,7 @@ def test_benchmarks_can_be_added_one_by_one_for_one_model_and_wording(model, dat
     assert run(model, data, "anet") == run(model, data, "charades") == 0
     assert set(results(model)) == {"anet", "charades"}
     assert run(model, data, "anet", wording="plain") == 2
-    assert "another model or wording" in capsys.readouterr().err
+    assert "results.json: wording was distime, now plain" in capsys.readouterr().err
 
 
 def test_a_failing_inference_is_the_benchmarks_failure(model, data, monkeypatch):
@@ -287,3 +287,18 @@ def test_training_inference_and_metrics_follow_each_other(started, repository):
     assert asked.endswith(
         "evaluate out/final --benchmarks etbench --videos e/videos --annotations e/x.json --skip-meteor"
     )
+
+
+def test_an_evaluation_without_an_answer_is_begun_anew(model, data, monkeypatch, answering, capsys):
+    """With another wording; of one that has answers the first difference is told."""
+    said, answering.say = answering.say, lambda line: None
+    with monkeypatch.context() as once:
+        once.setattr(infer, "main", lambda argv: answering(argv) or 2)  # as where no question could be asked
+        assert run(model, data, "anet") == 1
+    answering.say = said
+    assert run(model, data, "anet", wording="plain") == 0
+    assert run(model, data, "anet", "--output", str(model / "other")) == 0
+    (model / "other" / "results.json").unlink()
+    capsys.readouterr()
+    assert run(model, data, "anet", "--output", str(model / "other"), wording="plain") == 1
+    assert "questions are others now, such as 'v_0-0': its after_video was \"\", now null" in capsys.readouterr().err

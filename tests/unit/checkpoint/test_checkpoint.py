@@ -258,3 +258,17 @@ def test_a_file_that_is_no_safetensors_is_named_by_its_key(tmp_path, key):
     given = tmp_path if key == "vision_weights" else path
     with pytest.raises(ConfigError, match=rf"model\.{key}: .*model\.safetensors cannot be read as safetensors"):
         make_bundle("internvl", "text", **{key: str(given)})
+
+
+def test_shards_without_their_index_are_told(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"in 1 shards, .*, but model\.safetensors\.index\.json is missing"):
+        load(folder)
+
+
+def test_a_transform_that_does_not_fit_the_tower_is_told_before_anything_is_asked(folder):
+    """As with an empty one: the default makes frames of another size."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"preprocess": {}}))
+    with pytest.raises(ConfigError, match=r"config\.json: preprocess: makes frames of \(3, 448, 448\)"):
+        load(folder).reader(folder)

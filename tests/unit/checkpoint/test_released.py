@@ -1,6 +1,7 @@
 """What the installed transformers writes is read, and what is written it reads: tiny models, no reference data."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -97,3 +98,36 @@ def test_adapters_alone_have_to_be_merged_before_they_go_back(ours, tmp_path, ca
     bundle.save_adapters(tmp_path / "adapters", ours)
     assert main(["--back", str(tmp_path / "adapters"), str(tmp_path / "again")]) == 2
     assert "adapters without their base; first python -m videollm.checkpoint" in capsys.readouterr().err
+
+
+def test_pixel_limits_that_nothing_can_keep_name_the_file_and_leave_nothing(hub, tmp_path, capsys):
+    """The corrected folder then converts to the same place."""
+    if json.loads((hub[0] / "config.json").read_text())["model_type"] not in ("qwen2_5_vl", "qwen3_vl"):
+        pytest.skip("frames of one size have no such limits")
+    folder = tmp_path / "hub"
+    shutil.copytree(hub[0], folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 5000, "max_pixels": 4000}))
+    assert main([str(folder), str(tmp_path / "ours")]) == 2
+    said = capsys.readouterr().err
+    assert f"{folder}/preprocessor_config.json: preprocess: Preprocess.image_min_pixels is 5000, over" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub"]
+    (folder / "preprocessor_config.json").unlink()
+    assert main([str(folder), str(tmp_path / "ours")]) == 0
+
+
+def test_a_conversion_that_is_broken_leaves_nothing(hub, tmp_path, monkeypatch):
+    def broken(folder, tensors):
+        (folder / "shard-0.part").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("videollm.checkpoint.conversion.write_tensors", broken)
+    assert main([str(hub[0]), str(tmp_path / "ours")]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_head_and_one_that_needs_more_layers_are_answered_with_what_there_is(hub, tmp_path, capsys):
+    assert main([str(hub[0]), str(tmp_path / "ours"), "--head", "d2vml"]) == 2
+    assert "no head 'd2vml'; did you mean d2vlm? known: d2vlm, distime, text" in capsys.readouterr().err
+    assert main([str(hub[0]), str(tmp_path / "ours"), "--head", "d2vlm"]) == 2  # the model has 4 layers
+    said = capsys.readouterr().err
+    assert f"{hub[0]}: model.head: layer 6 is not below the last of" in said and "inject_layer lower" in said

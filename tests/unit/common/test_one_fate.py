@@ -134,4 +134,4 @@ def test_inference_ends_on_all_ranks(tmp_path, monkeypatch, capfd, lost):
         return infer.main(["--model", str(tmp_path / ("none" if rank == lost else "model")), *given])
 
     assert forked(tmp_path, act) == ["2", "2"]
-    assert f"error: rank {lost}: {tmp_path}/none" in capfd.readouterr().err
+    assert f"error: rank {lost}: --model: {tmp_path}/none" in capfd.readouterr().err

@@ -313,7 +313,7 @@ def test_another_model_or_question_is_refused_and_the_same_one_elsewhere_is_not(
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     capsys.readouterr()
     assert ask(copy, annotations, output) == 2
-    assert "another model (config, tokenizer or weights)" in capsys.readouterr().err
+    assert "whose config, tokenizer or weights have changed" in capsys.readouterr().err
     lines[1]["conversations"] = turns("<video>\nwhere is it?", "<span>")
     assert ask(model, write_lines(tmp_path / "b.jsonl", lines), output) == 2
     assert "'q1' asks something else" in capsys.readouterr().err

@@ -5,12 +5,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import yaml
 from torch.profiler import ProfilerActivity, profile
 
 from tests.models import make_bundle, settings, write_config
 from videollm import memory
 from videollm.common.config import ConfigError
 from videollm.heads import TextTimeHead
+from videollm.training.assemble import read_settings
 from videollm.training.memory import (
     MASTER,
     MOMENTS,
@@ -282,3 +284,10 @@ def test_drawn_answers_take_their_rows_and_their_keys_and_values():
     assert found[8].terms["activations"] > found[2].terms["activations"]
     alone = estimate(planned_model(given()), given(), Load(rows=1, frames=4, questions=1, text=40))
     assert alone.terms["beyond that, while answers are drawn"] == 0
+
+
+def test_a_text_of_any_length_counts_up_to_the_context(tmp_path):
+    given = read_settings(yaml.safe_load(write_config(tmp_path, "text").read_text()))
+    model = planned_model(given)
+    longest, absurd = (assumed_load(given, model, 2, text, None) for text in (1024, 10**9))
+    assert longest == absurd and longest.text == 1024

@@ -173,3 +173,13 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_is_built(tmp_
     monkeypatch.setattr("videollm.common.files.tempfile.TemporaryFile", refuse)
     message = refused(run_settings(tmp_path))
     assert "cannot write to" in message and "Permission denied" in message and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_saved_nothing_says_how_it_begins_again(tmp_path):
+    """``true`` would find no checkpoint."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").touch()
+    given = run_settings(tmp_path)
+    assert "train.resume=auto to begin again" in refused(given)
+    given.train.resume = "auto"
+    assert preflight.check_start(given) is None

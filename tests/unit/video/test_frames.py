@@ -175,3 +175,9 @@ def test_the_build_command_serves_training_and_inference(tmp_path, monkeypatch, 
     model = ["--model", str(tmp_path / "run/final"), "--workers", "1"]
     assert frames.main(["build", *paths, *model, "--output", str(tmp_path / "t"), "sampler.num_frames=3"]) == 0
     assert frames.main(["build", *paths, *model, "--output", str(tmp_path / "t"), "sampler.frames=3"]) == 2
+
+
+def test_a_store_that_holds_nothing_yet_takes_other_settings(tmp_path):
+    """A wrong folder of videos was given first, and other frames."""
+    assert build_store(tmp_path / "s", ["clip0.mp4"], tmp_path, Sampler(num_frames=2), Preprocess(size=28))[0] == 0
+    assert build_store(tmp_path / "s", ["clip0.mp4"], clips(), Sampler(num_frames=3), Preprocess(size=28))[0] == 1
