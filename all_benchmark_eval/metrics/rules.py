@@ -27,7 +27,13 @@ from all_benchmark_eval.metrics.moments import (
     grounding,
     top_recalls,
 )
-from all_benchmark_eval.metrics.parsing import any_dash_pairs, charades_pairs, time_r1_pairs, timelens_pairs
+from all_benchmark_eval.metrics.parsing import (
+    any_dash_pairs,
+    charades_pairs,
+    lmms_charades_pairs,
+    time_r1_pairs,
+    timelens_pairs,
+)
 from all_benchmark_eval.moment_forms import MARK
 from videollm.common.answers import split_spans
 from videollm.reading import read_spans
@@ -68,7 +74,7 @@ class Rule:
 SINGLE = partial(iou_union, dtype=np.float32)  # of torch.Tensor
 RULES: Mapping[str, Rule] = {
     "timelens": Rule("first", timelens_pairs),  # also lmms-eval's timelens
-    "lmms_charades": Rule("first", charades_pairs, ordered=True),
+    "lmms_charades": Rule("first", lmms_charades_pairs, ordered=True),
     "exactly_one": Rule("only", charades_pairs, ordered=True),
     "time_r1": Rule("last", time_r1_pairs, strict=True),
     "extremewhen": Rule("last", any_dash_pairs, ordered=True, asked=True),

@@ -106,6 +106,11 @@ def test_what_is_not_in_the_file_is_not_seen_by_most_scripts_and_said(tmp_path, 
         ("charades", "A specific example is : 20.8 - 30.0 seconds. It happens in 3 - 4", [[3, 4]]),
         ("charades", "3. - 4", [[3, 4]]),
         ("charades", "3..2 - 4", []),
+        ("lmms_charades", "9 - 10\nIt happens 0:12 – 0:15 and 1:00:01 to 1:00:02", [[12, 15], [3601, 3602]]),
+        ("lmms_charades", "In 2 - 3. 4 to 5!\n6 - 7", [[2, 3], [4, 5]]),
+        ("lmms_charades", "at 0:05, 0:09 and 0:11", [[5, 9]]),
+        ("lmms_charades", "It starts at 3 s!\nIt ends at 9.5 s", [[3, 9.5]]),
+        ("lmms_charades", "3s - 4s, 5s – 6s", [[3, 4], [5, 6]]),
         ("time_r1", "3 to 4, 5 and 6, 7 - 8", [[3, 4], [5, 6]]),
         ("time_r1", "3  to 4", []),
         ("any_dash", "3 – 4, 5~6, 7 — 8, 9 to 10, 11 and 12", [[3, 4], [5, 6], [7, 8], [9, 10]]),
@@ -115,9 +120,16 @@ def test_pairs_in_a_text(reader, text, pairs):
     assert getattr(parsing, f"{reader}_pairs")(text) == pairs
 
 
-@pytest.mark.parametrize("reader", ["timelens", "charades", "time_r1", "any_dash"])
+@pytest.mark.parametrize("reader", ["timelens", "charades", "lmms_charades", "time_r1", "any_dash"])
 def test_long_texts_are_read_in_no_time(reader):
-    for text in ("9" * 100_000, "1." * 50_000, "1:" * 50_000, "1 - " * 25_000, "1 " * 50_000):
+    for text in (
+        "9" * 100_000,
+        "9" * 50_000 + " " * 50_000,
+        "1." * 50_000,
+        "1:" * 50_000,
+        "1 - " * 25_000,
+        "1 " * 50_000,
+    ):
         assert all(len(pair) == 2 for pair in getattr(parsing, f"{reader}_pairs")(text))
 
 
