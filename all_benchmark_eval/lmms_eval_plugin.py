@@ -58,7 +58,7 @@ class VideoLLMModel(lmms):
         options = read_options(self.overrides, read_config(Path(pretrained)), self.device, precision)
         self.bundle = load(pretrained, head=options.head, dtype=PRECISIONS[options.precision])
         self.bundle.model.to(self.device)
-        self.reader = self.bundle.reader(ROOT, options.sampler)
+        self.reader = self.bundle.reader(ROOT, options.sampler, options.preprocess)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The answers in the order of the requests; "" for one that cannot be asked, which is logged.
