@@ -67,6 +67,7 @@ setup(
         ],
         "videollm.heads": ["text = videollm.heads", "d2vlm = d2vlm", "distime = distime"],
         "videollm.objectives": ["d2vlm.fpo = d2vlm.fpo"],
+        "lmms_eval.models": ["videollm = all_benchmark_eval.lmms_eval_plugin:manifest"],
     },
     extras_require={
         "decord": ["decord>=0.6"],

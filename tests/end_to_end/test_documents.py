@@ -69,6 +69,8 @@ RULES = (
     Rule(r"bash scripts/realweights\.sh", "told", why="fetches packages; test_stages runs it on drawn pictures"),
     Rule(r"bash scripts/test\.sh --oldest$", "told", why="makes an environment and runs these tests"),
     Rule(r"bash scripts/test\.sh( --all)?$", "parse"),
+    Rule(r"bash scripts/lmms_eval\.sh$", "told", why="makes an environment and runs end_to_end/test_lmms_eval"),
+    Rule(r"(pip install --no-deps -e \.$|lmms-eval )", "told", why="end_to_end/test_lmms_eval runs it, where it is"),
     Rule(r"bash scripts/gpu_check\.sh ", "told", why="needs a GPU; end_to_end/test_gpu_check runs it at its smallest"),
     Rule(r"bash scripts/_venv\.sh$", "run"),
     Rule(r"python -m benchmarks\.", "parse"),
