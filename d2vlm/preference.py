@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from d2vlm.preferences.factors import ATTRIBUTES, FACTORS, Library, Scene, Severity, visual_of, wording_of
 from d2vlm.preferences.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
@@ -208,10 +207,9 @@ def read(args: argparse.Namespace, made: bool) -> list[Record]:
     if args.packed:
         if not args.tokenizer:
             raise ConfigError("--packed: holds token ids; give their tokenizer with --tokenizer FOLDER")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--tokenizer: {args.tokenizer}: {' '.join(str(error).split())[:200]}") from None
+        from videollm.checkpoint import load_tokenizer  # loads torch
+
+        tokenizer = load_tokenizer(args.tokenizer, "--tokenizer")
         first_use, problems = {record.id: record for record in records}, []
         for path in args.packed:
             rows = list(enumerate(read_packed(path, tokenizer), start=1))
