@@ -15,6 +15,7 @@ TOPS = ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart", "ben
 NOWHERE = "/proc/no/such"  # cannot be made, by the administrator neither
 # Door -> command lines that cannot work. {model} is a checkpoint with adapters, {lines} an annotation file of {videos}.
 BAD = {
+    "videollm": ["nothing"],
     "videollm.train": ["--config {none}.yaml", "--config {config} train.output=/proc/no/such", "--config {lines}"],
     "videollm.memory": ["--config {none}.yaml", "--config {videos}"],
     "videollm.difficulty": [
@@ -49,7 +50,12 @@ BAD = {
         "build --annotations {lines} --videos {videos} --output {folder}/store --model {model} sampler=3",
     ],
     "videollm.launch": [""],
-    "videollm.push": ["{none} lab/x --licence mit", "{model} lab/x", "{model} x --licence mit", "{videos} lab/x --licence mit"],
+    "videollm.push": [
+        "{none} lab/x --licence mit",
+        "{model} lab/x",
+        "{model} x --licence mit",
+        "{videos} lab/x --licence mit",
+    ],
     "videollm.data": [
         "check --annotations {lines} --output {nowhere}.jsonl",
         "check --annotations {lines} --output {folder}/clean.txt",
