@@ -50,6 +50,12 @@ BAD = {
         "build --annotations {lines} --videos {videos} --output {folder}/store --model {model} sampler=3",
     ],
     "videollm.launch": [""],
+    "videollm.push": [
+        "{none} lab/x --licence mit",
+        "{model} lab/x",
+        "{model} x --licence mit",
+        "{videos} lab/x --licence mit",
+    ],
     "videollm.data": [
         "check --annotations {lines} --output {nowhere}.jsonl",
         "check --annotations {lines} --output {folder}/clean.txt",
@@ -98,6 +104,7 @@ BAD = {
         "--output {folder}/c --workers 0",
         "--output {folder}/c --seed -1",
     ],
+    "quickstart.ship": ["{none} --output {folder}/s", "{model} --output {model}"],
     "quickstart.tower": ["--data {none} --output {folder}/t --tokenizer {folder}/k"],
     "benchmarks.any_size": ["--repeats 0"],
     "benchmarks.batching": ["--quickstart {none}"],
