@@ -78,8 +78,8 @@ def test_what_is_wrong_is_said_as_by_the_commands(folder, tmp_path):
         (ConfigError, lambda: videollm.load(folder, sampling={}), "sampling: unknown key; known keys: sampler, pre"),
         (ConfigError, lambda: videollm.load(folder, sampler={"fsp": 1}), "sampler.fsp: unknown key; did you mean"),
         (ConfigError, lambda: model.ask(video, "when ?", head={}), "head: unknown option of a call; known are sampler"),
-        (ConfigError, lambda: model.ask(video, " "), "it is empty; ask something"),
-        (ConfigError, lambda: model.ask_many([(video, "when ?"), (video, "")]), "it is empty; ask something"),
+        (ConfigError, lambda: model.ask(video, " "), "--question: it is empty; "),
+        (ConfigError, lambda: model.ask_many([(video, "when ?"), (video, "")]), "--question: it is empty; "),
         (VideoError, lambda: model.ask(tmp_path / "none.mp4", "when ?"), "none.mp4: does not exist"),
         (VideoError, lambda: next(model.stream(tmp_path / "none.mp4", "when ?")), "none.mp4: does not exist"),
     ):
