@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FREE = ("model.vision.", "model.connector.", "model.language.", "train.objective.")  # of classes that configs name
 OTHERS = {  # options of programs that are not ours
     "--log_samples", "--num_gpus", "--num_accelerators", "--module", "--signal", "--ntasks-per-node", "--shm-size",
-    "--sample", "--dynamic",
+    "--sample", "--dynamic", "--model_args",
 }  # fmt: skip
 
 
