@@ -44,6 +44,9 @@ BAD = {
         "build --annotations {lines} --videos {videos} --output {folder}/store --model {model} sampler=3",
     ],
     "videollm.launch": [""],
+    "videollm.demo": ["--model {none}"],
+    "videollm.view": ["{none}.jsonl --videos {videos} --output {folder}/view"],
+    "videollm.push": ["{none} owner/name --licence mit --dry-run", "{model} owner/name --dry-run"],
     "videollm.data": [
         "check --annotations {lines} --output {nowhere}.jsonl",
         "check --annotations {lines} --output {folder}/clean.txt",
