@@ -15,7 +15,11 @@ TOPS = ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart", "ben
 NOWHERE = "/proc/no/such"  # cannot be made, by the administrator neither
 # Door -> command lines that cannot work. {model} is a checkpoint with adapters, {lines} an annotation file of {videos}.
 BAD = {
+<<<<<<< HEAD
     "videollm": ["", "trian", "demo.py"],
+=======
+    "videollm": ["nothing"],
+>>>>>>> cabed96d84c20238155f70112cd95fd3fd912d5c
     "videollm.train": ["--config {none}.yaml", "--config {config} train.output=/proc/no/such", "--config {lines}"],
     "videollm.memory": ["--config {none}.yaml", "--config {videos}"],
     "videollm.difficulty": [
@@ -50,6 +54,12 @@ BAD = {
         "build --annotations {lines} --videos {videos} --output {folder}/store --model {model} sampler=3",
     ],
     "videollm.launch": [""],
+    "videollm.push": [
+        "{none} lab/x --licence mit",
+        "{model} lab/x",
+        "{model} x --licence mit",
+        "{videos} lab/x --licence mit",
+    ],
     "videollm.data": [
         "check --annotations {lines} --output {nowhere}.jsonl",
         "check --annotations {lines} --output {folder}/clean.txt",
@@ -98,6 +108,7 @@ BAD = {
         "--output {folder}/c --workers 0",
         "--output {folder}/c --seed -1",
     ],
+    "quickstart.ship": ["{none} --output {folder}/s", "{model} --output {model}"],
     "quickstart.tower": ["--data {none} --output {folder}/t --tokenizer {folder}/k"],
     "benchmarks.any_size": ["--repeats 0"],
     "benchmarks.batching": ["--quickstart {none}"],
