@@ -11,7 +11,7 @@ setup(
     packages=find_namespace_packages(
         include=[
             name + end
-            for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart")
+            for name in ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart", "realweights")
             for end in ("", ".*")
         ]
     ),
@@ -67,14 +67,15 @@ setup(
         ],
         "videollm.heads": ["text = videollm.heads", "d2vlm = d2vlm", "distime = distime"],
         "videollm.objectives": ["d2vlm.fpo = d2vlm.fpo"],
+        "lmms_eval.models": ["videollm = all_benchmark_eval.lmms_eval_plugin:manifest"],
     },
     extras_require={
         "decord": ["decord>=0.6"],
         "torchcodec": ["torchcodec>=0.11"],
         "flash": ["flash-attn>=2.6"],
         "wandb": ["wandb>=0.18"],
-        "demo": ["gradio>=6.15"],
-        "browser": ["gradio>=6.15", "selenium>=4.20"],
+        "demo": ["gradio>=6.31,<7"],
+        "browser": ["gradio>=6.31,<7", "selenium>=4.45"],
         "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.13"],
     },
 )

@@ -12,6 +12,7 @@ from all_benchmark_eval.benchmark import Benchmark
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, entries, need, pick, rows_with
 from all_benchmark_eval.items import Answers, Asked, Questions, as_object
 from all_benchmark_eval.metrics.parsing import split_evidence
+from all_benchmark_eval.moment_forms import MARK
 from videollm.common.answers import NEEDED, AnswerLine
 from videollm.reading import read_spans
 
@@ -53,20 +54,31 @@ def read_texts(content: Content, asked: Iterable[Asked]) -> dict[str, AnswerLine
 
 
 def read_samples(content: Content, asked: Iterable[Asked]) -> dict[str, AnswerLine]:
-    """lmms-eval's logged samples: the question is told by its ``doc``, the text by ``filtered_resps``."""
+    """lmms-eval's logged samples: the question is told by its ``doc``, or by what a metric logs in place of a number;
+    the text by ``filtered_resps``."""
     questions = Questions(asked)
 
     def found() -> Iterator[tuple[str, list[int], str | None]]:
         for where, row in content.rows:
             row = as_object(row, where)
-            doc, text = row.get("doc"), row.get("filtered_resps", row.get("resps"))
-            told = "no 'doc', which says what was asked; log the samples with it"
-            need(isinstance(doc, dict), f"{where}: {told}")
+            doc, text = _doc_of(row), row.get("filtered_resps", row.get("resps"))
+            need(doc, f"{where}: neither 'doc' nor a metric says what was asked; log the samples with the docs")
             while isinstance(text, list) and text:
                 text = text[0]
             yield where, _places(where, doc, questions), text if isinstance(text, str) else None
 
     return _answers(questions, found())
+
+
+def _doc_of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What says which question a sample answers; lmms-eval 0.7 logs no ``doc``, but the entries of metrics."""
+    for value in [row.get("doc"), *row.values()]:
+        if isinstance(value, dict) and (value is row.get("doc") or any(key in value for key in (*IDS, *VIDEOS))):
+            return value
+        if isinstance(value, dict) and (key := next(iter(value), "")).count(MARK) >= 2:
+            video, *query, _ = key.split(MARK)
+            return {"video": video, "query": MARK.join(query)}
+    return None
 
 
 def free_answer(name: str, text: str, duration_s: float | None) -> AnswerLine:
@@ -143,7 +155,7 @@ _INFER, _SAMPLES = rows_with(*NEEDED), rows_with("doc_id", "target")
 INFER = Form("videollm.infer", '{"id", "text", "spans", ...} lines', _INFER, read_infer)
 ANSWERS = (
     INFER,
-    Form("lmms-eval samples", '{"doc_id", "doc", "target", "filtered_resps"} lines', _SAMPLES, read_samples),
+    Form("lmms-eval samples", '{"doc_id", "target", "filtered_resps", "doc" or metrics} lines', _SAMPLES, read_samples),
     Form("texts", '{"id" or "video" and "question", "text"} lines, {id: text}', _is_texts, read_texts),
 )
 

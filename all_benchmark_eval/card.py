@@ -1,11 +1,12 @@
 """Run a published table again: ``videollm card NAME [MODEL] --data DIR``.
 
-A card, ``cards/NAME.yaml``, says which model with which wording, frames and decoding, on which benchmarks under whose
-script, and the published numbers with their source. In: a card, the converted model, a data root. Out: what
+A card, ``cards/NAME.yaml``, says which model with which question, frames, pixels and decoding, on which benchmarks
+under whose script, and the published numbers with their source. In: a card, the converted model, a data root. Out: what
 ``evaluate`` writes, and ``card.json`` with ours beside published. No benchmark and no model is known here.
 """
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ from typing import Any
 from rich.table import Column, Table
 
 from all_benchmark_eval import benchmark
-from all_benchmark_eval.benchmark import WORDINGS, get
+from all_benchmark_eval.benchmark import WORDINGS, Benchmark, get
 from all_benchmark_eval.evaluate import Run, evaluate, processes
 from all_benchmark_eval.items import need
+from all_benchmark_eval.metrics.moments import MomentBenchmark
 from all_benchmark_eval.score import number, wide_console
 from videollm.common.command import USERS, ended, message, whole
 from videollm.common.config import build, read_yaml
@@ -32,21 +34,26 @@ class Origin:
     """Where a model comes from, and the command that makes a checkpoint of ours of it."""
 
     hub: str
+    size: str  # to download
     licence: str
     convert: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """One benchmark of a card: the variant whose script printed the numbers, and the numbers by metric."""
+    """One benchmark of a card: the variant whose script printed the numbers, the numbers by metric (none, where they
+    are not known here), and what is to be had of the data: how much, where, under which licence."""
 
     variant: str
-    published: dict[str, float]
+    data: str
+    published: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Card:
-    """``overrides``: key=value for ``videollm.infer``, over the sampling that the wording has."""
+    """``overrides``: key=value for ``videollm.infer``, over the sampling that the wording has. ``question``: asked for
+    a moment in place of the wording's, see ``moments.moment_questions``. ``differs``: what is known to be other than in
+    the published run."""
 
     title: str
     model: Origin
@@ -54,6 +61,16 @@ class Card:
     source: str
     benchmarks: dict[str, Row]
     overrides: list[str] = field(default_factory=list)
+    question: str = ""
+    differs: list[str] = field(default_factory=list)
+
+    def task(self, name: str) -> Benchmark:
+        """A benchmark as this card asks it."""
+        task = get(name)
+        if self.question and isinstance(task, MomentBenchmark):
+            task = copy.copy(task)
+            task.wordings = {**task.wordings, self.wording: self.question}
+        return task
 
 
 def names() -> list[str]:
@@ -73,22 +90,45 @@ def read_card(name: str) -> Card:
 
 
 def compared(row: Row, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """{metric, published, ours, difference} of each number; ours is None where the benchmark prints no such metric."""
+    """{metric, published, ours, difference} of each number, or where none is known of what stands for the benchmark.
+
+    None stands for a number that is not published, and where the benchmark prints no such metric.
+    """
     metrics = result["protocols"]["published"]["metrics"]
     found = []
-    for metric, value in row.published.items():
+    for metric, value in (row.published or dict.fromkeys(get(result["benchmark"]).headline or metrics)).items():
         ours = metrics.get(metric)
-        found.append({"metric": metric, "published": value, "ours": ours})
-        found[-1]["difference"] = None if ours is None else ours - value
+        difference = None if None in (ours, value) else ours - value
+        found.append({"metric": metric, "published": value, "ours": ours, "difference": difference})
     return found
+
+
+def places(card: Card, names: Sequence[str], root: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
+    """(annotations, videos) of each benchmark whose data are there, and of the others what to get.
+
+    Raises BenchmarkError where nothing is there: one message for all.
+    """
+    found, failed = {}, {}
+    for name in names:
+        task, told = get(name), f"get {card.benchmarks[name].data} (all_benchmark_eval/{name}/README.md)"
+        folder = benchmark.data_folder(task, root)
+        try:
+            found[name] = benchmark.find_annotations(task, folder), folder / task.layout.videos
+            need(found[name][1].is_dir(), f"{found[name][1]}: no such folder")
+        except benchmark.BenchmarkError as error:
+            found.pop(name, None)
+            failed[name] = f"{message(error).partition('; where')[0]}; {told}"
+    said = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    need(found, f"--data: none of the card's data are there. {said}")
+    return found, failed
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, score and compare; the exit status: 1 if a benchmark failed."""
     card = read_card(args.name)
     model = args.model or Path("checkpoints") / args.name
-    told = f"get {card.model.hub} from the hub (licence: {card.model.licence}), then: {card.model.convert}"
-    need(model.is_dir(), f"{model}: no such checkpoint; {told}")
+    told = f"get {card.model.hub} from the hub ({card.model.size}; licence: {card.model.licence})"
+    need(model.is_dir(), f"{model}: no such checkpoint; {told}, then: {card.model.convert}")
     chosen = args.benchmarks.split(",") if args.benchmarks else list(card.benchmarks)
     unknown = [name for name in chosen if name not in card.benchmarks]
     need(not unknown, f"--benchmarks: {args.name} has no {', '.join(unknown)}; it has {', '.join(card.benchmarks)}")
@@ -98,20 +138,21 @@ def run(args: argparse.Namespace) -> int:
                for part in (f"--{key.replace('_', '-')}", value)]  # fmt: skip
     overrides = [*card.overrides, *args.overrides]
     first = Run(model, output, card.wording, processes(args.gpus), options, overrides)
-    rows, failed = {}, {}
-    for name in chosen:
-        task = get(name)
-        folder = benchmark.data_folder(task, args.data)
+    there, failed = places(card, chosen, args.data)
+    rows = {}
+    for name, where in there.items():
         one = replace(first, score_options={"variant": card.benchmarks[name].variant})
         try:
-            result = evaluate(task, one, benchmark.find_annotations(task, folder), folder / task.layout.videos)
-            rows[name] = compared(card.benchmarks[name], result)
+            rows[name] = compared(card.benchmarks[name], evaluate(card.task(name), one, *where))
         except USERS as error:  # the others go on
             failed[name] = message(error)
-            print(f"error: {name}: {failed[name]}", file=sys.stderr, flush=True)
-    written = {"card": args.name, "title": card.title, "source": card.source, "rows": rows, "failed": failed}
-    benchmark.write_text(output / "card.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
-    show(card, rows, output / "card.json")
+    for name, why in failed.items():
+        print(f"error: {name}: {why}", file=sys.stderr, flush=True)
+    said = {"card": args.name, "title": card.title, "source": card.source, "differs": card.differs}
+    text = json.dumps(said | {"rows": rows, "failed": failed}, indent=1, allow_nan=False)
+    benchmark.write_text(output / "card.json", f"{text}\n")
+    if rows:
+        show(card, rows, output / "card.json")
     return 1 if failed else 0
 
 
@@ -121,13 +162,14 @@ def show(card: Card, rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     table = Table("benchmark", "metric", *columns, title=f"{card.title} ({card.source})", title_justify="left")
     for name, numbers in rows.items():
         for row in numbers:
-            digits = 4 if 0 < abs(row["published"]) < 1 else 2
+            digits = 4 if 0 < abs(row["published"] or 0) < 1 else 2
             difference = "-" if row["difference"] is None else f"{row['difference']:+.{digits}f}"
             cells = (number(row[key], digits) for key in ("published", "ours"))
             table.add_row(get(name).title, row["metric"], *cells, difference)
     console = wide_console()
     console.print(table)
-    console.print(f"written to {path}", markup=False)
+    for line in (*card.differs, f"written to {path}"):
+        console.print(line, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -149,7 +149,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     told = "Ask a model the questions of benchmarks, and score it."
     parser = argparse.ArgumentParser(prog="videollm evaluate", description=told)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint folder")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint folder or hub name")
     parser.add_argument("--benchmarks", required=True, metavar="A,B,...", help=f"of {', '.join(benchmark.names())}")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--data", type=Path, metavar="ROOT", help="folder with a folder for each (check says what)")

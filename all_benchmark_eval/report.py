@@ -1,25 +1,27 @@
-"""Write one page about many scored runs: ``videollm report RUN [RUN ...] --output DIR``.
+"""Write one page about many scored runs: ``videollm report RUN [RUN ...] --output DIR [--data ROOT]``.
 
 In: folders of ``evaluate``, or single files of ``score``, each a run. Out: ``DIR/index.html``, which needs no other
 file: scores with intervals, paired differences to the first run, IoU histograms, errors by length and place of the true
 span and by length of the video, and answers that were not read. It reads what ``score`` wrote, and the annotations that
-are named there; no model.
+are named there; no model. With the data's folder all answers are in pages beside it, where they are seen with their
+videos (``videollm.view``).
 """
 
 import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import get
+from all_benchmark_eval.benchmark import data_folder, get, read_answers
 from all_benchmark_eval.compare import differences, read_scores
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.moments import Moments
@@ -28,11 +30,14 @@ from all_benchmark_eval.score import number
 from quickstart.pictures import report_html
 from videollm.common.command import ended, whole
 from videollm.common.files import check_writable
+from videollm.data import load_records
 from videollm.inference.timeline import STYLE, colors, save
+from videollm.show.viewer import Asked, of_record, write_page
 
 IOU, PROTOCOL = "mIoU", "corrected"  # what is drawn: a metric with an IoU a sample, and whose
 BINS = 4  # as many samples in each
 UNREAD = 3  # unread answers of a run that are shown
+WORST = 5  # answers with the lowest IoU that are linked
 
 Scores = Mapping[str, dict[str, Any]]  # {benchmark: file of ``score``}
 Section = dict[str, Any]  # of ``report_html``
@@ -40,12 +45,15 @@ Section = dict[str, Any]  # of ``report_html``
 
 @dataclass(frozen=True)
 class Report:
-    """``runs``: {name: {benchmark: what ``score`` wrote}}; ``output``: the folder of the page."""
+    """``runs``: {name: {benchmark: what ``score`` wrote}}; ``output``: the folder of the page; ``data``: as of
+    ``evaluate``, and ``folders``: what it wrote, {name: folder}."""
 
     runs: Mapping[str, Scores]
     output: Path
     resamples: int
     seed: int = 0
+    data: Path | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def benchmarks(self) -> list[str]:
@@ -245,12 +253,42 @@ def draw(path: Path, panels: Mapping[str, Panel], runs: Sequence[str]) -> None:
         save(figure, path)
 
 
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
+def answer_sections(report: Report) -> Iterator[Section]:
+    """Of each benchmark whose answers are there: a page of all of them (of two runs at most), and the worst."""
+    for name in report.benchmarks if report.data is not None else ():
+        places = {run: report.folders[run] / name for run in report.having(name)}
+        places = {run: place for run, place in places.items() if (place / "answers.jsonl").is_file()}
+        runs = {run: read_answers(place / "answers.jsonl") for run, place in itertools.islice(places.items(), 2)}
+        if not runs:
+            continue
+        asked = _asked(report, name, places[next(iter(runs))] / "questions.jsonl")
+        page, videos = Path("answers", name), data_folder(get(name), report.data) / get(name).layout.videos
+        write_page(report.output / page, runs, videos, asked)
+        address, links = (page / "index.html").as_posix(), []
+        for run in runs:
+            ious = report.runs[run][name]["per_sample"].get(PROTOCOL, {}).get(IOU, {})
+            links += [(i, f"{i}: IoU {ious[i]:.2f} of {run}") for i in sorted(ious, key=ious.get)[:WORST]]
+        worst = [(f"{address}#{urlencode({'id': i})}", text) for i, text in links]
+        yield {"heading": f"Answers, {get(name).title}", "links": [(address, f"all of {' and '.join(runs)}"), *worst]}
+
+
+def _asked(report: Report, name: str, questions: Path) -> dict[str, Asked]:
+    """A benchmark's questions as they were asked, with the true spans where those are known."""
+    asked = {record.id: of_record(record) for record in load_records(questions)}
+    truth, _ = _truth(name, report.having(name).values())
+    known = zip(truth.ids, truth.spans.tolist(), strict=True) if truth is not None else ()
+    return asked | {i: replace(asked[i], truth=[span]) for i, span in known if i in asked}
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def write(report: Report) -> Path:
     """Write the page; its path."""
-    parts = (score_sections, difference_sections, iou_sections, unread_sections)
+    parts = (score_sections, difference_sections, iou_sections, unread_sections, answer_sections)
     sections = [section for part in parts for section in part(report)]
     page = report.output / "index.html"
     report_html(page, f"{', '.join(report.runs)}: {len(report.benchmarks)} benchmarks", sections)
@@ -263,11 +301,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of evaluate, or a file of score")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--resamples", type=whole(1), default=1000, metavar="N", help="for intervals and p-values")
+    linked = (
+        "folder of the data, as of evaluate: with it all answers are shown beside their videos, in pages of their own"
+    )
+    parser.add_argument("--data", type=Path, metavar="ROOT", help=linked)
     args = parser.parse_args(argv)
 
     def run() -> None:
         check_writable(args.output / "index.html", "--output")
-        print(f"written to {write(Report(read_runs(args.runs), args.output, args.resamples))}")
+        runs = read_runs(args.runs)
+        folders = dict(zip(runs, args.runs, strict=True))
+        print(f"written to {write(Report(runs, args.output, args.resamples, data=args.data, folders=folders))}")
 
     return ended(run)
 

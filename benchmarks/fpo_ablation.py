@@ -22,12 +22,13 @@ from videollm.common.command import ended
 
 FROZEN = ("connector", "language_model", "embeddings", "lm_head")  # by the config
 ALL_PARTS = [f"train.parts.{part}.train=true" for part in FROZEN]
+ALL = [*ALL_PARTS, "train.lr=1e-4"]
 KINDS = {  # over the config's objective
-    "SFT": ["train.objective={name: supervised}", *ALL_PARTS],
-    "text": ["train.objective.grounding_weight=0", "train.objective.text_weight=1", *ALL_PARTS],
-    "grounding": ["train.objective.grounding_weight=1", "train.objective.text_weight=0", *ALL_PARTS],
-    "both": ["train.objective.grounding_weight=1", "train.objective.text_weight=1", *ALL_PARTS],
-    "both, 1 to 0.2": ["train.objective.grounding_weight=1", "train.objective.text_weight=0.2", *ALL_PARTS],
+    "SFT": ["train.objective={name: supervised}", *ALL],
+    "text": ["train.objective.grounding_weight=0", "train.objective.text_weight=1", *ALL],
+    "grounding": ["train.objective.grounding_weight=1", "train.objective.text_weight=0", *ALL],
+    "both": ["train.objective.grounding_weight=1", "train.objective.text_weight=1", *ALL],
+    "both, 1 to 0.2": ["train.objective.grounding_weight=1", "train.objective.text_weight=0.2", *ALL],
     "config": [],
 }
 MEASURES = {  # module, annotations, end of the output's name, further options

@@ -2,7 +2,8 @@
 
 Needs a folder that the quickstart has made. Both kinds take turns on the same questions: roll-outs, forward and
 backward of ``grpo``; and forward and backward of the same answers as labels, behind the same prefixes. Also how much
-longer roll-outs take with each answer's prompt computed on its own. A ratio is the median of those of its rounds.
+longer roll-outs take with each answer's prompt computed on its own. All parts but the tower train. A ratio is the
+median of those of its rounds.
 
     python -m benchmarks.grpo_step --quickstart runs/quickstart --questions 12 --answers 8 --repeats 5
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.fpo_ablation import ALL_PARTS
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint import load
@@ -45,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     bundle = load(args.quickstart / "d2vlm/final")
     model = bundle.model
-    given = override(read_yaml("configs/tiny/d2vlm_grpo.yaml"), [f"train.output={args.quickstart}"])
+    given = override(read_yaml("configs/tiny/d2vlm_grpo.yaml"), [f"train.output={args.quickstart}", *ALL_PARTS])
     settings = build(Settings, given)
     set_trainable(model, settings.train)
     objective = GRPO(GRPOOptions(answers=args.answers, show_every=10**9))

@@ -108,7 +108,7 @@ def check_kind(folder: Path, fields: dict) -> None:
     remedy = "python -m distime.convert reads it" if kind == "internvl_chat" else "give an E.T. Chat or D2VLM model"
     if kind in TEMPLATE_OF:
         remedy = "a language model alone needs --vision and --qformer beside it"
-    raise CheckpointError(f"{folder}: model_type is {kind!r}, not etchat_phi3 or a like; {remedy}")
+    raise CheckpointError(f"{folder}: model_type is {kind!r}, not etchat_phi3 or similar; {remedy}")
 
 
 def merged(folder: Path, fields: dict, base: Published) -> Published:

@@ -144,7 +144,7 @@ def text_config(kind: str, fields: dict) -> PretrainedConfig:
     try:
         known = set(AutoConfig.for_model(kind).to_dict()) - GENERIC | {"rope_theta", "rope_scaling"}
     except ValueError:
-        raise ConfigError(f"config.json: model_type is {fields['model_type']!r}, not etchat_phi3 or a like") from None
+        raise ConfigError(f"config.json: model_type is {fields['model_type']!r}, not etchat_phi3 or similar") from None
     own = {key: value for key, value in fields.items() if key in known and value is not None}
     return AutoConfig.for_model(kind, **own)
 

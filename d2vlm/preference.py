@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from d2vlm.preferences.factors import ATTRIBUTES, FACTORS, Library, Scene, Severity, visual_of, wording_of
 from d2vlm.preferences.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
@@ -56,7 +55,7 @@ class Mix:
     def __post_init__(self):
         for name, weight in vars(self).items():
             if not 0 <= weight < float("inf"):
-                raise ConfigError(f"mix.{name}: {weight} is not a weight from 0")
+                raise ConfigError(f"mix.{name}: {weight}, but a weight must be at least 0")
 
 
 @dataclass
@@ -207,11 +206,10 @@ def read(args: argparse.Namespace, made: bool) -> list[Record]:
     records = load_records(args.annotations) if args.annotations else []
     if args.packed:
         if not args.tokenizer:
-            raise ConfigError("--packed: holds token ids; give the tokenizer they are of with --tokenizer FOLDER")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--tokenizer: {args.tokenizer}: {' '.join(str(error).split())[:200]}") from None
+            raise ConfigError("--packed: holds token ids; give their tokenizer with --tokenizer FOLDER")
+        from videollm.checkpoint import load_tokenizer  # loads torch
+
+        tokenizer = load_tokenizer(args.tokenizer, "--tokenizer")
         first_use, problems = {record.id: record for record in records}, []
         for path in args.packed:
             rows = list(enumerate(read_packed(path, tokenizer), start=1))
@@ -244,7 +242,7 @@ def run(args: argparse.Namespace) -> None:
     values = override(read_yaml(args.config) if args.config else {}, args.overrides)
     options = build(PreferenceOptions, values)
     if args.output.suffix.lower() not in (".json", ".jsonl"):
-        raise ConfigError(f"--output: {args.output} has another ending than .json and .jsonl; choose one of them")
+        raise ConfigError(f"--output: {args.output} must end in .json or .jsonl")
     check_writable(args.output, "--output")
     records = read(args, made=options.per_record > 0 or bool(args.answers))
     own, unused = read_answers(args.answers, {record.id for record in records})

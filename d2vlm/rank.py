@@ -103,7 +103,7 @@ def tell_ranks(found: dict[str, dict]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m d2vlm.rank", description="Rank right and wrong answers.")
-    parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help="checkpoint folders")
+    parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help="checkpoint folders or hub names")
     parser.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help="records with rejected answers")
     parser.add_argument("--videos", required=True, metavar="DIR", help="folder below which the videos lie")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.json")

@@ -13,10 +13,11 @@ import json
 import math
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -128,7 +129,7 @@ def make_clip(rng: np.random.Generator, unseen: bool = False) -> Clip:
             cycle=num_frames * rng.uniform(0.2, 0.3),
             shade=rng.uniform(0.85, 1.0),
         )
-        for kind, (start, end) in zip(kinds, _draw_intervals(rng, len(kinds), num_frames), strict=True)
+        for kind, (start, end) in zip(kinds, draw_intervals(rng, len(kinds), num_frames), strict=True)
     )
     boxes = []
     for _ in range(int(rng.integers(2, 6))):
@@ -157,7 +158,7 @@ def _shared(a: Kind, b: Kind) -> int:
     return sum(x == y for x, y in zip(a, b, strict=True))
 
 
-def _draw_intervals(rng: np.random.Generator, count: int, num_frames: int) -> list[tuple[int, int]]:
+def draw_intervals(rng: np.random.Generator, count: int, num_frames: int) -> list[tuple[int, int]]:
     """``count`` frame intervals [start, end) in order of start; at most one pair of neighbours overlaps."""
     low, high = math.ceil(EVENT_SHARE[0] * num_frames), math.floor(EVENT_SHARE[1] * num_frames)
     while True:  # three long events may not fit; more than half of the draws do
@@ -223,16 +224,36 @@ def _shape_mask(event: Event) -> np.ndarray:
             return (np.abs(dx) <= (dy + r) / 2) & (dy <= r)
 
 
-def write_video(path: Path, frames: np.ndarray) -> None:
-    """Encode uint8 [T, H, W, 3] at ``FPS`` as H.264 with closed groups of pictures; one thread, so bytes repeat."""
+def write_video(path: Path, frames: np.ndarray, times_s: Sequence[float] = (), crf: int = 18) -> None:
+    """Encode uint8 [T, H, W, 3] as H.264 with closed groups of pictures; one thread, so bytes repeat.
+
+    Frames are shown at ``times_s`` seconds, which need not be evenly spaced, or else at ``FPS``.
+    """
     with av.open(as_url(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {"preset": "ultrafast", "crf": "18", "x264-params": "keyint=48:open-gop=0"}
-        for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        stream.options = {"preset": "ultrafast", "crf": str(crf), "x264-params": "keyint=48:open-gop=0"}
+        if len(times_s):
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if len(times_s):
+                frame.pts, frame.time_base = round(1000 * times_s[number]), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def record(
+    place: tuple[str, int], name: str, task: str, turns: tuple[str, str], spans: list[list[float]], clip: dict
+) -> dict:
+    """One annotation of clip ``place`` (split, number): question and answer, spans in seconds; ``clip`` holds its
+    duration, source and events."""
+    split, number = place
+    said = [{"from": "human", "value": f"<video>\n{turns[0]}"}, {"from": "gpt", "value": turns[1]}]
+    head = {"id": f"{split}-{number:05d}-{name}", "video": f"{split}/{number:05d}.mp4", "duration": clip["duration"]}
+    told = {"task": task, "source": clip["source"], "conversations": said, "tgt": [t for span in spans for t in span]}
+    return head | told | {"events": clip["events"]}
 
 
 def annotate(clip: Clip, split: str, index: int, rng: np.random.Generator) -> list[dict]:
@@ -242,14 +263,12 @@ def annotate(clip: Clip, split: str, index: int, rng: np.random.Generator) -> li
     ``unseen`` asks only after unseen kinds.
     """
     asked = [event for event in clip.events if split != "unseen" or event.kind in UNSEEN_KINDS]
+    events = [event.kind._asdict() | {"span": event.span} for event in clip.events]
+    told = {"duration": clip.duration, "source": SOURCE, "events": events}
     records = []
 
     def add(name: str, task: str, question: str, answer: str, spans: list[list[float]]) -> None:
-        turns = [{"from": "human", "value": f"<video>\n{question}"}, {"from": "gpt", "value": answer}]
-        head = {"id": f"{split}-{index:05d}-{name}", "video": f"{split}/{index:05d}.mp4", "duration": clip.duration}
-        target = [second for span in spans for second in span]
-        events = [event.kind._asdict() | {"span": event.span} for event in clip.events]
-        records.append(head | {"task": task, "source": SOURCE, "conversations": turns, "tgt": target, "events": events})
+        records.append(record((split, index), name, task, (question, answer), spans, told))
 
     for number, event in enumerate(asked):
         question = f"when does this happen : {phrase(event.kind)}"
@@ -302,23 +321,33 @@ def write_dataset(
     unknown, good = set(counts) - set(SPLITS), min([seed, *counts.values()]) >= 0 and workers >= 1
     need(not unknown, f"unknown splits {sorted(unknown)}: the splits are {', '.join(SPLITS)}")
     need(good, f"counts {counts} and seed {seed} must be >= 0 and workers {workers} >= 1")
-    output = Path(output)
     settings = {"source": SOURCE, "version": VERSION, "seed": seed, "clips": {s: counts.get(s, 0) for s in SPLITS}}
+    return write_clips(Path(output), settings, partial(_write_clip, output=Path(output), seed=seed), workers, progress)
+
+
+def write_clips(
+    output: Path, settings: dict, write: Callable[[tuple[str, int]], list[dict]], workers: int, progress: bool = True
+) -> dict:
+    """Write the clips that ``settings["clips"]`` counts by split, unless ``output`` holds them whole already.
+
+    ``write`` makes the file of one clip (split, number) and returns its records. Returns the manifest; ConfigError
+    where ``output`` holds data of other settings.
+    """
     manifest_path = output / "manifest.json"
     if manifest_path.exists():
         manifest = json.loads(manifest_path.read_text())
         if any(manifest.get(key) != value for key, value in settings.items()):
             raise ConfigError(f"{manifest_path}: describes other settings than {settings}; use another folder")
         return manifest
-    for split in SPLITS:
+    for split in settings["clips"]:
         (output / "videos" / split).mkdir(parents=True, exist_ok=True)
-    jobs = [(split, index) for split in SPLITS for index in range(counts.get(split, 0))]
-    records: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    jobs = [(split, index) for split, count in settings["clips"].items() for index in range(count)]
+    records: dict[str, list[dict]] = {split: [] for split in settings["clips"]}
     # Spawned: the caller may hold threads (torch, tokenizers), and a fork of those can hang.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else nullcontext() as pool:
         mapped = partial(pool.map, chunksize=8) if pool else map  # in the order of the jobs
-        done = mapped(partial(_write_clip, output=output, seed=seed), jobs)
+        done = mapped(write, jobs)
         for (split, _), lines in zip(jobs, tqdm(done, total=len(jobs), unit="clip", disable=not progress), strict=True):
             records[split] += lines
     for split, lines in records.items():

@@ -76,8 +76,8 @@ def report_html(path: str | Path, title: str, sections: Sequence[Mapping]) -> No
     """Write one HTML file that needs no other file.
 
     A section is a dict with any of: ``heading``, ``text`` (blank lines part paragraphs), ``columns`` with ``rows``
-    (a table), ``image`` (path of a PNG, embedded), ``caption``, ``code``. Text is escaped. Raises ValueError for an
-    unknown key and for an image that is not there.
+    (a table), ``image`` (path of a PNG, embedded), ``caption``, ``links`` ([(address, text), ...]), ``code``. Text is
+    escaped. Raises ValueError for an unknown key and for an image that is not there.
     """
     body = "\n".join(_section(section) for section in sections)
     page = _PAGE.format(title=html.escape(title), body=body, style=_CSS)
@@ -100,14 +100,14 @@ def _draw_curve(panel: Axes, points: np.ndarray, name: str, color: str) -> None:
 
 
 def _row(row: Sequence, columns: Sequence[str]) -> list[str]:
-    """The cells of a row as text: floats with three decimals, None as a dash."""
+    """The cells of a row as text: floats with two decimals (with some hundred clips the third is chance), None as –."""
     told = f"table row {list(row)!r} has {len(row)} cells, the columns {list(columns)!r} are {len(columns)}"
     need(len(row) == len(columns), told, ValueError)
-    return ["–" if v is None else f"{v:.3f}" if isinstance(v, float | np.floating) else str(v) for v in row]
+    return ["–" if v is None else f"{v:.2f}" if isinstance(v, float | np.floating) else str(v) for v in row]
 
 
 def _section(section: Mapping) -> str:
-    unknown = set(section) - {"heading", "text", "columns", "rows", "image", "caption", "code"}
+    unknown = set(section) - {"heading", "text", "columns", "rows", "image", "caption", "links", "code"}
     where, parts = f"report section {section.get('heading')!r}", []
     need(not unknown, f"{where}: unknown key {', '.join(sorted(unknown))}", ValueError)
     if "heading" in section:
@@ -123,6 +123,8 @@ def _section(section: Mapping) -> str:
         parts.append(f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>')
     if "caption" in section:
         parts.append(f'<p class="caption">{html.escape(section["caption"])}</p>')
+    for address, text in section.get("links", ()):
+        parts.append(f'<p><a href="{html.escape(address)}">{html.escape(text)}</a></p>')
     if "code" in section:
         parts.append(f"<pre><code>{html.escape(section['code'])}</code></pre>")
     return "<section>\n" + "\n".join(parts) + "\n</section>"

@@ -1,12 +1,12 @@
 """The quickstart's line of progress: what is being done, how far it is, about how long the rest takes.
 
-In: the logs of running commands, whose bars of progress rewrite their line. Knows what the stages cost one machine, in
-proportion; how fast this one is shows by itself.
+In: the logs of running commands, whose bars of progress rewrite their line, and what the stages cost one machine, in
+proportion; how fast this one is shows by itself. Knows the costs of the quickstart.
 """
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -31,8 +31,8 @@ class Running(Protocol):
 class Progress:
     """``names``: of all stages, in order. Prints a line as each ends, and on a terminal one that moves."""
 
-    def __init__(self, names: Sequence[str], console: Console):
-        self.names, self.console, self.ended = list(names), console, []
+    def __init__(self, names: Sequence[str], console: Console, costs: Mapping[str, float] = COSTS_S):
+        self.names, self.console, self.costs, self.ended = list(names), console, costs, []
         self.pace, self.since, self.before = PACE, time.monotonic(), 0.0
         self.status = console.status("")
 
@@ -48,15 +48,19 @@ class Progress:
         self.since, self.before = time.monotonic(), self.work(())
 
     def work(self, running: Sequence[Running]) -> float:
-        """What is done, in ``COSTS_S``."""
-        return sum(map(cost_s, self.ended)) + sum(cost_s(one.name) * share(one.log) for one in running)
+        """What is done, in ``costs``."""
+        return sum(map(self.cost_s, self.ended)) + sum(self.cost_s(one.name) * share(one.log) for one in running)
+
+    def cost_s(self, name: str) -> float:
+        """What the stage ``name`` costs."""
+        return self.costs[max((start for start in self.costs if name.startswith(start)), key=len)]
 
     def left(self, running: Sequence[Running]) -> str:
         """About how long the rest takes."""
         done = self.work(running)
         if done - self.before > KNOWN_S:
             self.pace = (time.monotonic() - self.since) / (done - self.before)
-        seconds = (sum(map(cost_s, self.names)) - done) * self.pace
+        seconds = (sum(map(self.cost_s, self.names)) - done) * self.pace
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {max(seconds, 1):.0f} s left"
 
     def show(self, running: Sequence[Running]) -> None:
@@ -70,11 +74,6 @@ class Progress:
         place = f"[{len(self.ended)}/{len(self.names)}]"
         last = "" if len(self.ended) == len(self.names) else f"; {self.left(running)}"
         self.console.print(f"{place} {name}: {wall_s:.0f} s{last}", highlight=False, markup=False)
-
-
-def cost_s(name: str) -> float:
-    """What the stage ``name`` costs."""
-    return COSTS_S[max((start for start in COSTS_S if name.startswith(start)), key=len)]
 
 
 def share(log: Path) -> float:

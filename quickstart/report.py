@@ -2,7 +2,12 @@
 
 import argparse
 import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich.table import Column, Table
 
 from all_benchmark_eval.benchmark import read_answers
@@ -10,13 +15,21 @@ from all_benchmark_eval.moving_shapes import task
 from quickstart.pictures import loss_curves, report_html, score_table
 from quickstart.stages import CONSOLE, FURTHER, HEADS
 from videollm.common.files import json_lines
+from videollm.data import load_records
 from videollm.inference.timeline import timeline_grid
+from videollm.show.viewer import of_record, write_page
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
 
 SPLITS = ("test", "unseen")  # clips never trained on; `unseen` asks about kinds of event never trained on
-SHOWN = 12  # timelines in the picture
+SHOWN = ("grounding",) * 4 + ("dense_caption",) * 2  # tasks of the timelines in the picture, one of each clip
+ROWS = {"d2vlm": "d2vlm", "d2vlm_fpo": "+ FPO", "d2vlm_grpo": "+ GRPO", "distime": "distime", "text": "text"}
+VIEWED = ("d2vlm", "d2vlm_grpo")  # runs whose answers are all on the page of answers
+CHOICE = (
+    "The first six test clips, chosen by their number and by no score: of four the first question about an event, of "
+    "two the question about all. Below each, what d2vlm said."
+)
 EXPLANATION = (
     "Every model saw the same clips and the same vision tower, which was prepared on the training clips with labels of "
     "colour, shape and motion; then each head was trained with DeepSpeed and answered by free greedy generation.\n\n"
@@ -26,6 +39,7 @@ EXPLANATION = (
     "model after further steps with pairs of a right answer and a wrong one of its own; d2vlm + SFT: after as many "
     "with those right answers alone; d2vlm + GRPO: after 40 steps of reinforcement learning on its own answers."
 )
+VIEWER = "viewer/index.html", "All answers of d2vlm and of d2vlm + GRPO, with their clips"
 PREFERENCES = (
     "Pairs of a right and a wrong answer to the same question, of clips never trained on. accuracy: share in which the "
     "right one is more probable; margin: by how much, 0.1 x the difference of the log-probabilities. own-...: the "
@@ -55,16 +69,16 @@ def score_all(args: argparse.Namespace) -> dict:
     return report
 
 
-def predictions(args: argparse.Namespace, head: str, split: str, items: list[dict]) -> list[dict]:
-    """A head's predictions for one split."""
-    answers = read_answers(args.output / head / f"{split}.jsonl")
+def predictions(args: argparse.Namespace, head: str, file: str, items: list[dict]) -> list[dict]:
+    """A head's predictions for ``items``, of which the answers file ``file`` may hold more."""
+    answers = read_answers(args.output / head / f"{file}.jsonl")
     return [task.to_prediction(item, answers.get(item["id"])) for item in items]
 
 
 def table_rows(report: dict) -> tuple[list[str], list[list]]:
     """The score table: heads first, then what they are compared with."""
     recalls = ("R@1 0.3", "R@1 0.5", "R@1 0.7")
-    columns = ["", "mIoU", *recalls, "dense F1", "phrase F1", "choice acc.", "skill", "new kinds"]
+    columns = ["", "mIoU", *recalls, "dense F1", "phrase F1", "choice accuracy", "skill", "new kinds"]
 
     def row(name: str, scores: dict, kinds: dict | None = None) -> list:
         recalls = [scores.get("R@1", {}).get(t) for t in ("0.3", "0.5", "0.7")]
@@ -91,7 +105,7 @@ def pair_rows(report: dict) -> tuple[list[str], list[list]]:
 
 
 def draw(args: argparse.Namespace, report: dict) -> None:
-    """The pictures: score table, loss curves, timelines."""
+    """The pictures: score table, loss curves, timelines; and the page of answers."""
     out = args.output
     columns, rows = table_rows(report)
     score_table(out / "scores.png", rows, columns)
@@ -100,13 +114,23 @@ def draw(args: argparse.Namespace, report: dict) -> None:
     kept = {h: [{k: v for k, v in e.items() if k in terms} for e in log if "lm" in e] for h, log in logs.items()}
     loss_curves(out / "losses.png", kept)
     timeline_grid(out / "timelines.png", timelines(args))
+    with Image.open(out / "timelines.png") as picture:  # a quarter of the bytes, no difference to the eye
+        small = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    small.save(out / "timelines.png", optimize=True)
+    names = {"d2vlm": "d2vlm", **FURTHER}
+    runs = {names[run]: read_answers(out / run / "test.jsonl") for run in VIEWED}
+    asked = {record.id: of_record(record) for record in load_records(out / "data/test.jsonl")}
+    write_page(out / "viewer", runs, Path(os.path.relpath(out / "data/videos")), asked)
 
 
-def timelines(args: argparse.Namespace) -> list[dict]:
-    """One grounding question of each of the first dozen test clips, every head's answer beside the truth."""
-    items = [i for i in task.load(args.output / "data/test.jsonl") if i["task"] == "grounding"]
-    first = list({i["video"]: i for i in items}.values())[:SHOWN]
-    by_head = {h: {p["id"]: p for p in predictions(args, h, "test", items)} for h in HEADS}
+def timelines(args: argparse.Namespace, rows: Mapping[str, str] = ROWS, split: str = "test") -> list[dict]:
+    """One question about each of the first test clips, the answer of every run of ``rows`` (its name in the picture)
+    beside the truth; below it the first run's text."""
+    items = task.load(args.output / "data/test.jsonl")
+    clips = dict.fromkeys(item["video"] for item in items)
+    asked = {(item["video"], item["task"]): item for item in reversed(items)}  # the first of its kind
+    first = [asked[wanted] for wanted in zip(clips, SHOWN, strict=False) if wanted in asked]
+    answers = {run: read_answers(args.output / run / f"{split}.jsonl") for run in rows}
     resize = Preprocess(kind="plain", size=64).while_decoding()
     sampler = Sampler(rule="segments", num_frames=12)
     frames = [read_video(args.output / "data/videos" / i["video"], sampler, resize=resize) for i in first]
@@ -115,9 +139,10 @@ def timelines(args: argparse.Namespace) -> list[dict]:
             "frames": list(seen.pixels.numpy()),
             "frame_times_s": seen.times_s.tolist(),
             "duration_s": item["duration"],
-            "truth": {"truth": [item["tgt"][:2]]},
-            "predictions": {h: by_head[h][item["id"]]["spans"][:1] for h in HEADS},
+            "truth": {"truth": np.reshape(item["tgt"], (-1, 2))},
+            "predictions": {name: answers[run][item["id"]].spans for run, name in rows.items()},
             "title": item["conversations"][0]["value"].replace("<video>", "").strip(),
+            "texts": {rows[run]: answers[run][item["id"]].text for run in list(rows)[:1]},
         }
         for item, seen in zip(first, frames, strict=True)
     ]
@@ -131,11 +156,11 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     pair_columns, ranked = pair_rows(report)
     wall, cpu = report["wall_s"], report["cpu_s"]
     run = {key: report[key] for key in ("seed", "commit", "processes", "torch")}
-    steps = [[name, round(wall[name], 1), round(cpu[name], 1)] for name in wall]
+    steps = [[name, str(round(wall[name])), str(round(cpu[name]))] for name in wall]
     sections = [
         {"heading": "Scores", "columns": columns, "rows": rows, "text": EXPLANATION},
         {"heading": "Preferences", "columns": pair_columns, "rows": ranked, "text": PREFERENCES},
-        {"heading": "Answers on unseen clips", "image": out / "timelines.png"},
+        {"heading": "Answers on unseen clips", "image": out / "timelines.png", "caption": CHOICE, "links": [VIEWER]},
         {"heading": "Losses", "image": out / "losses.png"},
         {"heading": "Cost", "columns": ["step", "wall s", "CPU s"], "rows": steps},
         {"heading": "Run", "code": json.dumps(run, indent=1)},
@@ -145,10 +170,10 @@ def write_report(args: argparse.Namespace, report: dict) -> None:
     shown = [Column(name.replace(" ", "\n"), justify="right" if name else "left", no_wrap=True) for name in columns]
     table = Table(*shown, title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
     for row in rows:
-        table.add_row(*(f"{c:.3f}" if isinstance(c, float) else "" if c is None else str(c) for c in row))
+        table.add_row(*(f"{c:.2f}" if isinstance(c, float) else "" if c is None else str(c) for c in row))
     CONSOLE.print(table)
     for run, ranks in report["pairs"].items():
-        told = f"ranks {ranks['accuracy']:.3f} of {ranks['pairs']} held-out pairs right, margin {ranks['margin']:.2f}"
+        told = f"ranks {ranks['accuracy']:.0%} of {ranks['pairs']} held-out pairs right, margin {ranks['margin']:.2f}"
         CONSOLE.print(f"{FURTHER.get(run, run)}: {told}", highlight=False)
     costs = f"{wall['total']:.0f} s wall, {cpu['total']:.0f} s CPU"
     CONSOLE.print(f"{costs}; report: {out / 'report.html'}", highlight=False)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Shared set-up; source it: it sets PYTHON (an interpreter with the requirements) and REPO, and goes nowhere.
 #   VIDEOLLM_PYTHON=/path/to/python   use this interpreter as it is and install nothing
-# A script that sets versions=oldest first gets .venv-oldest with the lowest versions of setup.py (scripts/test.sh does).
+# A script that sets versions=oldest first gets .venv-oldest with the lowest versions of setup.py (scripts/test.sh does),
+# one that sets venv=FOLDER an environment of its own there.
 set -euo pipefail
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -54,6 +55,6 @@ if [ "${versions:-}" = oldest ]; then
 elif [ -n "${VIDEOLLM_PYTHON:-}" ]; then
     use_given_python
 else
-    use_own_venv .venv requirements.txt "$(cat "$REPO/requirements.txt")"
+    use_own_venv "${venv:-.venv}" requirements.txt "$(cat "$REPO/requirements.txt")"
 fi
 export PYTHON REPO

@@ -16,7 +16,7 @@ def load(model: str, *, device: str | None = None, precision: str | None = None,
     """A model to ask: ``load("runs/x/final").ask("clip.mp4", "When ...?")``.
 
     Args:
-        model: checkpoint folder.
+        model: checkpoint folder, or its name on the hub (``owner/model``, ``owner/model@revision``).
         device: such as ``cpu`` or ``cuda:1``; by default a GPU where there is one.
         precision: ``fp32`` or ``bf16``; by default the checkpoint's own on a GPU, fp32 on a CPU.
         options: ``sampler``, ``preprocess``, ``generate``, ``head`` (mappings) and ``compatibility`` by the names of

@@ -1,6 +1,6 @@
-"""A page to ask models about clips, in a browser: upload or pick one, ask, see when.
+"""Ask one or two models about clips in a browser: upload or pick a clip, ask, see when.
 
-``python -m videollm.demo --model DIR [--model DIR] [--examples DIR] [--host HOST] [--port PORT] [key=value ...]``. It
+``videollm demo --model DIR [--model DIR] [--examples DIR] [--host HOST] [--port PORT] [key=value ...]``. It
 needs the extra ``[demo]``. Knows no head.
 """
 
@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videollm.common.command import ended, seconds, whole
-from videollm.common.config import need, override
+from videollm.common.config import need, together
+from videollm.common.files import check_model
+from videollm.inference.options import read_overrides
 
 LOOPBACK = "127.0.0.1"
 
@@ -41,6 +43,12 @@ def run(args: argparse.Namespace) -> None:
     """Check what was given, load, serve until Ctrl-C."""
     there = importlib.util.find_spec("gradio") is not None
     need(there, "the demo needs gradio, which is not installed; run: pip install -e '.[demo]'")
+    count = len(args.model)
+    together(
+        lambda: need(count <= 2, f"--model: {count} models; give one, or two to compare"),
+        *(lambda model=model: check_model(model, "--model") for model in args.model),
+        lambda: read_overrides(args.overrides),
+    )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the uploads go then too
     with tempfile.TemporaryDirectory(prefix="videollm_demo_") as folder:  # uploads; at the end all of it goes
@@ -49,12 +57,11 @@ def run(args: argparse.Namespace) -> None:
         from videollm.show.demo import Demo, Limits, examples_in
         from videollm.show.viewer import names_of
 
-        need(len(args.model) <= 2, f"--model: {len(args.model)} models; give one, or two to compare")
         examples = args.examples or Path(args.model[0])
         found = examples_in(examples)
         need(found or args.examples is None, f"--examples: {examples} holds no clip with annotation lines (.jsonl)")
         names = names_of([Path(model) for model in args.model])
-        options = override({}, args.overrides)
+        options = read_overrides(args.overrides)
         models = {n: open_session(m, options, args.device) for n, m in zip(names, args.model, strict=True)}
         demo = Demo(models, examples, found, Limits(args.megabytes, args.seconds))
         print(f"open {demo.launch(args.host, args.port)} in a browser; Ctrl-C ends it", flush=True)

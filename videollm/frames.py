@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     make.add_argument("--output", required=True, metavar="STORE", help="folder of the store")
     source = make.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", help="training config that says which frames")
-    source.add_argument("--model", help="checkpoint folder that says which frames")
+    source.add_argument("--model", help="checkpoint folder or hub name that says which frames")
     make.add_argument("--backend", choices=list(BACKENDS), default="pyav")
     make.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="decoding processes")
     make.add_argument("--decode-timeout", type=seconds, default=300.0, metavar="S", help="seconds a video may take")

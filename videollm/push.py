@@ -1,4 +1,4 @@
-"""A checkpoint to the hub, with a card: ``python -m videollm.push FOLDER owner/name --licence ID [--private]``.
+"""A checkpoint to the hub, with a card: ``videollm push FOLDER owner/name --licence ID [--private]``.
 
 Pushed are the model's own files, as loading reads them, and a README.md that is made of its config, its run and its
 scores; ``--dry-run`` prints that and touches no network. One that lies in FOLDER already is taken as it is. Knows no
@@ -11,12 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.checkpoint import CheckpointError, need, read_config
-from videollm.checkpoint.adapters import has_adapters
-from videollm.checkpoint.card import model_card, without_places
-from videollm.checkpoint.hub import files_of, pushed
 from videollm.common.command import ended
-from videollm.common.files import HUB_NAME
+from videollm.common.config import ConfigError, need, together
+from videollm.common.files import A_MODEL, HUB_NAME
 from videollm.training.saving import MANIFEST, UNFINISHED, read_checkpoint
 
 LICENCES = "apache-2.0, mit, cc-by-4.0, cc-by-nc-4.0 or other"
@@ -36,51 +33,59 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """See that it is whole, make the card, push."""
+def check(args: argparse.Namespace) -> None:
+    """What can be said before torch is loaded: all of it. Raises ConfigError."""
     match = HUB_NAME.fullmatch(args.name)
     plain = match is not None and match["revision"] is None and "/" in args.name
-    need(plain, f"OWNER/NAME: {args.name!r} is no name of a model on the hub, such as lab/moments-4b")
-    need(args.licence, f"--licence: under which licence may others use the weights? Give it: {LICENCES}")
-    check_whole(args.folder)
-    found = [*args.folder.glob("scores.json"), *sorted(args.folder.glob("evaluation/*/scores.json"))]
-    scores = [read_scores(path) for path in (args.scores or found)]
-    run_folder = args.folder.resolve().parent
-    told = all((run_folder / name).is_file() for name in ("config.yaml", "starts.jsonl"))
-    card = without_places(model_card(args.name, args.folder, args.licence, scores, run_folder if told else None))
-    own = args.folder / "README.md"
-    card = own.read_text(encoding="utf-8") if own.is_file() else card
-    need(
-        f"license: {args.licence}\n" in card, f"{own}: does not say license: {args.licence}; give the one that it says"
+    together(
+        lambda: need(plain, f"OWNER/NAME: {args.name!r} is no name of a model on the hub, such as lab/moments-4b"),
+        lambda: need(args.licence, f"--licence: under which licence may others use the weights? Give it: {LICENCES}"),
+        lambda: need(args.folder.is_dir(), f"FOLDER: {args.folder}: no such folder; {A_MODEL}"),
+        lambda: check_whole(args.folder),
     )
-    files = [*files_of(args.folder), *(path for pattern in ALSO for path in args.folder.glob(pattern))]
-    names = {str(path.relative_to(args.folder)): path for path in files} | {"README.md": card.encode()}
+
+
+def check_whole(folder: Path) -> None:
+    """ConfigError where a run did not write ``folder`` to its end, or a file of it is lost."""
+    resumable = (folder / MANIFEST).is_file()
+    half = (folder / UNFINISHED).exists() or (folder.name.startswith("checkpoint-") and not resumable)
+    need(not half, f"{folder}: no {MANIFEST}, so it was not written to the end; push another one, or runs/NAME/final")
+    if resumable:
+        try:
+            read_checkpoint(folder)
+        except ValueError as error:
+            raise ConfigError(f"{folder}: {error}; push another checkpoint of its run") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """See that it is whole, make the card, push."""
+    check(args)
+    from videollm.checkpoint import read_config
+    from videollm.checkpoint.adapters import has_adapters
+    from videollm.checkpoint.card import model_card, without_places
+    from videollm.checkpoint.hub import files_of, pushed
+
+    folder, run_folder = args.folder, args.folder.resolve().parent
+    base = getattr(read_config(folder), "base", None) or ""
+    alone = not has_adapters(folder) or HUB_NAME.fullmatch(base)
+    need(alone, f"{folder}: adapters of {base}, which others lack; first videollm checkpoint {folder} DST")
+    found = [*folder.glob("scores.json"), *sorted(folder.glob("evaluation/*/scores.json"))]
+    scores = [read_scores(path) for path in (args.scores or found)]
+    told = all((run_folder / name).is_file() for name in ("config.yaml", "starts.jsonl"))
+    card = without_places(model_card(args.name, folder, args.licence, scores, run_folder if told else None))
+    own, licence = folder / "README.md", f"license: {args.licence}"
+    card = own.read_text(encoding="utf-8") if own.is_file() else card
+    need(f"{licence}\n" in card, f"{own}: does not say {licence}; give the one that it says")
+    files = [*files_of(folder), *(path for pattern in ALSO for path in folder.glob(pattern))]
+    names = {str(path.relative_to(folder)): path for path in files} | {"README.md": card.encode()}
     if args.dry_run:
-        print(card)
-        print("\n".join(f"would push: {name}" for name in sorted(names)))
+        print(card, *(f"would push: {name}" for name in sorted(names)), sep="\n")
     else:
         print(pushed(args.name, names, args.private))
 
 
-def check_whole(folder: Path) -> None:
-    """CheckpointError where a run did not write ``folder`` to its end, a file of it is lost, or it is half a model."""
-    need(folder.is_dir(), f"{folder}: no such folder; give that of a trained model, such as runs/NAME/final")
-    half = (folder / UNFINISHED).exists() or (
-        folder.name.startswith("checkpoint-") and not (folder / MANIFEST).is_file()
-    )
-    need(not half, f"{folder}: no {MANIFEST}, so it was not written to the end; push another one, or runs/NAME/final")
-    base = getattr(read_config(folder), "base", None) or ""
-    alone = not has_adapters(folder) or HUB_NAME.fullmatch(base)
-    need(alone, f"{folder}: adapters of {base}, which others lack; first python -m videollm.checkpoint {folder} DST")
-    if (folder / MANIFEST).is_file():
-        try:
-            read_checkpoint(folder)
-        except ValueError as error:
-            raise CheckpointError(f"{folder}: {error}; push another checkpoint of its run") from None
-
-
 def read_scores(path: Path) -> dict:
-    """A score file; CheckpointError for one that is none."""
+    """A score file; ConfigError for one that is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if {"title", "variant", "commit", "protocols"} <= found.keys():
@@ -88,7 +93,7 @@ def read_scores(path: Path) -> dict:
         why = "it has no protocols"
     except (OSError, ValueError, AttributeError) as error:
         why = " ".join(str(error).split())
-    raise CheckpointError(f"--scores: {path} is no file of scores ({why}); give one, or leave it out")
+    raise ConfigError(f"--scores: {path} is no file of scores ({why}); give one, or leave it out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
-"""Answers to look through in a browser, without a server: a page with player, timeline and filters.
+"""Make a page of answers, to look through in a browser without a server: player, timeline, filters.
 
-``python -m videollm.view ANSWERS.jsonl [OTHER.jsonl] --videos DIR [--annotations FILE ...] --output DIR``, then open
+``videollm view ANSWERS.jsonl [OTHER.jsonl] --videos DIR [--annotations FILE ...] --output DIR``, then open
 ``DIR/index.html``. Two files are compared, side by side. Knows no model.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videollm.common.command import ended
-from videollm.common.config import need
+from videollm.common.config import need, together
 from videollm.common.files import check_folder, check_writable
 from videollm.data import load_records
 from videollm.show.viewer import names_of, of_record, read_answers, write_page
@@ -31,11 +31,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Read, compare with the truth, write."""
-    need(len(args.answers) <= 2, f"{len(args.answers)} files of answers: give one, or two to compare")
-    check_folder(args.videos, "--videos")
+    count = len(args.answers)
+    together(
+        lambda: need(count <= 2, f"{count} files of answers: give one, or two to compare"),
+        lambda: check_folder(args.videos, "--videos"),
+        lambda: check_writable(args.output / "index.html", "--output"),
+    )
     runs = dict(zip(names_of(args.answers), map(read_answers, args.answers), strict=True))
     asked = {record.id: of_record(record) for record in load_records(args.annotations)} if args.annotations else {}
-    check_writable(args.output / "index.html", "--output")
     for told in write_page(args.output, runs, args.videos, asked):
         print(told)
     print(f"written to {args.output / 'index.html'}")

@@ -50,10 +50,8 @@ class ActivityNetRTL(RuledBenchmark):
     title = "ActivityNet-RTL"
     layout = Layout(("annot_val_1_q229.json",))
     rules = {"lita": Rule("first", _pairs, ordered=True)} | rules("videomind")
-    variants = tuple(rules)
     headline = ("mIoU", "P@0.5", "R1@0.5")
     truths = (moment_forms.of_moments(_FORM, moment_forms.tidy),)
-    forms = moment_forms.PREDICTIONS
 
     def read(self, path: Path | Content, truth: Moments) -> Located:
         """Times in angle brackets, which elsewhere may be anything, are read in a text that tells none otherwise."""

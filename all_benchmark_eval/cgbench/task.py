@@ -73,7 +73,6 @@ class CGBench(GroundedBenchmark):
         "cgbench": Script(merged_iou, cgbench_right, read=True),
         "videomind": Script(lambda spans, true: summed_iou(spans[:1], true), first_letter, dtype=np.float32),
     }
-    variants = tuple(scripts)
     truths = (Form("CG-Bench", str(list(_KEYS)), rows_with(*_KEYS), _truth),)
 
     def measures(self, ious: Floats, right: NDArray[np.bool_], slack: float) -> Measures:

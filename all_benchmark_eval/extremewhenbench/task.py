@@ -45,10 +45,8 @@ class ExtremeWhenBench(RuledBenchmark):
     title = "ExtremeWhenBench"
     layout = Layout(("extreme-when-bench.jsonl", "extreme-when-bench.json"))
     rules = rules("extremewhen")
-    variants = tuple(rules)
     headline = (*RuledBenchmark.headline, "parse_fail")
     truths = (moment_forms.of_moments(_FORM),)
-    forms = moment_forms.PREDICTIONS
     wordings = published_wordings() | {"plain": QUESTION}
 
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:

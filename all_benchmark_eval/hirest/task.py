@@ -10,8 +10,7 @@ from all_benchmark_eval import moment_forms
 from all_benchmark_eval.benchmark import Layout
 from all_benchmark_eval.forms import Content, Form, entries
 from all_benchmark_eval.items import as_object, duration_of
-from all_benchmark_eval.metrics.rules import rules
-from all_benchmark_eval.moment_retrieval.task import AnyMoments
+from all_benchmark_eval.moment_retrieval.task import VideoMindMoments
 
 
 def _queries(content: Content) -> list[moment_forms.Query]:
@@ -36,14 +35,12 @@ def _has_clips(query: str, videos: object) -> bool:
 _FORM = Form("HiREST", '{query: {video: {"relevant", "clip", "bounds", "v_duration"}}}', entries(_has_clips), _queries)
 
 
-class HiREST(AnyMoments):
+class HiREST(VideoMindMoments):
     """R1 and, where spans are ranked, R5 at IoU 0.3, 0.5, 0.7; mIoU."""
 
     name = "hirest"
     title = "HiREST moment retrieval"
     layout = Layout(("all_data_val.json",))
-    rules = rules("videomind", "unitime", "default")
-    variants = tuple(rules)
     truths = (moment_forms.of_moments(_FORM, moment_forms.tidy),)
 
 

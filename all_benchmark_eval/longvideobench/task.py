@@ -12,9 +12,9 @@ from typing import Any
 
 from all_benchmark_eval.benchmark import SETTINGS, Layout, Options, Scores, Setting
 from all_benchmark_eval.forms import Content, Form, need, rows_with
-from all_benchmark_eval.items import Asked, are_texts, asked_questions, read_rows, seconds
+from all_benchmark_eval.items import are_texts, read_rows, seconds
 from all_benchmark_eval.metrics import choices
-from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of, tally
+from all_benchmark_eval.metrics.choices import Predictions, Question, Row, letter_of, tally
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
 from videollm.reading import Reading
 
@@ -67,10 +67,6 @@ class LongVideoBench(choices.ChoiceBenchmark):
         """As published, ``gt`` on one line."""
         return {"id": question.id, "pred": text, "gt": f"{question.right}. {question.options[question.answer]}"}
 
-    def asked(self, truth: Mapping[str, Question]) -> Iterable[Asked]:
-        """The questions without their options."""
-        return asked_questions(truth)
-
     def difference(self, row: Row, question: Question) -> str:
         """The letter decides."""
         other = f"gt {row.true!r:.40}, but the annotations say {question.right}"
@@ -83,7 +79,8 @@ class LongVideoBench(choices.ChoiceBenchmark):
         answer is wrong. The break-downs are not of the published script.
         """
         published = options.protocol == "published"
-        marks = predictions.marks(published, lambda row: self._mark(row, truth, published))
+        right = choices.longvideobench_right if published else None
+        marks = predictions.marks(published, lambda row: self.mark(row, truth, right))
         found = {"overall": tally(marks, lambda mark: "overall")["overall"]}
         for kind in GROUPS if truth else ():
             of_kind = tally(marks, lambda mark, kind=kind: mark.groups[kind])
@@ -100,15 +97,6 @@ class LongVideoBench(choices.ChoiceBenchmark):
         """Without the annotations there may be as many options as any question has."""
         options = truth[row.id].options if truth else ()
         return choices.chosen(row.text, len(options) or NUM_OPTIONS, options)
-
-    def _mark(self, row: Row, truth: Mapping[str, Question] | None, published: bool) -> Mark:
-        groups = truth[row.id].groups if truth else {}
-        if row.text is None:
-            return Mark(row.id, False, "unparsed", groups=groups)
-        if published:
-            return Mark(row.id, choices.longvideobench_right(row.text, row.true), groups=groups)
-        chosen = self.choice(row, truth).value
-        return Mark(row.id, chosen == letter_of(row.true), "unparsed" if chosen is None else "scored", groups=groups)
 
 
 TASK = LongVideoBench()

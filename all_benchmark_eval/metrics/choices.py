@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from all_benchmark_eval.benchmark import Benchmark, Explanation, worded
 from all_benchmark_eval.forms import Content, pick
-from all_benchmark_eval.items import Answers, answered, need, once, question_line
+from all_benchmark_eval.items import Answers, Asked, answered, asked_questions, need, once, question_line
 from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.reading import Reading
 from videollm.reading.choice import explain_choice
@@ -274,6 +274,21 @@ class ChoiceBenchmark(Benchmark):
     @abstractmethod
     def difference(self, row: Row, question: Question) -> str:
         """What a row has in place of the question's right answer, for a message "<id> has ..."; "" if it is that."""
+
+    def mark(self, row: Row, truth: Mapping[str, Question] | None, right: Callable[[str, str], bool] | None) -> Mark:
+        """By the rule of a published script (text and ground truth -> whether it is right), or None: what the text
+        says."""
+        groups = truth[row.id].groups if truth else {"task": row.task}
+        if row.text is None:
+            return Mark(row.id, False, "unparsed", groups=groups)
+        if right:
+            return Mark(row.id, right(row.text, row.true), groups=groups)
+        chosen = self.choice(row, truth).value
+        return Mark(row.id, chosen == letter_of(row.true), "unparsed" if chosen is None else "scored", groups=groups)
+
+    def asked(self, truth: Mapping[str, Question]) -> Iterable[Asked]:
+        """The questions without their options."""
+        return asked_questions(truth)
 
     def load(self, path: Path) -> dict[str, Question]:
         """By id."""

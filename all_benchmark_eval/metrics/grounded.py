@@ -154,13 +154,17 @@ class GroundedBenchmark(Benchmark):
     """A benchmark of grounded multiple choice; ids of its questions to a model are ``where-<id>``, ``choice-<id>``."""
 
     settings = SETTINGS
-    scripts: ClassVar[Mapping[str, Script]]
+    scripts: ClassVar[Mapping[str, Script]]  # by variant
     forms = (
         Form(
             "VideoMind lines", '{"qid" or "vid" and "question", "pred": [[s, e]], "response": text}',
             rows_with("pred", "response"), lines("pred", "response"),
         ),
     )  # fmt: skip
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.variants = tuple(cls.scripts)
 
     @abstractmethod
     def measures(self, ious: Floats, right: NDArray[np.bool_], slack: float) -> Measures:

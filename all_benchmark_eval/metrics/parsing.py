@@ -69,6 +69,11 @@ _BY_TO = re.compile(rf"({_SECONDS})\s+to\s+({_SECONDS})")
 _BY_TO_OR_AND = re.compile(rf"({_SECONDS}) (?:to|and) ({_SECONDS})")
 _BY_ANY_DASH = re.compile(r"((?<!\d)\d+(?:\.\d+)?)\s*(?:-|to|~|–|—)\s*(\d+(?:\.\d+)?)")
 _ANY_NUMBER = re.compile(r"\b\d+(?:\.\d*)?\b")
+_LMMS_CLOCK = re.compile(r"\b\d{1,2}:\d{2}(?::\d{2})?\b")
+_LMMS_CLOCKS = re.compile(rf"({_LMMS_CLOCK.pattern[:-2]})\s*[–-]\s*({_LMMS_CLOCK.pattern[2:]})")
+_BY_EN_DASH = re.compile(r"((?<!\d)\d+(?:\.\d+)?)\s*[–-]\s*(\d+(?:\.\d+)?)")
+_BY_S_DASH = re.compile(r"((?<!\d)\d+(?:\.\d+)?)\s*s?\s*[–-]\s*(\d+(?:\.\d+)?)")
+_SENTENCE_END = re.compile(r"[!?\n]")
 _EXAMPLE = "a specific example is : 20.8 - 30.0 seconds"  # of a question, which an answer may repeat
 
 
@@ -82,9 +87,34 @@ def timelens_pairs(text: str) -> Spans:
     return _two_by_two([float(number) for number in _ANY_NUMBER.findall(text)])
 
 
+def lmms_charades_pairs(text: str) -> Spans:
+    """lmms-eval's charades_sta since 0.7, "to" being a dash: of the sentences about a start, an end or a happening, of
+    all if there is none, the first with pairs of clock times; else with pairs; else all clock times two by two; else
+    a number of each two by two; else the first with pairs such as "3s - 4s"."""
+    parts = _SENTENCE_END.split(text.lower().replace(_EXAMPLE, "").replace("to", "-"))
+    told = [part for part in parts if any(word in part for word in _KEYWORDS)] or parts
+    clocks = [_clock_seconds(time) for part in told for time in _LMMS_CLOCK.findall(part)]
+    if pairs := _first_found(_LMMS_CLOCKS, told):
+        return [[_clock_seconds(start), _clock_seconds(end)] for start, end in pairs]
+    numbers = [float(found.group()) for found in map(_WHOLE_NUMBER.search, told) if found]
+    by_two = _two_by_two(clocks) or _two_by_two(numbers)
+    return _floats(_first_found(_BY_EN_DASH, told)) or by_two or _floats(_first_found(_BY_S_DASH, told))
+
+
+def _clock_seconds(time: str) -> float:
+    """Seconds of ``m:ss`` or ``h:mm:ss``."""
+    return sum(float(part) * 60.0**place for place, part in enumerate(reversed(time.split(":"))))
+
+
+def _first_found(pattern: re.Pattern, parts: Sequence[str]) -> list:
+    """What a pattern finds in the first part in which it finds anything."""
+    return next(filter(None, map(pattern.findall, parts)), [])
+
+
 def charades_pairs(text: str) -> Spans:
-    """lmms-eval's charades_sta: every "a - b" where "to" is a dash as well; else a number of each sentence about a
-    start, an end or a happening, two by two. Numbers such as ``10..``, at which the script stops, tell nothing."""
+    """lmms-eval's charades_sta before 0.7: every "a - b" where "to" is a dash as well; else a number of
+    each sentence about a start, an end or a happening, two by two. ``10..``, at which the script stops, tells nothing.
+    """
     text = text.lower().replace(_EXAMPLE, "").replace("to", "-")
     try:
         return _floats(_RANGE.findall(text) or _keyword_pairs(text))
@@ -115,7 +145,7 @@ def published_number(text: str) -> float | None:
 
 def _keyword_pairs(text: str) -> list[tuple[str, str]]:
     """The first number of each sentence about a start, an end or a happening, two by two; an odd one is dropped."""
-    sentences = [s for s in re.split(r"[!?\n]", text) if any(word in s for word in _KEYWORDS)]
+    sentences = [s for s in _SENTENCE_END.split(text) if any(word in s for word in _KEYWORDS)]
     numbers = [found.group() for found in map(_WHOLE_NUMBER.search, sentences) if found]
     return list(zip(numbers[::2], numbers[1::2], strict=False))
 

@@ -9,7 +9,7 @@ and the ``corrected`` protocol, are not here.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,14 @@ from all_benchmark_eval.metrics.moments import (
     grounding,
     top_recalls,
 )
-from all_benchmark_eval.metrics.parsing import any_dash_pairs, charades_pairs, time_r1_pairs, timelens_pairs
-from all_benchmark_eval.moment_forms import MARK
+from all_benchmark_eval.metrics.parsing import (
+    any_dash_pairs,
+    charades_pairs,
+    lmms_charades_pairs,
+    time_r1_pairs,
+    timelens_pairs,
+)
+from all_benchmark_eval.moment_forms import MARK, PREDICTIONS
 from videollm.common.answers import split_spans
 from videollm.reading import read_spans
 
@@ -68,7 +74,7 @@ class Rule:
 SINGLE = partial(iou_union, dtype=np.float32)  # of torch.Tensor
 RULES: Mapping[str, Rule] = {
     "timelens": Rule("first", timelens_pairs),  # also lmms-eval's timelens
-    "lmms_charades": Rule("first", charades_pairs, ordered=True),
+    "lmms_charades": Rule("first", lmms_charades_pairs, ordered=True),
     "exactly_one": Rule("only", charades_pairs, ordered=True),
     "time_r1": Rule("last", time_r1_pairs, strict=True),
     "extremewhen": Rule("last", any_dash_pairs, ordered=True, asked=True),
@@ -139,14 +145,19 @@ def by_kind(scores: Scores, truth: Moments) -> Scores:
 
 
 class RuledBenchmark(MomentBenchmark):
-    """A benchmark that several scripts score: its variants are their rules, the first its own.
+    """A benchmark of moments that several scripts score: its variants are their rules, the first its own.
 
     Predictions are written as TimeLens and lmms-eval write them, ``{"video>>>query>>>[s, e]": {...}}``: with
     ``timestamps`` where spans come from a head's tokens, with ``answers`` where a text tells them.
     """
 
     rules: ClassVar[Mapping[str, Rule]]
+    forms = PREDICTIONS
     headline = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.variants = tuple(cls.rules)
 
     def from_answers(self, truth: Moments, answers: Answers, wording: str) -> dict:
         """An entry for every question that was answered."""

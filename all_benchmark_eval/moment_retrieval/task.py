@@ -25,9 +25,7 @@ class AnyMoments(RuledBenchmark):
     title = "Moment retrieval"
     layout = Layout(("test.jsonl", "test.json"))
     rules = rules("default", "videomind", "unitime")
-    variants = tuple(rules)
     truths = tuple(map(moment_forms.of_moments, moment_forms.TRUTHS))
-    forms = moment_forms.PREDICTIONS
 
     def from_answers(self, truth: Moments, answers: Answers, wording: str) -> list[dict]:
         """moment_detr's lines, spans in the order of the answer; no line for a query that was not answered."""
@@ -36,6 +34,13 @@ class AnyMoments(RuledBenchmark):
             windows = [[*span, 1.0] for span in answer.scored_spans]
             lines.append({"qid": name, "vid": video, "query": query, "pred_relevant_windows": windows})
         return lines
+
+
+class VideoMindMoments(AnyMoments):
+    """A data set that VideoMind has prepared: its script comes first, and queries are asked as it cleans them."""
+
+    rules = rules("videomind", "unitime", "default")
+    truths = tuple(moment_forms.of_moments(form, moment_forms.tidy) for form in moment_forms.TRUTHS)
 
 
 TASK = AnyMoments()

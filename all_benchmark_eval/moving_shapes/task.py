@@ -319,11 +319,11 @@ def _as_benchmark_error() -> Iterator[None]:
 
 
 def _table(scores: dict) -> Table:
-    table = Table("metric", Column("score", justify="right"), title="moving shapes", title_justify="left")
+    table = Table("metric", Column("fraction", justify="right"), title="moving shapes", title_justify="left")
     flat = {key: value for key, value in scores.items() if not isinstance(value, dict)}
     flat |= {f"R@1, IoU {threshold}": value for threshold, value in scores["R@1"].items()}
     for key, value in flat.items():
-        table.add_row(key, "-" if value is None else f"{100 * value:.1f}")
+        table.add_row(key, "-" if value is None else f"{value:.4f}")
     for task, counts in scores["counts"].items():
         table.add_row(f"{task} samples", ", ".join(f"{count} {name}" for name, count in counts.items()), style="dim")
     return table

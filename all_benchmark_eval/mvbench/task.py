@@ -10,14 +10,15 @@ Predictions in DisTime's form, a list, or in D2VLM's, a folder with a file a tas
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Options, Scores
 from all_benchmark_eval.forms import Content, Form, need, rows_with
-from all_benchmark_eval.items import Asked, are_texts, asked_questions, read_rows, seconds
+from all_benchmark_eval.items import are_texts, read_rows, seconds
 from all_benchmark_eval.metrics import choices
-from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, letter_of
+from all_benchmark_eval.metrics.choices import Predictions, Question, Row, letter_of
 from videollm.reading import Reading
 
 WORDINGS = choices.LETTERED
@@ -113,10 +114,6 @@ class MVBench(choices.ChoiceBenchmark):
         """DisTime's form, with the question's id."""
         return {"id": question.id, "task_type": question.groups["task"], "pred": text, "gt": _shown(question)}
 
-    def asked(self, truth: Mapping[str, Question]) -> Iterable[Asked]:
-        """The questions without their options."""
-        return asked_questions(truth)
-
     def difference(self, row: Row, question: Question) -> str:
         """The letter decides."""
         remedy = "rows without 'id' must be the first ones of their task, in order"
@@ -131,7 +128,8 @@ class MVBench(choices.ChoiceBenchmark):
         answer is wrong.
         """
         published = options.protocol == "published"
-        marks = predictions.marks(published, lambda row: self._mark(row, truth, options))
+        right = partial(choices.mvbench_right, variant=options.variant) if published else None
+        marks = predictions.marks(published, lambda row: self.mark(row, truth, right))
         tasks = choices.tally(marks, lambda mark: mark.groups["task"])
         total = choices.tally(marks, lambda mark: "Total")["Total"]
         metrics = {task: choices.share(entry, 100) for task, entry in (tasks | {"Avg": total}).items()}
@@ -152,15 +150,6 @@ class MVBench(choices.ChoiceBenchmark):
             return choices.chosen(row.text, len(options), options)
         told, same = choices.chosen(row.text, 26), choices.chosen(row.text, 1, (row.true.partition(" ")[2],))
         return Reading(letter_of(row.true), same.rule) if told.value is None and same.value == 0 else told
-
-    def _mark(self, row: Row, truth: Mapping[str, Question] | None, options: Options) -> Mark:
-        groups = truth[row.id].groups if truth else {"task": row.task}
-        if row.text is None:
-            return Mark(row.id, False, "unparsed", groups=groups)
-        if options.protocol == "published":
-            return Mark(row.id, choices.mvbench_right(row.text, row.true, options.variant), groups=groups)
-        chosen = self.choice(row, truth).value
-        return Mark(row.id, chosen == letter_of(row.true), "unparsed" if chosen is None else "scored", groups=groups)
 
 
 def _shown(question: Question) -> str:

@@ -67,7 +67,6 @@ class ReXTime(GroundedBenchmark):
         "rextime": Script(partial(_first, iou_hull), what_it_says),
         "videomind": Script(partial(_first, partial(iou_union, dtype=np.float32)), first_letter, dtype=np.float32),
     }
-    variants = tuple(scripts)
     headline = ("mIoU", "Acc", "Acc@IoU0.5")
     truths = (
         Form(

@@ -4,21 +4,16 @@ Ground truth and predictions are moment_detr's lines (``moment_retrieval/task.py
 ``s27-d50-cam-002.mp4``.
 """
 
-from all_benchmark_eval import moment_forms
 from all_benchmark_eval.benchmark import Layout
-from all_benchmark_eval.metrics.rules import rules
-from all_benchmark_eval.moment_retrieval.task import AnyMoments
+from all_benchmark_eval.moment_retrieval.task import VideoMindMoments
 
 
-class TACoS(AnyMoments):
+class TACoS(VideoMindMoments):
     """R1 and, where spans are ranked, R5 at IoU 0.3, 0.5, 0.7; mIoU."""
 
     name = "tacos"
     title = "TACoS"
     layout = Layout(("test.jsonl",))
-    rules = rules("videomind", "unitime", "default")
-    variants = tuple(rules)
-    truths = tuple(moment_forms.of_moments(form, moment_forms.tidy) for form in moment_forms.TRUTHS)
 
     def file_of(self, video: str) -> str:
         return f"{video}-cam-002.mp4"

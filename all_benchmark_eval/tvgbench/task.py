@@ -60,11 +60,10 @@ class TVGBench(RuledBenchmark):
     title = "TVGBench"
     layout = Layout(("tvgbench.json",))
     rules = rules("time_r1")
-    variants = tuple(rules)
     truths = (moment_forms.of_moments(Form("Time-R1", str(list(_KEYS)), rows_with(*_KEYS), _READ)),)
     forms = (
         Form("Time-R1 lines", '{"qid", "pred", "target", "output_text"}', rows_with("qid", "pred", "target"), _lines),
-        *moment_forms.PREDICTIONS,
+        *RuledBenchmark.forms,
     )
 
 

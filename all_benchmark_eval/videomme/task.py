@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from all_benchmark_eval.benchmark import Layout, Options, Scores
 from all_benchmark_eval.forms import Content, Form, Rows, need, pick, rows_with
-from all_benchmark_eval.items import Asked, are_texts, as_object, asked_questions, read_rows, video_file
+from all_benchmark_eval.items import are_texts, as_object, read_rows, video_file
 from all_benchmark_eval.metrics import choices
 from all_benchmark_eval.metrics.choices import Mark, Predictions, Question, Row, tally
 from videollm.reading import Reading
@@ -106,10 +106,6 @@ class VideoMME(choices.ChoiceBenchmark):
         """Ids: question_id."""
         content = Content.of(path)
         return pick(content, self.truths, f"the annotations of {self.name}").read(content)
-
-    def asked(self, truth: Mapping[str, Question]) -> Iterable[Asked]:
-        """The questions without their options."""
-        return asked_questions(truth)
 
     def prediction(self, question: Question, text: str) -> dict[str, Any]:
         """The annotations' line with the answer."""

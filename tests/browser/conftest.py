@@ -28,11 +28,11 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def browser(chromium) -> Iterator[Any]:
-    """The browser with a wide window; a test fails where a page has logged an error."""
+    """The browser with a wide window; a test fails where a script of a page has."""
     resize(chromium, WIDE)
     chromium.get_log("browser")
     yield chromium
-    errors = [entry["message"] for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]
+    errors = [entry["message"] for entry in chromium.get_log("browser") if entry["source"] == "javascript"]
     chromium.get("about:blank")  # a page that is left behind would hold its files
     assert not errors
 

@@ -55,7 +55,7 @@ CHARADES = *ONE_GPU, ("VIDEOS", "CHARADES")
 CARD = (("checkpoints/distime_1b", "checkpoints/internvl2_5_1b"),)  # of released weights
 CONVERTED = (("checkpoints/", "converted/"), (r"\b(SRC|LLM|runs/\S+)", "runs/NAME/final"))  # from what is there
 RULES = (
-    Rule(r"pip install (decord|torchcodec)$", "told", why="optional decoders, extras of setup.py"),
+    Rule(r"pip install (decord|torchcodec|-e '\.\[(demo|browser)\]')$", "told", why="extras of setup.py"),
     Rule(r"(GPUS=8 )?sh evaluate\.sh ", "told", why="of DisTime's repository"),
     Rule(r"bash scripts/train_inference_eval\.sh$", "told", why="as called in D2VLM's repository"),
     Rule(r"bash \.ci/run$", "told", why="makes an environment and runs these tests"),
@@ -66,8 +66,11 @@ RULES = (
     Rule(r"pip install -e \.", "told", why="tests/unit/test_commands.py reads what it would install"),
     Rule(r"GPUS=8 python -m videollm\.launch videollm\.train ", "settings", swaps=ONE_GPU),
     Rule(r"(SEED=\d )?bash scripts/quickstart\.sh( --output \S+)?$", "slow", TINY),
+    Rule(r"bash scripts/realweights\.sh", "told", why="fetches packages; test_stages runs it on drawn pictures"),
     Rule(r"bash scripts/test\.sh --oldest$", "told", why="makes an environment and runs these tests"),
     Rule(r"bash scripts/test\.sh( --all)?$", "parse"),
+    Rule(r"bash scripts/lmms_eval\.sh$", "told", why="makes an environment and runs end_to_end/test_lmms_eval"),
+    Rule(r"(pip install --no-deps -e \.$|lmms-eval )", "told", why="end_to_end/test_lmms_eval runs it, where it is"),
     Rule(r"bash scripts/gpu_check\.sh ", "told", why="needs a GPU; end_to_end/test_gpu_check runs it at its smallest"),
     Rule(r"bash scripts/_venv\.sh$", "run"),
     Rule(r"python -m benchmarks\.", "parse"),
@@ -75,7 +78,7 @@ RULES = (
     Rule(r"bash scripts/train\.sh configs/tiny/", "run", " train.steps=2"),
     Rule(r"python -m videollm\.train --config configs/finetune\.yaml model", "run", f"{FEW} train.steps=2"),
     Rule(r"DS_ACCELERATOR=cpu deepspeed ", "settings", " --config configs/tiny/text.yaml"),
-    Rule(r"(python -m videollm\.train|torchrun|deepspeed) ", "settings"),
+    Rule(r"(python -m (realweights\.door )?videollm\.train|torchrun|deepspeed) ", "settings"),
     Rule(r"(\w+=\w+ )*(bash|srun \S+ bash|sbatch) scripts/(train\.sh|slurm\.sbatch) ", "settings"),
     Rule(r"(\w+=\w+ )*bash scripts/(d2vlm|distime)/train_\w+\.sh ", "settings"),
     Rule(r"GPUS=8 bash scripts/train_inference_eval\.sh ", "settings"),
@@ -92,7 +95,8 @@ RULES = (
     # answers and scores
     Rule(r"for seed in 0 1 2; do\n +python -m videollm\.infer", "run", swaps=(("=1.0 ", f"=1.0{SHORT} "),)),
     Rule(r"bash scripts/infer\.sh runs/(quickstart/d2vlm|NAME)/final ", "run"),
-    Rule(r"python -m videollm\.ask ", "run"),
+    Rule(r"python -m videollm\.(ask|view) ", "run"),
+    Rule(r"python -m videollm\.demo ", "parse", why="serves until it is ended"),
     Rule(r"python -m videollm\.push .*--dry-run$", "run"),
     Rule(r"python -m videollm\.infer ", "run", SHORT),
     Rule(r"python -m all_benchmark_eval\.(score|compare|check|report|moving_shapes\.task) ", "run"),
@@ -236,6 +240,40 @@ def test_a_table_of_moments_becomes_a_fine_tuned_model_that_answers(shell, tmp_p
         command = next(command.text for command in commands(REPOSITORY, page) if re.match(step, command.text))
         assert not (said := shell.run(command.replace("GPUS=8 ", "GPUS=1 ") + more, folder)), f"{command}\n{said}"
     assert (folder / "timeline.png").stat().st_size > 1000 and (folder / "answers.jsonl").read_text().count("\n") == 1
+
+
+# What a newcomer wants first: the page for it, and the commands there that do it, in order. Nothing else is needed.
+TASKS = {
+    "see it work": ("docs/quickstart.md", ["bash scripts/quickstart.sh"]),
+    "ask a question about a video": ("docs/quickstart.md", ["python -m videollm.ask"]),
+    "answer a file of questions, and score them": (
+        "docs/quickstart.md", ["bash scripts/infer.sh", "python -m all_benchmark_eval.moving_shapes.task"],
+    ),
+    "fine-tune on my videos": (
+        "docs/finetune.md",
+        ["python -m videollm.data", "python -m videollm.convert", "GPUS=8 bash scripts/", "python -m videollm.ask"],
+    ),
+    "use another group's training set": ("docs/data.md", ["python -m videollm.data import"]),
+    "know the memory that a run needs": ("docs/memory.md", ["python -m videollm.memory"]),
+    "score somebody else's answers": ("docs/evaluation.md", ["python -m all_benchmark_eval.score"]),
+    "compare two models": (
+        "docs/evaluation.md", ["python -m all_benchmark_eval.score", "python -m all_benchmark_eval.compare"],
+    ),
+    "run a benchmark with a model": ("docs/evaluation.md", ["python -m all_benchmark_eval.evaluate"]),
+    "learn from the model's own mistakes": (
+        "docs/fpo.md", ["python -m d2vlm.preference", "bash scripts/d2vlm/train_fpo.sh"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_newcomers_task_is_done_by_the_commands_of_a_page_that_the_index_links(task):
+    page, wanted = TASKS[task]
+    assert f"({Path(page).name}" in (REPOSITORY / "docs/index.md").read_text(encoding="utf-8")
+    shown = iter(command for command in commands(REPOSITORY, REPOSITORY / page))
+    for prefix in wanted:
+        found = next((command for command in shown if command.text.startswith(prefix)), None)
+        assert found and rule_of(found).how != "told", f"{page} does not show {prefix!r} where it is wanted"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)

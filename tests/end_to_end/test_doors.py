@@ -15,7 +15,7 @@ TOPS = ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart", "ben
 NOWHERE = "/proc/no/such"  # cannot be made, by the administrator neither
 # Door -> command lines that cannot work. {model} is a checkpoint with adapters, {lines} an annotation file of {videos}.
 BAD = {
-    "videollm": ["", "trian", "demo.py"],
+    "videollm": ["nothing"],
     "videollm.train": ["--config {none}.yaml", "--config {config} train.output=/proc/no/such", "--config {lines}"],
     "videollm.memory": ["--config {none}.yaml", "--config {videos}"],
     "videollm.difficulty": [
@@ -38,15 +38,24 @@ BAD = {
         "--model {model} --video {none}.mp4 --question when",
         "--model {model} --video {videos}/clip0.mp4 --question when --output {nowhere}.png generate.max_new_tokens=1",
     ],
+    "videollm.view": [
+        "{none}.jsonl --videos {videos} --output {folder}/page",
+        "{lines} --videos {videos} --output {folder}/page",
+        "{none}.jsonl --videos {none} --output {folder}/page",
+    ],
+    "videollm.demo": ["--model {none}", "--model {model} --examples {none}", "--model {model} sampler=3"],
     "videollm.frames": [
         "build --annotations {lines} --videos {videos} --output {nowhere} --model {model}",
         "build --annotations {lines} --videos {videos} --output {folder}/store --config {none}.yaml",
         "build --annotations {lines} --videos {videos} --output {folder}/store --model {model} sampler=3",
     ],
     "videollm.launch": [""],
-    "videollm.demo": ["--model {none}"],
-    "videollm.view": ["{none}.jsonl --videos {videos} --output {folder}/view"],
-    "videollm.push": ["{none} owner/name --licence mit --dry-run", "{model} owner/name --dry-run"],
+    "videollm.push": [
+        "{none} lab/x --licence mit",
+        "{model} lab/x",
+        "{model} x --licence mit",
+        "{videos} lab/x --licence mit",
+    ],
     "videollm.data": [
         "check --annotations {lines} --output {nowhere}.jsonl",
         "check --annotations {lines} --output {folder}/clean.txt",
@@ -95,6 +104,7 @@ BAD = {
         "--output {folder}/c --workers 0",
         "--output {folder}/c --seed -1",
     ],
+    "quickstart.ship": ["{none} --output {folder}/s", "{model} --output {model}"],
     "quickstart.tower": ["--data {none} --output {folder}/t --tokenizer {folder}/k"],
     "benchmarks.any_size": ["--repeats 0"],
     "benchmarks.batching": ["--quickstart {none}"],

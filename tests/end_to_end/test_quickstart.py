@@ -29,7 +29,7 @@ def test_the_quickstart_writes_a_whole_report(repository, tmp_path):
     assert all(0 <= found["accuracy"] <= 1 and "swap" in found["by_factor"] for found in pairs.values())
     assert {"train d2vlm_fpo", "rank held-out pairs"} <= set(report["wall_s"])
     assert report["seed"] == 3 and report["wall_s"]["total"] > 0 and report["cpu_s"]["total"] > 0
-    for name in ("report.html", "scores.png", "losses.png", "timelines.png"):
+    for name in ("report.html", "scores.png", "losses.png", "timelines.png", "viewer/index.html"):
         assert (tmp_path / "run" / name).stat().st_size > 1000
     assert "d2vlm + FPO" in done.stdout and "d2vlm + SFT" in done.stdout and "held-out pairs" in done.stdout
     assert "<h2>Preferences</h2>" in (tmp_path / "run/report.html").read_text()

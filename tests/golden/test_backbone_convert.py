@@ -213,7 +213,7 @@ def test_what_has_no_released_layout_or_is_in_it_already_is_one_line(released, t
     assert "exists and is not an empty folder" in run(capsys, folder, tmp_path / "ours")[1]
     path = tmp_path / "ours" / "config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "published"}))
-    assert "only what was converted can go back" in run(capsys, tmp_path / "ours", tmp_path / "x", "--back")[1]
+    assert "only a converted model can go back" in run(capsys, tmp_path / "ours", tmp_path / "x", "--back")[1]
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "internvl3_5"])

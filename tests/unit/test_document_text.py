@@ -60,6 +60,17 @@ def test_every_import_of_an_example_works(path):
             exec("\n".join(line for line in lines if re.match(r"(from|import) ", line)), {})
 
 
+def test_the_pictures_of_the_documents_are_small():
+    assert [p.name for p in (REPOSITORY / "docs").glob("*.png") if p.stat().st_size >= 300_000] == []
+
+
+def test_the_index_links_every_page_and_the_readme_links_the_index():
+    text = (REPOSITORY / "docs/index.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - {"index.md"}
+    assert pages - {link.partition("#")[0] for link in links(text)} == set()
+    assert "docs/index.md" in links((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+
+
 # ---- what code, tests and configs cite -------------------------------------------------------------------------------
 
 CITING = {".py", ".md", ".yaml", ".sh", ".toml", ".jsonl"}

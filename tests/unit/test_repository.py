@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 MAX_LINES = 500
 EMPTY = "setup(install_requires=[{}], extras_require={{'dev': []}})\n"  # of a checkout that needs nothing
-CODE = {".py", ".sh", ".yaml", ".md", ".toml"}
+CODE = {".py", ".sh", ".yaml", ".md", ".toml", ".js", ".css", ".html"}
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:work|home|root|Users)/\w")
 
 
@@ -100,7 +100,7 @@ def test_the_oldest_versions_are_the_lowest_of_every_range(repository, needed):
 
 def test_every_package_is_installed(metadata):
     names = metadata.read_text("top_level.txt").split()
-    assert names == ["all_benchmark_eval", "d2vlm", "distime", "quickstart", "videollm"]
+    assert names == ["all_benchmark_eval", "d2vlm", "distime", "quickstart", "realweights", "videollm"]
 
 
 @pytest.mark.parametrize("stage", [2, 3])

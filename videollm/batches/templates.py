@@ -37,7 +37,7 @@ class VisualTokenSettings:
     between: str = later("")  # text between two frames of a video
 
     def __post_init__(self):
-        need(self.token, "model.visual_tokens.token: is empty; frames need a token to stand at, such as <frame>")
+        need(self.token, "model.visual_tokens.token: is empty; frames need a placeholder token, such as <frame>")
         try:
             self.before.format(number=1, time=0.0)
         except (LookupError, ValueError) as error:

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     check_writable(Path(args.target, "config.json"), "DST")
     bundle = load(args.source)
     if not bundle.config.lora:
-        raise CheckpointError(f"{args.source}: has no adapters; nothing is to be done")
+        raise CheckpointError(f"{args.source}: has no adapters, so there is nothing to do")
     if args.adapters:
         print(f"{len(bundle.save_adapters(args.target, args.adapters))} tensors that {args.adapters} has not")
     else:

@@ -58,7 +58,7 @@ def write_adapters(state: Mapping[str, Tensor], folder: Path, base: str | Path, 
     there, state = read_base(base), {name: state[name] for name in stored(state, text)}
     names = base_names(there, adapted_layers(state), text)
     if lost := sorted(set(names) - set(state)):
-        raise CheckpointError(f"{base}: is not what this model was trained on; it has {lost[0]}, the model has not")
+        raise CheckpointError(f"{base}: is not what this model was trained on; it has {lost[0]}, which the model lacks")
     new = {n: t.contiguous() for n, t in state.items() if n not in names or not there[names[n]].to(t).equal(t)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(new, folder / f"{STEM}.safetensors", metadata={"format": "pt"})

@@ -136,7 +136,7 @@ def refuse(source: Path, fields: dict, back: bool, converters: list[Converter]) 
     if own and not back:
         raise CheckpointError(f"{source}: already a checkpoint of this project; use it as it is, or add --back")
     if own:
-        raise CheckpointError(f"{source}: no released layout is known for it; only what was converted can go back")
+        raise CheckpointError(f"{source}: no released layout is known for it; only a converted model can go back")
     if back:
         raise CheckpointError(f"{source}: model_type is {kind!r}, so it is in a released layout; leave --back out")
     raise CheckpointError(

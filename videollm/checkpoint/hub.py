@@ -41,7 +41,7 @@ def fetched(source: str, weights: bool) -> Path:
     if match is None or os.path.lexists(source):
         hint = "give the folder of a trained model, such as runs/NAME/final, or a name on the hub (owner/model)"
         raise CheckpointError(f"{source}: no such folder; {hint}")
-    from huggingface_hub import errors, snapshot_download  # starts a client; a folder needs none
+    from huggingface_hub import constants, errors, snapshot_download  # starts a client; a folder needs none
 
     name, revision = match["name"], match["revision"]
     try:
@@ -53,20 +53,13 @@ def fetched(source: str, weights: bool) -> Path:
     except errors.RepositoryNotFoundError:
         why = "no such folder, and no such public model on the hub; mend the name, or log in (hf auth login)"
     except errors.LocalEntryNotFoundError:
-        here = "HF_HUB_OFFLINE is set" if offline() else "the hub cannot be reached"
+        here = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         why = f"no such folder, {here} and the hub's cache lacks it; where there is a network: hf download {name}"
     except Exception as error:  # of two http clients, and OSError
         why = f"no such folder, and it cannot be fetched from the hub ({' '.join(str(error).split())[:200]})"
     else:
         return Path(found)
     raise CheckpointError(f"{source}: {why}")
-
-
-def offline() -> bool:
-    """Whether the user wants no network."""
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -120,7 +120,7 @@ def read_model(
     except (OSError, SafetensorError, RuntimeError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(
-            f"{folder}: cannot read the weights ({why}); copy them again from where they are whole"
+            f"{folder}: cannot read the weights ({why}); copy them again from a complete checkpoint"
         ) from None
     finally:
         transformers_logging.set_verbosity(said)

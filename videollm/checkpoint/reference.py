@@ -39,7 +39,6 @@ def load_reference(folder: str, bundle: Bundle, attention: str, where: str, feat
     other = [what for what, same in compared if not same]
     if other:
         raise ConfigError(
-            f"{where}: {folder} does not read what the trained model reads, it has other {', '.join(other)}; give a "
-            "model of the same kind"
+            f"{where}: {folder} differs from the trained model in {', '.join(other)}; give a model of the same kind"
         )
     return reference.model.requires_grad_(False)

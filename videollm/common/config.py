@@ -102,7 +102,7 @@ def unusable(where: str, what: str, error: Exception) -> Exception:
         return error
     said = " ".join(str(error).split())[:300]
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return ConfigError(f"{where}: {what} cannot be built from it ({kind}{said}); mend the value that this is about")
+    return ConfigError(f"{where}: {what} cannot be built from it ({kind}{said}); correct the value that this names")
 
 
 def join(where: str, key: str) -> str:
@@ -177,7 +177,7 @@ def parse_yaml(text: str) -> typing.Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a safe one
     except RecursionError:
-        raise yaml.YAMLError("too many lists and mappings within each other") from None
+        raise yaml.YAMLError("lists and mappings are nested too deeply") from None
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -217,7 +217,7 @@ def override(values: dict, assignments: list[str]) -> dict:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"{key}: {parent} is a plain value, nothing stands below it")
+                raise ConfigError(f"{key}: {parent} is a plain value, so it has no keys")
         try:
             node[last] = parse_yaml(text)
         except yaml.YAMLError:

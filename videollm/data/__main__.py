@@ -86,7 +86,7 @@ def bring(options: argparse.Namespace) -> None:
 
 
 def _writable(output: Path) -> None:
-    need(ending(output) == ".jsonl", f"--output: {output} is not named .jsonl; name it so")
+    need(ending(output) == ".jsonl", f"--output: {output} must end in .jsonl")
     check_writable(output, "--output")
 
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     """Check, print, write; the exit status."""
     if options.output:
         _writable(options.output)
-    need(options.model or not options.max_length, "--max-length: tokens are those of a model; name it with --model")
+    need(options.model or not options.max_length, "--max-length: tokens depend on the model; name it with --model")
     if options.videos is not None:
         check_folder(options.videos, "--videos")
     encoder, context, raw_spans = planned(options.model) if options.model else (None, 0, False)

@@ -54,6 +54,9 @@ class GRPOOptions:
     span_weight: float = 1.0  # of the times' log-probability
     scale: bool = False  # advantages in standard deviations of the group (GRPO); off: in the reward's unit (Dr. GRPO)
     skip_flat: bool = True  # groups whose answers all earned the same are left out of the step
+    updates: int = 1  # steps that train on a roll-out
+    clip: float = 0.2  # from the second on: how far a decision's probability ratio counts, below 1 and above
+    clip_high: float | None = None  # above 1, where it is another (DAPO: 0.28)
     kl: float = 0.0  # weight of the divergence from a reference, a decision's mean (k3 estimator); 0: none is loaded
     reference: str | None = None  # its checkpoint folder; null: model.checkpoint, from which the run starts
     average: Literal["sum", "mean", "decisions"] = "sum"  # of an answer's decisions; decisions: mean of a step's (DAPO)
@@ -63,7 +66,9 @@ class GRPOOptions:
     def __post_init__(self):
         at_least(WHERE, self, 2, "answers")
         at_least(WHERE, self, 0, "word_weight", "span_weight", "kl")
-        at_least(WHERE, self, 1, "patience", "show_every")
+        at_least(WHERE, self, 1, "patience", "show_every", "updates")
+        need(0 < self.clip < 1, f"{WHERE}.clip: {self.clip}, but it must be above 0 and below 1")
+        need(self.clip_high is None or self.clip_high > 0, f"{WHERE}.clip_high: {self.clip_high}, but must be above 0")
         need(self.temperature > 0, f"{WHERE}.temperature: {self.temperature}, but it must be above 0")
         need(self.rewards, f"{WHERE}.rewards: names none; give one, such as {{f1: 1.0}}")
         need(self.word_weight + self.span_weight > 0, f"{WHERE}.word_weight, span_weight: both are 0; raise one")
@@ -84,7 +89,8 @@ class GRPO(Objective):
         self.rollouts: RollOuts | None = None
         self.output: Path | None = None
         self.reference: VideoLLM | None = None
-        self.flat = 0  # steps in a row
+        self.flat = 0  # roll-outs in a row
+        self.kept: list[Batch] = []  # of the newest roll-out
 
     # ---- before the run --------------------------------------------------------------------------------------------
 
@@ -99,6 +105,12 @@ class GRPO(Objective):
                 f"{record.where}: no {what} in its answer, of which {WHERE}.rewards ({names}) could say anything "
                 f"({len(lacking)} of {len(records)} records); leave those out, or add a reward for them"
             )
+        updates, every = self.options.updates, settings.train.save_every
+        need(
+            not every or every % updates == 0,
+            f"train.save_every: {every} is no multiple of {WHERE}.updates={updates}, so that a resumed run would draw "
+            "other answers; give one",
+        )
         need(not settings.data.pack, "data.pack: each question has its own answers here; set it to false")
         start = self.options.reference or settings.model.checkpoint
         need(start or not self.options.kl, f"{WHERE}.kl: from what? Name a {WHERE}.reference, or a model.checkpoint")
@@ -129,7 +141,9 @@ class GRPO(Objective):
     # ---- a step ----------------------------------------------------------------------------------------------------
 
     def made(self, batches: list[Questions], step: int) -> list[Batch]:
-        """Roll-outs of the step's questions. RewardError, AllFlat."""
+        """Roll-outs of the step's questions, or the newest once more. RewardError, AllFlat."""
+        if self.kept and step % self.options.updates:
+            return self.kept
         made, groups = [], []
         for questions in batches:
             made.append(self.rollouts.batch(questions, step))
@@ -138,6 +152,7 @@ class GRPO(Objective):
         if step % self.options.show_every == 0 and this_rank() == 0:
             with open(self.output / ROLLOUTS, "a", encoding="utf-8") as out:
                 out.writelines(json.dumps({"step": step} | shown(group)) + "\n" for group in groups)
+        self.kept = made if self.options.updates > 1 else []
         return made
 
     def stop_if_flat(self, groups: Sequence[Group], device: torch.device) -> None:
@@ -175,10 +190,8 @@ class GRPO(Objective):
         draws, device = batch.draws, batch.input_ids.device
         word_of, span_of = self.samples(batch, reading)
         weights = self.weights(batch, word_of, span_of)
-        earned = (
-            self.options.word_weight * (words * weights[word_of]).sum()
-            + self.options.span_weight * (spans * weights[span_of]).sum()
-        )
+        earned = self.options.word_weight * self.earned(words, draws.words_log_prob, weights[word_of])
+        earned = earned + self.options.span_weight * self.earned(spans, draws.spans_log_prob, weights[span_of])
         apart = (words - draws.words_log_prob).abs().sum() + (spans - draws.spans_log_prob).abs().sum()
         logged = {"mismatch": apart}
         losses = {"grpo": -earned}
@@ -186,6 +199,15 @@ class GRPO(Objective):
             losses["kl"] = self.options.kl * self.divergence(batch, words, spans)
         logged |= {name: torch.full((), total, device=device) for name, (total, _) in draws.told.items()}
         return losses, {name: value.detach() for name, value in logged.items()}
+
+    def earned(self, now: Tensor, drawn: Tensor, advantage: Tensor) -> Tensor:
+        """Sum of advantage x log-probability of decisions [N]. Where a roll-out is used again, of advantage x the ratio
+        of the probability to the one ``drawn`` with, as far as that may count (PPO); the gradient begins the same."""
+        if self.options.updates == 1:
+            return (advantage * now).sum()
+        ratio, low = (now - drawn).exp(), self.options.clip
+        high = low if self.options.clip_high is None else self.options.clip_high
+        return torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - low, 1 + high)).sum()
 
     def log_probs(self, model: VideoLLM, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
         """Log-probability of every word [M] and of every span [K] of the answers, as they were drawn."""

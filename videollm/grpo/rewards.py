@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from videollm.common.answers import AnswerLine, Span, span_text, split_spans
@@ -168,14 +169,20 @@ def span_f1(answer: AnswerLine, record: Record, duration_s: float) -> float:
 @reward("captions", needs="spans")
 def caption_f1(answer: AnswerLine, record: Record, duration_s: float) -> float:
     """As ``f1``, each pair's tIoU times the F1 of the words behind both times: what happens, and when."""
+    return described(answer, record, duration_s, lambda told, asked: [[word_f1(a, b) for b in asked] for a in told])
+
+
+def described(
+    answer: AnswerLine, record: Record, duration_s: float, alike: Callable[[list[str], list[str]], ArrayLike]
+) -> float:
+    """As ``f1``, each pair's tIoU times how ``alike`` [P, T] the texts of both times are."""
     spans, true = spans_of(answer, duration_s), true_spans(record)
     texts, wanted = (split_spans(text)[0] for text in (answer.text, true_text(record)))
     if len(texts) != len(spans) + 1:
         return 0.0  # a time that belongs to no text
     # What stands before the first time belongs to it as well: "a dog runs at <span>".
     told, asked = ([f"{all_[0]} {all_[1]}", *all_[2:]] if len(all_) > 1 else [] for all_ in (texts, wanted))
-    same = [[word_f1(a, b) for b in asked] for a in told]
-    return matched(spans, true, np.asarray(same).reshape(len(spans), len(true)))
+    return matched(spans, true, np.asarray(alike(told, asked)).reshape(len(spans), len(true)))
 
 
 @reward("choice", needs="choice")

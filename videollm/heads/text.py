@@ -31,8 +31,9 @@ _TIMES = {
     unit: re.compile(rf"(?<![\d.]){_NUMBER}\s*(?:{name})?\s*(?:-|–|—|to\b|and\b)\s*{_NUMBER}\s*{name}", re.IGNORECASE)
     for unit, name in _UNIT.items()
 }
-# The end of a text in which a span may have begun: a number, and words that may belong to it.
-_BEGUN = re.compile(r"\d[\d.]*\s*(?:%|\w*)\s*(?:-|–|—|to\b|and\b)?\s*[\d.]*\s*\w*$")
+# Of a text that goes on: a span at its end whose last word may go on, and a number from which a span may come.
+_ENDED = {unit: re.compile(times.pattern + r"(?<=[a-z])$", re.IGNORECASE) for unit, times in _TIMES.items()}
+_BEGUN = re.compile(r"\d[\d.]*\s*(?:%|\w*)\s*(?:-|–|—|to\b|and\b)?\s*[\d.]*\s*\w*[\s\ufffd]*$")
 
 
 @dataclass
@@ -87,10 +88,11 @@ class TextTimeHead(TemporalHead):
         self, token_ids: list[int], prediction: Prediction | None, tokenizer: PreTrainedTokenizerBase, duration_s: float
     ) -> Answer:
         """As ``read``, without numbers at the end that may become a span."""
-        answer = self.read(token_ids, prediction, tokenizer, duration_s)
-        if self.options.style is None:
-            answer.text = _BEGUN.sub("", answer.text).rstrip()
-        return answer
+        if self.options.style is not None:
+            return self.read(token_ids, prediction, tokenizer, duration_s)
+        text = _ENDED[self.options.unit].sub("", tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+        spans, text = parse_spans(text, self.options.unit, duration_s)
+        return Answer(_BEGUN.sub("", text).rstrip(), tokenizer.decode(token_ids), spans, [], [1.0] * len(spans))
 
     def log_prob(self, queries: Tensor, refs: SpanRefs, frames: FrameBatch) -> Tensor:
         """Zeros [N]: the times are text tokens, whose log-probability the core counts."""

@@ -75,9 +75,9 @@ def check_overrides(given: dict) -> None:
 
 def check_question(question: str) -> None:
     """ConfigError for a question that is empty or no text."""
-    need(question.strip(), "--question: it is empty; ask something")
+    need(question.strip(), "--question: it is empty; write a question")
     whole = question.encode(errors="replace").decode() == question  # else bytes of the command line that are no text
-    need(whole, "--question: holds half a character; type the whole one, in UTF-8")
+    need(whole, "--question: holds half a character; write it in UTF-8")
 
 
 def check_video(path: str) -> None:

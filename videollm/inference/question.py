@@ -60,7 +60,8 @@ def draw(path: str | Path, video: str | Path, line: AnswerLine) -> None:
     spans = {"answer": line.spans}
     if line.evidence_spans:
         spans["evidence"] = line.evidence_spans
-    timeline(path, list(frames.pixels.numpy()), frames.times_s, frames.duration_s, {}, spans, line.question)
+    shown, texts = list(frames.pixels.numpy()), {"answer": line.text}
+    timeline(path, shown, frames.times_s, frames.duration_s, {}, spans, line.question, texts)
 
 
 def small(frame: np.ndarray, frames: int = 1) -> np.ndarray:

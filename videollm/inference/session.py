@@ -44,7 +44,7 @@ class Piece:
 def open_session(
     model: str | Path, given: dict | None = None, device: str | None = None, precision: str | None = None
 ) -> "Session":
-    """Load a checkpoint folder onto ``device`` (by default a GPU where there is one).
+    """Load a checkpoint folder or hub name onto ``device`` (by default a GPU where there is one).
 
     Raises:
         ConfigError: an unknown option, or a device that is not there.

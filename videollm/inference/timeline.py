@@ -4,6 +4,7 @@ In: plain lists, dicts and uint8 arrays; times in seconds. Out: PNG files. It dr
 canvas, without pyplot (no window, no global state), and knows nothing of models, configs or benchmarks.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
+
+from videollm.common.answers import split_spans
 
 TRUTH = "#2f9e6e"
 # Distinct in hue and in lightness, also for the colour-blind; green is kept for the truth.
@@ -53,15 +56,19 @@ def timeline(
     truth: Mapping[str, Spans],
     predictions: Mapping[str, Spans],
     title: str = "",
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Draw spans under the frames of a video, to a PNG.
 
     frames: uint8 [H, W, 3] arrays (or None), taken at ``frame_times_s``; as many as fit (at most 12), spread evenly
     over the video, are shown above their times. truth and predictions: {label: [[start_s, end_s], ...]}, one lane
-    each. Raises ValueError for a duration that is not above 0, a frame without a time, and times that are not finite.
+    each, its spans numbered where there are several. texts: {label: an answer's text}, printed below with the same
+    numbers. Raises ValueError for a duration that is not above 0, a frame without a time, and times that are not
+    finite.
     """
     sample = {"frames": frames, "frame_times_s": frame_times_s, "duration_s": duration_s}
-    timeline_grid(path, [sample | {"truth": truth, "predictions": predictions, "title": title}], columns=1)
+    sample |= {"truth": truth, "predictions": predictions, "title": title, "texts": texts or {}}
+    timeline_grid(path, [sample], columns=1)
 
 
 def timeline_grid(path: str | Path, samples: Sequence[Mapping], columns: int = 2) -> None:
@@ -72,8 +79,8 @@ def timeline_grid(path: str | Path, samples: Sequence[Mapping], columns: int = 2
         _check_timeline(sample)
     columns = min(columns, len(samples))
     rows = [samples[i : i + columns] for i in range(0, len(samples), columns)]
-    heights = [max(_timeline_height(sample) for sample in row) for row in rows]
     width = 9.0 if columns == 1 else 6.6 * columns
+    heights = [max(_timeline_height(sample, width / columns) for sample in row) for row in rows]
     with rc_context(STYLE):
         figure = Figure(figsize=(width, sum(heights)), dpi=140)
         grid = figure.subfigures(len(rows), columns, height_ratios=heights, squeeze=False)
@@ -96,13 +103,26 @@ def _check_timeline(sample: Mapping) -> None:
             raise ValueError(f"{name}: the spans of {label!r} are not finite: {spans}")
 
 
-_LANE, _FRAMES, _TITLE, _AXIS = 0.3, 0.85, 0.36, 0.5  # inches
+_LANE, _FRAMES, _TITLE, _AXIS, _LINE = 0.3, 0.85, 0.36, 0.5, 0.19  # inches
 
 
-def _timeline_height(sample: Mapping) -> float:
+def _timeline_height(sample: Mapping, width: float) -> float:
     lanes = max(1, len(sample["truth"]) + len(sample["predictions"]))
     has_frames = sample["frames"] is not None and len(sample["frames"]) > 0
-    return _TITLE + has_frames * _FRAMES + lanes * _LANE + _AXIS
+    return _TITLE + has_frames * _FRAMES + lanes * _LANE + _AXIS + len(_said(sample, width)) * _LINE
+
+
+def _said(sample: Mapping, width: float) -> list[str]:
+    """The lines of the sample's texts in a cell ``width`` inches wide."""
+    told = (f"{name}: {numbered(text)}" for name, text in sample.get("texts", {}).items())
+    return [line for text in told for line in textwrap.wrap(text, int(12.5 * width))]
+
+
+def numbered(text: str) -> str:
+    """An answer's text with the numbers of its spans, as they stand on the bars."""
+    pieces, spans = split_spans(text)
+    marks = [f"({k}) {start:.1f} – {end:.1f} s" for k, (start, end) in enumerate(spans, start=1)]
+    return "".join(piece + mark for piece, mark in zip(pieces, [*marks, ""], strict=True))
 
 
 def _draw_timeline(cell: SubFigure, size: tuple[float, float], sample: Mapping) -> None:
@@ -130,6 +150,9 @@ def _draw_timeline(cell: SubFigure, size: tuple[float, float], sample: Mapping) 
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 3, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
+    for k, line in enumerate(_said(sample, width), start=1):
+        below = top - tall - (_AXIS - 0.16 + k * _LINE) / height
+        cell.text(0.15 / width, below, plain(line), size=9, color=INK, va="bottom")
 
 
 def _draw_bars(axes: Axes, lane: int, spans: np.ndarray, color: str, width: float) -> None:
@@ -142,15 +165,23 @@ def _draw_bars(axes: Axes, lane: int, spans: np.ndarray, color: str, width: floa
         axes.text(0.1 * seconds_an_inch, lane, "no span", ha="left", color=MUTED, style="italic", **label)
         return
     lengths = np.maximum(spans[:, 1] - spans[:, 0], 0.02 * seconds_an_inch)
-    axes.barh(np.full(len(spans), lane), lengths, left=spans[:, 0], height=0.56, color=color, zorder=2)
+    edge = {"edgecolor": PAPER, "linewidth": 1.0}  # parts spans that touch
+    order = spans[:, 0].argsort(kind="stable")
+    left = spans[order, 0]
+    axes.barh(np.full(len(spans), lane), lengths[order], left=left, height=0.56, color=color, zorder=2, **edge)
     room, gap = 0.8 * seconds_an_inch, 0.06 * seconds_an_inch
-    for (start, end), length in zip(spans, lengths, strict=True):
+    for place, k in enumerate(order):
+        number, (start, end), length = k + 1, spans[k], lengths[k]
+        if place + 1 < len(order):  # the next bar may cover the end of this one
+            length = min(length, max(spans[order[place + 1], 0] - start, 0.02 * seconds_an_inch))
         text = f"{start:.1f} – {end:.1f}"
-        if length > room:
+        if len(spans) > 1:
+            text = f"({number}) {text}" if length > 1.25 * room else f"{number}"
+        if length > (room if len(spans) == 1 else 0.12 * seconds_an_inch):
             axes.text(start + length / 2, lane, text, ha="center", color="white", weight="bold", **label)
-        elif len(spans) == 1 and end + room < duration_s:
+        elif end + room < duration_s:
             axes.text(start + length + gap, lane, text, ha="left", color=color, weight="bold", **label)
-        elif len(spans) == 1:
+        else:
             axes.text(start - gap, lane, text, ha="right", color=color, weight="bold", **label)
 
 

@@ -45,13 +45,14 @@ class Decoding:
     frames: FrameBatch | None = None  # of R rows
     length: int = 0  # the most tokens that a row has, as far as the host knows
     query: Tensor | None = None  # [R, D], the state that predicted the last token
-    found: Prediction | None = None  # [R, T + 1, ...]: of every token, as if it were a span token
+    found: Prediction | None = None  # [R, T + 1, ...]: of span tokens, and of others as if they were, or 0
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     draw: Draw | None = None  # samples words
     draws_spans: bool = False  # else the head's best ones are taken
     temperature: float = 1.0  # of drawn spans
-    # [R, T + 1, 2, 2] float32: of each token, and of its span, the log-probability and the entropy of what it was drawn
-    # from; where spans are drawn.
+    # Where spans are drawn, [R, T + 1, ...]: the state that each token's span was drawn by, D; and of the token, and of
+    # its span, the log-probability and the entropy of what it was drawn from, 2 x 2 float32.
+    queries: Tensor | None = None
     drawn: Tensor | None = None
 
     @classmethod
@@ -92,13 +93,15 @@ class Decoding:
         new = (scores if self.draw is None else self.draw(self.ids, scores)).argmax(-1)
         place = self.steps.masked_fill(self.done, self.ids.shape[1] - 1)
         if self.draws_spans:
-            log_probs = scores.log_softmax(-1)
-            self.note(0, place, log_probs.gather(1, new[:, None])[:, 0], entr(log_probs.exp()).sum(-1))
+            self.note(scores.log_softmax(-1), new, query, place)
         embeds = embedding(new)
-        if len(self.span_ids):
-            prediction = self.span(query, place)
+        picked = one_of(new, self.span_ids)
+        # To draw costs more than to look whether there is a span token, but on a GPU a look waits for the device.
+        looks = self.draws_spans and new.device.type == "cpu" and not together()
+        if len(self.span_ids) and not (looks and not picked.any()):
+            prediction = self.span(query)
             spans = self.head.embed_predicted(embeds, prediction, self.row, self.frames)
-            embeds = torch.where(one_of(new, self.span_ids)[:, None], spans.to(embeds.dtype), embeds)
+            embeds = torch.where(picked[:, None], spans.to(embeds.dtype), embeds)
             self.keep(prediction, place)
         self.ids[self.row, place] = new
         if self.words is not None:
@@ -111,22 +114,29 @@ class Decoding:
         """Count a token more, on the host."""
         self.length = min(self.length + 1, self.ids.shape[1] - 1)
 
-    def span(self, query: Tensor, place: Tensor) -> Prediction:
+    def span(self, query: Tensor) -> Prediction:
         """What the head says of the tokens that are being decided, or draws for them. [R, D]."""
         if not self.draws_spans:
             return self.head.predict(query, self.row, self.frames)
-        where = (self.row, self.frames, self.temperature)
-        drawn = self.head.draw(query, *where, SpanNoise(self.keys, self.steps))
-        given = (query, drawn.raw, *where)
-        self.note(1, place, self.head.draw_log_prob(*given), self.head.draw_entropy(*given))
-        return drawn
+        return self.head.draw(query, self.row, self.frames, self.temperature, SpanNoise(self.keys, self.steps))
 
-    def note(self, which: int, place: Tensor, log_prob: Tensor, entropy: Tensor) -> None:
-        """Keep log-probability and entropy [R] of what was drawn for the tokens that are being decided: words 0 or
-        spans 1."""
+    def note(self, log_probs: Tensor, new: Tensor, query: Tensor, place: Tensor) -> None:
+        """Keep what is to be known of the tokens ``new`` [R] that are drawn from ``log_probs`` [R, V]."""
         if self.drawn is None:
             self.drawn = torch.zeros(*self.ids.shape, 2, 2, device=self.ids.device)
-        self.drawn[self.row, place, which] = torch.stack([log_prob, entropy], -1)
+            self.queries = query.new_zeros(*self.ids.shape, query.shape[1])
+        own = log_probs.gather(1, new[:, None])[:, 0], entr(log_probs.exp()).sum(-1)
+        self.drawn[self.row, place, 0] = torch.stack(own, -1)
+        self.queries[self.row, place] = query
+
+    def weigh_spans(self) -> None:
+        """Note log-probability and entropy of all drawn spans, once all answers have ended: of span tokens alone."""
+        if self.found is None:
+            return
+        row, step = one_of(self.ids[:, :-1], self.span_ids).nonzero(as_tuple=True)
+        given = (self.queries[row, step], self.found.raw[row, step], row, self.frames, self.temperature)
+        own = self.head.draw_log_prob(*given), self.head.draw_entropy(*given)
+        self.drawn[row, step, 1] = torch.stack(own, -1)
 
     def keep(self, prediction: Prediction, place: Tensor) -> None:
         """Take note of what the head says of the token that is being decided, which goes to ``place`` [R]."""

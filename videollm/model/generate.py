@@ -107,6 +107,8 @@ class SpanGeneration:
                 if step % (look or rows.look) == 0 or (step == options.max_new_tokens and not together()):
                     yield rows.state
                     if rows.state.ended():
+                        if options.draw_spans:
+                            rows.state.weigh_spans()
                         return
                 rows.feed()
 

@@ -188,7 +188,9 @@ def build_instructblip(fields: dict) -> nn.Module:
     """EVA ViT-g; ``fields`` of ``InstructBlipVisionConfig``."""
     config = build_config(InstructBlipVisionConfig, fields, WHERE)
     if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int):
-        raise ConfigError(f"{WHERE}.image_size and {WHERE}.patch_size: this tower takes square frames, one number each")
+        raise ConfigError(
+            f"{WHERE}.image_size and {WHERE}.patch_size: frames here are square; give one number for each"
+        )
     return InstructBlipTower(config)
 
 

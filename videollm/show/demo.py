@@ -104,27 +104,29 @@ class Demo:
     def __init__(self, models: Mapping[str, "Session"], folder: Path, examples: Mapping[str, Record], limits: Limits):
         self.models, self.folder, self.examples, self.limits = models, folder, examples, limits
         self.uploads = Uploads()
+        self.page = self.blocks()
 
-    def uploaded(self, video: str | None, request: gr.Request) -> tuple:
-        """A new clip: looked at, and kept for this page; one beyond the limits is deleted and told."""
+    def uploaded(self, video: str | None) -> tuple:
+        """A clip of the user's own: one beyond the limits is told, and taken out."""
         clip = inside(video)
-        self.uploads.keep(request.session_hash, clip)
         refused = self.limits.refused(clip) if clip else "The clip is no longer there; upload it again."
         if refused is None:
             return gr.skip(), None, ""
-        self.uploads.keep(request.session_hash, None)
         gr.Warning(refused)
         return None, None, ""
 
+    def changed(self, video: str | None, request: gr.Request) -> None:
+        """Another clip is in the player, or none: the one before is deleted."""
+        self.uploads.keep(request.session_hash, inside(video))
+
     def closed(self, request: gr.Request) -> None:
-        """The clip was taken out, or the page was closed."""
+        """The page was closed."""
         self.uploads.keep(request.session_hash, None)
 
-    def picked(self, label: str | None, request: gr.Request) -> tuple:
+    def picked(self, label: str | None) -> tuple:
         """An example: its clip and its question."""
         if label not in self.examples:
             return gr.skip(), gr.skip(), gr.skip()
-        self.uploads.keep(request.session_hash, None)
         record = self.examples[label]
         return str(self.folder / record.video), record.question, ""
 
@@ -177,10 +179,11 @@ class Demo:
             hidden = {"api_visibility": "private", "show_progress": "hidden"}
             label.input(self.picked, label, [video, question, shown], **hidden)
             video.upload(self.uploaded, video, [video, label, shown], **hidden)
-            video.clear(self.closed, None, None, **hidden)
+            video.change(self.changed, video, None, **hidden)
             page.unload(self.closed)
             # One question at a time for all pages; the others wait, and are told their place.
-            asked = {"concurrency_limit": 1, "api_visibility": "private", "show_progress": "minimal"}
+            told = {"show_progress": "minimal", "show_progress_on": question}
+            asked = {"concurrency_limit": 1, "api_visibility": "private", **told}
             gr.on([button.click, question.submit], self.answer, [video, question, label], shown, **asked)
         return page
 
@@ -189,11 +192,9 @@ class Demo:
         style = f"<style>{(ASSETS / 'show.css').read_text(encoding='utf-8')}{STYLE}</style>"
         script = f"<script>{(ASSETS / 'show.js').read_text(encoding='utf-8')}</script>"
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from the net
-        page = self.blocks().queue(max_size=64)
-        _, address, _ = page.launch(
+        _, address, _ = self.page.queue(max_size=64).launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, footer_links=[],
             max_file_size=f"{self.limits.megabytes}mb", head=style + script, theme=gr.themes.Default(**fonts),
             allowed_paths=[str(self.folder / record.video) for record in self.examples.values()], ssr_mode=False,
         )  # fmt: skip
-        self.page = page
         return address

@@ -130,7 +130,7 @@ def check_lock(op: str, without: str) -> None:
         if idle > STALE_S:
             raise ConfigError(
                 f"train.deepspeed: {lock} was left by a compilation that was killed (nothing written for {idle:.0f} s),"
-                f" and DeepSpeed would wait for it without a word; delete it, {without}"
+                f" and DeepSpeed would wait for it silently; delete it, {without}"
             )
         logger.warning("%s: another process compiles %s; this one waits for it", lock, op)
 

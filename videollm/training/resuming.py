@@ -47,7 +47,7 @@ def check_resume(settings: Settings, stage: int | None, checkpoint: Checkpoint) 
             f"{facts.processes} (GPUS, NNODES){other}"
         )
     if settings.train.steps is not None and settings.train.steps < facts.step:
-        raise ConfigError(f"train.steps: {settings.train.steps}, but {name} is behind that already; give more")
+        raise ConfigError(f"train.steps: {settings.train.steps}, but {name} is past that already; give more")
     if refused := list(refusals(settings, checkpoint)):
         (key, before, now, why), *more = refused
         told = [f"{key}: {now!r}, but the run in {name.parent} began with {before!r} ({why})"]

@@ -36,7 +36,7 @@ PARTS = ("vision_tower", "connector", "language_model", "embeddings", "lm_head",
 class ModelSettings:
     """What the model is made of. With ``checkpoint``, everything that is not given comes from there."""
 
-    checkpoint: Free[str | None] = None  # folder of a VideoLLM to start from
+    checkpoint: Free[str | None] = None  # folder or hub name of a VideoLLM to start from
     vision: dict = field(default_factory=dict)  # {type: internvl | instructblip | conv, ...fields of its config}
     vision_weights: Free[str | None] = None  # folder or hub name with the tower's weights
     connector: dict = field(default_factory=dict)  # {type: mlp | qformer | linear, ...}

@@ -24,7 +24,7 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
     bits, signed, inverted = levels_of(image)
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("its levels are floating-point numbers, so that no one of them is white")
+        raise ValueError("its levels are floating-point numbers, and nothing says which one is white")
     if image.mode.startswith("I"):
         grey = in_eight_bits(np.asarray(image), bits, signed)
         return np.repeat((255 - grey if inverted else grey)[..., None], 3, axis=2)
@@ -44,7 +44,7 @@ def levels_of(image: Image.Image) -> tuple[int, bool, bool]:
 def in_eight_bits(levels: np.ndarray, bits: int, signed: bool) -> np.ndarray:
     """Grey levels [H, W] of more than 8 bits -> the upper 8, as Pillow has them of colours of 16 bits."""
     if signed and levels.min() < 0:
-        raise ValueError(f"its levels are negative down to {levels.min()}, so that no one of them is black")
+        raise ValueError(f"its levels are negative down to {levels.min()}, and nothing says which one is black")
     levels = levels.astype(np.int64) & ((1 << bits) - 1)  # 32 bits without a sign come with one
     shift = bits - signed - 8
     if shift > 8 and 0 < levels.max() < 1 << shift:

@@ -36,7 +36,7 @@ def settings_of(sampler: Sampler, preprocess: Preprocess) -> dict:
     """
     if sampler.pick == "random":
         raise ConfigError(
-            "data.frames: frames drawn at random cannot be kept; leave data.frames out, or, in a new run, set "
+            "data.frames: frames drawn at random cannot be stored; leave data.frames out, or, in a new run, set "
             "data.sampler.pick=midpoint"
         )
     # CLIP-style resizing gives floats, which bytes would round: such frames are kept as decoded and resized when read.

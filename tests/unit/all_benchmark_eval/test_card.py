@@ -1,19 +1,40 @@
-"""Cards: each says things that exist, and the command puts ours beside the published numbers."""
+"""Cards: each says things that exist and asks as published, and the command puts ours beside the published numbers."""
 
 import json
 import re
 
 import pytest
+import torch
 
 from all_benchmark_eval import card
 from all_benchmark_eval.benchmark import get
 from tests.benchmark_data import write_all
-from tests.models import make_bundle
+from tests.models import BACKBONES, make_bundle, write_clip
+from videollm.checkpoint.released import LAYOUTS
+from videollm.data import parse_record
+from videollm.inference.explain import explain
+from videollm.inference.options import read_options
 
-PUBLISHED = {  # by a metric that a README has: card -> benchmark -> metric
-    "distime_1b": ("charades", "R1@0.5", 56.26),
-    "distime_8b": ("charades", "R1@0.5", 60.32),
+KINDS = {  # card -> tiny backbone and head
+    "distime_1b": ("internvl", "distime"), "distime_8b": ("internvl", "distime"), "d2vlm": ("etchat", "d2vlm"),
+    "etchat_4b": ("etchat", "d2vlm"), "qwen2_5_vl_7b": ("qwen2_5_vl", "text"), "qwen3_vl_8b": ("qwen3_vl", "text"),
+    "timelens_7b": ("qwen2_5_vl", "text"), "timelens_8b": ("qwen3_vl", "text"), "time_r1_7b": ("qwen2_5_vl", "text"),
+}  # fmt: skip
+# Copied by hand: of TimeLens' README R1@0.3 / 0.5 / 0.7 / mIoU on Charades-, ActivityNet- and QVHighlights-TimeLens
+TIMELENS = {
+    "qwen2_5_vl_7b": ("59.7/37.8/16.6/39.3", "44.1/31.0/16.1/31.4", "41.5/27.8/15.2/31.6"),
+    "timelens_7b": ("70.5/55.6/28.4/48.8", "62.8/51.0/32.6/46.2", "74.1/62.7/43.1/56.0"),
+    "qwen3_vl_8b": ("69.2/53.4/27.5/48.3", "62.1/51.2/34.4/46.8", "74.2/64.6/49.3/59.4"),
+    "timelens_8b": ("76.6/63.0/35.2/55.2", "68.9/58.4/40.6/53.2", "80.2/71.6/55.5/65.5"),
 }
+SETS = ("charades_timelens", "activitynet_timelens", "qvhighlights_timelens")
+PUBLISHED = {name: dict(zip(SETS, rows, strict=True)) for name, rows in TIMELENS.items()}
+PUBLISHED |= {
+    "time_r1_7b": {"tvgbench": "41.8/29.4/16.4", "charades": "78.1/60.8/35.3", "anet": "58.6/39.0/21.4"},
+    "etchat_4b": {"charades": "65.7/45.9/20.0"},
+}
+SMALL = ("--device", "cpu", "--batch-size", "8", "generate.max_new_tokens=4")
+LESS = ("preprocess.min_pixels=128", "preprocess.max_pixels=2048")  # for towers of 4 pixels a patch
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +49,147 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", card.names())
-def test_every_card_names_what_is_there_and_numbers_of_the_readmes(name, repository):
+def test_every_card_has_its_numbers_and_names_what_is_there(repository):
+    assert set(card.names()) == set(KINDS)
+    for name in card.names():
+        found = card.read_card(name)
+        assert re.match(r"python -m (distime|d2vlm|videollm)\.convert \S+ checkpoints/" + name, found.model.convert)
+        assert found.model.hub.split("/")[0] in (
+            "UserJoseph",
+            "wenzhengzeng",
+            "PolyU-ChenLab",
+            "Qwen",
+            "TencentARC",
+            "Boshenxx",
+        )
+        rows = {of: "/".join(f"{v:.1f}" for v in row.published.values()) for of, row in found.benchmarks.items()}
+        if name in PUBLISHED:
+            assert rows == PUBLISHED[name]
+            continue
+        for benchmark, row in found.benchmarks.items():
+            text = (repository / "all_benchmark_eval" / benchmark / "README.md").read_text()
+            assert get(benchmark).name == benchmark and all(f"{value:g}" in text for value in row.published.values())
+
+
+# ---- what is asked, to the letter ------------------------------------------------------------------------------------
+
+TIMELENS_QUESTION = (
+    "Please find the visual event described by the sentence 'she opens a door', determining its starting and ending "
+    "times. The format should be: 'The event happens in <start time> - <end time> seconds'."
+)
+TIME_R1 = (
+    'To accurately pinpoint the event "she opens a door." in the video, determine the precise time period of the '
+    "event.\n\nOutput your thought process within the <think> </think> tags, including analysis with either specific "
+    "timestamps (xx.xx) or time ranges (xx.xx to xx.xx) in <timestep> </timestep> tags.\n\nThen, provide the start and "
+    'end times (in seconds, precise to two decimal places) in the format "start time to end time" within the <answer> '
+    '</answer> tags. For example: "12.54 to 17.83".'
+)
+DISTIME = (
+    "Give you a textual query: 'she opens a door.'. When does the described content occur in the video? Please return "
+    "the timestamp in seconds."
+)
+D2VLM = (
+    "You are given a video about indoor activities. Watch the video carefully and find a visual event described by the "
+    "sentence: 'she opens a door'. The format of your response should be: 'The event happens in <start time> - <end "
+    "time>'."
+)
+FRAMES = "You are given a video with multiple frames. The numbers before each video frame indicate its sampling "
+ASKED = {
+    "distime_1b": DISTIME, "distime_8b": DISTIME, "d2vlm": D2VLM, "etchat_4b": D2VLM,
+    "qwen2_5_vl_7b": TIMELENS_QUESTION, "qwen3_vl_8b": TIMELENS_QUESTION, "timelens_8b": TIMELENS_QUESTION,
+    "timelens_7b": f"{FRAMES}timestamp (in seconds). {TIMELENS_QUESTION}", "time_r1_7b": TIME_R1,
+}  # fmt: skip
+# 448 x 448 pixels for 10 s: 20 frames, two a group; a token is 28 x 28 or 32 x 32 pixels
+QWEN2_5 = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>[2560 visual tokens]"
+)
+GROUPS = (
+    "0.2",
+    "1.2",
+    "2.2",
+    "3.2",
+    "4.2",
+    "5.5",
+    "6.5",
+    "7.5",
+    "8.5",
+    "9.5",
+)  # frames 0, 2, ..., 18, 21, ..., 39 of 4 a second
+QWEN3 = "".join(f"<{time} seconds><|vision_start|>[196 visual tokens]<|vision_end|>" for time in GROUPS)
+
+
+def question_of(name: str, tmp_path) -> dict:
+    """The line of a question about one moment of Charades or TimeLens-Bench."""
     found = card.read_card(name)
-    benchmark, metric, value = PUBLISHED[name]
-    assert found.benchmarks[benchmark].published[metric] == value
-    assert (
-        re.match(r"python -m (distime|d2vlm)\.convert ", found.model.convert) and found.model.hub in found.model.convert
-    )
-    for benchmark, row in found.benchmarks.items():
-        text = (repository / "all_benchmark_eval" / benchmark / "README.md").read_text()
-        assert get(benchmark).name == benchmark and all(f"{value:g}" in text for value in row.published.values())
+    task = found.task("charades" if "charades" in found.benchmarks else "charades_timelens")
+    truth = {"v": {"duration": 10, "spans": [[1, 2]], "queries": ["she opens a door."]}}
+    if task.name == "charades":
+        truth = {
+            "database": {"v": {"duration": 10, "annotations": [{"label": "she opens a door.", "segment": [1, 2]}]}}
+        }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    return task.questions(task.load(tmp_path / "truth.json"), found.wording)[0]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_question_of_a_card_is_the_published_one(name, tmp_path):
+    assert question_of(name, tmp_path)["conversations"][-1]["value"] == f"<video>\n{ASKED[name]}"
+
+
+def as_released(name: str):
+    """A tiny model with the patches, the template and the room of a card's, and how the card asks it."""
+    kind = KINDS[name][0]
+    vision = BACKBONES[kind]["vision"] | {"patch_size": 14 if kind == "qwen2_5_vl" else 16}
+    data = {"preprocess": {"kind": kind}, "max_length": 30_000}
+    bundle = make_bundle(kind, "text", vision=vision, template=LAYOUTS[kind].template, data=data)
+    return bundle, read_options(card.read_card(name).overrides, bundle.config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, head) in KINDS.items() if head == "text"])
+def test_a_prompt_of_a_card_has_the_released_layout_and_number_of_placeholders(name, tmp_path):
+    bundle, options = as_released(name)
+    write_clip(tmp_path / "v.mp4", 10, seed=0, rate=4, size=448)
+    reader = bundle.reader(tmp_path, options.sampler, options.preprocess)
+    asked = explain(bundle, parse_record(question_of(name, tmp_path), 1, "q.jsonl"), reader, options.generate)
+    seen = {
+        "qwen2_5_vl": f"{QWEN2_5}<|vision_end|>{ASKED[name]}<|im_end|>\n<|im_start|>assistant\n",
+        "qwen3_vl": f"<|im_start|>user\n{QWEN3}{ASKED[name]}<|im_end|>\n<|im_start|>assistant\n",
+    }
+    assert asked.split("\n\n", 1)[1].startswith(seen[KINDS[name][0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),  # of a group of 640 x 360, and where 768 frames have to share; 14,336 or 3,584 tokens a video
+    [("qwen2_5_vl_7b", (13 * 23, 6 * 10)), ("qwen3_vl_8b", (11 * 20, 6 * 10)), ("time_r1_7b", (13 * 23, 8 * 15))],
+)
+def test_frames_have_the_pixels_of_the_published_run(name, tokens):
+    preprocess = as_released(name)[1].preprocess
+    for frames, count in zip((20, 768), tokens, strict=True):
+        height, width = preprocess.frame_size(360, 640, frames)
+        assert height * width // preprocess.factor**2 == count
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_tiny_model_goes_through_every_card(name, data, tmp_path, capsys):
+    backbone, head = KINDS[name]
+    make_bundle(backbone, head).save(tmp_path / "model")
+    first = next(iter(card.read_card(name).benchmarks))
+    less = LESS if backbone in ("qwen2_5_vl", "qwen3_vl") else ()
+    arguments = [name, str(tmp_path / "model"), "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, *less]
+    assert card.main([*arguments, "--benchmarks", first]) == 0
+    written = json.loads((tmp_path / "out/card.json").read_text())
+    scores = json.loads((tmp_path / "out" / first / "scores.json").read_text())["protocols"]["published"]
+    assert {row["metric"] for row in written["rows"][first]} <= scores["metrics"].keys() and written["rows"][first]
+    said = capsys.readouterr().out
+    assert all(line[:40] in said for line in written["differs"])
+    assert all(row["published"] is not None or row["difference"] is None for row in written["rows"][first])
 
 
 def test_ours_stand_beside_the_published_numbers(data, model, tmp_path, capsys):
-    small = ["--device", "cpu", "--batch-size", "8", "generate.max_new_tokens=4"]
-    arguments = ["distime_1b", str(model), "--data", str(data), "--output", str(tmp_path), *small]
+    arguments = ["distime_1b", str(model), "--data", str(data), "--output", str(tmp_path), *SMALL]
     assert card.main([*arguments, "--benchmarks", "charades,longvideobench"]) == 0
     written = json.loads((tmp_path / "card.json").read_text())
     scores = json.loads((tmp_path / "charades/scores.json").read_text())
@@ -57,8 +203,7 @@ def test_ours_stand_beside_the_published_numbers(data, model, tmp_path, capsys):
 
 
 def test_every_metric_of_a_card_is_printed_by_its_benchmark(data, model, tmp_path):
-    small = ["--device", "cpu", "--batch-size", "8", "generate.max_new_tokens=4"]
-    assert card.main(["distime_8b", str(model), "--data", str(data), "--output", str(tmp_path), *small]) == 0
+    assert card.main(["distime_8b", str(model), "--data", str(data), "--output", str(tmp_path), *SMALL]) == 0
     rows = json.loads((tmp_path / "card.json").read_text())["rows"]
     missing = [(name, row["metric"]) for name, numbers in rows.items() for row in numbers if row["ours"] is None]
     assert set(rows) == set(card.read_card("distime_8b").benchmarks) and not missing
@@ -67,20 +212,32 @@ def test_every_metric_of_a_card_is_printed_by_its_benchmark(data, model, tmp_pat
 def test_a_benchmark_without_data_is_named_and_the_others_go_on(data, model, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/charades").symlink_to(data / "charades")
-    small = ["--device", "cpu", "generate.max_new_tokens=2", "--benchmarks", "anet,charades"]
-    arguments = ["distime_1b", str(model), "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *small]
-    assert card.main(arguments) == 1
+    chosen = ["--benchmarks", "anet,charades"]
+    arguments = ["distime_1b", str(model), "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *SMALL]
+    assert card.main([*arguments, *chosen]) == 1
     assert "error: anet: " in (said := capsys.readouterr()).err and "all_benchmark_eval/anet/README.md" in said.err
     assert list(json.loads((tmp_path / "out/card.json").read_text())["rows"]) == ["charades"]
+
+
+def test_a_card_without_any_data_is_one_message_that_says_what_to_get(model, tmp_path, capsys):
+    (tmp_path / "data/charades").mkdir(parents=True)
+    (tmp_path / "data/charades/charades_sta_test.txt").write_text("v 0 1##it.")
+    arguments = ["distime_1b", str(model), "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *SMALL]
+    assert card.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: --data: none of the card's data are there. charades: ")
+    assert said.err.count("\n") == 1 and not said.out and not (tmp_path / "out/card.json").exists()
+    assert "charades/videos: no such folder; get charades_sta_test.txt and the 480 p videos of Charades" in said.err
+    assert "no val_2.json" in said.err and "all_benchmark_eval/longvideobench/README.md" in said.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["nothing"], "there is no card 'nothing'; there are distime_1b, distime_8b"),
+        (["nothing"], "there is no card 'nothing'; there are d2vlm, distime_1b"),
         (
             ["distime_1b", "none"],
-            "none: no such checkpoint; get UserJoseph/DisTime-1B from the hub (licence: see its card",
+            "none: no such checkpoint; get UserJoseph/DisTime-1B from the hub (about 2 GB; licence: see its card",
         ),
         (["distime_1b", "generate.seed=1"], "checkpoints/distime_1b: no such checkpoint"),
         (["distime_1b", ".", "--benchmarks", "videomme"], "--benchmarks: distime_1b has no videomme; it has charades"),
@@ -98,8 +255,8 @@ def test_what_cannot_begin_is_one_line_that_says_what_to_get(arguments, why, tmp
     [
         ("wording: french", "wording 'french' is not one of"),
         ("wordin: distime", "wordin: unknown key; did you mean"),
-        ("benchmarks: {charades: {variant: mine, published: {}}}", "charades: no variant 'mine'"),
-        ("benchmarks: {nothing: {variant: mine, published: {}}}", "unknown benchmark 'nothing'"),
+        ("benchmarks: {charades: {variant: mine, data: x}}", "charades: no variant 'mine'"),
+        ("benchmarks: {nothing: {variant: mine, data: x}}", "unknown benchmark 'nothing'"),
     ],
 )
 def test_a_card_that_says_something_unknown_is_refused(change, why, tmp_path, capsys, monkeypatch):

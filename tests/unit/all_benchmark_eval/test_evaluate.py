@@ -53,6 +53,12 @@ class Answerer:
         return 0
 
 
+def test_results_of_a_name_on_the_hub_need_a_place(capsys):
+    """``lab/name/evaluation`` would be a folder that wins over the name the next time."""
+    assert evaluate.main(["lab/name", "--benchmarks", "charades", "--data", "none"]) == 2
+    assert "--output: needed, as lab/name is no folder to put results beside" in capsys.readouterr().err
+
+
 def true_answer(line: dict) -> tuple[str, list]:
     """What is right for every benchmark of ``tests.benchmark_data``."""
     text = line["conversations"][-1]["value"]

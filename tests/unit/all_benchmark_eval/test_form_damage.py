@@ -114,7 +114,7 @@ DAMAGED = [
     ("charades", [{"pred_relevant_windows": 3, "vid": "AAA", "query": "a door."}], "is not a list"),
     ("charades", {"AAA/a door.": "1 - 2", "AAA/a cat.": 3}, "'AAA/a cat.': the answer is not a text"),
     ("charades", [{"id": "nobody", "text": "1 - 2"}], "no question of the annotations has the id 'nobody'"),
-    ("charades", lines({"doc_id": 0, "target": 1, "filtered_resps": ["x"]}), "no 'doc'"),
+    ("charades", lines({"doc_id": 0, "target": 1, "filtered_resps": ["x"]}), "neither 'doc' nor a metric says"),
     ("charades", '{"a": 1}\n{"b"', ":2: not JSON"),
     ("anet", {"results": {"AAA.mp4-0": {"timestamp": []}, "AAA-0": {"timestamp": []}}}, "stands twice"),
     ("anet", {"results": {"AAA-9": {"timestamp": []}}}, "no sentence of the annotations"),

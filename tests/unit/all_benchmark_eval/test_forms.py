@@ -47,6 +47,28 @@ def test_no_form_of_the_moment_benchmarks_is_left_out():
         assert own | {form.name for form in ANSWERS[1:]} == set(FILES[name])
 
 
+def sample(number: int, text: str, metric: dict, name: str = "x_mIOU") -> dict:
+    """A line as lmms-eval 0.7 logs it, without the document; every metric has an entry."""
+    return {"doc_id": number, "target": "", "filtered_resps": text, "doc_hash": "ab", name: metric, "input": "When?"}
+
+
+def test_samples_without_documents_are_found_by_what_a_metric_logs(tmp_path):
+    asked = [("AAA.mp4>>>a door.>>>[10, 20]", "From 10 to 20 s."), ("BBB.mp4>>>a cat.>>>[[0, 5]]", "From 0 to 2.5 s.")]
+    given = lines(*(sample(7 + i, text, {key: text}) for i, (key, text) in enumerate(asked)))
+    for name, truth in TRUTHS.items():
+        if name != "qvhighlights":
+            found = scored(name, next(iter(truth.values())), given, tmp_path, protocols=["corrected"])["corrected"]
+            assert found["metrics"]["mIoU"] == pytest.approx(50) and found["counts"]["missing"] == 1
+    entries = [{"question_id": q["question_id"], "duration": "short", "pred_answer": "B"} for q in (OTHER, ASKED)]
+    given = lines(*(sample(i, "B", entry, "videomme_score") for i, entry in enumerate(entries)))
+    assert scored("videomme", [VIDEO | ASKED, VIDEO | OTHER], given, tmp_path)["published"]["metrics"]["accuracy"] == 50
+    truth = {"qid": "q", "video_id": "v", "source_corpus": "LVBench", "question": "When?"}
+    truth = [truth | {"correct_interval": [0, 8], "video_duration_s": 9.0}]
+    logged = {"qid": "q", "video_id": "v", "pred_raw": "4 - 8", "pred_interval": [4, 8], "gt": [0, 8]}
+    found = scored("extremewhenbench", truth, [sample(0, "4 - 8", logged)], tmp_path)
+    assert found["published"]["metrics"]["mIoU"] == pytest.approx(50)
+
+
 # ---- dense captions --------------------------------------------------------------------------------------------------
 
 

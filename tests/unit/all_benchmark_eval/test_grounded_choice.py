@@ -1,8 +1,4 @@
-"""ReXTime and CG-Bench: multiple choice with its moments, by hand and against a second reading of each script.
-
-``second_*`` go through one question after the other with plain numbers; they were written from the descriptions of the
-scripts, not from ``metrics/grounded.py``.
-"""
+"""ReXTime and CG-Bench: multiple choice with its moments, by hand and against a second reading (second_reading.py)."""
 
 import random
 from fractions import Fraction
@@ -14,6 +10,7 @@ from all_benchmark_eval.benchmark import BenchmarkError, get
 from all_benchmark_eval.forms import Content
 from tests.answers import answer_line
 from tests.form_files import lines, scored, write
+from tests.second_reading import COUNT, LENGTH, LIMITS, SEEDS, cells, iou, odd_answers, odd_truths, single, turned
 
 LONG = "abcdefghijk_0.0_150.0"  # a video of QVHighlights
 OPTIONS = ["he sings", "she runs", "a dog", "rain"]
@@ -145,96 +142,92 @@ def test_annotations_that_say_something_else_are_refused(name, rows, why, tmp_pa
 
 # ---- a second reading ------------------------------------------------------------------------------------------------
 
-LETTERS = "ABCD"
+CHOICES = {  # text -> the letters that CG-Bench's script sees, the one that VideoMind's sees, the one that it says
+    "A": ("A", "A", "A"), "(B)": ("B", "B", "B"), "C. a dog": ("C", "C", "C"), "C. rain": ("C", "C", ""),
+    "d": ("", "D", "D"),
+    '```json\n{"result": "B"}\n```': ("B", "", "B"), '```json\n{"result": C}\n```': ("C", "", "C"),
+    "A, B": ("AB", "A", ""), "I cannot say.": ("", "", ""), "": ("", "", ""),
+}  # fmt: skip
 
 
-def seconds_of(spans):
-    """The whole seconds that spans cover, as a set: what merging them means."""
-    return {second for start, end in spans for second in range(start, end)}
+def means(columns: dict) -> dict[str, float]:
+    return {name: 100 * float(np.mean([float(value) for value in column])) for name, column in columns.items()}
 
 
-def second_cgbench(answers, truths):
-    long, rec, both, miou = [], [], [], []
-    for (spans, text), (clues, right) in zip(answers, truths, strict=True):
-        letters = [word for word in text.replace(",", " ").split() if word in LETTERS]
-        good = right in letters
-        if spans:
-            ours, true = seconds_of(spans), seconds_of(clues)
-            iou = Fraction(len(ours & true), len(ours | true)) if ours | true else Fraction(0)
-            miou.append(float(iou))
-            rec.append(sum(iou >= Fraction(t, 10) for t in range(1, 6)) / 5)
-        if letters:
-            long.append(good)
-        if spans and letters:
-            both.append(rec[-1] * good)
-    return {"long-acc": long, "mIoU": miou, "rec@IoU": rec, "acc@IoU": both}
+@SEEDS
+def test_rextime_holds_the_first_window_against_the_true_one(seed, tmp_path):
+    rng = random.Random(seed)
+    truths = odd_truths(rng)
+    answers, texts = odd_answers(rng, truths), [rng.choice(list(CHOICES)) for _ in truths]
+    right = [rng.choice("ABCD") for _ in truths]
+    rows = [
+        {
+            "vid": f"v_{i:011d}",
+            "question": f"q{i}",
+            "options": OPTIONS,
+            "ans": ans,
+            "span": true,
+            "duration": LENGTH,
+            "qid": f"r{i}",
+        }
+        for i, (true, ans) in enumerate(zip(truths, right, strict=True))
+    ]
+    there = [i for i, pairs in enumerate(answers) if pairs is not None]
+    said = lines(*({"qid": f"r{i}", "pred_relevant_windows": answers[i], "ans": texts[i]} for i in there))
+    found = scored("rextime", rows, said, tmp_path, variant="all")
+    ious = [iou(answers[i][0], truths[i]) if answers[i] else Fraction(0) for i in there]
+    for script, place in (("rextime", 2), ("videomind", 1)):
+        good = [CHOICES[texts[i]][place] == right[i] for i in there]
+        columns = {name: [value >= limit for value in ious] for name, limit in LIMITS.items()} | {"Acc": good}
+        columns["mIoU"] = list(map(single if script == "videomind" else float, ious))
+        columns["Acc@IoU0.5"] = [mark and value >= Fraction(1, 2) for mark, value in zip(good, ious, strict=True)]
+        assert found[f"published {script}"]["metrics"] == pytest.approx(means(columns), abs=1e-9), script
 
 
-def second_videomind(answers, truths):
-    long, rec, both, miou = [], [], [], []
-    for (spans, text), (clues, right) in zip(answers, truths, strict=True):
-        shared, total = 0, sum(e - s for s, e in clues)
-        for start, end in spans[:1]:
-            shared = sum(max(0, min(end, e) - max(start, s)) for s, e in clues)
-            total += end - start
-        union = total - shared if spans else 1
-        iou = Fraction(shared, union) if union else Fraction(0)
-        miou.append(float(np.float32(iou.numerator) / np.float32(iou.denominator)))
-        rec.append(sum(iou >= Fraction(t, 10) for t in range(1, 6)) / 5)
-        long.append(text[:1] == right)
-        both.append(rec[-1] * long[-1])
-    return {"long-acc": long, "mIoU": miou, "rec@IoU": rec, "acc@IoU": both}
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_cgbench_on_300_odd_answers(seed, tmp_path):
-    rng, rows, answers, truths = random.Random(seed), [], [], []
-    for i in range(300):
-        clues, at = [], 0
-        for _ in range(rng.randint(1, 3)):
-            at += rng.randint(1, 9)
-            clues.append([at, at + 10])
-            at += 10
-        spans = [
-            rng.choice([clues[0], [clues[0][0], clues[0][0] + rng.randint(0, 10)], sorted(rng.sample(range(60), 2))])
-            for _ in range(rng.randrange(4))
-        ]
-        right, text = rng.choice(LETTERS), ", ".join(rng.choices(LETTERS, k=rng.randrange(3))) or "none"
-        rows.append(CG[0] | {"qid": i, "video_uid": f"u{i}", "clue_intervals": clues, "right_answer": right})
-        answers.append((spans, text))
-        truths.append((clues, right))
-    said = lines(*({"qid": i, "pred": spans, "conf": [], "response": text} for i, (spans, text) in enumerate(answers)))
+@SEEDS
+def test_cgbench_holds_all_spans_against_all_clues(seed, tmp_path):
+    rng = random.Random(seed)
+    clues = [
+        turned([[s, s + 10 * rng.randrange(1, 4)] for s in rng.sample(range(0, 150, 10), rng.randint(1, 3))])
+        for _ in range(COUNT)
+    ]
+    answers = odd_answers(rng, [own[0] for own in clues])
+    answers = [pairs and turned(pairs) for pairs in answers]
+    texts, right = [rng.choice(list(CHOICES)) for _ in clues], [rng.choice("ABCD") for _ in clues]
+    rows = [
+        {
+            "qid": i,
+            "video_uid": f"u{i}",
+            "question": f"q{i}",
+            "choices": OPTIONS,
+            "right_answer": ans,
+            "clue_intervals": own,
+        }
+        for i, (own, ans) in enumerate(zip(clues, right, strict=True))
+    ]
+    there = [i for i, pairs in enumerate(answers) if pairs is not None]
+    said = lines(*({"qid": i, "pred": answers[i], "conf": [], "response": texts[i]} for i in there))
     found = scored("cgbench", rows, said, tmp_path, variant="all")
-    for name, second in (("cgbench", second_cgbench), ("videomind", second_videomind)):
-        expected = {metric: 100 * float(np.mean(values)) for metric, values in second(answers, truths).items()}
-        assert found[f"published {name}"]["metrics"] == pytest.approx(expected, abs=1e-9), name
 
+    def share(value: Fraction) -> Fraction:
+        return Fraction(sum(value >= Fraction(t, 10) for t in range(1, 6)), 5)
 
-@pytest.mark.parametrize("seed", range(3))
-def test_rextime_on_300_odd_answers(seed, tmp_path):
-    rng, rows, said, ious, right = random.Random(seed), [], [], [], []
-    for i in range(300):
-        start = rng.randrange(50)
-        end = start + 10 * rng.randint(0, 2)
-        rows.append(REX[0] | {"qid": i, "question": f"q{i}", "span": [start, end], "ans": rng.choice(LETTERS)})
-        windows = [
-            rng.choice([[start, end], [end, start], [start, start + rng.choice([3, 5, 7])], [0, 99], [start, start]])
-            for _ in range(rng.randint(0, 3))
-        ]
-        if rng.random() < 0.1:
-            continue
-        answer = rng.choice(LETTERS)
-        said.append({"qid": i, "pred_relevant_windows": windows, "ans": answer})
-        s, e = windows[0] if windows else (0, 0)
-        hull = max(e, end) - min(s, start)
-        shared = max(0, min(e, end) - max(s, start))
-        ious.append(Fraction(shared, hull) if windows and hull else Fraction(0))
-        right.append(answer == rows[-1]["ans"])
-    expected = {f"R1@0.{t}": np.mean([iou >= Fraction(t, 10) for iou in ious]) for t in (3, 5, 7)}
-    expected |= {"mIoU": np.mean([float(iou) for iou in ious]), "Acc": np.mean(right)}
-    expected["Acc@IoU0.5"] = np.mean([good and iou >= Fraction(1, 2) for good, iou in zip(right, ious, strict=True)])
-    found = scored("rextime", rows, lines(*said), tmp_path, variant="all")
-    single = {"mIoU": np.mean([float(np.float32(float(iou))) for iou in ious])}
-    for name, more in (("rextime", {}), ("videomind", single)):
-        values = {metric: 100 * float(value) for metric, value in (expected | more).items()}
-        assert found[f"published {name}"]["metrics"] == pytest.approx(values, abs=1e-9), name
+    own = {"long-acc": [], "mIoU": [], "rec@IoU": [], "acc@IoU": []}  # of CG-Bench: what it reads
+    other = {name: [] for name in own}  # of VideoMind: the first span, every question in the file
+    for i in there:
+        ours, true = (set().union(*map(cells, pairs)) for pairs in (answers[i], clues[i]))
+        value, (letters, first, _) = Fraction(len(ours & true), len(ours | true)), CHOICES[texts[i]]
+        good, told = right[i] in letters, bool(letters)
+        own["mIoU"] += [value] * bool(answers[i])
+        own["rec@IoU"] += [share(value)] * bool(answers[i])
+        own["long-acc"] += [good] * told
+        own["acc@IoU"] += [share(value) * good] * (told and bool(answers[i]))
+        shared = sum(len(cells(answers[i][0]) & cells(clue)) for clue in clues[i]) if answers[i] else 0
+        whole = sum(e - s for s, e in [*clues[i], *answers[i][:1]]) - shared
+        value = Fraction(shared, whole) if whole else Fraction(0)
+        other["mIoU"].append(single(value))
+        other["rec@IoU"].append(share(value))
+        other["long-acc"].append(first == right[i])
+        other["acc@IoU"].append(share(value) * (first == right[i]))
+    assert found["published cgbench"]["metrics"] == pytest.approx(means(own), abs=1e-9)
+    assert found["published videomind"]["metrics"] == pytest.approx(means(other), abs=1e-9)

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from all_benchmark_eval import score as score_command
 from all_benchmark_eval.benchmark import BenchmarkError, find_annotations, read_answers
 from all_benchmark_eval.moving_shapes import task
 from quickstart import clips
@@ -212,7 +213,12 @@ def test_the_command_scores_a_file(tmp_path, items, capsys):
     assert scores["mIoU"] == 0.5
     assert scores["counts"]["grounding"] == {"scored": 1, "unparsed": 0, "missing": 1}
     printed = capsys.readouterr().out
-    assert "mIoU" in printed and "50.0" in printed
+    assert "mIoU" in printed and "0.5000" in printed and "fraction" in printed
+    given = [part for name, file in paths.items() for part in (f"--{name}", str(tmp_path / file))][:4]
+    assert (
+        score_command.main(["moving_shapes", *given, "--wording", "plain", "--output", str(tmp_path / "s.json")]) == 0
+    )
+    assert "0.5000" in (printed := capsys.readouterr().out) and "fraction" in printed  # in the same unit
 
 
 def test_the_command_refuses_answers_to_other_questions(tmp_path, items, capsys):

@@ -1,6 +1,7 @@
 """The page of many runs: its numbers are those of the score files, and each picture and table is there."""
 
 import html
+import json
 import re
 
 import numpy as np
@@ -10,6 +11,8 @@ from all_benchmark_eval import report
 from all_benchmark_eval.metrics.moments import Moments
 from all_benchmark_eval.score import score_file
 from tests.form_files import ASKED, OTHER, VIDEO, write
+from tests.models import write_lines
+from videollm.common.answers import AnswerLine
 
 SPANS = [[0, 2], [0, 4], [10, 20], [50, 90]]
 TRUTH = {f"v{i}": {"duration": 100, "spans": [span], "queries": [f"q{i}"]} for i, span in enumerate(SPANS)}
@@ -109,3 +112,33 @@ def test_what_is_no_run_is_one_line_and_status_2(paths, why, tmp_path, capsys):
     assert report.main([*given, "--output", str(tmp_path / "page")]) == 2
     said = capsys.readouterr().err
     assert why in said and said.count("\n") == 1
+
+
+def test_with_the_data_all_answers_are_in_pages_and_the_worst_are_linked(tmp_path):
+    runs = [scored(tmp_path, "one", [0.5, 0.25, 1, None]), scored(tmp_path, "two", [1, 0.5, 1, 0.8])]
+    ids, quiet = [f"v{i}-0" for i in range(4)], page(tmp_path, *runs)
+    assert not (tmp_path / "page/answers").exists() and "<h2>Answers, " not in quiet
+    for run, share in zip(runs, (0.5, 1.0), strict=True):
+        folder = run / "charades_timelens"
+        asked = [{"from": "human", "value": "<video>\nwhen?"}]
+        questions = [{"id": name, "video": f"{name[:2]}.mp4", "conversations": asked} for name in ids]
+        spans = [[s, s + (e - s) * share] for s, e in SPANS]
+        answers = [AnswerLine(id=name, text="", spans=[span]).to_json() for name, span in zip(ids, spans, strict=True)]
+        for name, lines in (("questions", questions), ("answers", answers)):
+            write_lines(folder / f"{name}.jsonl", lines)
+    root = tmp_path / "data"
+    words = [*map(str, runs), "--output", str(tmp_path / "page"), "--resamples", "50", "--data", str(root)]
+    assert report.main(words) == 0
+    text = (tmp_path / "page/index.html").read_text(encoding="utf-8")
+    links = re.findall(r'<a href="([^"]+)">([^<]+)</a>', text.partition("<h2>Answers, Charades-TimeLens</h2>")[2])
+    address = "answers/charades_timelens/index.html"
+    assert links[0] == (address, "all of one and two")
+    assert links[1:3] == [
+        (f"{address}#id=v3-0", "v3-0: IoU 0.00 of one"),
+        (f"{address}#id=v1-0", "v1-0: IoU 0.25 of one"),
+    ]
+    script = (tmp_path / "page/answers/charades_timelens/answers.js").read_text()
+    data = json.loads(script.partition("VIEW = ")[2].rstrip(";\n"))
+    assert [row["truth"] for row in data["rows"]] == [[span] for span in SPANS]
+    assert [[answer["iou"] for answer in row["answers"]] for row in data["rows"]] == [[0.5, 1.0]] * 4
+    assert data["videos"][0]["url"] == (root / "TimeLens-Bench/videos/charades/v0.mp4").as_uri()

@@ -120,4 +120,4 @@ def test_the_command_merges_and_extracts(made, tmp_path, capsys):
     assert set(found) == set(before) and all(found[name].equal(before[name]) for name in found)
     capsys.readouterr()
     assert main([str(made / "base"), str(tmp_path / "b")]) == 2
-    assert "has no adapters; nothing is to be done" in capsys.readouterr().err
+    assert "has no adapters, so there is nothing to do" in capsys.readouterr().err

@@ -75,6 +75,20 @@ def test_a_tokenizer_of_a_name_is_taken_for_a_model_of_parts(stand_in, tmp_path)
     assert len(load_tokenizer("lab/words", "model.tokenizer")) == len(load_tokenizer(tokenizer_folder(), "x"))
 
 
+def test_a_language_model_and_a_tower_are_taken_from_names(stand_in, tmp_path):
+    source = make_bundle("internvl", "text")
+    for part, kept in (("language", source.model.language_model), ("tower", source.model.vision_tower)):
+        kept.save_pretrained(tmp_path / part)
+        stand_in.models[f"lab/{part}"] = {"main": tmp_path / part}
+    names = {"language_weights": "lab/language", "vision_weights": "lab/tower"}
+    made = make_bundle("internvl", "text", language={}, **names).model
+    for old, new in (
+        (source.model.language_model, made.language_model),
+        (source.model.vision_tower, made.vision_tower),
+    ):
+        assert all(torch.equal(tensor, new.state_dict()[name]) for name, tensor in old.state_dict().items())
+
+
 def test_convert_takes_a_name(model, tmp_path, capsys):
     assert convert.main([model, str(tmp_path / "made")]) == 2
     assert "already a checkpoint of this project" in capsys.readouterr().err

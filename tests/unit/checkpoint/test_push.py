@@ -100,11 +100,11 @@ def test_what_is_missing_or_half_is_one_line_with_the_remedy(trained, stand_in, 
         ((final, "lab/moments"), "--licence: under which licence may others use the weights? Give it: apache-2.0, "),
         ((final, "moments", *licence), "OWNER/NAME: 'moments' is no name of a model on the hub"),
         ((final, "lab/a b", *licence), "OWNER/NAME: 'lab/a b' is no name"),
-        ((tmp_path / "none", "lab/moments", *licence), "none: no such folder; give that of a trained model"),
+        ((tmp_path / "none", "lab/moments", *licence), "none: no such folder; give the folder of a trained model"),
         ((tmp_path / "empty", "lab/moments", *licence), "no config.json; give the folder of a trained model"),
         ((half, "lab/moments", *licence), "checkpoint-9: no manifest.json, so it was not written to the end"),
         ((torn, "lab/moments", *licence), "1 files are missing or have another size, first model.safetensors"),
-        ((adapters, "lab/moments", *licence), "which others lack; first python -m videollm.checkpoint "),
+        ((adapters, "lab/moments", *licence), "which others lack; first videollm checkpoint "),
         (
             (final, "lab/moments", *licence, "--scores", tmp_path / "s.json"),
             "s.json is no file of scores (it has ",
@@ -112,6 +112,8 @@ def test_what_is_missing_or_half_is_one_line_with_the_remedy(trained, stand_in, 
     ):
         status, out, err = told(capsys, *words)
         assert (status, out) == (2, "") and message in err and err.count("error: ") == 1, (message, err)
+    status, _, err = told(capsys, half, "moments")
+    assert status == 2 and all(part in err for part in ("--licence: ", "OWNER/NAME: ", "no manifest.json"))  # at once
     stand_in.shutdown()
     stand_in.server_close()
     status, _, err = told(capsys, final, "lab/moments", *licence)

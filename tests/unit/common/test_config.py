@@ -92,7 +92,7 @@ def test_an_override_may_hold_equal_signs_and_bad_yaml():
         (b"", "mapping"),
         (b"\xff\xfe\x00a", "UTF-8"),
         (b"a: 1\nb: {c: 1, d: 2,\n  c: 3}", "c stands twice"),
-        (b"a: " + b"[" * 5000 + b"]" * 5000, "within each other"),
+        (b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply"),
     ],
 )
 def test_a_yaml_error_names_the_file(tmp_path, text, word):

@@ -245,7 +245,7 @@ def test_a_reference_takes_its_own_preference_off(bundle, objective, tmp_path):
 def test_a_reference_of_another_kind_is_refused(bundle, objective, tmp_path):
     make_bundle("llama", "text" if bundle.config.head["name"] != "text" else "distime").save(tmp_path / "other")
     own = objective(reference=str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match=r"train\.objective\.reference.*other head, .*tokens"):
+    with pytest.raises(ConfigError, match=r"train\.objective\.reference.*differs .* head, .*tokens"):
         own.prepare(bundle, settings("internvl", "text"))
 
 

@@ -314,11 +314,11 @@ def test_command_writes_records_and_a_report(annotations, tmp_path, capsys, layo
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--output", "{}/x.txt"], "has another ending than .json and .jsonl"),
+        (["--output", "{}/x.txt"], "must end in .json or .jsonl"),
         (["--output", "/proc/no/x.json"], "cannot write to /proc/no/x.json"),
         (["--output", "{}/x.json", "per_rekord=1"], "did you mean per_record"),
         (["--output", "{}/x.json", "per_record=0"], "not one of 3 records gets a rejected answer"),
-        (["--output", "{}/x.json", "--packed", "p.pt"], "give the tokenizer"),
+        (["--output", "{}/x.json", "--packed", "p.pt"], "give their tokenizer"),
         (["--output", "{}/x.json", "--answers", "{}/none.jsonl"], "none.jsonl"),
         (["--output", "{}/x.json", "--config", "{}/none.yaml"], "cannot read the config file"),
     ],

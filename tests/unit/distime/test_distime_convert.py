@@ -379,7 +379,9 @@ def test_a_target_that_holds_something_is_left_alone(official, tmp_path):
 
 def test_a_name_that_is_no_folder_and_cannot_be_fetched_is_one_line(tmp_path, capsys):
     assert main(["nobody/nothing", str(tmp_path / "x")]) == 2
-    assert "nobody/nothing: no such folder, and it cannot be fetched from the hub" in capsys.readouterr().err
+    assert (
+        "nobody/nothing: no such folder, HF_HUB_OFFLINE is set and the hub's cache lacks it" in capsys.readouterr().err
+    )
     assert main(["not a folder", str(tmp_path / "x")]) == 2
     assert "no hub name (owner/model) either" in capsys.readouterr().err
 

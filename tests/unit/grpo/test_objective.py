@@ -66,6 +66,32 @@ def test_the_loss_is_minus_advantage_times_log_probability(bundle, tmp_path, ave
     assert loss_of(bundle, own, batch) == pytest.approx(wanted.item(), rel=1e-4)
 
 
+def test_a_roll_out_that_is_used_again_counts_ratios_as_far_as_they_may(tmp_path):
+    """By hand: ratios 2, 1.1, 0.5 and 0.5 with advantages 1, 1, 1 and -1; of the last the loss counts 0.8."""
+    ratio, advantage = torch.tensor([2.0, 1.1, 0.5, 0.5]), torch.tensor([1.0, 1.0, 1.0, -1.0])
+    drawn = torch.tensor([-1.0, -2.0, -0.5, -3.0])
+    for high, wanted in ((None, 1.2 + 1.1 + 0.5 - 0.8), (0.28, 1.28 + 1.1 + 0.5 - 0.8)):
+        own = GRPO(GRPOOptions(updates=2, clip_high=high))
+        now = (drawn + ratio.log()).requires_grad_()
+        found = own.earned(now, drawn, advantage)
+        assert found.item() == pytest.approx(wanted)
+        (gradient,) = torch.autograd.grad(found, now)
+        torch.testing.assert_close(gradient, torch.tensor([0.0, 1.1, 0.5, 0.0]))
+
+
+def test_the_second_update_trains_on_the_same_roll_out(bundle, tmp_path):
+    own = objective(bundle, tmp_path, updates=2)
+    first, again, anew = (own.made([questions(bundle, NAMES)], step) for step in range(3))
+    assert again is first and anew[0] is not first[0]
+    grads = []
+    for updates in (1, 2):
+        own.options.updates = updates
+        loss = own.sums(bundle.model, first[0], bundle.model.read(first[0]))[0]["grpo"]
+        grads.append(torch.autograd.grad(loss, [p for p in bundle.model.head.parameters() if p.requires_grad]))
+    for one, two in zip(*grads, strict=True):  # where nothing has changed yet, a ratio's gradient is the logarithm's
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
 def test_advantages_are_rewards_less_their_groups_mean_or_in_its_spread(bundle, tmp_path):
     own, batch, *_ = rolled(bundle, tmp_path)
     rewards = torch.stack([torch.as_tensor(group.rewards) for group in own.rollouts.last]).float()
@@ -197,6 +223,8 @@ def test_records_that_no_reward_speaks_of_are_named_and_counted():
     GRPO(GRPOOptions(rewards={"f1": 1.0, "format": 0.1})).check(records, settings("internvl", "text"))
     with pytest.raises(ConfigError, match=r"train\.objective\.kl: from what\?"):
         GRPO(GRPOOptions(kl=0.1)).check(records[:1], settings("internvl", "text"))
+    with pytest.raises(ConfigError, match=r"train\.save_every: 5 is no multiple of train\.objective\.updates=2"):
+        GRPO(GRPOOptions(updates=2)).check(records[:1], settings("internvl", "text", {"save_every": 5}))
     with pytest.raises(ConfigError, match=r"data\.pack"):
         GRPO(GRPOOptions()).check(records[:1], settings("internvl", "text", data={"pack": True}))
 
@@ -218,6 +246,8 @@ def test_a_head_that_does_not_draw_is_refused(bundle, tmp_path, monkeypatch):
         ({"word_weight": 0, "span_weight": 0}, r"word_weight, span_weight: both are 0"),
         ({"average": "median"}, r"train\.objective\.average: 'median' is not one of 'sum', 'mean', 'decisions'"),
         ({"kl": -0.1}, r"train\.objective\.kl: -0\.1"),
+        ({"clip": 1.0}, r"train\.objective\.clip: 1\.0"),
+        ({"clip_high": 0}, r"train\.objective\.clip_high: 0"),
         ({"group": 8}, r"train\.objective\.group: unknown key"),
     ],
 )

@@ -53,6 +53,19 @@ def test_spans_earn_their_overlap(name, line, spans, wanted):
     assert earned(name, line, answer("", *spans)) == pytest.approx(wanted)
 
 
+def test_what_is_meant_earns_where_other_words_say_it():
+    meaning, spans = "all_benchmark_eval.metrics.rewards:meaning", [(0, 4), (10, 14)]
+    same = earned(meaning, TWO, answer("[0 s - 4 s] a dog runs . [10 s - 14 s] a cat sleeps .", *spans))
+    other_words = earned(
+        meaning, TWO, answer("[0 s - 4 s] one puppy sprints . [10 s - 14 s] this kitten naps .", *spans)
+    )
+    something_else = earned(meaning, TWO, answer("[0 s - 4 s] a red car . [10 s - 14 s] an old tree .", *spans))
+    assert same == pytest.approx(1, abs=1e-5) and same > other_words > something_else + 0.2
+    late = answer("[0 s - 2 s] a dog runs . [10 s - 14 s] a cat sleeps .", (0, 2), (10, 14))
+    assert earned(meaning, TWO, late) == pytest.approx(0.75, abs=1e-5)  # tIoU 0.5 and 1
+    assert not has(record(PLAIN), Rewards.named({meaning: 1.0}, "").terms[meaning][1].needs)
+
+
 def test_times_in_words_count_where_the_head_gives_none():
     assert earned("tiou", ONE, answer("it runs from 4 to 8 seconds.")) == pytest.approx(1 / 3)
     evidence = AnswerLine(id="q", text="so.", spans=[], evidence_spans=[[2.0, 6.0]])

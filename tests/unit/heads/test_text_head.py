@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import videollm.heads.text  # noqa: F401  registers the head
+from tests.models import byte_tokenizer
 from videollm.common.config import ConfigError
 from videollm.data.conversation import SpanMark, Turn
 from videollm.heads import FrameBatch, SpanRefs, build_head
@@ -128,3 +129,24 @@ def test_answers_of_plain_models_are_read_in_any_form_and_cut_at_the_end(text, s
 def test_an_unknown_style_or_one_with_percent_is_refused(options):
     with pytest.raises(ConfigError, match=r"head.style: .* there are qwen2_5_vl, qwen3_vl, timelens, with"):
         build_head({"name": "text", **options}, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("it opens at 28 - 46 percent and again from 50% to 60% .", "percent"),
+        ("2 men, 12.5 to 20.25 seconds; then 30 and 40 s", "seconds"),
+        ("3 people walk tomorrow, 4 run until 5", "seconds"),
+        ("straße 28 – 46 percent", "percent"),
+    ],
+)
+def test_of_an_answer_that_goes_on_nothing_is_told_that_changes(text, unit):
+    """Byte by byte: what was told stays, and all of it is told in the end."""
+    head, tokenizer = build_head({"name": "text", "unit": unit}, 8), byte_tokenizer()
+    ids, told = tokenizer.encode(text, add_special_tokens=False), []
+    whole = head.read(ids, None, tokenizer, 100.0)
+    for end in range(len(ids) + 1):
+        now = head.read_so_far(ids[:end], None, tokenizer, 100.0)
+        told.append(now.text.rstrip("\ufffd"))
+        assert whole.text.startswith(told[-1]) and whole.spans[: len(now.spans)] == now.spans, (text[:end], told[-1])
+    assert told == sorted(told, key=len) and len(set(told)) > 5

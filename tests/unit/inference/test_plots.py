@@ -53,6 +53,26 @@ def test_a_span_without_length_is_seen(tmp_path):
     assert columns_of(pixels(tmp_path / "point.png"), timeline.PALETTE[0]).size
 
 
+def test_spans_that_touch_are_parted(tmp_path):
+    touching = {"truth": {"truth": [[10.0, 20.0], [20.0, 30.0]]}, "predictions": {}}
+    timeline.timeline(tmp_path / "parted.png", **sample(**touching))
+    image = pixels(tmp_path / "parted.png")
+    green = (np.abs(image.astype(int) - [int(timeline.TRUTH[i : i + 2], 16) for i in (1, 3, 5)]) <= 2).all(-1)
+    row = green[green.any(1)][0]  # the upper edge of the bars, above what is written in them
+    bars = np.flatnonzero(np.diff(np.flatnonzero(row)) > 1)
+    assert len(bars) == 1
+
+
+def test_the_answer_is_printed_with_the_numbers_of_its_bars(tmp_path):
+    text = "a circle [1.0 s - 2.5 s] and a square [30.0 s - 40.0 s] ."
+    assert timeline.numbered(text) == "a circle (1) 1.0 – 2.5 s and a square (2) 30.0 – 40.0 s ."
+    for name, texts in (("without", {}), ("with", {"model": text}), ("long", {"model": text * 9})):
+        timeline.timeline(tmp_path / f"{name}.png", **sample(), texts=texts)
+    without, short, long = (pixels(tmp_path / f"{name}.png") for name in ("without", "with", "long"))
+    assert without.shape[0] < short.shape[0] < long.shape[0]
+    assert (short[without.shape[0] - 10 :] < 128).any()  # ink below where the other one ends
+
+
 def test_a_grid_has_a_cell_for_each_sample(tmp_path):
     samples = [sample(title="a $ sign, and a title that is much longer than any picture is wide " * 3)] * 3
     timeline.timeline_grid(tmp_path / "grid.png", samples)
@@ -137,7 +157,7 @@ def test_a_report_escapes_text_and_needs_no_other_file(tmp_path):
     page = Page((tmp_path / "made/report.html").read_text())
     assert not {"script", "i", "link"} & set(page.tags)
     assert len(page.sources) == 1 and page.sources[0].startswith("data:image/png;base64,")
-    for text in ("Report & more", "A < B", "<script>second</script>", "<i>", "0.250", 'a "picture"', "<i>a > b"):
+    for text in ("Report & more", "A < B", "<script>second</script>", "<i>", "0.25", 'a "picture"', "<i>a > b"):
         assert text in page.text.splitlines()
 
 

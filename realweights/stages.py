@@ -1,0 +1,86 @@
+"""The demonstration's commands: what is run with which options. How they run is the quickstart's (its stages.py).
+
+Every stage goes on where an earlier run of it ended: archives, models, clips and towers that are whole stay, training
+resumes from its last checkpoint, and answers that are there are not asked for again.
+"""
+
+import argparse
+
+from quickstart.stages import Stage, command
+from realweights.clips import SPLITS
+
+HEADS = ("evidence", "distime", "text")
+ASKED = ("test", "unseen", "wording")
+# CPU-seconds of one core, measured (docs/realweights.md): a clip, a frame in the tower, a clip in training, an answer.
+CLIP_S, FRAME_S, ITEM_S, ANSWER_S = 0.1, 0.02, 1.2, 0.5
+FRAMES = 32  # of a clip, as in configs/realweights
+
+
+def known(module: str, *words: object, processes: int = 1) -> list[str]:
+    """A command of the repository that knows this package's tower."""
+    return command("realweights.door", module, *words, processes=processes)
+
+
+def prepare_stages(args: argparse.Namespace) -> list[Stage]:
+    """The language model, the clips and the tower of the packages' weights and pictures, one after the other."""
+    out, packages, seed = args.output, args.packages, ("--seed", args.seed)
+    language = ("--gguf", packages / "language", "--output", out / "language", "--reader", packages / "gguf")
+    counts = [f"--{split}={getattr(args, split)}" for split in SPLITS]
+    clips = ("--packages", packages, "--output", out / "data", *counts, *seed)
+    sizes = ("--size", args.size, "--views", args.views, "--steps", args.align_steps)
+    tower = ("--packages", packages, "--language", out / "language", "--output", out / "tower", *sizes, *seed)
+    jobs = {
+        "convert language model": ("realweights.language", *language),
+        "make clips": ("realweights.clips", *clips),
+        "align tower": ("realweights.align", *tower),
+    }
+    return [stage(args, name, command(*words)) for name, words in jobs.items()]
+
+
+def stage(args: argparse.Namespace, name: str, words: list[str]) -> Stage:
+    """A command with its log."""
+    return Stage(name, words, args.output / f"logs/{name.replace(' ', '_')}.txt")
+
+
+def train_stage(args: argparse.Namespace, head: str) -> Stage:
+    """Train one head, or go on with it."""
+    out = args.output
+    values = {
+        "model.vision_weights": out / "tower",
+        "model.vision.image_size": args.size,
+        "model.language_weights": out / "language",
+        "data.train": f"[{out / 'data/train.jsonl'}]",
+        "data.validation": f"[{out / 'data/val.jsonl'}]",
+        "data.videos": out / "data/videos",
+        "data.features": out / "features",
+        "data.preprocess.size": args.size,
+        "train.output": out / head,
+        "train.seed": args.seed,
+    }
+    if args.steps:
+        values["train.steps"] = args.steps
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    words = ("--config", args.configs / f"{head}.yaml", *overrides, *args.overrides)
+    return stage(args, f"train {head}", known("videollm.train", *words, processes=args.processes))
+
+
+def answer_stage(args: argparse.Namespace, head: str) -> Stage:
+    """Answer the questions of all splits by free generation, into one file."""
+    out = args.output
+    files = ("--model", out / head / "final", "--videos", out / "data/videos", "--output", out / head / "answers.jsonl")
+    words = (*files, "--annotations", *(out / f"data/{split}.jsonl" for split in ASKED), "--batch-size", 16)
+    return stage(args, f"answer {head}", known("videollm.infer", *words, processes=args.processes))
+
+
+def costs(args: argparse.Namespace, steps: int, batch: int) -> dict[str, float]:
+    """What each stage will cost a core, in seconds, by the beginning of its name."""
+    clips = {split: getattr(args, split) for split in SPLITS}
+    asked = sum(clips[split] for split in ASKED)
+    features = (clips["train"] + clips["val"]) * FRAMES * FRAME_S / len(args.heads)  # stored by whichever comes first
+    return {
+        "convert language model": 20,
+        "make clips": sum(clips.values()) * CLIP_S,
+        "align tower": 840 * args.views * FRAME_S + 15,
+        "train": features + steps * batch * ITEM_S,
+        "answer": asked * (FRAMES * FRAME_S + 4 * ANSWER_S),
+    }
