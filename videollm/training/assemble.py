@@ -28,7 +28,7 @@ from videollm.inference.plan import room_for_question
 from videollm.model.attention import check_context, check_heads, check_installed
 from videollm.model.backbones import published_sampler
 from videollm.model.connectors import LinearConnector
-from videollm.model.lora import add_lora
+from videollm.model.lora import add_adapters
 from videollm.model.towers import check_numbers
 from videollm.model.tying import check_tie
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
@@ -66,7 +66,7 @@ def assemble(settings: Settings, spread: Spread | None = None) -> Bundle:
     lora = settings.train.lora
     if lora is not None and not bundle.config.lora:
         bundle.config.lora = to_dict(lora)
-        add_lora(bundle.model.language_model, bundle.config.lora)
+        add_adapters(bundle.model, bundle.config.lora)
     elif lora is not None and bundle.config.lora != to_dict(lora):
         raise ConfigError(f"train.lora: the checkpoint has other adapters, {bundle.config.lora}; give the same")
     check_frames(bundle.model)
