@@ -57,6 +57,10 @@ class Noise:
     def __init__(self, bundle: Bundle):
         self.sampler, self.preprocess = Sampler(rule="fps", fps=1.0), bundle.model.preprocess
 
+    def shape(self, name: str, view: object = None) -> tuple[int, int]:
+        """As ``VisualReader.shape``."""
+        return tuple(map(int, name.removesuffix(".mp4").split("-")[1:]))
+
     def video(self, name: str, rng: random.Random | None, view: object = None, limits: tuple = ()) -> Seen:
         """As ``VisualReader.video``."""
         count, height, width = map(int, name.removesuffix(".mp4").split("-"))

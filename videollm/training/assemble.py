@@ -307,6 +307,7 @@ def fill_language(model: VideoLLM, state: dict[str, Tensor], given: ModelSetting
     fill(model.language_model, state, spread)
 
 
+CONNECTOR_FILE = "connector.safetensors"  # beside a tower's weights
 RESIDUAL = (("self_attn", "o_proj"), ("mlp", "down_proj"))
 
 
@@ -335,12 +336,16 @@ def read_start(path: str, key: str) -> dict[str, Tensor]:
 
 
 def load_tower(model: VideoLLM, folder: str) -> None:
-    """Copy a tower's weights from ``folder/model.safetensors``; ConfigError if they do not fit."""
-    path = local(folder, key="model.vision_weights") / "model.safetensors"
-    given, own = read_start(str(path), "model.vision_weights"), model.vision_tower.state_dict()
-    lacks = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
-    need(not lacks, f"model.vision_weights: {path} lacks {', '.join(lacks[:5])}, or has them in another shape")
-    model.vision_tower.load_state_dict(given, strict=False)
+    """Copy a tower's weights from ``folder/model.safetensors``, and those of the connector that it was made with from
+    ``connector.safetensors``, if that is there; ConfigError if they do not fit."""
+    found = local(folder, key="model.vision_weights")
+    for part, path in ((model.vision_tower, found / "model.safetensors"), (model.connector, found / CONNECTOR_FILE)):
+        if part is model.connector and not path.is_file():
+            continue
+        given, own = read_start(str(path), "model.vision_weights"), part.state_dict()
+        lacks = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
+        need(not lacks, f"model.vision_weights: {path} lacks {', '.join(lacks[:5])}, or has them in another shape")
+        part.load_state_dict(given, strict=False)
 
 
 def center_features(model: VideoLLM, path: str) -> None:

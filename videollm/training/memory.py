@@ -28,7 +28,8 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from videollm.batches.batch import PREFIX, Batch, moved
 from videollm.batches.dataset import Item, share_prompt
-from videollm.batches.lengths import BY_TIME, largest_video
+from videollm.batches.lengths import BY_TIME
+from videollm.batches.lengths import video_of as largest_video
 from videollm.batches.prompt import Prompt, Visual
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, check_frames
