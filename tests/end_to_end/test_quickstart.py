@@ -60,7 +60,7 @@ def test_a_native_backbone_learns_the_shapes(head, shapes, tmp_path):
     values = {
         "model.vision_weights": shapes / "tower", "model.word_vectors": shapes / "tower/attributes.safetensors",
         "model.tokenizer": shapes / "tokenizer", "data.train": f"[{shapes / 'data/train.jsonl'}]",
-        "data.validation": "null", "data.videos": shapes / "data/videos", "data.features": shapes / "features",
+        "data.validation": "[]", "data.videos": shapes / "data/videos", "data.features": shapes / "features",
         "train.output": tmp_path / "run", "train.deepspeed": "null", "train.steps": 30, "train.warmup": 2,
         "train.log_every": 5, "train.batch_size": 4,
     }  # fmt: skip

@@ -49,8 +49,8 @@ CELLS = list(product(BACKBONES, HEADS, OBJECTIVES))
 )
 def test_every_head_learns_on_every_backbone_under_every_objective(backbone, head, name, tmp_path):
     bundle = make_bundle(backbone, head)
+    set_trainable(bundle.model, TrainSettings(parts={"vision_tower": PartSettings(train=True)}))
     batch, model = OBJECTIVES[name](bundle, tmp_path), bundle.model.train()
-    set_trainable(model, TrainSettings(parts={"vision_tower": PartSettings(train=True)}))
     optimizer, losses = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 2e-3), []
     for _ in range(30 if name == "supervised" else 8):
         loss = model(batch).loss
