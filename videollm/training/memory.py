@@ -154,12 +154,10 @@ def dry_run(model: VideoLLM, settings: Settings, batch: Batch, zero3: bool = Fal
     live = LiveBytes([*model.parameters(), *model.buffers(), *tensors_of(batch)])
     # Under ZeRO-3 some parts take all at once what they take in chunks elsewhere: they ask whether this object lives.
     told = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}}) if zero3 else None
-    if model.patching is not None:  # the blank that goes through it there is cut by numbers, which shapes have not
-        model.encode_frames = lambda *_: None
-    # Autocast is that of the CPU: of the common layers it only runs norms in bf16 that a GPU's runs in fp32.
-    half = settings.train.precision == "bf16" and settings.train.deepspeed is None
     if model.patching is not None:
         model.vision_tower.plan = with_numbers(model.vision_tower.plan)
+    # Autocast is that of the CPU: of the common layers it only runs norms in bf16 that a GPU's runs in fp32.
+    half = settings.train.precision == "bf16" and settings.train.deepspeed is None
     parts = {"vision tower": model.vision_tower, "connector": model.connector, "language model": model.decoder}
     for name, part in parts.items():
         part.register_forward_pre_hook(lambda *_, name=name: setattr(live, "part", name))
