@@ -1,8 +1,9 @@
 """What batches of videos of several sizes cost on a native backbone: padding, time a token, and the tower once a video.
 
-A small Qwen3-VL with random weights and videos of noise in four shapes. A pass over them in random order and grouped by
-length (as the budget of pixels tells it before a video is open): share of padding, processor time a token that is no
-padding, of forward and backward. Then one video with many questions: answered together, the tower runs once.
+A small Qwen3-VL with random weights and videos of noise in six shapes, two of them far below the budget of pixels. A
+pass over them in random order, grouped by length as the budget alone tells it, and as headers tell it: padding, and
+processor time a token that is none, of forward and backward. Then one video with many questions: answered
+together, the tower runs once.
 
     python -m benchmarks.any_size
 """
@@ -27,7 +28,8 @@ from videollm.model.videollm import VideoLLM, VideoLLMConfig
 from videollm.training.memory import word_bundle
 from videollm.video.sampling import Sampler
 
-SIZES = ((240, 426), (720, 1280), (640, 360), (480, 480))  # height and width of files; the budget makes them smaller
+# Height and width of files; the budget makes all but the last two smaller.
+SIZES = ((240, 426), (720, 1280), (640, 360), (480, 480), (24, 24), (24, 40))
 TOKENS = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
@@ -57,6 +59,10 @@ class Noise:
     def __init__(self, bundle: Bundle):
         self.sampler, self.preprocess = Sampler(rule="fps", fps=1.0), bundle.model.preprocess
 
+    def shape(self, name: str, view: object = None) -> tuple[int, int]:
+        """As ``VisualReader.shape``."""
+        return tuple(map(int, name.removesuffix(".mp4").split("-")[1:]))
+
     def video(self, name: str, rng: random.Random | None, view: object = None, limits: tuple = ()) -> Seen:
         """As ``VisualReader.video``."""
         count, height, width = map(int, name.removesuffix(".mp4").split("-"))
@@ -80,12 +86,13 @@ def records(count: int, draw: random.Random) -> list[Record]:
 def passes(bundle: Bundle, found: list[Record], rows: int) -> None:
     """Padding and time of a pass over ``found`` in batches of ``rows``, in both orders."""
     model, dataset = bundle.model.train(), VideoDataset(found, Noise(bundle), bundle.encoder(), max_length=4096)
-    sizes = item_sizes(dataset, "benchmark").sum(1)
     torch.manual_seed(0)
-    orders = {
-        "random order": torch.randperm(len(dataset)).tolist(),
-        "grouped by length": list(LengthGroupedSampler(dataset, sizes, rows, 1, 0)),
-    }
+    orders = {"random order": torch.randperm(len(dataset)).tolist()}
+    known = dataset.reader.shape
+    for name, shape in (("grouped by the budget of pixels", lambda *_: None), ("grouped by headers", known)):
+        dataset.reader.shape = shape
+        sizes = item_sizes(dataset, "benchmark").sum(1)
+        orders[name] = list(LengthGroupedSampler(dataset, sizes, rows, 1, 0))
     print("| batches of several sizes | padding | processor ms a token |\n|---|---|---|")
     for name, order in orders.items():
         spent, padded, places = 0.0, 0, 0

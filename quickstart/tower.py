@@ -1,8 +1,10 @@
-"""The small parts that a CPU can train: a word-level tokenizer, a convolutional vision tower and its preparation.
+"""The small parts that a CPU can train: a word-level tokenizer, a vision tower and its preparation.
 
 The tower is *prepared* by supervised attribute classification on the training clips (it sees their colour, shape and
 motion labels): without it nothing was learnt in the time that a quickstart has. ``attributes.safetensors`` holds the
-classifier's direction of every attribute word, from which the language model's word embeddings start (CLIP-like).
+classifier's direction of every attribute word, from which the language model's word embeddings start (CLIP-like). The
+tower is a small convolutional one or, with ``--config``, that of the config, which takes groups of frames, together
+with its connector.
 
     python -m quickstart.tower --data DIR --output DIR --tokenizer DIR --seed 0
 """
@@ -25,9 +27,11 @@ from transformers import PreTrainedTokenizerFast
 
 from quickstart.clips import COLORS, MOTIONS, SHAPES
 from videollm.common.command import ended, whole
-from videollm.common.config import need
+from videollm.common.config import need, read_yaml
 from videollm.common.files import an_object, json_lines
-from videollm.model.towers import ConvTower, ConvTowerConfig
+from videollm.model import backbones  # noqa: F401 - registers towers
+from videollm.model.connectors import build_connector
+from videollm.model.towers import build_tower
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
@@ -149,28 +153,51 @@ class Classifier(nn.Module):
         return found
 
 
-def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, clips: int = 700) -> dict:
+def features_of(tower: nn.Module, connector: nn.Module | None, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the classifier reads of frames [N, 6, 64, 64] with labels [N, 3]: features [N, Dv] and the labels.
+
+    Of a tower that takes groups of frames, of each group: the mean of what its connector makes of it, [N / 2, D]; a
+    group whose frames do not show the same is labelled as one of several events.
+    """
+    if connector is None:
+        return tower(pixels.contiguous(memory_format=torch.channels_last))[:, 0], labels
+    frames, patching = pixels[:, :3].movedim(1, -1), tower.patching
+    grids = np.tile(patching.grid(*frames.shape[1:3]), (len(frames) // patching.temporal, 1))
+    tokens = connector(tower(patching.group(frames).flatten(0, 1), grids)).sum(1)  # what any layer gets of them
+    first, last = labels.unflatten(0, (-1, patching.temporal))[:, [0, -1]].unbind(1)
+    return tokens.unflatten(0, (len(grids), -1)).mean(1), torch.where(first == last, first, -2)
+
+
+def prepare_tower(
+    data: Path, output: Path, *, steps: int = 800, seed: int = 0, clips: int = 700, native: dict | None = None
+) -> dict:
     """Train a tower to tell what a frame shows, save it, and report its accuracy on validation clips.
 
     Reads the first ``clips`` training clips (12 ms of decoding each; 1000 were hardly more accurate than 700). Writes
     the tower, ``attributes.safetensors`` (word -> [hidden_size]), ``feature_mean.safetensors`` and ``report.json`` to
-    ``output``. Raises ValueError for data without clips or without ``events``, and for ``steps`` below 1.
+    ``output``; with ``native``, the ``model`` of a config, that tower, and its connector as ``connector.safetensors``.
+    Raises ValueError for data without clips or without ``events``, and for ``steps`` below 1.
     """
     need(steps >= 1, f"steps must be >= 1, not {steps}")
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     rng, start = torch.Generator().manual_seed(seed), time.process_time()
     train, val = Clips(data, "train", clips), Clips(data, "val", 100)
-    tower = ConvTower(ConvTowerConfig()).to(memory_format=torch.channels_last)  # a quarter less time on CPUs
-    classifier = Classifier(tower.hidden_size)
-    parameters = [*tower.parameters(), *classifier.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=4e-3, weight_decay=0.01, fused=True)
+    tower, lr, connector = build_tower(native["vision"] if native else {"type": "conv"}), 4e-3, None
+    if native:
+        width, lr = native["language"]["hidden_size"], 2e-3
+        connector = build_connector(tower.connects | native["connector"], tower.hidden_size, width)
+    else:
+        tower.to(memory_format=torch.channels_last)  # a quarter less time on CPUs
+    classifier = Classifier(width if native else tower.hidden_size)
+    parameters = [p for part in (tower, connector, classifier) if part is not None for p in part.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 20, 1 - 0.9 * s / steps))
     tower.train()
     bar = tqdm(range(steps), desc="preparing the vision tower", unit="step")
     for _ in bar:
         pixels, labels = train.batch(rng)
-        features = tower(pixels.contiguous(memory_format=torch.channels_last))[:, 0]
+        features, labels = features_of(tower, connector, pixels, labels)
         pairs = zip(classifier.heads, classifier.targets(labels), strict=True)
         loss = sum(cross_entropy(head(features), target) for head, target in pairs)
         optimizer.zero_grad()
@@ -181,10 +208,14 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     tower.eval()
     with torch.no_grad():
-        shown = torch.cat([tower(PREPROCESS(frames))[:, 0] for frames in train.frames[:CENTER_CLIPS]])
-    report = {"accuracy": accuracy(tower, classifier, val), "steps": steps, "seed": seed, "clips": len(train.frames)}
+        few = zip(train.frames[:CENTER_CLIPS], train.labels, strict=False)
+        shown = torch.cat([features_of(tower, connector, PREPROCESS(frames), labels)[0] for frames, labels in few])
+    right = accuracy(tower, connector, classifier, val)
+    report = {"accuracy": right, "steps": steps, "seed": seed, "clips": len(train.frames)}
     report["cpu_s"] = round(time.process_time() - start, 1)
     tower.save_pretrained(output)
+    if connector is not None:
+        save_file(connector.state_dict(), output / "connector.safetensors")
     save_file(classifier.vectors(), output / "attributes.safetensors")
     save_file({"mean": shown.mean(0)}, output / "feature_mean.safetensors")
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -192,11 +223,11 @@ def prepare_tower(data: Path, output: Path, *, steps: int = 800, seed: int = 0, 
 
 
 @torch.no_grad()
-def accuracy(tower: ConvTower, classifier: Classifier, clips: Clips) -> dict[str, float]:
-    """Share of frames each reading gets right."""
+def accuracy(tower: nn.Module, connector: nn.Module | None, classifier: Classifier, clips: Clips) -> dict[str, float]:
+    """Share of frames, or groups of them, that each reading gets right."""
     right, asked = torch.zeros(2, len(ATTRIBUTES))
     for frames, labels in zip(clips.frames, clips.labels, strict=True):
-        features = tower(PREPROCESS(frames))[:, 0]
+        features, labels = features_of(tower, connector, PREPROCESS(frames), labels)
         for k, (head, target) in enumerate(zip(classifier.heads, classifier.targets(labels), strict=True)):
             right[k] += (head(features).argmax(1) == target)[target >= 0].sum()
             asked[k] += (target >= 0).sum()
@@ -209,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder made by quickstart.clips")
     parser.add_argument("--output", type=Path, required=True, help="folder of the tower")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
+    parser.add_argument("--config", type=Path, help="of a run, whose tower it is to be (default: a convolutional one)")
     parser.add_argument("--steps", type=whole(1), default=800)
     parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)
@@ -219,7 +251,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         turns = {turn["value"] for record in records for turn in record["conversations"]}
         texts = {text.replace("<video>", "").replace("<span>", "") for text in turns}
         build_word_tokenizer(texts).save_pretrained(args.tokenizer)
-        print(json.dumps(prepare_tower(args.data, args.output, steps=args.steps, seed=args.seed)))
+        native = read_yaml(args.config).get("model", {}) if args.config else None
+        parts = native is None or {"vision", "connector", "language"} <= native.keys()
+        need(parts, f"{args.config}: no model.vision, connector and language; give a config that is made of parts")
+        print(json.dumps(prepare_tower(args.data, args.output, steps=args.steps, seed=args.seed, native=native)))
 
     return ended(run)
 

@@ -3,11 +3,15 @@
 Each step pairs two samples that need different parts of the model, one a rank.
 """
 
+from itertools import product
+
 import pytest
+import torch
 from PIL import Image
 
-from tests.models import BACKBONES, clip_lines, clips, read_log, turns, write_config
+from tests.models import BACKBONES, NATIVE, clip_lines, clips, make_bundle, read_log, turns, write_config
 from tests.ranks import in_order, output_of, run
+from videollm.checkpoint import load
 from videollm.training.trainer import VideoTrainer
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.distributed]
@@ -23,6 +27,8 @@ KINDS = {
         "conversations": turns("hi, when?", "in <span>", "<video>\nand this?", "<span>"),
     },
 }  # fmt: skip
+MIXED = ("image", "late video", "no span")
+TRAINED = "vision_tower.blocks.0.attn.qkv.weight"
 WORSE = [{"factor": "wording", "value": "It never happens."}, {"factor": "shift", "value": "Early.", "tgt": []}]
 
 
@@ -68,6 +74,24 @@ def compare(tmp_path, repository, head: str, stage: int | None, backbone: str, l
 )
 def test_lopsided_batches_neither_hang_nor_change_a_number(tmp_path, repository, head, stage, backbone):
     compare(tmp_path, repository, head, stage, backbone)
+
+
+@pytest.mark.parametrize(
+    "backbone, stage",
+    [
+        ("qwen3_vl", 3),
+        *(pytest.param(*cell, marks=pytest.mark.slow) for cell in product(NATIVE, (2, 3)) if cell != ("qwen3_vl", 3)),
+    ],
+)
+def test_a_native_tower_learns_under_every_stage(tmp_path, repository, backbone, stage):
+    """Three steps, in each of which one rank alone has what the tower sees; the checkpoint is that of one process."""
+    lines = [line | {"id": f"{i}"} for i, line in enumerate([KINDS["text"], SPANS, SPANS, *map(KINDS.get, MIXED)])]
+    compare(tmp_path, repository, "d2vlm", stage, backbone, lines, parts={"vision_tower": {"train": True}})
+    one, two = (load(tmp_path / name / "run/final").model.state_dict() for name in ("one", "two"))
+    moved = make_bundle(backbone, "d2vlm", {"seed": 0}).model.state_dict()
+    assert one.keys() == two.keys() and not one[TRAINED].equal(moved[TRAINED])
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow

@@ -48,6 +48,8 @@ class KeptLengths:
         reader = dataset.reader
         groups = [list(map(int, group)) for group in dataset.groups]
         shape = [to_dict(reader.sampler), reader.max_tiles, dataset.rejected, groups]
+        if dataset.encoder.patching is not None:
+            shape += [reader.root, to_dict(reader.preprocess)]
         key = self.key(dataset.records, dataset.encoder, dataset.max_length, shape)
         return self.kept("items", key, lambda: item_sizes(dataset, setting).tolist(), None, len(dataset.groups))
 

@@ -1,10 +1,12 @@
 """How long conversations will be before any video is opened: of items, to sort them, and of records, to refuse some.
 
-In: records, a ``PromptEncoder``, and what decides on the number of frames. Out: numbers of tokens. Nothing is decoded.
+In: records, a ``PromptEncoder``, and what decides on the number of frames. Out: numbers of tokens. Nothing is decoded;
+where frames keep their shape, headers of videos tell it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
@@ -17,26 +19,44 @@ from videollm.data.load import LONG_FILE
 from videollm.video.patching import Patching
 from videollm.video.preprocess import Preprocess
 from videollm.video.sampling import Sampler
+from videollm.video.timeline import VideoError
+from videollm.video.view import View
 
 BY_TIME = ("fps", "qwen2_5_vl", "qwen3_vl")  # rules of a sampler by which a longer video has more frames
-LARGE = 1 << 14  # pixels a side of a picture that every budget makes smaller
+Shape = tuple[int, int]  # height and width
+LARGEST = (1 << 14, 1 << 14)  # a picture that every budget makes smaller
+READERS = 16  # threads that wait for headers
 
 
 def item_sizes(dataset: VideoDataset, setting: str) -> np.ndarray:
     """Tokens of each item's prefix and of what stands behind it, [N, 2] int64: those of the collator's row.
 
     Frames follow from duration and sampler, so that a count is off by a frame where a file is longer or shorter than
-    its annotation says. Of an image it is the most tiles that it can have, of frames of any size what their budget of
-    pixels lets through at most.
+    its annotation says. Of an image it is the most tiles that it can have. Frames of any size count as the header of
+    their video says; without one, and of images, as what their budget of pixels lets through at most.
 
     Raises:
         ConfigError: a video without ``duration``, where that decides on the number of its frames.
     """
-    step = dataset.encoder.tokens_per_frame
-    return np.asarray([item_size(dataset, group, step, setting) for group in dataset.groups], np.int64).reshape(-1, 2)
+    step, shapes = dataset.encoder.tokens_per_frame, shapes_of(dataset)
+    sizes = [item_size(dataset, group, step, setting, shapes) for group in dataset.groups]
+    return np.asarray(sizes, np.int64).reshape(-1, 2)
 
 
-def item_size(dataset: VideoDataset, group: Sequence[int], step: int, setting: str) -> tuple[int, int]:
+def shapes_of(dataset: VideoDataset) -> dict[tuple[str, View], Shape]:
+    """Height and width of the videos whose header tells it, where these decide on the number of tokens."""
+    if dataset.encoder.patching is None:
+        return {}
+    asked = list(dict.fromkeys((r.video, r.asking.view) for r in dataset.records if r.video is not None))
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda one: dataset.reader.shape(*one), asked)
+        shown = tqdm(found, "headers", len(asked), disable=None if len(asked) >= LONG_FILE else True)
+        return {one: shape for one, shape in zip(asked, shown, strict=True) if shape}
+
+
+def item_size(
+    dataset: VideoDataset, group: Sequence[int], step: int, setting: str, shapes: Mapping[tuple[str, View], Shape]
+) -> tuple[int, int]:
     """(prefix, rest) of the item that holds the records ``group``: encoded with one frame, ``step`` for each other."""
     records = [dataset.records[i] for i in group]
     first, reader = records[0], dataset.reader
@@ -51,7 +71,7 @@ def item_size(dataset: VideoDataset, group: Sequence[int], step: int, setting: s
         rest = chosen + (sum(others) if dataset.rejected == "all" else max(others))
         prompts += worse
     if dataset.encoder.patching is not None:
-        more = of_any_size(dataset, first, count)
+        more = of_any_size(dataset, first, count, shapes.get((first.video, first.asking.view), LARGEST))
         return prefix + max(0, min(more, dataset.max_length - max(map(len, prompts)))), rest
     if first.video is None:
         return prefix + (count - len(first.images)) * dataset.encoder.visual.per_frame, rest
@@ -59,20 +79,27 @@ def item_size(dataset: VideoDataset, group: Sequence[int], step: int, setting: s
     return prefix + step * (min(count, max(1, room // step + 1)) - 1), rest
 
 
-def of_any_size(dataset: VideoDataset, record: Record, count: int) -> int:
-    """Tokens of ``count`` frames, or of images, as large as their budget allows, beyond one of the smallest."""
+def of_any_size(dataset: VideoDataset, record: Record, count: int, shape: Shape) -> int:
+    """Tokens of ``count`` frames of a shape, or of images as large as may be, beyond one of the smallest."""
     patching, preprocess = dataset.encoder.patching, dataset.reader.preprocess
     if record.video is None:
-        size = patching.tokens(patching.grid(*preprocess.image_size(LARGE, LARGE)))
+        size = patching.tokens(patching.grid(*preprocess.image_size(*LARGEST)))
         return len(record.images) * (size - 1)
-    video = largest_video(patching, preprocess, count)
+    try:
+        video = video_of(patching, preprocess, count, shape)
+    except VideoError:  # reading it will say so
+        return 0
     return video.count * (patching.tokens(video.grids[0]) - 1) + (video.count - 1) * dataset.encoder.tokens_per_frame
 
 
-def largest_video(patching: Patching, preprocess: Preprocess, frames: int) -> Visual:
-    """A video of ``frames``, one a second, as large as their budget of pixels allows."""
+def video_of(patching: Patching, preprocess: Preprocess, frames: int, shape: Shape = LARGEST) -> Visual:
+    """A video of ``frames``, one a second, as its shape is seen; the largest, as large as their budget allows.
+
+    Raises:
+        VideoError: a shape that cannot be brought to any size.
+    """
     times_s, starts_s = patching.times(np.arange(frames, dtype=float))
-    grid = patching.grid(*preprocess.frame_size(LARGE, LARGE, max(frames, patching.temporal)))
+    grid = patching.grid(*preprocess.frame_size(*shape, max(frames, patching.temporal)))
     return Visual("video", len(times_s), times_s, [grid] * len(times_s), starts_s)
 
 

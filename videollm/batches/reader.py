@@ -18,9 +18,9 @@ from videollm.common.config import ConfigError
 from videollm.common.isolate import Isolated, Stopped
 from videollm.data import Record
 from videollm.video.decode import VideoError, video_error
-from videollm.video.folder import read_frame_folder
+from videollm.video.folder import open_folder, read_frame_folder
 from videollm.video.preprocess import Preprocess, each, through_jpeg, tile
-from videollm.video.read import Frames, read_image, read_video, resized, safe_join
+from videollm.video.read import Frames, read_image, read_video, resized, safe_join, stored_shape
 from videollm.video.sampling import Sampler
 from videollm.video.store import FrameStore
 from videollm.video.view import WHOLE, View
@@ -129,6 +129,14 @@ class VisualReader:
         if view.frames:
             return read_frame_folder(path, view.frames, self.sampler, **options)
         return read_video(path, self.sampler, backend=self.backend, **options)
+
+    def shape(self, name: str, view: View = WHOLE) -> tuple[int, int] | None:
+        """Height and width of a video as it is stored, by its header alone; None where that cannot be read."""
+        try:
+            path = safe_join(self.root, name)
+            return stored_shape(open_folder(path, view.frames)[1][0] if view.frames else path)
+        except VideoError:
+            return None
 
     def images(
         self, names: Sequence[str], jpeg: random.Random | None = None, max_tiles: int | None = None

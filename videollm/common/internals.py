@@ -21,5 +21,6 @@ INTERNALS = {
     "deepspeed.ops.__compatible_ops__": "else DeepSpeed compiles its shared-memory op with g++ where there is no GPU",
     "torch._assert_async": "an error without a wait for the device; torch has no public name for it",
     "torch._subclasses.fake_tensor.FakeTensorMode": "tensors with a shape and no memory, for the memory estimate",
+    "torch._subclasses.fake_tensor.unset_fake_temporarily": "what is cut by numbers gets them in between",
     "torch.utils._python_dispatch.TorchDispatchMode": "sees every tensor that an operator makes",
 }

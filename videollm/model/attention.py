@@ -92,10 +92,10 @@ def check_flash(needing: Sequence[str], precision: str) -> None:
     need(precision != "fp32", f"{KEY}: {FLASH} needs train.precision=bf16, this run has {precision}; or set sdpa")
 
 
-def check_installed(attention: str) -> None:
-    """ConfigError where this machine cannot compute the attention that was asked for."""
+def check_installed(attention: str | None, key: str = KEY) -> None:
+    """ConfigError where this machine cannot compute the attention that was asked for under ``key``."""
     there = attention != FLASH or is_flash_attn_2_available()
-    need(there, f"{KEY}: {FLASH} needs a GPU and pip install flash-attn; or set {SDPA}")
+    need(there, f"{key}: {FLASH} needs a GPU and pip install flash-attn; or set {SDPA}")
 
 
 def check_heads(text: PretrainedConfig) -> None:

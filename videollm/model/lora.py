@@ -1,7 +1,9 @@
-"""Low-rank adapters on the language model through peft: put in, folded back. Modules keep their classes and names.
+"""Low-rank adapters through peft: put in, folded back. Modules keep their classes and names.
 
 Of an embedding that the output layer shares, see ``tying``.
 """
+
+from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -12,6 +14,14 @@ from videollm.common.config import ConfigError
 from videollm.model.tying import tied, untie
 
 
+def add_adapters(model: nn.Module, options: dict) -> None:
+    """``add_lora`` for a whole model; ``options`` may name layers of the connector and the vision tower too."""
+    add_lora(model.language_model, options)
+    for part in ("connector", "vision_tower"):
+        if options.get(part):
+            inject(getattr(model, part), options, options[part], f"train.lora.{part}")
+
+
 def add_lora(language_model: nn.Module, options: dict) -> None:
     """Wrap the target layers of ``language_model`` in place; ``options`` are those of ``settings.LoraSettings``.
 
@@ -19,17 +29,16 @@ def add_lora(language_model: nn.Module, options: dict) -> None:
         ConfigError: no layer has one of the target names; or the output layer has, and shares its matrix.
     """
     check_output(language_model, options["targets"])
-    config = LoraConfig(
-        r=options["r"],
-        lora_alpha=options["alpha"],
-        lora_dropout=options["dropout"],
-        target_modules=list(options["targets"]),
-        bias="none",
-    )
+    inject(language_model, options, options["targets"], "train.lora.targets")
+
+
+def inject(part: nn.Module, options: dict, targets: Sequence[str], key: str) -> None:
+    """Wrap the layers of ``part`` whose names end in one of ``targets``; ConfigError, naming ``key``, for none."""
+    sizes = {"r": options["r"], "lora_alpha": options["alpha"], "lora_dropout": options["dropout"]}
     try:
-        inject_adapter_in_model(config, language_model)
+        inject_adapter_in_model(LoraConfig(**sizes, target_modules=list(targets), bias="none"), part)
     except ValueError as error:
-        raise ConfigError(f"train.lora.targets: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def check_output(language_model: nn.Module, targets: list[str]) -> None:

@@ -31,6 +31,7 @@ from transformers import (
 
 from videollm.common.config import ConfigError, join, need, unusable
 from videollm.common.registry import Registry, new_registry
+from videollm.model.attention import check_installed
 from videollm.video.patching import Patching
 from videollm.video.preprocess import Preprocess
 
@@ -245,6 +246,7 @@ def build_config(cls: type[PreTrainedConfig], fields: dict, where: str) -> PreTr
             hint = f"did you mean {join(where, near[0])}?" if near else f"the fields are those of {cls.__name__}"
             raise ConfigError(f"{join(where, key)}: unknown key; {hint}")
     check_numbers(where, fields)
+    check_installed(fields.get("attn_implementation"), join(where, "attn_implementation"))
     try:
         return cls(**fields)
     except StrictDataclassError as error:

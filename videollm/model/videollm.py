@@ -26,7 +26,7 @@ from videollm.model import backbones  # noqa: F401 - registers towers, connector
 from videollm.model.attention import causal_alone, implementation, no_mask_made, one_kernel_norms, windows
 from videollm.model.connectors import build_connector
 from videollm.model.generate import SpanGeneration
-from videollm.model.lora import add_lora
+from videollm.model.lora import add_adapters
 from videollm.model.objective import Objective, ObjectiveOptions, Reading, Supervised
 from videollm.model.passes import DeepStack, Joined, LayerTap, PrefixCache, VideoLLMOutput, behind, layer_index, scatter
 from videollm.model.towers import CHUNK, build_tower, encode_frames, encode_patches
@@ -104,7 +104,7 @@ class VideoLLM(SpanGeneration, PreTrainedModel):
         for layer in {self.head.query_layer, self.head.inject_layer, *self.head.frame_layers} - {None, 0, -1}:
             layer_index(self.decoder, layer)
         if config.lora:
-            add_lora(self.language_model, config.lora)
+            add_adapters(self, config.lora)
         self.span_ids = sorted(config.token_ids[name] for name in self.head.span_tokens)
         self.preprocess = build(Preprocess, config.preprocess, "preprocess")
         self.frozen_tower = True

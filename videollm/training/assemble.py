@@ -28,7 +28,7 @@ from videollm.inference.plan import room_for_question
 from videollm.model.attention import check_context, check_heads, check_installed
 from videollm.model.backbones import published_sampler
 from videollm.model.connectors import LinearConnector
-from videollm.model.lora import add_lora
+from videollm.model.lora import add_adapters
 from videollm.model.towers import check_numbers
 from videollm.model.tying import check_tie
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
@@ -66,7 +66,7 @@ def assemble(settings: Settings, spread: Spread | None = None) -> Bundle:
     lora = settings.train.lora
     if lora is not None and not bundle.config.lora:
         bundle.config.lora = to_dict(lora)
-        add_lora(bundle.model.language_model, bundle.config.lora)
+        add_adapters(bundle.model, bundle.config.lora)
     elif lora is not None and bundle.config.lora != to_dict(lora):
         raise ConfigError(f"train.lora: the checkpoint has other adapters, {bundle.config.lora}; give the same")
     check_frames(bundle.model)
@@ -307,6 +307,7 @@ def fill_language(model: VideoLLM, state: dict[str, Tensor], given: ModelSetting
     fill(model.language_model, state, spread)
 
 
+CONNECTOR_FILE = "connector.safetensors"  # beside a tower's weights
 RESIDUAL = (("self_attn", "o_proj"), ("mlp", "down_proj"))
 
 
@@ -335,12 +336,16 @@ def read_start(path: str, key: str) -> dict[str, Tensor]:
 
 
 def load_tower(model: VideoLLM, folder: str) -> None:
-    """Copy a tower's weights from ``folder/model.safetensors``; ConfigError if they do not fit."""
-    path = local(folder, key="model.vision_weights") / "model.safetensors"
-    given, own = read_start(str(path), "model.vision_weights"), model.vision_tower.state_dict()
-    lacks = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
-    need(not lacks, f"model.vision_weights: {path} lacks {', '.join(lacks[:5])}, or has them in another shape")
-    model.vision_tower.load_state_dict(given, strict=False)
+    """Copy a tower's weights from ``folder/model.safetensors``, and those of the connector that it was made with from
+    ``connector.safetensors``, if that is there; ConfigError if they do not fit."""
+    found = local(folder, key="model.vision_weights")
+    for part, path in ((model.vision_tower, found / "model.safetensors"), (model.connector, found / CONNECTOR_FILE)):
+        if part is model.connector and not path.is_file():
+            continue
+        given, own = read_start(str(path), "model.vision_weights"), part.state_dict()
+        lacks = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
+        need(not lacks, f"model.vision_weights: {path} lacks {', '.join(lacks[:5])}, or has them in another shape")
+        part.load_state_dict(given, strict=False)
 
 
 def center_features(model: VideoLLM, path: str) -> None:

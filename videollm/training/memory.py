@@ -11,25 +11,29 @@ gradient checkpointing keeps).
 
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from videollm.batches.batch import PREFIX, Batch, moved
 from videollm.batches.dataset import Item, share_prompt
-from videollm.batches.lengths import BY_TIME, largest_video
+from videollm.batches.lengths import BY_TIME
+from videollm.batches.lengths import video_of as largest_video
 from videollm.batches.prompt import Prompt, Visual
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint import Bundle, check_frames
-from videollm.common.config import ConfigError, build, need
+from videollm.common.config import ConfigError, build
 from videollm.data.conversation import SpanMark, Turn, VisualMark
 from videollm.model.objective import build_objective
 from videollm.model.videollm import VideoLLM
@@ -150,8 +154,8 @@ def dry_run(model: VideoLLM, settings: Settings, batch: Batch, zero3: bool = Fal
     live = LiveBytes([*model.parameters(), *model.buffers(), *tensors_of(batch)])
     # Under ZeRO-3 some parts take all at once what they take in chunks elsewhere: they ask whether this object lives.
     told = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}}) if zero3 else None
-    if model.patching is not None:  # the blank that goes through it there is cut by numbers, which shapes have not
-        model.encode_frames = lambda *_: None
+    if model.patching is not None:
+        model.vision_tower.plan = with_numbers(model.vision_tower.plan)
     # Autocast is that of the CPU: of the common layers it only runs norms in bf16 that a GPU's runs in fp32.
     half = settings.train.precision == "bf16" and settings.train.deepspeed is None
     parts = {"vision tower": model.vision_tower, "connector": model.connector, "language model": model.decoder}
@@ -172,6 +176,17 @@ def dry_run(model: VideoLLM, settings: Settings, batch: Batch, zero3: bool = Fal
         raise ConfigError(f"model.head or train.objective looks at numbers: no estimate ({reason})") from error
     del told
     return live
+
+
+def with_numbers(plan: Callable[..., dict]) -> Callable[..., dict]:
+    """``plan`` of a tower, whose tensors have memory: sequences are cut by what they say, which shapes do not."""
+
+    @wraps(plan)
+    def made(*args: Any) -> dict:
+        with unset_fake_temporarily():
+            return plan(*args)
+
+    return made
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
@@ -215,13 +230,12 @@ def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
     if together:
         share_prompt(prompts, text_only=False)
     video, kind = video_of(model, load.frames), "features" if settings.data.features else "pixels"
-    if model.patching is not None:  # its sequences are cut by numbers, which shapes have not: it holds little beside
-        need(model.frozen_tower, "train.parts.vision_tower: no estimate of training this tower; leave train out of it")
-        kind = "features"
     spans_s = [np.asarray([[0.0, float(load.frames)]])] * len(prompts)
     one = Item(prompts, spans_s, times_s=video.times_s, duration_s=float(load.frames), question="w " * QUESTION)
     one.grids = list(video.grids)
-    count = load.frames if model.patching is None else len(prompt.visual)
+    count = load.frames
+    if model.patching is not None:
+        count = len(prompt.visual) if kind == "features" else sum(rows * columns for rows, columns in video.grids)
     with SHAPES:  # a tensor a row: the collator takes one of several rows only once
         items = [replace(one, **{kind: frames_of(model, kind, count)}) for _ in range(load.rows)]
     data, unseen = settings.data, None if settings.data.unseen_id is None else WORD
@@ -231,11 +245,13 @@ def make_batch(model: VideoLLM, settings: Settings, load: Load) -> Batch:
 
 
 def frames_of(model: VideoLLM, kind: str, count: int) -> Tensor:
-    """``count`` frames of a video (of any size: tokens) as they travel to the device."""
+    """``count`` frames of a video (of any size: patches, or features of tokens) as they travel to the device."""
     tower, made = model.vision_tower, model.preprocess
     if kind == "features":
         patches = () if model.patching else (tower.num_patches,)
         return torch.empty(count, *patches, tower.hidden_size)
+    if model.patching:
+        return torch.empty(count, model.patching.width, dtype=torch.uint8)
     side = (made.size, made.size)
     decoded = torch.empty(count, 3, *side) if made.kind == "clip" else torch.empty(count, *side, 3, dtype=torch.uint8)
     return made.before_device(decoded)

@@ -26,19 +26,20 @@ def part_of(name: str) -> str:
 
 
 def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
-    """Freeze and unfreeze by part. Default: all but the tower; with LoRA, not the language model and its ends.
+    """Freeze and unfreeze by part. Default: all but the tower; with LoRA, not the language model and its ends, nor a
+    connector with adapters.
 
     Raises:
         ConfigError: a pattern of ``train.parts.PART.only`` that no parameter of the part has; nothing to train; or see
             ``check_parts``.
     """
     frozen = {"vision_tower"} | ({"language_model", "embeddings", "lm_head"} if train.lora else set())
+    frozen |= {"connector"} if train.lora and train.lora.connector else set()
     wanted = {part: part not in frozen for part in PARTS}
     wanted |= {part: s.train for part, s in train.parts.items() if s.train is not None}
     check_parts(model, train, wanted)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(wanted[part_of(name)])
-    model.frozen_tower = not wanted["vision_tower"]
     for part, only in ((part, s.only) for part, s in train.parts.items() if s.only is not None):
         inside = {name: p for name, p in model.named_parameters() if part_of(name) == part}
         for pattern in only:
@@ -46,6 +47,7 @@ def set_trainable(model: VideoLLM, train: TrainSettings) -> None:
                 raise ConfigError(f"train.parts.{part}.only: {pattern!r} is in no name of the part's parameters")
         for name, parameter in inside.items():
             parameter.requires_grad_(wanted[part] and any(re.search(pattern, name) for pattern in only))
+    model.frozen_tower = not any(parameter.requires_grad for parameter in model.vision_tower.parameters())
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("train.parts: leaves nothing to train; give a part that has parameters train: true")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from videollm.batches.templates import VisualTokenSettings
-from videollm.common.config import ConfigError, at_least, build, need, override, read_yaml, together
+from videollm.common.config import ConfigError, at_least, build, later, need, override, read_yaml, together
 from videollm.common.files import A_MODEL, check_file, check_folder, check_model, check_writable, maybe_on_hub, ours
 from videollm.data.options import GenerateOptions
 from videollm.video.decode import BACKENDS
@@ -104,12 +104,14 @@ class PartSettings:
 
 @dataclass
 class LoraSettings:
-    """Low-rank adapters on the language model."""
+    """Low-rank adapters on layers of the language model (``targets``), and of other parts where they are named."""
 
     r: int = 16
     alpha: float = 32.0
     dropout: float = 0.05
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    connector: list[str] | None = later(None)
+    vision_tower: list[str] | None = later(None)
 
     def __post_init__(self):
         at_least("train.lora", self, 1, "r")

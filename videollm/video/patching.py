@@ -57,6 +57,11 @@ class Patching:
         """Pixels by which height and width are divisible."""
         return self.patch * self.merge
 
+    @property
+    def width(self) -> int:
+        """Numbers of a patch."""
+        return 3 * self.temporal * self.patch**2
+
     def grid(self, height: int, width: int) -> Grid:
         """The grid of a frame. Raises ValueError for a size that is no multiple of ``factor``."""
         if height % self.factor or width % self.factor or not height or not width:
@@ -82,7 +87,7 @@ class Patching:
 
     def blank(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Patches [merge^2, 3 * temporal * patch^2] of the smallest picture, zeros: as the tower takes them."""
-        return torch.zeros(self.merge**2, 3 * self.temporal * self.patch**2, device=device, dtype=dtype)
+        return torch.zeros(self.merge**2, self.width, device=device, dtype=dtype)
 
     def times(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Times of F frames -> of each group, the mean of its first and last frame, and its start. [G] seconds each."""

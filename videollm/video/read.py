@@ -11,12 +11,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+import av
 import numpy as np
 from PIL import Image
 
 from videollm.video.budget import SizeError
 from videollm.video.decode import VideoError, VideoFile, VideoInfo, get_backend, video_error
-from videollm.video.names import spellings, unusable
+from videollm.video.names import ONLY_FILES, as_url, spellings, unusable
 from videollm.video.picture import upright_rgb
 from videollm.video.sampling import Sampler, kept_places
 
@@ -134,6 +135,19 @@ def read_image(path: str | Path) -> Frames:
     except ValueError as error:
         raise video_error(path, f"cannot be shown: {error}", "convert it to 8-bit grey or RGB") from error
     return Frames(as_tensor(rgb)[None], np.zeros(1), 0.0, str(path))
+
+
+def stored_shape(path: str | Path) -> tuple[int, int] | None:
+    """Height and width of a video file or picture as it lies in the file, turned or not; None where no header says so.
+
+    Nothing is decoded.
+    """
+    try:
+        with av.open(as_url(path), options=ONLY_FILES, metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            return (stream.height, stream.width) if stream.height and stream.width else None
+    except (av.FFmpegError, OSError, ValueError, IndexError):
+        return None
 
 
 def safe_join(root: str | Path, relative: str | Path) -> Path:

@@ -199,14 +199,17 @@ def test_a_frame_of_another_size_names_what_it_must_be():
         Patching(4).group(noise(2, 12, 16))
 
 
-def test_lengths_are_at_most_what_the_budget_lets_through(bundle):
-    """Videos are not open yet; of 1024 pixels a frame and a budget of 2048, no item is taken for shorter than it is."""
+def test_lengths_are_those_of_headers_and_without_them_at_most_what_the_budget_lets_through(bundle):
+    """Of 1024 pixels a frame and a budget of 2048, no item is taken for shorter than it is."""
     lines = [LINES["two_spans"], LINES["asked"], LINES["image"], LINES["text"], AGAIN]
     dataset = make_dataset(bundle, [{"duration": 6, **line} for line in lines])
     dataset.reader.sampler, dataset.reader.max_tiles = Sampler(rule="fps", fps=1.0), 1
     dataset.reader.preprocess = bundle.model.preprocess
+    told = item_sizes(dataset, "data.length_grouping").sum(1)
+    dataset.reader.shape = lambda *_: None
     sizes = item_sizes(dataset, "data.length_grouping").sum(1)
     items = [dataset[i] for i in range(len(dataset))]
+    assert [told[i] for i in (0, 1, 3)] == [items[i].longest for i in (0, 1, 3)] and told[0] < sizes[0]
     assert all(size >= item.longest for size, item in zip(sizes, items, strict=True))
     assert sizes[3] == items[3].longest and sizes[0] < 4 * items[0].longest
     dataset.max_length = 150

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.models import make_batch, make_bundle
 from videollm.checkpoint import CheckpointError, load
 from videollm.checkpoint.__main__ import main
+from videollm.common.config import ConfigError
 from videollm.model.lora import merge_lora
 
 LORA = {"r": 2, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "down_proj"]}
@@ -25,6 +26,38 @@ def trained(backbone="internvl", head="distime"):
             if "lora_" in name or name.startswith("head.") or "embed_tokens" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return bundle
+
+
+MERGERS = {"qwen3_vl": ["linear_fc1", "linear_fc2"], "qwen2_5_vl": ["mlp.0", "mlp.2"]}
+
+
+@pytest.mark.parametrize("backbone", MERGERS)
+def test_adapters_of_merger_and_tower_learn_and_are_the_model_again(backbone, tmp_path):
+    make_bundle(backbone, "d2vlm").save(tmp_path / "base")
+    own = LORA | {"connector": MERGERS[backbone], "vision_tower": ["qkv", "attn.proj"]}
+    bundle = make_bundle(backbone, "d2vlm", {"lora": own})
+    torch.manual_seed(3)
+    for name, parameter in bundle.model.named_parameters():
+        part = name.partition(".")[0]
+        assert parameter.requires_grad == ("lora_" in name or part == "head"), name
+        parameter.data += 0.1 * torch.randn_like(parameter) * ("lora_" in name)
+    bundle.model.train()(make_batch(bundle, NAMES)).loss.backward()
+    grads = {name: p.grad for name, p in bundle.model.named_parameters() if "lora_" in name}
+    assert all(grad is not None and grad.any() for grad in grads.values())
+    parts = {name.partition(".")[0] for name in grads}
+    assert parts == {"language_model", "connector", "vision_tower"} and not any("patch_embed" in name for name in grads)
+    bundle.model.eval()
+    bundle.save_adapters(tmp_path / "adapters", tmp_path / "base")
+    again, expected = load(tmp_path / "adapters"), loss(bundle)
+    assert loss(again) == pytest.approx(expected, rel=1e-6) != pytest.approx(loss(load(tmp_path / "base")), rel=1e-3)
+    merge_lora(again.model)
+    assert loss(again) == pytest.approx(expected, rel=1e-4)
+    assert not any("lora_" in name or "base_layer" in name for name in again.model.state_dict())
+
+
+def test_a_layer_that_a_part_has_not_is_named_by_its_key():
+    with pytest.raises(ConfigError, match=r"train\.lora\.vision_tower: .*q_proj"):
+        make_bundle("qwen3_vl", "text", {"lora": LORA | {"vision_tower": ["q_proj"]}})
 
 
 def loss(bundle):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from tests.models import _language, make_batch, make_bundle, settings, turns
+from tests.models import BACKBONES, NATIVE, _language, make_batch, make_bundle, settings, turns
 from videollm.common.config import ConfigError
 from videollm.model.generate import GenerateOptions
 from videollm.training import assemble
@@ -108,6 +108,8 @@ BF16 = {"precision": "bf16"}
         ("internvl", "text", {"train": BF16, "data": {"pack": True}}, "(needed by data.pack); set sdpa"),
         ("internvl", "text", {"train": BF16, "bidirectional_frames": True}, "(needed by model.bidirectional_frames)"),
         ("internvl", "d2vlm", {"train": BF16}, "(needed by the d2vlm head)"),
+        ("qwen3_vl", "d2vlm", {"train": BF16}, "(needed by the d2vlm head)"),
+        ("qwen2_5_vl", "text", {"train": BF16, "data": {"pack": True}}, "(needed by data.pack); set sdpa"),
         ("internvl", "text", {"train": BF16 | {"objective": {"name": "d2vlm.fpo"}}}, "(needed by train.objective)"),
         ("gemma2", "text", {"train": BF16, "bidirectional_frames": False}, "gemma2 caps its attention"),
         ("internvl", "text", {}, "needs train.precision=bf16, this run has fp32"),
@@ -121,6 +123,14 @@ def test_what_flash_attention_cannot_do_is_refused_before_anything_is_built(monk
     with pytest.raises(ConfigError, match=r"^model\.attention: ") as error:
         assemble.assemble(settings(backbone, head, **FLASH, **changes))
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("backbone", ["internvl", *NATIVE])
+def test_a_tower_for_which_flash_attention_is_not_there_names_its_key(monkeypatch, backbone):
+    monkeypatch.setattr("videollm.model.attention.is_flash_attn_2_available", lambda: False)
+    vision = BACKBONES[backbone]["vision"] | {"attn_implementation": "flash_attention_2"}
+    with pytest.raises(ConfigError, match=r"^model\.vision\.attn_implementation: flash_attention_2 needs a GPU"):
+        make_bundle(backbone, "text", vision=vision)
 
 
 @pytest.mark.parametrize(("head", "changes"), [("d2vlm", {}), ("text", {"data": {"pack": True}})])

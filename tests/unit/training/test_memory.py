@@ -28,11 +28,14 @@ from videollm.training.memory import (
     read_zero,
     tensors_of,
 )
-from videollm.training.optimizer import parameter_groups
+from videollm.training.optimizer import parameter_groups, set_trainable
 
 
 def given(backbone="internvl", head="distime", data=None, **train):
     return settings(backbone, head, train, data)
+
+
+TOWER = {"parts": {"vision_tower": {"train": True}}}
 
 
 def deepspeed_file(folder, stage, **options):
@@ -71,7 +74,9 @@ def step(model, batch, run):
 
 def measured(run, backbone, head, load):
     """(bytes saved for the backward pass, the most that the CPU held) of one step beside weights and batch."""
-    model, batch = make_bundle(backbone, head).model.train(), real_batch(run, load)
+    bundle, batch = make_bundle(backbone, head), real_batch(run, load)
+    set_trainable(bundle.model, run.train)
+    model = bundle.model.train()
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     known = [*model.parameters(), *model.buffers(), *tensors_of(batch)]
@@ -107,6 +112,10 @@ def measured(run, backbone, head, load):
         ("internvl", "d2vlm", {}, {"pack": True}, Load(1, 40, 3, 100), 0.01),
         # The Q-Former's mask: where all questions are equally long transformers leaves it out, here it cannot see that.
         ("etchat", "d2vlm", {}, {}, Load(2, 12, 1, 100), 0.06),
+        # Of any size: patches, windows, DeepStack; a tower that learns, and a frozen one that takes few at a time.
+        ("qwen3_vl", "distime", TOWER, {}, Load(2, 12, 1, 60), 0.01),
+        ("qwen3_vl", "d2vlm", {}, {"pack": True}, Load(1, 12, 2, 60), 0.01),
+        ("qwen2_5_vl", "distime", TOWER, {}, Load(2, 12, 1, 60), 0.01),
     ],
 )
 def test_what_is_kept_and_the_peak_are_those_of_a_real_step(backbone, head, train, data, load, tolerance):
@@ -152,6 +161,15 @@ def test_frames_count_as_they_travel(kind, difference, channels, width):
     batch = make_batch(model, run, Load(2, 5, 1, 60))
     assert batch.pixel_values.nbytes == 2 * 5 * 32 * 32 * channels * width
     dry_run(model, run, batch)
+
+
+def test_frames_of_any_size_count_as_patches_or_as_features_where_these_are_stored():
+    frames = {"sampler": {"rule": "segments", "num_frames": 6}}
+    for data, shape in (({}, (3 * 100, 96)), ({"features": "here"}, (3 * 25, 4 * 128))):
+        run = given("qwen3_vl", "distime", {**frames, **data})
+        batch = make_batch(planned_model(run), run, Load(1, 6, 1, 60))
+        held = batch.pixel_values if batch.features is None else batch.features
+        assert held.shape == shape, "40 x 40 pixels are 100 patches, which are 25 tokens"
 
 
 def test_frames_that_the_tower_does_not_take_are_refused_as_by_training():

@@ -15,7 +15,7 @@ from videollm.video.budget import SizeError, smart_resize
 from videollm.video.decode import VideoError
 from videollm.video.folder import read_frame_folder
 from videollm.video.preprocess import Preprocess
-from videollm.video.read import read_video
+from videollm.video.read import read_video, stored_shape
 from videollm.video.sampling import Sampler
 from videollm.video.store import FrameStore, build_store
 from videollm.video.view import FrameFolder
@@ -141,6 +141,16 @@ def test_stored_frames_keep_each_videos_own_size(clip, tmp_path):
     assert store.resized and torch.equal(store(clip.name).pixels, expected.pixels)
     with pytest.raises(ConfigError, match="was made with resized_to"):
         FrameStore(tmp_path / "store", sampler, replace(preprocess, max_pixels=3000))
+
+
+def test_a_header_tells_the_shape_without_decoding(clip, tmp_path):
+    """Also of the first picture of a folder; of what is no video it says nothing."""
+    seen = read_video(clip, Sampler(rule="segments", num_frames=1))
+    assert stored_shape(clip) == tuple(seen.pixels.shape[1:3])
+    Image.new("RGB", (40, 24)).save(tmp_path / "00001.jpg")
+    (tmp_path / "text.mp4").write_text("no video")
+    assert stored_shape(tmp_path / "00001.jpg") == (24, 40)
+    assert stored_shape(tmp_path / "text.mp4") is stored_shape(tmp_path) is stored_shape(tmp_path / "none.mp4") is None
 
 
 def test_published_times_are_even_and_ours_are_those_shown(clip):

@@ -6,7 +6,10 @@ apart. Of ``model.vision``, ``positions`` says by which rule (``Patching.rule``)
 even spacing in place of the times at which frames are shown.
 """
 
+from typing import Any
+
 import numpy as np
+import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLTextModel
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
@@ -56,8 +59,8 @@ class Qwen2_5VLTower(Qwen2_5_VisionTransformerPretrainedModel):
         self.connects = {"merge": config.spatial_merge_size}
         self.hidden_size = config.spatial_merge_size**2 * config.hidden_size
 
-    def forward(self, patches: Tensor, grids: np.ndarray) -> Tensor:
-        """[N, W], [G, 2] -> [T, merge^2 * C]."""
+    def plan(self, grids: np.ndarray, device: torch.device) -> dict[str, Any]:
+        """What the forward pass takes beside patches, made of grids [G, 2] on the CPU."""
         rows, config = as_rows(grids), self.config
         index, windows = get_vision_window_index(rows, config.spatial_merge_size, config.window_size, config.patch_size)
         plan = {
@@ -66,7 +69,11 @@ class Qwen2_5VLTower(Qwen2_5_VisionTransformerPretrainedModel):
             "window_index": index,
             "cu_window_seqlens": windows,
         }
-        return super().forward(patches, rows, **planned(config, plan, patches.device)).pooler_output
+        return {"grid_thw": rows, **planned(config, plan, device)}
+
+    def forward(self, patches: Tensor, grids: np.ndarray) -> Tensor:
+        """[N, W], [G, 2] -> [T, merge^2 * C]."""
+        return super().forward(patches, **self.plan(grids, patches.device)).pooler_output
 
 
 @CONNECTORS.register(name="qwen2_5_vl")

@@ -6,6 +6,8 @@ features; it gives every token and what the language model's first layers add to
 only the text before a group, ``<0.5 seconds>``, tells its time.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -60,8 +62,8 @@ class Qwen3VLTower(Qwen3VLVisionModel):
         """The blocks that are heard beside the last one."""
         return list(self.config.deepstack_visual_indexes)
 
-    def forward(self, patches: Tensor, grids: np.ndarray) -> Tensor:
-        """[N, W], [G, 2] -> [T, (1 + d) * merge^2 * C]."""
+    def plan(self, grids: np.ndarray, device: torch.device) -> dict[str, Any]:
+        """What the forward pass takes beside patches, made of grids [G, 2] on the CPU."""
         rows, config = as_rows(grids), self.config
         index, weights = get_vision_interpolation_indices_and_weights(
             rows, self.num_grid_per_side, self.interpolation_mode, self.interpolation_align_corners,
@@ -73,7 +75,11 @@ class Qwen3VLTower(Qwen3VLVisionModel):
             "position_ids": get_vision_position_ids(rows, config.spatial_merge_size),
             "cu_seqlens": get_vision_cu_seqlens(rows),
         }
-        out = super().forward(patches, rows, **planned(config, plan, patches.device))
+        return {"grid_thw": rows, **planned(config, plan, device)}
+
+    def forward(self, patches: Tensor, grids: np.ndarray) -> Tensor:
+        """[N, W], [G, 2] -> [T, (1 + d) * merge^2 * C]."""
+        out = super().forward(patches, **self.plan(grids, patches.device))
         return torch.cat([out.pooler_output, *out.deepstack_features], 1)
 
 

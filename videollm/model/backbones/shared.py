@@ -125,7 +125,9 @@ def planned(config: PreTrainedConfig, plan: Mapping[str, Tensor], device: torch.
     for name in plan.keys() - moved.keys():
         ends = moved[name] = plan[name]
         moved[name.replace("cu_", "max_").replace("seqlens", "seqlen")] = int(ends.diff().max())
-        if is_flash_attention_requested(config) and config._attn_implementation != SEGMENTS:
+        if config._attn_implementation == SEGMENTS:
+            by_length(tuple(ends.tolist()), device)  # made here, where also an estimate of memory has numbers
+        elif is_flash_attention_requested(config):
             moved[name] = ends.to(device, non_blocking=True)
     return moved
 
