@@ -185,10 +185,10 @@ def test_draws_the_frames_over_the_spans(capsys, model, video, answers, tmp_path
     monkeypatch.setattr(question, "timeline", lambda *args: (drawn.append(args), timeline(*args)))
     status, out, _ = run(capsys, model, video, "generate.max_new_tokens=8", "--output", str(tmp_path / "a" / "b.png"))
     assert status == 0 and str(tmp_path / "a" / "b.png") in out
-    _, frames, times_s, duration_s, truth, spans, title = drawn[0]
+    _, frames, times_s, duration_s, truth, spans, title, texts = drawn[0]
     assert len(frames) == len(times_s) == 12 and 0 < times_s[0] < times_s[-1] < duration_s
     assert (truth, spans) == ({}, {"answer": [[1.0, 2.5]], "evidence": [[0.5, 3.0]]})
-    assert title == "when does it happen ?"
+    assert title == "when does it happen ?" and texts["answer"]
     with Image.open(tmp_path / "a" / "b.png") as picture:
         assert picture.format == "PNG" and picture.width > 600
 
