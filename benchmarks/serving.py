@@ -97,11 +97,11 @@ class Clocked(Seating):
         super().__init__(*given)
         self.clock, self.first, self.whole = clock, {}, {}
 
-    def leave(self, rows):
+    def leave(self, rows, so_far):
         now = self.clock()
         for inside in self.inside.values():
             self.first.setdefault(inside.record.id, now)
-        found = super().leave(rows)
+        found = super().leave(rows, so_far)
         self.whole |= {left.record.id: now for left, *_ in found}
         return found
 
