@@ -13,7 +13,7 @@ from videollm.common.command import ended
 from videollm.common.config import need, together
 from videollm.common.files import check_folder, check_writable
 from videollm.data import load_records
-from videollm.show.viewer import names_of, of_record, read_answers, write_page
+from videollm.show.viewer import check_page, names_of, of_record, read_answers, write_page
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
         lambda: need(count <= 2, f"{count} files of answers: give one, or two to compare"),
         lambda: check_folder(args.videos, "--videos"),
         lambda: check_writable(args.output / "index.html", "--output"),
+        lambda: check_page(args.output),
     )
     runs = dict(zip(names_of(args.answers), map(read_answers, args.answers), strict=True))
     asked = {record.id: of_record(record) for record in load_records(args.annotations)} if args.annotations else {}
