@@ -20,7 +20,7 @@ from videollm.batches.batch import Batch
 from videollm.common.config import need
 from videollm.common.replay import Replay, Step, cuda_graph
 from videollm.data.conversation import Role
-from videollm.data.options import GenerateOptions
+from videollm.data.options import NO_GRAPHS, GenerateOptions
 from videollm.heads import NO_DRAW, Answer, FrameBatch, Prediction, SpanRefs
 from videollm.model.attention import FLASH
 from videollm.model.cache import RowCache
@@ -330,7 +330,7 @@ def recorder(masked: bool, device: torch.device) -> Callable[[Step], Step]:
         ConfigError: they are not always the same operations, or there is nothing that could record them.
     """
     key = "generate.graphs: true, but"
-    need(device.type == "cuda", f"{key} only a GPU records steps; leave it out here")
+    need(device.type == "cuda", NO_GRAPHS)
     need(masked, f"{key} flash attention takes another length in every step; set model.attention=sdpa")
     need(not together(), f"{key} ZeRO-3 gathers weights in every step; use ZeRO-2, or leave it out")
     return cuda_graph
