@@ -50,6 +50,7 @@ class Decoding:
     draw: Draw | None = None  # samples words
     draws_spans: bool = False  # else the head's best ones are taken
     temperature: float = 1.0  # of drawn spans
+    looks: bool = False  # in each step, whether there is a span token at all: that costs less than to draw
     # Where spans are drawn, [R, T + 1, ...]: the state that each token's span was drawn by, D; and of the token, and of
     # its span, the log-probability and the entropy of what it was drawn from, 2 x 2 float32.
     queries: Tensor | None = None
@@ -96,9 +97,7 @@ class Decoding:
             self.note(scores.log_softmax(-1), new, query, place)
         embeds = embedding(new)
         picked = one_of(new, self.span_ids)
-        # To draw costs more than to look whether there is a span token, but on a GPU a look waits for the device.
-        looks = self.draws_spans and new.device.type == "cpu" and not together()
-        if len(self.span_ids) and not (looks and not picked.any()):
+        if len(self.span_ids) and not (self.looks and not picked.any()):
             prediction = self.span(query)
             spans = self.head.embed_predicted(embeds, prediction, self.row, self.frames)
             embeds = torch.where(picked[:, None], spans.to(embeds.dtype), embeds)

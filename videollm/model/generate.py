@@ -196,6 +196,8 @@ class Rows:
         self.fed: Tensor | None = None  # [R, D], what is fed next
         self.memo: dict[str, Tensor] | None = None  # derived from frames before questions entered; None: none did
         self.graphs = options.graphs  # all tensors of a step stay where they are
+        # A look waits for a GPU, changes what is recorded, and under ZeRO-3 a rank alone would skip the head.
+        self.state.looks = options.draw_spans and device.type == "cpu" and not self.graphs and not together()
         record = recorder(self.shares, device) if self.graphs else None
         self.choosing, self.going_on = Replay(self.choose, record), Replay(self.go_on, record)
 
