@@ -76,7 +76,9 @@ def run(args: argparse.Namespace) -> None:
     own, licence = folder / "README.md", f"license: {args.licence}"
     card = own.read_text(encoding="utf-8") if own.is_file() else card
     need(f"{licence}\n" in card, f"{own}: does not say {licence}; give the one that it says")
-    files = [*files_of(folder), *(path for pattern in ALSO for path in folder.glob(pattern))]
+    files = [*files_of(folder), *(path for pattern in ALSO for path in folder.glob(pattern) if not path.is_dir())]
+    for path in files:
+        need(path.is_file(), f"{path}: is a link to a file that is not there, or no file; mend it, or take it out")
     names = {str(path.relative_to(folder)): path for path in files} | {"README.md": card.encode()}
     if args.dry_run:
         print(card, *(f"would push: {name}" for name in sorted(names)), sep="\n")

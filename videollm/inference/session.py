@@ -138,7 +138,10 @@ class Session:
             return next(lines, None)
 
     def seen(self, video: Video, question: str, **options: dict) -> str:
-        """What the model gets for a question, for people: see ``explain``. Errors as of ``ask``."""
+        """What the model gets for a question, for people: see ``explain``.
+
+        A video that cannot be read is told in this text; other errors are as of ``ask``.
+        """
         (record,), reader, how = self.prepared([(video, question)], options)
         return explain(self.bundle, record, reader, how.generate)
 
