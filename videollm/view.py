@@ -7,9 +7,8 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from videollm.common.command import ended
+from videollm.common.command import a_path, ended
 from videollm.common.config import need, together
 from videollm.common.files import check_folder, check_writable
 from videollm.data import load_records
@@ -19,13 +18,13 @@ from videollm.show.viewer import check_page, names_of, of_record, read_answers, 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="videollm view", description="Make a page of answers, to open in a browser.")
-    parser.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="a file of videollm.infer, or two")
+    parser.add_argument("answers", type=a_path, nargs="+", metavar="ANSWERS", help="a file of videollm.infer, or two")
     linked = (
         "folder of the videos, which are linked: as seen from the page if DIR is relative, else by their whole path"
     )
-    parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help=linked)
-    parser.add_argument("--annotations", type=Path, nargs="+", metavar="FILE", default=[], help="with the true spans")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="of the page")
+    parser.add_argument("--videos", type=a_path, required=True, metavar="DIR", help=linked)
+    parser.add_argument("--annotations", type=a_path, nargs="+", metavar="FILE", default=[], help="with the true spans")
+    parser.add_argument("--output", type=a_path, required=True, metavar="DIR", help="of the page")
     return parser.parse_args(argv)
 
 

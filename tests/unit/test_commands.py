@@ -164,3 +164,14 @@ def test_another_broken_pipe_is_told(tmp_path, capfd):
     with open(tmp_path / "out", "w") as out, contextlib.redirect_stdout(out):
         assert ended(broken) == 2
     assert "peer: Broken pipe" in capfd.readouterr().err
+
+
+EMPTY = ("view a.jsonl --videos . --output=", "report run --output=", "check ", "data check a --videos . --output=")
+
+
+@pytest.mark.parametrize("line", EMPTY)
+def test_an_empty_path_is_not_the_folder_that_one_is_in(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(line.split(" "))
+    assert ": it is empty (an empty variable?); give a path" in capsys.readouterr().err and not any(tmp_path.iterdir())

@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videollm.common.config import ConfigError, UserError
@@ -121,6 +122,13 @@ def whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def a_path(text: str) -> Path:
+    """Reads a path, for argparse: an empty one would silently be the folder that one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty (an empty variable?); give a path")
+    return Path(text)
 
 
 def seconds(text: str) -> float:
