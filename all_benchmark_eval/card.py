@@ -22,7 +22,7 @@ from all_benchmark_eval.evaluate import Run, evaluate, processes
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.moments import MomentBenchmark
 from all_benchmark_eval.score import number, wide_console
-from videollm.common.command import USERS, ended, message, whole
+from videollm.common.command import USERS, a_path, ended, message, whole
 from videollm.common.config import build, read_yaml
 from videollm.common.files import check_writable
 
@@ -176,9 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0, 1 if a benchmark failed, 2 for a user's error."""
     parser = argparse.ArgumentParser(prog="videollm card", description="A published table again.")
     parser.add_argument("name", metavar="NAME", help=", ".join(names()))
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="default: checkpoints/NAME")
-    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder with a folder for each")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: MODEL/card")
+    parser.add_argument("model", type=a_path, nargs="?", metavar="MODEL", help="default: checkpoints/NAME")
+    parser.add_argument("--data", type=a_path, required=True, metavar="ROOT", help="folder with a folder for each")
+    parser.add_argument("--output", type=a_path, metavar="DIR", help="default: MODEL/card")
     parser.add_argument("--benchmarks", metavar="A,B,...", help="of the card (default: all)")
     parser.add_argument("--gpus", type=whole(1), metavar="N", help="processes (default: $GPUS, all GPUs, or 1)")
     parser.add_argument("--batch-size", metavar="N", help="of videollm.infer, as the next one")

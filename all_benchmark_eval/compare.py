@@ -19,7 +19,7 @@ from all_benchmark_eval.benchmark import read_json
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
 from all_benchmark_eval.score import wide_console
-from videollm.common.command import ended, whole
+from videollm.common.command import a_path, ended, whole
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def table(protocol: str, unit: str, rows: Iterable[Difference]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="videollm compare", description="Paired differences of two scores.")
-    parser.add_argument("a", type=Path, metavar="A.json")
-    parser.add_argument("b", type=Path, metavar="B.json")
+    parser.add_argument("a", type=a_path, metavar="A.json")
+    parser.add_argument("b", type=a_path, metavar="B.json")
     parser.add_argument("--resamples", type=whole(1), default=10_000, metavar="N")
     parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)

@@ -23,7 +23,7 @@ from all_benchmark_eval.benchmark import WORDINGS, Benchmark, BenchmarkError, ge
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.summary import Summary
 from videollm import infer
-from videollm.common.command import INTERRUPTED, USERS, ended, message, quieten, whole
+from videollm.common.command import INTERRUPTED, USERS, a_path, ended, message, quieten, whole
 from videollm.common.config import ConfigError, together
 from videollm.common.files import check_file, check_folder, check_model, check_writable, json_lines, json_text
 from videollm.inference.options import PRECISIONS, read_overrides
@@ -149,14 +149,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     told = "Ask a model the questions of benchmarks, and score it."
     parser = argparse.ArgumentParser(prog="videollm evaluate", description=told)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint folder or hub name")
+    parser.add_argument("model", type=a_path, metavar="MODEL", help="checkpoint folder or hub name")
     parser.add_argument("--benchmarks", required=True, metavar="A,B,...", help=f"of {', '.join(benchmark.names())}")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--data", type=Path, metavar="ROOT", help="folder with a folder for each (check says what)")
+    where.add_argument("--data", type=a_path, metavar="ROOT", help="folder with a folder for each (check says what)")
     beside = "of a single benchmark; its annotations are beside it"
-    where.add_argument("--videos", type=Path, metavar="DIR", help=beside)
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="of a single benchmark, if they lie elsewhere")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: MODEL/evaluation")
+    where.add_argument("--videos", type=a_path, metavar="DIR", help=beside)
+    parser.add_argument(
+        "--annotations", type=a_path, metavar="FILE", help="of a single benchmark, if they lie elsewhere"
+    )
+    parser.add_argument("--output", type=a_path, metavar="DIR", help="default: MODEL/evaluation")
     parser.add_argument("--gpus", type=whole(1), metavar="N", help="processes (default: $GPUS, all GPUs, or 1)")
     parser.add_argument("--wording", choices=WORDINGS, help="of the questions (default: that of the model's head)")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="of videollm.infer, as the next four")

@@ -25,7 +25,7 @@ from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from videollm.common.code import code
-from videollm.common.command import ended, whole
+from videollm.common.command import a_path, ended, whole
 from videollm.common.files import check_writable
 
 WIDTH, COLUMN = 110, 24  # characters that a table needs, and a column of many
@@ -219,10 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="videollm score", description="Score a prediction file.")
     parser.add_argument("benchmark", metavar="BENCHMARK", help=", ".join(benchmark.names()))
-    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="plain or .gz")
+    parser.add_argument("--predictions", type=a_path, required=True, metavar="FILE", help="plain or .gz")
     which = "ground truth; the benchmark's README says which"
-    parser.add_argument("--annotations", type=Path, nargs="+", default=[], metavar="FILE", help=which)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--annotations", type=a_path, nargs="+", default=[], metavar="FILE", help=which)
+    parser.add_argument("--output", type=a_path, required=True, metavar="FILE.json")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: both; published is the headline")
     parser.add_argument("--variant", help=f"whose script (the benchmark's README lists them), or {ALL}")
     parser.add_argument("--wording", choices=WORDINGS, help="of the questions that videollm.infer answered")

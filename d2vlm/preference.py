@@ -22,7 +22,7 @@ from d2vlm.preferences.factors import ATTRIBUTES, FACTORS, Library, Scene, Sever
 from d2vlm.preferences.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
 from d2vlm.preferences.packed import read_packed
 from d2vlm.preferences.wording import Wording
-from videollm.common.command import ended
+from videollm.common.command import a_path, ended
 from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
 from videollm.common.files import check_writable, json_text, write_text
 from videollm.data import AnnotationError, Record, load_records, neutral_json
@@ -228,10 +228,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--annotations", nargs="+", default=[], metavar="FILE", help="docs/annotations.md")
     parser.add_argument("--packed", nargs="+", default=[], metavar="FILE.pt", help="published packed records")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="of the packed records")
-    parser.add_argument("--answers", nargs="+", default=[], type=Path, metavar="FILE", help="outputs of videollm.infer")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=".jsonl or .json")
+    parser.add_argument(
+        "--answers", nargs="+", default=[], type=a_path, metavar="FILE", help="outputs of videollm.infer"
+    )
+    parser.add_argument("--output", required=True, type=a_path, metavar="FILE", help=".jsonl or .json")
     parser.add_argument("--format", choices=("ours", "official"), default="ours", help="layout of the output")
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml")
+    parser.add_argument("--config", type=a_path, metavar="FILE.yaml")
     known = ", ".join(f.name for f in fields(PreferenceOptions))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {known}")
     return parser.parse_intermixed_args(argv)

@@ -21,7 +21,7 @@ from d2vlm.fpo import FACTORS, FPO, FPOOptions
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle, load, read_config
-from videollm.common.command import ended, usable_device, whole
+from videollm.common.command import a_path, ended, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.files import check_folder, check_writable
 from videollm.data import Record, load_records
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help="checkpoint folders or hub names")
     parser.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help="records with rejected answers")
     parser.add_argument("--videos", required=True, metavar="DIR", help="folder below which the videos lie")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.json")
+    parser.add_argument("--output", required=True, type=a_path, metavar="FILE.json")
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="records at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="beta=0.1 text_weight=0 ...")

@@ -27,7 +27,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from videollm.common.command import ended, whole
+from videollm.common.command import a_path, ended, whole
 from videollm.common.config import ConfigError, need
 from videollm.video.names import as_url
 
@@ -360,7 +360,7 @@ def write_clips(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m quickstart.clips", description="Write the moving-shapes data set.")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--output", type=a_path, required=True, help="folder to write to")
     for split, count in DEFAULT_COUNTS.items():
         parser.add_argument(f"--{split}", type=whole(0), default=count, help=f"clips in {split} (default {count})")
     parser.add_argument("--seed", type=whole(0), default=0)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from quickstart.clips import COLORS, MOTIONS, SHAPES
-from videollm.common.command import ended, whole
+from videollm.common.command import a_path, ended, whole
 from videollm.common.config import need, read_yaml
 from videollm.common.files import an_object, json_lines
 from videollm.model import backbones  # noqa: F401 - registers towers
@@ -237,10 +237,12 @@ def accuracy(tower: nn.Module, connector: nn.Module | None, classifier: Classifi
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the tokenizer and the tower."""
     parser = argparse.ArgumentParser(prog="quickstart.tower", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder made by quickstart.clips")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the tower")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-    parser.add_argument("--config", type=Path, help="of a run, whose tower it is to be (default: a convolutional one)")
+    parser.add_argument("--data", type=a_path, required=True, help="folder made by quickstart.clips")
+    parser.add_argument("--output", type=a_path, required=True, help="folder of the tower")
+    parser.add_argument("--tokenizer", type=a_path, required=True, help="folder of the tokenizer")
+    parser.add_argument(
+        "--config", type=a_path, help="of a run, whose tower it is to be (default: a convolutional one)"
+    )
     parser.add_argument("--steps", type=whole(1), default=800)
     parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)

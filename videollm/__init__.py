@@ -23,7 +23,7 @@ def load(model: str, *, device: str | None = None, precision: str | None = None,
             the command line, such as ``sampler={"fps": 2}``.
 
     Raises:
-        ConfigError: an unknown option, or a device that is not there.
+        ConfigError: an unknown option or precision, or a device that is not there.
         CheckpointError: no checkpoint of this project, or an incomplete one.
     """
     from videollm.inference.session import open_session

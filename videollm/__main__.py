@@ -27,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 2 where there is none of that name."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("", "-h", "--help"):
-        print(overview())
-        return 0 if name else 2
+        return ended(lambda: print(overview())) or (0 if name else 2)
     names = declared(COMMANDS)
     if name not in names:
         remedy = nearest(name, list(names), noun="commands")

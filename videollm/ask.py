@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import ended, quieten
+from videollm.common.command import a_path, ended, quieten
 from videollm.common.config import need, together
 from videollm.common.files import check_model, check_writable
 from videollm.inference.options import PRECISIONS, check_question, check_video, read_overrides
@@ -27,7 +27,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--video", required=True, help="video file")
     parser.add_argument("--question", required=True, help="what to ask, in the words the model was trained on")
-    parser.add_argument("--output", type=Path, help="PNG of the answer on the video's timeline")
+    parser.add_argument("--output", type=a_path, help="PNG of the answer on the video's timeline")
     parser.add_argument("--explain", action="store_true", help="first print what the model gets: prompt, frames, times")
     parser.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
     precision = "of weights and states (default: the model's own on a GPU, fp32 on a CPU)"

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import ended, seconds, whole
+from videollm.common.command import a_path, ended, seconds, whole
 from videollm.common.config import need, together
 from videollm.common.files import check_model
 from videollm.inference.options import read_overrides
@@ -27,7 +27,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     several = "checkpoint folder; given twice, both answer every question, side by side"
     parser.add_argument("--model", required=True, action="append", metavar="DIR", help=several)
     clips = "folder with clips and annotation lines (.jsonl) about them (default: the first model's own folder)"
-    parser.add_argument("--examples", type=Path, metavar="DIR", help=clips)
+    parser.add_argument("--examples", type=a_path, metavar="DIR", help=clips)
     host = f"address to listen at (default: {LOOPBACK}, for this machine alone); with 0.0.0.0 everybody who reaches "
     host += "this machine can upload clips and ask: there is no password"
     parser.add_argument("--host", default=LOOPBACK, help=host)

@@ -3,12 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from videollm.common.command import ended
+from videollm.common.command import a_path, ended
 from videollm.common.config import build, override
 from videollm.common.files import check_writable, json_text, write_text
 from videollm.data import load_records, neutral_json
@@ -23,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--annotations", required=True, nargs="+", help="the questions with their right answers")
     parser.add_argument(
-        "--answers", required=True, nargs="+", type=Path, help="of videollm.infer, to the same questions"
+        "--answers", required=True, nargs="+", type=a_path, help="of videollm.infer, to the same questions"
     )
-    parser.add_argument("--output", required=True, type=Path, help="annotations of those that are drawn")
+    parser.add_argument("--output", required=True, type=a_path, help="annotations of those that are drawn")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="count=2500 mean=0.05 spread=0.2 seed=1 ...")
     args = parser.parse_intermixed_args(argv)
 

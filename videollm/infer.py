@@ -10,9 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from videollm.common.command import ended, quieten, seconds, whole
+from videollm.common.command import a_path, ended, quieten, seconds, whole
 from videollm.common.config import together
 from videollm.common.files import check_file, check_folder, check_model, check_writable
 from videollm.common.processes import one_fate
@@ -28,7 +27,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--annotations", required=True, nargs="+", help="annotation files (docs/annotations.md)")
     parser.add_argument("--videos", required=True, help="folder below which the videos lie")
-    parser.add_argument("--output", required=True, type=Path, help="FILE.jsonl, one line an answer")
+    parser.add_argument("--output", required=True, type=a_path, help="FILE.jsonl, one line an answer")
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N")
     parser.add_argument("--workers", type=whole(0), metavar="N", help="processes that read videos; by default up to 4")
     parser.add_argument("--decode-timeout", type=seconds, default=300.0, metavar="S", help="seconds a video may take")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import ended
+from videollm.common.command import a_path, ended
 from videollm.common.config import ConfigError, need, together
 from videollm.common.files import A_MODEL, HUB_NAME
 from videollm.training.saving import MANIFEST, UNFINISHED, read_checkpoint
@@ -23,12 +23,12 @@ ALSO = ("README.md", "scores.json", "clips.jsonl", "clips/*")  # taken along whe
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="videollm push", description="Push a checkpoint to the hub, with a card.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="checkpoint folder, such as runs/NAME/final")
+    parser.add_argument("folder", type=a_path, metavar="FOLDER", help="checkpoint folder, such as runs/NAME/final")
     parser.add_argument("name", metavar="OWNER/NAME", help="on the hub; made if there is none")
     parser.add_argument("--licence", metavar="ID", help=f"of the weights, as the hub spells it: {LICENCES}")
     parser.add_argument("--private", action="store_true", help="nobody else sees it")
     told = "as the scoring command writes them (default: FOLDER/scores.json, FOLDER/evaluation/*/scores.json)"
-    parser.add_argument("--scores", type=Path, nargs="+", metavar="FILE", help=told)
+    parser.add_argument("--scores", type=a_path, nargs="+", metavar="FILE", help=told)
     parser.add_argument("--dry-run", action="store_true", help="print the card and the files, push nothing")
     return parser.parse_args(argv)
 
@@ -76,7 +76,9 @@ def run(args: argparse.Namespace) -> None:
     own, licence = folder / "README.md", f"license: {args.licence}"
     card = own.read_text(encoding="utf-8") if own.is_file() else card
     need(f"{licence}\n" in card, f"{own}: does not say {licence}; give the one that it says")
-    files = [*files_of(folder), *(path for pattern in ALSO for path in folder.glob(pattern))]
+    files = [*files_of(folder), *(path for pattern in ALSO for path in folder.glob(pattern) if not path.is_dir())]
+    for path in files:
+        need(path.is_file(), f"{path}: is a link to a file that is not there, or no file; mend it, or take it out")
     names = {str(path.relative_to(folder)): path for path in files} | {"README.md": card.encode()}
     if args.dry_run:
         print(card, *(f"would push: {name}" for name in sorted(names)), sep="\n")

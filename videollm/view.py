@@ -7,25 +7,24 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from videollm.common.command import ended
+from videollm.common.command import a_path, ended
 from videollm.common.config import need, together
 from videollm.common.files import check_folder, check_writable
 from videollm.data import load_records
-from videollm.show.viewer import names_of, of_record, read_answers, write_page
+from videollm.show.viewer import check_page, names_of, of_record, read_answers, write_page
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="videollm view", description="Make a page of answers, to open in a browser.")
-    parser.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="a file of videollm.infer, or two")
+    parser.add_argument("answers", type=a_path, nargs="+", metavar="ANSWERS", help="a file of videollm.infer, or two")
     linked = (
         "folder of the videos, which are linked: as seen from the page if DIR is relative, else by their whole path"
     )
-    parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help=linked)
-    parser.add_argument("--annotations", type=Path, nargs="+", metavar="FILE", default=[], help="with the true spans")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="of the page")
+    parser.add_argument("--videos", type=a_path, required=True, metavar="DIR", help=linked)
+    parser.add_argument("--annotations", type=a_path, nargs="+", metavar="FILE", default=[], help="with the true spans")
+    parser.add_argument("--output", type=a_path, required=True, metavar="DIR", help="of the page")
     return parser.parse_args(argv)
 
 
@@ -36,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
         lambda: need(count <= 2, f"{count} files of answers: give one, or two to compare"),
         lambda: check_folder(args.videos, "--videos"),
         lambda: check_writable(args.output / "index.html", "--output"),
+        lambda: check_page(args.output),
     )
     runs = dict(zip(names_of(args.answers), map(read_answers, args.answers), strict=True))
     asked = {record.id: of_record(record) for record in load_records(args.annotations)} if args.annotations else {}

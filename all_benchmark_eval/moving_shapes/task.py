@@ -31,7 +31,7 @@ from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, Explanation,
 from all_benchmark_eval.forms import Content, Form, rows_with
 from all_benchmark_eval.items import known_length, read_rows, seconds
 from videollm.common.answers import AnswerLine, split_spans
-from videollm.common.command import ended
+from videollm.common.command import a_path, ended
 from videollm.common.files import check_writable
 from videollm.common.spans import as_spans, first_span_ious, mean_set_f1, set_f1, summarise, tiou, tiou_matrix
 
@@ -332,9 +332,9 @@ def _table(scores: dict) -> Table:
 def main(arguments: list[str] | None = None) -> int:
     """Score a file of answers; a user's error is one line and exit status 2."""
     parser = argparse.ArgumentParser(description="Score answers to the moving-shapes questions.")
-    parser.add_argument("--annotations", type=Path, required=True, help="annotation lines (.jsonl)")
-    parser.add_argument("--predictions", type=Path, required=True, help="output lines of videollm.infer (.jsonl)")
-    parser.add_argument("--output", type=Path, required=True, help="scores to write (.json)")
+    parser.add_argument("--annotations", type=a_path, required=True, help="annotation lines (.jsonl)")
+    parser.add_argument("--predictions", type=a_path, required=True, help="output lines of videollm.infer (.jsonl)")
+    parser.add_argument("--output", type=a_path, required=True, help="scores to write (.json)")
     args = parser.parse_args(arguments)
 
     def run() -> None:

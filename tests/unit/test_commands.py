@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from tests.models import clip_lines, clips, make_bundle, write_config, write_lines
 from videollm.__main__ import ABSENT, main, overview
+from videollm.common.command import UNREAD, ended
 from videollm.common.declared import COMMANDS, declared, file_of, of_clone, sign
 
 HEAVY = ("torch", "transformers")
@@ -140,3 +142,36 @@ def test_a_command_that_is_declared_but_not_there_is_one_line(monkeypatch, capsy
 def test_a_file_is_found_without_importing_what_is_above_it():
     assert file_of("videollm.data.__main__").name == "__main__.py" and file_of("videollm.heads").name == "__init__.py"
     assert file_of("videollm.none") is None and file_of("nothing.at.all") is None
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # by default what is printed is written at the end
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]], ids=" ".join)
+def test_a_reader_that_leaves_early_is_no_error(words, unbuffered):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "videollm", *words]
+    ran = subprocess.run(
+        command, stdout=writes, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    )
+    os.close(writes)
+    assert ran.stderr == b"" and ran.returncode in (0, UNREAD)  # argparse, too, drops what nobody reads
+
+
+def test_another_broken_pipe_is_told(tmp_path, capfd):
+    def broken():
+        raise BrokenPipeError(32, "Broken pipe", "peer")
+
+    with open(tmp_path / "out", "w") as out, contextlib.redirect_stdout(out):
+        assert ended(broken) == 2
+    assert "peer: Broken pipe" in capfd.readouterr().err
+
+
+EMPTY = ("view a.jsonl --videos . --output=", "report run --output=", "check ", "data check a --videos . --output=")
+
+
+@pytest.mark.parametrize("line", EMPTY)
+def test_an_empty_path_is_not_the_folder_that_one_is_in(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(line.split(" "))
+    assert ": it is empty (an empty variable?); give a path" in capsys.readouterr().err and not any(tmp_path.iterdir())

@@ -29,7 +29,7 @@ def local(source: str | Path, weights: bool = True, key: str = "") -> Path:
         CheckpointError: neither a folder nor a name that can be fetched; ConfigError of a config's ``key``.
     """
     try:
-        return Path(source) if Path(source).is_dir() else fetched(str(source), weights)
+        return Path(source) if os.path.isdir(source) else fetched(str(source), weights)
     except CheckpointError as error:
         raise ConfigError(f"{key}: {error}") if key else error from None
 

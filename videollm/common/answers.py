@@ -71,6 +71,9 @@ class AnswerLine:
             raise ValueError("id or text is no text")
         if not _is_spans(line.spans) or not _is_spans(line.evidence_spans):
             raise ValueError("spans are not [[start, end], ...] in seconds")
+        for name, (holds, what) in _FORMS.items():
+            if not holds(getattr(line, name)):
+                raise ValueError(f"{name} is not {what}")
         return line
 
     @classmethod
@@ -90,9 +93,24 @@ def split_spans(text: str) -> tuple[list[str], list[Span]]:
     return pieces[::3], [[float(a), float(b)] for a, b in zip(pieces[1::3], pieces[2::3], strict=True)]
 
 
+def _is_number(value: object) -> bool:
+    """Whether JSON data is a number that a float can hold; one that is not finite counts."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**1000)
+
+
 def _is_spans(spans: object) -> bool:
     """Whether JSON data is [[start, end], ...]; numbers that are not finite count as numbers."""
     return isinstance(spans, list) and all(
-        isinstance(span, list) and len(span) == 2 and all(isinstance(time, int | float) for time in span)
-        for span in spans
+        isinstance(span, list) and len(span) == 2 and all(map(_is_number, span)) for span in spans
     )
+
+
+# What the other keys of a line hold, where they are there; who reads them relies on it.
+_FORMS = {
+    **dict.fromkeys(
+        ("video", "question", "raw_text", "finish_reason", "error"),
+        (lambda value: isinstance(value, str | None), "text or null"),
+    ),
+    "scores": (lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"),
+    "duration": (lambda value: value is None or _is_number(value), "a number of seconds or null"),
+}

@@ -10,11 +10,13 @@ import argparse
 import logging
 import math
 import os
+import select
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videollm.common.config import ConfigError, UserError
@@ -28,6 +30,7 @@ HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see t
 
 
 INTERRUPTED = 130  # exit status of a command that Ctrl-C has ended, as shells have it
+UNREAD = 141  # of one whose output nobody reads any more
 
 
 def ended(run: Callable[[], int | None], go_on: str = "run the same command again") -> int:
@@ -36,7 +39,12 @@ def ended(run: Callable[[], int | None], go_on: str = "run the same command agai
     Where Ctrl-C ends it, that is one line, too: ``go_on`` says what to do then.
     """
     try:
-        return run() or 0
+        try:
+            return run() or 0
+        finally:
+            sys.stdout.flush()  # here, where it can be told; --help leaves by an exception
+    except BrokenPipeError as error:
+        return unread(error)
     except USERS as error:
         return tell(error)
     except KeyboardInterrupt:
@@ -44,6 +52,16 @@ def ended(run: Callable[[], int | None], go_on: str = "run the same command agai
         if this_rank() == 0:
             print(f"\ninterrupted: to go on, {go_on}", file=sys.stderr, flush=True)
         return INTERRUPTED
+
+
+def unread(error: BrokenPipeError) -> int:
+    """Exit status where what reads stdout has had enough, as ``head`` has: no error. Of other pipes: see ``tell``."""
+    gone = select.poll()
+    gone.register(sys.stdout.fileno(), 0)  # errors alone: a writer's pipe has one once nobody reads it
+    if not gone.poll(0):
+        return tell(error)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes at its end
+    return UNREAD
 
 
 def quieten() -> None:
@@ -104,6 +122,13 @@ def whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def a_path(text: str) -> Path:
+    """Reads a path, for argparse: an empty one would silently be the folder that one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty (an empty variable?); give a path")
+    return Path(text)
 
 
 def seconds(text: str) -> float:

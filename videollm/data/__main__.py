@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import ended, seconds, whole
+from videollm.common.command import a_path, ended, seconds, whole
 from videollm.common.config import ConfigError, UserError, need
 from videollm.common.files import check_folder, check_writable, json_text, write_text
 from videollm.data.check import Visuals, check_visuals, report_on, write_clean
@@ -34,16 +34,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=".json, .jsonl, or list of sets")
     check.add_argument("--videos", metavar="FOLDER", help="folder that video paths are relative to; opens every video")
     check.add_argument("--decode", action="store_true", help="decode frames all over each video, too")
-    check.add_argument("--model", type=Path, metavar="MODEL", help="checkpoint or config: are records too long for it?")
+    check.add_argument(
+        "--model", type=a_path, metavar="MODEL", help="checkpoint or config: are records too long for it?"
+    )
     check.add_argument("--max-length", type=whole(1), metavar="N", help="tokens, in place of the model's own limit")
     check.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes that look")
     check.add_argument("--timeout", type=seconds, default=300.0, metavar="S", help="seconds a video may take")
-    check.add_argument("--output", type=Path, metavar="CLEAN.jsonl", help="write the records that are good")
+    check.add_argument("--output", type=a_path, metavar="CLEAN.jsonl", help="write the records that are good")
     imports = commands.add_parser("import", help="other groups' training files in our own schema")
     imports.add_argument("form", metavar="FORM", help=", ".join(FORMS))
-    imports.add_argument("file", type=Path, metavar="FILE", help=".json or .jsonl, optionally with .gz")
-    imports.add_argument("--output", type=Path, required=True, metavar="RECORDS.jsonl")
-    imports.add_argument("--videos", type=Path, metavar="FOLDER", help="that absolute paths of videos are below")
+    imports.add_argument("file", type=a_path, metavar="FILE", help=".json or .jsonl, optionally with .gz")
+    imports.add_argument("--output", type=a_path, required=True, metavar="RECORDS.jsonl")
+    imports.add_argument("--videos", type=a_path, metavar="FOLDER", help="that absolute paths of videos are below")
     return parser.parse_args(argv)
 
 

@@ -15,6 +15,7 @@ from videollm.common.files import Bad
 from videollm.video.view import WHOLE, FrameFolder, View
 
 KEYS = ("bound", "frames", "after_video", "generate")
+NO_GRAPHS = "generate.graphs: true, but only a GPU records steps; set it to false here"
 MOST_TOKENS = 512  # of an answer, by default
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videollm.common.config import build, need, override, to_dict, together, typed
-from videollm.data.options import GenerateOptions
+from videollm.data.options import NO_GRAPHS, GenerateOptions
 from videollm.video.decode import VideoError, probe
 from videollm.video.picture import is_picture
 from videollm.video.preprocess import LIMITS, Preprocess
@@ -75,6 +75,7 @@ def check_overrides(given: dict) -> None:
 
 def check_question(question: str) -> None:
     """ConfigError for a question that is empty or no text."""
+    need(isinstance(question, str), f"--question: {question!r:.60} is no text; write a question")
     need(question.strip(), "--question: it is empty; write a question")
     whole = question.encode(errors="replace").decode() == question  # else bytes of the command line that are no text
     need(whole, "--question: holds half a character; write it in UTF-8")
@@ -117,9 +118,11 @@ def options_of(given: dict, config: "VideoLLMConfig", device: "torch.device", pr
     even = published_sampler(config.vision)
     laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"), even)
     asked, preset = given.get("generate", {}), laid.get("generate", {})
-    wanted = build(GenerateOptions, kept_generate(config) | preset, "generate")
+    kept = {key: value for key, value in kept_generate(config).items() if key != "graphs" or device.type == "cuda"}
+    wanted = build(GenerateOptions, kept | preset, "generate")
+    need(not wanted.graphs or device.type == "cuda", NO_GRAPHS)
     generate = wanted.within(config.context_length)
-    layers = {GIVEN: asked, PRESET: preset, KEPT: kept_generate(config)}
+    layers = {GIVEN: asked, PRESET: preset, KEPT: kept}
     sources = {f"generate.{key}": source_of(key, layers, to_dict(wanted)) for key in to_dict(generate)}
     even = even if "compatibility" in laid["model"]["head"] else {}
     sampler = build(Sampler, config.sampler | even | sampling, "sampler")

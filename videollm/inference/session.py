@@ -7,7 +7,7 @@ benchmark.
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +47,14 @@ def open_session(
     """Load a checkpoint folder or hub name onto ``device`` (by default a GPU where there is one).
 
     Raises:
-        ConfigError: an unknown option, or a device that is not there.
+        ConfigError: an unknown option or precision, or a device that is not there.
         CheckpointError: no checkpoint of this project, or an incomplete one.
     """
     import torch
 
     where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    known = ", ".join(PRECISIONS)
+    need(precision in (None, *PRECISIONS), f"precision: {precision!r} is no precision of states; known are {known}")
     options = options_of(given or {}, read_config(model), where, precision)
     bundle = load(model, head=options.head, dtype=PRECISIONS[options.precision])
     bundle.model.to(where)
@@ -82,22 +84,25 @@ class Session:
         return line
 
     def ask_many(
-        self, asked: Sequence[tuple[Video, str]], *, batch_size: int = 8, workers: int = 0, **options: dict
+        self, asked: Iterable[tuple[Video, str]], *, batch_size: int = 8, workers: int = 0, **options: dict
     ) -> list[AnswerLine]:
         """The answers to (video, question) pairs, in their order; every video is read and encoded once.
 
         A video that cannot be read gives an answer with ``error``, so that the others are not lost.
 
         Args:
-            asked: pairs of a video file and a question about it.
+            asked: pairs of a video file and a question about it, in a list or as an iterator gives them.
             batch_size: questions answered at a time.
             workers: processes that read videos meanwhile; 0: none.
             options: of this call.
 
         Raises:
-            ConfigError: an empty question, or an option that is unknown or does not fit the model.
+            ConfigError: an empty question, an option that is unknown or does not fit the model, or a wrong number.
             VideoError: a picture in place of a video.
         """
+        asked = list(asked)
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+            need(isinstance(value, int) and value >= least, f"{name}: {value!r} is not a whole number from {least}")
         if not asked:
             return []
         records, reader, how = self.prepared(asked, options)
@@ -133,7 +138,10 @@ class Session:
             return next(lines, None)
 
     def seen(self, video: Video, question: str, **options: dict) -> str:
-        """What the model gets for a question, for people: see ``explain``. Errors as of ``ask``."""
+        """What the model gets for a question, for people: see ``explain``.
+
+        A video that cannot be read is told in this text; other errors are as of ``ask``.
+        """
         (record,), reader, how = self.prepared([(video, question)], options)
         return explain(self.bundle, record, reader, how.generate)
 

@@ -51,6 +51,7 @@ class Decoding:
     draws_spans: bool = False  # else the head's best ones are taken
     looks: bool = False  # whether a step without a span token draws none: it waits for the device to know
     temperature: float = 1.0  # of drawn spans
+    looks: bool = False  # in each step, whether there is a span token at all: that costs less than to draw
     # Where spans are drawn, [R, T + 1, ...]: the state that each token's span was drawn by, D; and of the token, and of
     # its span, the log-probability and the entropy of what it was drawn from, 2 x 2 float32.
     queries: Tensor | None = None

@@ -20,7 +20,7 @@ from videollm.batches.batch import Batch
 from videollm.common.config import need
 from videollm.common.replay import Replay, Step, cuda_graph
 from videollm.data.conversation import Role
-from videollm.data.options import GenerateOptions
+from videollm.data.options import NO_GRAPHS, GenerateOptions
 from videollm.heads import NO_DRAW, Answer, FrameBatch, Prediction, SpanRefs
 from videollm.model.attention import FLASH
 from videollm.model.cache import RowCache
@@ -198,6 +198,8 @@ class Rows:
         self.fed: Tensor | None = None  # [R, D], what is fed next
         self.memo: dict[str, Tensor] | None = None  # derived from frames before questions entered; None: none did
         self.graphs = options.graphs  # all tensors of a step stay where they are
+        # A look waits for a GPU, changes what is recorded, and under ZeRO-3 a rank alone would skip the head.
+        self.state.looks = options.draw_spans and device.type == "cpu" and not self.graphs and not together()
         record = recorder(self.shares, device) if self.graphs else None
         self.choosing, self.going_on = Replay(self.choose, record), Replay(self.go_on, record)
 
@@ -332,7 +334,7 @@ def recorder(masked: bool, device: torch.device) -> Callable[[Step], Step]:
         ConfigError: they are not always the same operations, or there is nothing that could record them.
     """
     key = "generate.graphs: true, but"
-    need(device.type == "cuda", f"{key} only a GPU records steps; leave it out here")
+    need(device.type == "cuda", NO_GRAPHS)
     need(masked, f"{key} flash attention takes another length in every step; set model.attention=sdpa")
     need(not together(), f"{key} ZeRO-3 gathers weights in every step; use ZeRO-2, or leave it out")
     return cuda_graph

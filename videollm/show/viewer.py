@@ -47,6 +47,12 @@ def read_answers(path: Path) -> dict[str, AnswerLine]:
     return found
 
 
+def check_page(folder: Path) -> None:
+    """ConfigError where ``folder`` holds a page that is not one of answers, and would be lost."""
+    other = (folder / "index.html").exists() and not (folder / "answers.js").is_file()
+    need(not other, f"--output: {folder} holds another page, index.html; give a folder of its own")
+
+
 def of_record(record: Record) -> Asked:
     """What an annotation says of a question; its last turn of the assistant, if it has one, is the truth."""
     marks = span_marks(record.turns[-1]) if record.has_answer else []
@@ -128,7 +134,7 @@ class Links:
 
     def told(self) -> list[str]:
         """What is not there."""
-        lost = [one["name"] for one in self.known if not (self.videos / one["name"]).is_file()]
+        lost = [one["name"] for one in self.known if not os.path.isfile(self.videos / one["name"])]
         told = (
             f"{len(lost)} of {len(self.known)} videos are no files in {self.videos} (such as {min(lost, default='')})"
         )

@@ -25,6 +25,7 @@ from videollm.common.processes import one_fate, this_rank, world_size
 from videollm.common.spread import elements
 from videollm.data import Record, filters
 from videollm.data.mixture import load_training
+from videollm.data.options import NO_GRAPHS
 from videollm.inference.plan import room_for_question
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
@@ -50,6 +51,7 @@ def train(settings: Settings) -> Path:
         Preempted: told to stop by SIGTERM; the state is saved.
     """
     check_reporting(settings.train.report_to)
+    need(not settings.generate.graphs or torch.cuda.is_available(), NO_GRAPHS)  # now, not at the first validation
     with one_fate():
         checkpoint = check_start(settings)
         prepare_process(settings)

@@ -135,7 +135,7 @@ def test_what_cannot_be_fetched_is_one_line_with_the_remedy(stand_in, model, tmp
     assert said(lambda: local("lab/none")).startswith("lab/none: no such folder, and no such public model on the hub; ")
     assert "accept at https://huggingface.co/lab/closed, then log in" in said(lambda: load("lab/closed"))
     assert "the hub has no revision v9 of it; give a branch, tag or commit" in said(lambda: load(f"{model}@v9"))
-    for name in ("runs/x/final", str(tmp_path / "none"), "a b/c", "../none", "./none"):
+    for name in ("runs/x/final", str(tmp_path / "none"), "a b/c", "../none", "./none", "a/" + 5000 * "b/"):
         assert f"{name}: no such folder; give the folder of a trained model" in said(lambda name=name: load(name))
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)

@@ -82,6 +82,19 @@ def test_scores_that_lie_beside_are_taken_and_so_is_a_card(trained, tmp_path, ca
     assert status == 2 and "README.md: does not say license: apache-2.0" in err
 
 
+def test_folders_beside_clips_stay_here_and_a_dead_link_is_named(trained, tmp_path, capsys):
+    folder = tmp_path / "final"
+    shutil.copytree(trained / "final", folder)
+    (folder / "clips/raw").mkdir(parents=True)
+    (folder / "clips/0.mp4").write_bytes(b"clip")
+    words = (folder, "lab/moments", "--licence", "mit", "--dry-run")
+    status, out, _ = told(capsys, *words)
+    assert status == 0 and "would push: clips/0.mp4" in out and "clips/raw" not in out
+    (folder / "other.json").symlink_to("none.json")
+    status, _, err = told(capsys, *words)
+    assert status == 2 and "other.json: is a link to a file that is not there" in err
+
+
 def test_what_is_missing_or_half_is_one_line_with_the_remedy(trained, stand_in, tmp_path, capsys):
     half, adapters = tmp_path / "checkpoint-9", tmp_path / "adapters"
     shutil.copytree(trained / "checkpoint-1", half)

@@ -40,6 +40,17 @@ def test_a_reader_may_need_fewer_keys():
         ({"spans": None}, "spans are not"),
         ({"spans": [[1, 2, 3]]}, "spans are not"),
         ({"evidence_spans": [["1", "2"]]}, "spans are not"),
+        ({"spans": [[1, 10**400]]}, "spans are not"),
+        ({"spans": [[False, True]]}, "spans are not"),
+        ({"video": 5}, "video is not text or null"),
+        ({"video": ["a.mp4"]}, "video is not text or null"),
+        ({"question": 5}, "question is not text or null"),
+        ({"raw_text": {}}, "raw_text is not text or null"),
+        ({"finish_reason": [1]}, "finish_reason is not text or null"),
+        ({"error": 5}, "error is not text or null"),
+        ({"scores": None}, "scores is not a list of numbers"),
+        ({"scores": ["1"]}, "scores is not a list of numbers"),
+        ({"duration": "10 s"}, "duration is not a number of seconds or null"),
     ],
 )
 def test_a_line_that_is_no_answer_says_why(change, says):

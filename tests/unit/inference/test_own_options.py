@@ -15,7 +15,7 @@ from tests.ranks import free_port
 from videollm import ask as asking
 from videollm import infer, train
 from videollm.checkpoint import load, read_config
-from videollm.common.config import to_dict
+from videollm.common.config import ConfigError, to_dict
 from videollm.inference.options import own_precision, read_options
 from videollm.inference.session import Session
 from videollm.model.generate import GenerateOptions, Rows
@@ -99,6 +99,21 @@ def test_a_model_computes_on_a_gpu_in_what_it_was_trained_in(trained, before):
         options = read_options([], read_config(trained), device, given)
         assert (options.precision, options.sources["precision"]) == (precision, source)
     assert own_precision(read_config(before), GPU) == "fp32"
+
+
+def test_steps_are_recorded_only_on_a_gpu_whatever_the_training_did(trained):
+    config = read_config(trained)
+    config.generate |= {"graphs": True}
+    assert read_options([], config, GPU).generate.graphs and not read_options([], config, CPU).generate.graphs
+    with pytest.raises(ConfigError, match=r"^generate\.graphs: true, but only a GPU records steps; set it to false"):
+        read_options(["generate.graphs=true"], config, CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU records steps")
+def test_a_training_that_could_record_no_step_does_not_begin(tmp_path, capsys):
+    run = write_config(tmp_path, "distime", steps=1)
+    assert train.main(["--config", str(run), "generate.graphs=true"]) == 2
+    assert "generate.graphs: true, but only a GPU" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_before_is_asked_as_before(before):

@@ -78,6 +78,12 @@ def test_what_is_wrong_is_said_as_by_the_commands(folder, tmp_path):
         (ConfigError, lambda: videollm.load(folder, sampling={}), "sampling: unknown key; known keys: sampler, pre"),
         (ConfigError, lambda: videollm.load(folder, sampler={"fsp": 1}), "sampler.fsp: unknown key; did you mean"),
         (ConfigError, lambda: model.ask(video, "when ?", head={}), "head: unknown option of a call; known are sampler"),
+        (ConfigError, lambda: videollm.load(folder, device="cpu", precision="fp16"), "precision: 'fp16' is no"),
+        (ConfigError, lambda: videollm.load(folder, device="cpu", generate={"graphs": True}), "generate.graphs: true,"),
+        (ConfigError, lambda: model.ask_many([(video, "when ?")], batch_size=0), "batch_size: 0 is not a whole number"),
+        (ConfigError, lambda: model.ask_many([(video, "when ?")], batch_size="4"), "batch_size: '4' is not a whole"),
+        (ConfigError, lambda: model.ask_many([(video, "when ?")], workers=-1), "workers: -1 is not a whole number"),
+        (ConfigError, lambda: model.ask(video, None), "--question: None is no text; write a question"),
         (ConfigError, lambda: model.ask(video, " "), "--question: it is empty; "),
         (ConfigError, lambda: model.ask_many([(video, "when ?"), (video, "")]), "--question: it is empty; "),
         (VideoError, lambda: model.ask(tmp_path / "none.mp4", "when ?"), "none.mp4: does not exist"),
@@ -101,7 +107,8 @@ def test_many_questions_are_answered_as_each_alone_with_every_video_in_the_tower
     for one, other in zip(found, alone, strict=True):
         assert np.allclose(one.spans, other.spans, atol=1e-3)
     assert len(towers) == 2 and len(frames) == 4
-    assert model.ask_many([]) == []
+    assert [line.raw_text for line in model.ask_many(one for one in asked)] == [line.raw_text for line in found]
+    assert model.ask_many([]) == [] == model.ask_many(iter([]))
 
 
 def test_a_video_that_cannot_be_read_costs_no_other_answer(model, tmp_path):

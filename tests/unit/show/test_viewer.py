@@ -129,3 +129,20 @@ def test_what_cannot_be_shown_is_one_line_and_leaves_nothing(tmp_path, videos, c
         assert view("--videos", videos, "--output", tmp_path / "page", *words) == 2
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1 and not (tmp_path / "page").exists()
+
+
+def test_a_name_that_no_file_can_have_is_a_video_that_is_not_there(tmp_path, videos, capsys):
+    answers = answers_file(tmp_path / "a.jsonl", line("a", video=5000 * "a"), line("b", video="a\0b"))
+    assert view(answers, "--videos", videos, "--output", tmp_path / "page") == 0
+    assert "2 of 2 videos are no files" in capsys.readouterr().out
+
+
+def test_a_page_is_written_again_but_never_over_another(tmp_path, videos, capsys):
+    answers = answers_file(tmp_path / "a.jsonl", line("a"))
+    for _ in range(2):
+        assert view(answers, "--videos", videos, "--output", tmp_path / "page") == 0
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("mine")
+    assert view(answers, "--videos", videos, "--output", tmp_path / "site") == 2
+    assert "site holds another page, index.html; " in capsys.readouterr().err
+    assert (tmp_path / "site/index.html").read_text() == "mine"
