@@ -4,6 +4,7 @@ In: a checkpoint's config, ``key=value`` words, the device. Out: ``Options``. A 
 (``VideoLLMConfig.generate``, ``sampler``, ``precision``); one without that record is asked with the defaults.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -89,7 +90,7 @@ def check_video(path: str) -> None:
 
 def refuse_picture(path: str | Path) -> None:
     """VideoError for a picture."""
-    if Path(path).is_file() and is_picture(path):
+    if os.path.isfile(path) and is_picture(path):  # False, too, for a name that no file can have
         raise VideoError(
             f"{path}: is a picture, which has no time to ask about; give a video, or ask about pictures with "
             "videollm.infer and an annotation that has `image` (docs/annotations.md)"

@@ -87,6 +87,7 @@ def test_what_is_wrong_is_said_as_by_the_commands(folder, tmp_path):
         (ConfigError, lambda: model.ask(video, " "), "--question: it is empty; "),
         (ConfigError, lambda: model.ask_many([(video, "when ?"), (video, "")]), "--question: it is empty; "),
         (VideoError, lambda: model.ask(tmp_path / "none.mp4", "when ?"), "none.mp4: does not exist"),
+        (VideoError, lambda: model.ask(5000 * "a", "when ?"), "File name too long"),
         (VideoError, lambda: next(model.stream(tmp_path / "none.mp4", "when ?")), "none.mp4: does not exist"),
     ):
         with pytest.raises(error) as raised:
