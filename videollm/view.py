@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import ended
+from videollm.common.command import Parser, ended
 from videollm.common.config import need, together
 from videollm.common.files import check_folder, check_writable
 from videollm.data import load_records
@@ -18,7 +18,7 @@ from videollm.show.viewer import names_of, of_record, read_answers, write_page
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm view", description="Make a page of answers, to open in a browser.")
+    parser = Parser(prog="videollm view", description="Make a page of answers, to open in a browser.")
     parser.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="a file of videollm.infer, or two")
     linked = (
         "folder of the videos, which are linked: as seen from the page if DIR is relative, else by their whole path"
