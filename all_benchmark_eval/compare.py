@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.table import Column, Table
 
-from all_benchmark_eval.benchmark import read_json
+from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
 from all_benchmark_eval.score import wide_console
@@ -43,10 +43,10 @@ class Difference:
 
 def read_scores(path: Path) -> dict[str, Any]:
     """A file of ``score``. Raises BenchmarkError if it is none."""
-    data = read_json(path)
+    data = Content.of(path).object
     keys = ("benchmark", "variant", "protocols", "per_sample", "files")
     good = isinstance(data, dict) and all(key in data for key in keys)
-    need(good, f"{path}: not written by all_benchmark_eval.score (needs {', '.join(keys)})")
+    need(good, f"{path}: no score file (needs {', '.join(keys)}); give what videollm score wrote to its --output")
     return data
 
 

@@ -7,7 +7,6 @@ are named there; no model. With the data's folder all answers are in pages besid
 videos (``videollm.view``).
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence

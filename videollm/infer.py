@@ -23,7 +23,7 @@ GO_ON = "run the same command again; every answer so far is kept"
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm infer", description="Answer every question of an annotation file.")
+    parser = Parser(prog="videollm infer", description="Answer every question of an annotation file.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--annotations", required=True, nargs="+", help="annotation files (docs/annotations.md)")
     parser.add_argument("--videos", required=True, help="folder below which the videos lie")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm data", description="Annotation files.")
+    parser = Parser(prog="videollm data", description="Annotation files.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check annotation files")
     check.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=".json, .jsonl, or list of sets")
