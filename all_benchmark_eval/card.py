@@ -22,7 +22,7 @@ from all_benchmark_eval.evaluate import Run, evaluate, processes
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.moments import MomentBenchmark
 from all_benchmark_eval.score import number, wide_console
-from videollm.common.command import USERS, a_path, ended, message, whole
+from videollm.common.command import USERS, Parser, a_path, ended, message, whole
 from videollm.common.config import build, read_yaml
 from videollm.common.files import check_writable
 

@@ -19,7 +19,7 @@ from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
 from all_benchmark_eval.score import wide_console
-from videollm.common.command import a_path, ended, whole
+from videollm.common.command import Parser, a_path, ended, whole
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def table(protocol: str, unit: str, rows: Iterable[Difference]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="videollm compare", description="Paired differences of two scores.")
+    parser = Parser(prog="videollm compare", description="Paired differences of two scores.")
     parser.add_argument("a", type=a_path, metavar="A.json")
     parser.add_argument("b", type=a_path, metavar="B.json")
     parser.add_argument("--resamples", type=whole(1), default=10_000, metavar="N")

@@ -25,7 +25,8 @@ from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from videollm.common.code import code
-from videollm.common.command import a_path, ended, whole
+from videollm.common.command import Parser, a_path, ended, whole
+from videollm.common.config import nearest
 from videollm.common.files import check_writable
 
 WIDTH, COLUMN = 110, 24  # characters that a table needs, and a column of many

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import a_path, ended, quieten
+from videollm.common.command import Parser, a_path, ended, quieten
 from videollm.common.config import need, together
 from videollm.common.files import check_model, check_writable
 from videollm.inference.options import PRECISIONS, check_question, check_video, read_overrides

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import a_path, ended, seconds, whole
+from videollm.common.command import Parser, a_path, ended, seconds, whole
 from videollm.common.config import need, together
 from videollm.common.files import check_model
 from videollm.inference.options import read_overrides

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from videollm.common.command import a_path, ended
+from videollm.common.command import Parser, a_path, ended
 from videollm.common.config import build, override
 from videollm.common.files import check_writable, json_text, write_text
 from videollm.data import load_records, neutral_json

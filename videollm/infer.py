@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from videollm.common.command import a_path, ended, quieten, seconds, whole
+from videollm.common.command import Parser, a_path, ended, quieten, seconds, whole
 from videollm.common.config import together
 from videollm.common.files import check_file, check_folder, check_model, check_writable
 from videollm.common.processes import one_fate

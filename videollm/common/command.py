@@ -15,9 +15,9 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from videollm.common.config import ConfigError, UserError, nearest
 from videollm.common.processes import local_rank, this_rank

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import a_path, ended, seconds, whole
+from videollm.common.command import Parser, a_path, ended, seconds, whole
 from videollm.common.config import ConfigError, UserError, need
 from videollm.common.files import check_folder, check_writable, json_text, write_text
 from videollm.data.check import Visuals, check_visuals, report_on, write_clean
