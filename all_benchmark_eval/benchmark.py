@@ -20,6 +20,7 @@ from all_benchmark_eval.forms import read_text as read_text
 from all_benchmark_eval.items import Asked, known_length
 from videollm.common import files
 from videollm.common.answers import NEEDED, AnswerLine
+from videollm.common.config import nearest
 from videollm.reading.styles import STYLES
 
 Protocol = Literal["published", "corrected"]
@@ -197,7 +198,7 @@ class Benchmark(ABC):
 
 def get(name: str) -> Benchmark:
     """The benchmark of a folder. Raises BenchmarkError listing the known ones."""
-    need(name in names(), f"unknown benchmark {name!r}; known: {', '.join(names())}")
+    need(name in names(), f"unknown benchmark {name!r}; {nearest(name, names(), noun='benchmarks')}")
     return importlib.import_module(f"all_benchmark_eval.{name}.task").TASK
 
 

@@ -22,7 +22,7 @@ from all_benchmark_eval.evaluate import Run, evaluate, processes
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.moments import MomentBenchmark
 from all_benchmark_eval.score import number, wide_console
-from videollm.common.command import USERS, a_path, ended, message, whole
+from videollm.common.command import USERS, Parser, a_path, ended, message, whole
 from videollm.common.config import build, read_yaml
 from videollm.common.files import check_writable
 
@@ -174,7 +174,7 @@ def show(card: Card, rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0, 1 if a benchmark failed, 2 for a user's error."""
-    parser = argparse.ArgumentParser(prog="videollm card", description="A published table again.")
+    parser = Parser(prog="videollm card", description="A published table again.")
     parser.add_argument("name", metavar="NAME", help=", ".join(names()))
     parser.add_argument("model", type=a_path, nargs="?", metavar="MODEL", help="default: checkpoints/NAME")
     parser.add_argument("--data", type=a_path, required=True, metavar="ROOT", help="folder with a folder for each")

@@ -21,7 +21,7 @@ from all_benchmark_eval import benchmark
 from all_benchmark_eval.benchmark import Benchmark, BenchmarkError, get, names
 from all_benchmark_eval.items import need
 from all_benchmark_eval.score import wide_console
-from videollm.common.command import a_path, ended
+from videollm.common.command import Parser, a_path, ended
 from videollm.common.files import check_writable
 from videollm.data import AnnotationError, Record, parse_record
 from videollm.video.decode import VideoError, probe
@@ -108,7 +108,7 @@ def show(found: dict[str, dict]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 if everything is there, 1 if not, 2 for a user's error."""
-    parser = argparse.ArgumentParser(prog="videollm check", description="What of the data is there.")
+    parser = Parser(prog="videollm check", description="What of the data is there.")
     parser.add_argument("root", type=a_path, metavar="ROOT", help="the data root: a folder for each benchmark")
     parser.add_argument("--benchmarks", metavar="A,B,...", help=f"default: all ({', '.join(names())})")
     parser.add_argument("--output", type=a_path, metavar="FILE.json", help="every missing and unreadable video by name")

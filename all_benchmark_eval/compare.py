@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from rich.table import Column, Table
 
-from all_benchmark_eval.benchmark import read_json
+from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
 from all_benchmark_eval.score import wide_console
-from videollm.common.command import a_path, ended, whole
+from videollm.common.command import Parser, a_path, ended, whole
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Difference:
 
 def read_scores(path: Path) -> dict[str, Any]:
     """A file of ``score``. Raises BenchmarkError if it is none."""
-    data = read_json(path)
+    data = Content.of(path).object
     keys = ("benchmark", "variant", "protocols", "per_sample", "files")
     good = isinstance(data, dict) and all(key in data for key in keys)
-    need(good, f"{path}: not written by all_benchmark_eval.score (needs {', '.join(keys)})")
+    need(good, f"{path}: no score file (needs {', '.join(keys)}); give what videollm score wrote to its --output")
     return data
 
 
@@ -93,7 +93,7 @@ def table(protocol: str, unit: str, rows: Iterable[Difference]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="videollm compare", description="Paired differences of two scores.")
+    parser = Parser(prog="videollm compare", description="Paired differences of two scores.")
     parser.add_argument("a", type=a_path, metavar="A.json")
     parser.add_argument("b", type=a_path, metavar="B.json")
     parser.add_argument("--resamples", type=whole(1), default=10_000, metavar="N")

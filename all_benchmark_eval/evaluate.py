@@ -23,7 +23,7 @@ from all_benchmark_eval.benchmark import WORDINGS, Benchmark, BenchmarkError, ge
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.summary import Summary
 from videollm import infer
-from videollm.common.command import INTERRUPTED, USERS, a_path, ended, message, quieten, whole
+from videollm.common.command import INTERRUPTED, USERS, Parser, a_path, ended, message, quieten, whole
 from videollm.common.config import ConfigError, together
 from videollm.common.files import check_file, check_folder, check_model, check_writable, json_lines, json_text
 from videollm.inference.options import PRECISIONS, read_overrides
@@ -148,7 +148,7 @@ def wording_of(model: Path) -> str:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     told = "Ask a model the questions of benchmarks, and score it."
-    parser = argparse.ArgumentParser(prog="videollm evaluate", description=told)
+    parser = Parser(prog="videollm evaluate", description=told)
     parser.add_argument("model", type=a_path, metavar="MODEL", help="checkpoint folder or hub name")
     parser.add_argument("--benchmarks", required=True, metavar="A,B,...", help=f"of {', '.join(benchmark.names())}")
     where = parser.add_mutually_exclusive_group(required=True)

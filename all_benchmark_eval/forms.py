@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from videollm.common import config, files
+from videollm.video.names import nearest
 
 
 class BenchmarkError(config.UserError, ValueError):
@@ -156,7 +157,8 @@ def read_text(path: Path) -> str:
         raw = Path(path).read_bytes()
         return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     except FileNotFoundError:
-        raise BenchmarkError(f"{path}: no such file") from None
+        meant = f" ({near})" if (near := nearest(Path(path))) else ""
+        raise BenchmarkError(f"{path}: no such file{meant}; check the path") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise BenchmarkError(f"{path}: cannot be read ({error}); is it complete and UTF-8 text?") from None
 

@@ -7,7 +7,6 @@ are named there; no model. With the data's folder all answers are in pages besid
 videos (``videollm.view``).
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from all_benchmark_eval.metrics.moments import Moments
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from all_benchmark_eval.score import number
 from quickstart.pictures import report_html
-from videollm.common.command import a_path, ended, whole
+from videollm.common.command import Parser, a_path, ended, whole
 from videollm.common.files import check_writable
 from videollm.data import load_records
 from videollm.inference.timeline import STYLE, colors, save
@@ -297,7 +296,7 @@ def write(report: Report) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="videollm report", description="One page for many runs.")
+    parser = Parser(prog="videollm report", description="One page for many runs.")
     parser.add_argument("runs", type=a_path, nargs="+", metavar="RUN", help="folder of evaluate, or a file of score")
     parser.add_argument("--output", type=a_path, required=True, metavar="DIR")
     parser.add_argument("--resamples", type=whole(1), default=1000, metavar="N", help="for intervals and p-values")

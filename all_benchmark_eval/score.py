@@ -25,7 +25,8 @@ from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from videollm.common.code import code
-from videollm.common.command import a_path, ended, whole
+from videollm.common.command import Parser, a_path, ended, whole
+from videollm.common.config import nearest
 from videollm.common.files import check_writable
 
 WIDTH, COLUMN = 110, 24  # characters that a table needs, and a column of many
@@ -52,8 +53,8 @@ def score_file(
     """
     task = get(name)
     variant = variant or task.variants[0]
-    known = ", ".join(task.variants)
-    need(variant in (*task.variants, ALL), f"--variant: {name} has no variant {variant!r}; known: {known}, {ALL}")
+    known = (*task.variants, ALL)
+    need(variant in known, f"--variant: {name} has no variant {variant!r}; {nearest(variant, known, noun='variants')}")
     enough = annotations or task.own_truth
     need(enough, f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)")
     truth = task.joined([task.load(path) for path in annotations]) if annotations else None
@@ -217,7 +218,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="videollm score", description="Score a prediction file.")
+    parser = Parser(prog="videollm score", description="Score a prediction file.")
     parser.add_argument("benchmark", metavar="BENCHMARK", help=", ".join(benchmark.names()))
     parser.add_argument("--predictions", type=a_path, required=True, metavar="FILE", help="plain or .gz")
     which = "ground truth; the benchmark's README says which"

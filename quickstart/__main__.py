@@ -21,12 +21,12 @@ from quickstart.clips import DEFAULT_COUNTS
 from quickstart.progress import Progress
 from quickstart.report import SPLITS, draw, score_all, write_report
 from videollm.common.code import code
-from videollm.common.command import a_path, ended, whole
+from videollm.common.command import Parser, a_path, ended, whole
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; the environment variables SEED and GPUS give the defaults."""
-    parser = argparse.ArgumentParser(prog="videollm quickstart", description=__doc__.split("\n")[0])
+    parser = Parser(prog="videollm quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=a_path, default=Path("runs/quickstart"))
     parser.add_argument("--configs", type=a_path, default=Path("configs/tiny"))
     parser.add_argument("--seed", type=whole(0), default=os.environ.get("SEED", "0"))

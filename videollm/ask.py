@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import a_path, ended, quieten
+from videollm.common.command import Parser, a_path, ended, quieten
 from videollm.common.config import need, together
 from videollm.common.files import check_model, check_writable
 from videollm.inference.options import PRECISIONS, check_question, check_video, read_overrides
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a wrong word is told before torch is loaded
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm ask", description="Ask one question about one video.")
+    parser = Parser(prog="videollm ask", description="Ask one question about one video.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--video", required=True, help="video file")
     parser.add_argument("--question", required=True, help="what to ask, in the words the model was trained on")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import ended
+from videollm.common.command import Parser, ended
 from videollm.common.config import need, together
 from videollm.common.files import check_writable, maybe_on_hub
 
@@ -36,7 +36,7 @@ def run(argv: Sequence[str] | None, only: "Converter | None", prog: str) -> None
     from videollm.checkpoint.released import LAYOUTS
 
     converters = [only] if only else [*plugged(early.head), *(layout() for layout in LAYOUTS.values())]
-    parser = argparse.ArgumentParser(prog=prog, description="Released checkpoints to ours, and back.")
+    parser = Parser(prog=prog, description="Released checkpoints to ours, and back.")
     parser.add_argument("source", metavar="SRC", help="folder, or hub name such as Qwen/Qwen3-VL-4B-Instruct")
     parser.add_argument("target", metavar="DST", help="folder to write, new or empty")
     parser.add_argument("--back", action="store_true", help="from one of our checkpoints to the released layout")

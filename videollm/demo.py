@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import a_path, ended, seconds, whole
+from videollm.common.command import Parser, a_path, ended, seconds, whole
 from videollm.common.config import need, together
 from videollm.common.files import check_model
 from videollm.inference.options import read_overrides
@@ -23,7 +23,7 @@ LOOPBACK = "127.0.0.1"
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm demo", description="Ask models about clips, in a browser.")
+    parser = Parser(prog="videollm demo", description="Ask models about clips, in a browser.")
     several = "checkpoint folder; given twice, both answer every question, side by side"
     parser.add_argument("--model", required=True, action="append", metavar="DIR", help=several)
     clips = "folder with clips and annotation lines (.jsonl) about them (default: the first model's own folder)"

@@ -1,13 +1,12 @@
 """Rank training questions by how hard a model finds them: ``videollm difficulty --annotations FILE ...``."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from videollm.common.command import a_path, ended
+from videollm.common.command import Parser, a_path, ended
 from videollm.common.config import build, override
 from videollm.common.files import check_writable, json_text, write_text
 from videollm.data import load_records, neutral_json
@@ -17,9 +16,7 @@ from videollm.grpo.rewards import Rewards
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="videollm difficulty", description="Questions by how hard a model finds them."
-    )
+    parser = Parser(prog="videollm difficulty", description="Questions by how hard a model finds them.")
     parser.add_argument("--annotations", required=True, nargs="+", help="the questions with their right answers")
     parser.add_argument(
         "--answers", required=True, nargs="+", type=a_path, help="of videollm.infer, to the same questions"

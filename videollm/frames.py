@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from videollm.common.command import ended, quieten, seconds, whole
+from videollm.common.command import Parser, ended, quieten, seconds, whole
 from videollm.common.config import build, merge, need, override, together, typed
 from videollm.common.files import check_file, check_folder, check_model, check_writable
 from videollm.training.settings import DataSettings, check_values, read_values
@@ -40,7 +40,7 @@ def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m videollm.frames build``; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="videollm frames", description="Decode videos once.")
+    parser = Parser(prog="videollm frames", description="Decode videos once.")
     make = parser.add_subparsers(dest="command", required=True).add_parser("build", help="make a store, or go on")
     make.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help="whose videos are stored")
     make.add_argument("--videos", required=True, metavar="DIR", help="folder that video paths are relative to")

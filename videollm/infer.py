@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from videollm.common.command import a_path, ended, quieten, seconds, whole
+from videollm.common.command import Parser, a_path, ended, quieten, seconds, whole
 from videollm.common.config import together
 from videollm.common.files import check_file, check_folder, check_model, check_writable
 from videollm.common.processes import one_fate
@@ -23,7 +23,7 @@ GO_ON = "run the same command again; every answer so far is kept"
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm infer", description="Answer every question of an annotation file.")
+    parser = Parser(prog="videollm infer", description="Answer every question of an annotation file.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--annotations", required=True, nargs="+", help="annotation files (docs/annotations.md)")
     parser.add_argument("--videos", required=True, help="folder below which the videos lie")

@@ -1,16 +1,15 @@
 """Tell what a training needs on every device before it runs: ``videollm memory --config FILE [key=value ...]``."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from videollm.common.command import ended, quieten, whole
+from videollm.common.command import Parser, ended, quieten, whole
 from videollm.training.settings import TEXT, check_values, read_values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="videollm memory", description="What a training run needs, before it runs.")
+    parser = Parser(prog="videollm memory", description="What a training run needs, before it runs.")
     where = "YAML file; one of the clone's configs/ is found from any folder"
     parser.add_argument("--config", required=True, metavar="FILE", help=where)
     parser.add_argument("--gpus", type=whole(1), default=1, help="processes over which DeepSpeed spreads the run")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import a_path, ended
+from videollm.common.command import Parser, a_path, ended
 from videollm.common.config import ConfigError, need, together
 from videollm.common.files import A_MODEL, HUB_NAME
 from videollm.training.saving import MANIFEST, UNFINISHED, read_checkpoint
@@ -22,7 +22,7 @@ ALSO = ("README.md", "scores.json", "clips.jsonl", "clips/*")  # taken along whe
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm push", description="Push a checkpoint to the hub, with a card.")
+    parser = Parser(prog="videollm push", description="Push a checkpoint to the hub, with a card.")
     parser.add_argument("folder", type=a_path, metavar="FOLDER", help="checkpoint folder, such as runs/NAME/final")
     parser.add_argument("name", metavar="OWNER/NAME", help="on the hub; made if there is none")
     parser.add_argument("--licence", metavar="ID", help=f"of the weights, as the hub spells it: {LICENCES}")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videollm.common.command import ended, quieten
+from videollm.common.command import Parser, ended, quieten
 from videollm.common.processes import lost_peer, one_fate, this_rank
 from videollm.training.settings import check_values, read_values
 
@@ -13,7 +13,7 @@ GO_ON = "add train.resume=auto: it goes on from the last checkpoint, if there is
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2, a stop by SIGTERM status 75, by Ctrl-C 130."""
-    parser = argparse.ArgumentParser(prog="videollm train", description="Train a temporally grounded video model.")
+    parser = Parser(prog="videollm train", description="Train a temporally grounded video model.")
     where = "YAML file; one of the clone's configs/ is found from any folder"
     parser.add_argument("--config", required=True, metavar="FILE", help=where)
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it

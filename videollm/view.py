@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videollm.common.command import a_path, ended
+from videollm.common.command import Parser, a_path, ended
 from videollm.common.config import need, together
 from videollm.common.files import check_folder, check_writable
 from videollm.data import load_records
@@ -17,7 +17,7 @@ from videollm.show.viewer import check_page, names_of, of_record, read_answers, 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm view", description="Make a page of answers, to open in a browser.")
+    parser = Parser(prog="videollm view", description="Make a page of answers, to open in a browser.")
     parser.add_argument("answers", type=a_path, nargs="+", metavar="ANSWERS", help="a file of videollm.infer, or two")
     linked = (
         "folder of the videos, which are linked: as seen from the page if DIR is relative, else by their whole path"

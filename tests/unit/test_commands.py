@@ -47,6 +47,14 @@ WRONG = {
     "frames build --annotations {none}.jsonl --videos {none} --output /proc/no/x --model {none} sampler.fsp=1": (
         "--annotations: ", "--videos: ", "--output: ", "--model: ", "sampler.fsp: unknown",
     ),
+    "train --confg {config}": ("error: --confg: unknown option; did you mean --config?",),
+    "ask --modle {model} --video x": ("error: --modle: unknown option; did you mean --model?",),
+    "infer --model {model} --batchsize=4": ("error: --batchsize: unknown option; did you mean --batch-size?",),
+    "data import videomind {lines} --outptu x": ("error: --outptu: unknown option; did you mean --output?",),
+    "ask --model {run} --video {videos}/clip0.mp4 --question x": ("no config.json; it is a run, its model is ",),
+    "ask --model {model}": ("error: the following arguments are required: --video, --question; videollm ask --help ",),
+    "score charades --protocol publishd": ("error: argument --protocol: invalid choice: 'publishd'",),
+    "memory --config configs/finetune.yaml": (" --head d2vlm",),
     "trian": ("videollm trian: no such command; did you mean train?",),
     "--help": (),
 }  # fmt: skip
@@ -56,8 +64,10 @@ WRONG = {
 def places(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("commands")
     make_bundle("internvl", "text").save(folder / "model")
+    (folder / "run" / "final").mkdir(parents=True)
+    (folder / "run" / "final" / "config.json").write_text("{}")
     return {
-        "none": str(folder / "none"), "videos": str(clips()), "model": str(folder / "model"),
+        "none": str(folder / "none"), "videos": str(clips()), "model": str(folder / "model"), "run": f"{folder}/run",
         "lines": write_lines(folder / "lines.jsonl", clip_lines()), "config": str(write_config(folder / "run", "text")),
     }  # fmt: skip
 

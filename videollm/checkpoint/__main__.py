@@ -7,14 +7,14 @@ from pathlib import Path
 
 from videollm.checkpoint.load import load
 from videollm.checkpoint.tensors import CheckpointError
-from videollm.common.command import ended
+from videollm.common.command import Parser, ended
 from videollm.common.files import check_writable
 from videollm.model.lora import merge_lora
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: adapters folded into whole weights, or taken out of them; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="videollm checkpoint", description="Merge or extract adapters.")
+    parser = Parser(prog="videollm checkpoint", description="Merge or extract adapters.")
     parser.add_argument("source", metavar="SRC", help="checkpoint folder with adapters")
     parser.add_argument("target", metavar="DST", help="folder to write")
     parser.add_argument("--adapters", metavar="BASE", help="store only adapters and head, beside this checkpoint")

@@ -1,4 +1,4 @@
-"""What every command needs: a user's error as one message on stderr and exit status 2, and checks of common options.
+"""What every command needs: a parser, a user's error as one line on stderr and exit status 2, checks of common options.
 
 An error of the user is a ``UserError``, whose text is the message, or an ``OSError``: a file that is not there, a place
 that cannot be written. It is told as it was raised here or as a data worker passed it on (torch then puts the worker's
@@ -15,11 +15,11 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from videollm.common.config import ConfigError, UserError
+from videollm.common.config import ConfigError, UserError, nearest
 from videollm.common.processes import local_rank, this_rank
 
 if TYPE_CHECKING:
@@ -31,6 +31,29 @@ HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see t
 
 INTERRUPTED = 130  # exit status of a command that Ctrl-C has ended, as shells have it
 UNREAD = 141  # of one whose output nobody reads any more
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which answers wrong words with one line in place of its usage.
+
+    Misspelt options are told before what argparse finds missing, which may be just what the misspelt word meant.
+    """
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, of words whose options are all known; a command of a command looks at its own."""
+        words = list(sys.argv[1:] if args is None else args)
+        if self._subparsers is None:
+            own = words[: words.index("--")] if "--" in words else words
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            for option in (word.partition("=")[0] for word in own if word.startswith("--")):
+                if not any(name.startswith(option) for name in options):
+                    self.error(f"{option}: unknown option; {nearest(option, options, noun='options')}")
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End the command."""
+        remedy = "" if ";" in message else f"; {self.prog} --help tells what it takes"
+        self.exit(2, f"error: {message}{remedy}\n")
 
 
 def ended(run: Callable[[], int | None], go_on: str = "run the same command again") -> int:

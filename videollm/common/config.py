@@ -189,7 +189,7 @@ def read_yaml(path: str | Path) -> dict:
     try:
         values = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config file ({error.strerror})") from None
+        raise ConfigError(f"{path}: cannot read the config file ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:

@@ -177,6 +177,8 @@ def check_model(path: str | Path, key: str, remedy: str = A_MODEL) -> None:
     if (folder / "config.json").is_file() or (remedy is A_MODEL and maybe_on_hub(path)):
         return
     lacks = "no config.json" if folder.is_dir() else "no such folder"
+    if (folder / "final" / "config.json").is_file():
+        remedy = f"it is a run, its model is {folder / 'final'}"
     raise ConfigError(f"{key}: {folder}: {lacks}; {remedy}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import a_path, ended, seconds, whole
+from videollm.common.command import Parser, a_path, ended, seconds, whole
 from videollm.common.config import ConfigError, UserError, need
 from videollm.common.files import check_folder, check_writable, json_text, write_text
 from videollm.data.check import Visuals, check_visuals, report_on, write_clean
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="videollm data", description="Annotation files.")
+    parser = Parser(prog="videollm data", description="Annotation files.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check annotation files")
     check.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=".json, .jsonl, or list of sets")

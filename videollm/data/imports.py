@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from videollm.common.config import need
+from videollm.common.config import nearest, need
 from videollm.common.files import Bad
 from videollm.data.annotations import AnnotationError, kind_of, not_an_object, parse_record
 from videollm.data.load import read_rows
@@ -73,7 +73,7 @@ def import_file(form: str, path: str | os.PathLike, videos: Path | None = None) 
     Raises:
         ConfigError: unknown form. AnnotationError: a file that cannot be read, and every row that is not of the form.
     """
-    need(form in FORMS, f"FORM: {form!r} is not known; known: {', '.join(FORMS)}")
+    need(form in FORMS, f"FORM: {form!r} is not known; {nearest(form, list(FORMS), noun='forms')}")
     rows, problems = read_rows(path)
     found, said = Imported(len(rows)), {}
     for line, item in rows:

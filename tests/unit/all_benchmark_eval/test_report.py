@@ -100,7 +100,7 @@ def test_annotations_that_are_gone_are_said(tmp_path):
         (["nothing"], "nothing: no such file"),
         (["empty"], "no <benchmark>/scores.json in this folder"),
         (["one", "other/one"], "another run is called 'one' as well"),
-        (["truth.json"], "not written by all_benchmark_eval.score"),
+        (["truth.json"], "give what videollm score wrote to its --output"),
     ],
 )
 def test_what_is_no_run_is_one_line_and_status_2(paths, why, tmp_path, capsys):

@@ -118,12 +118,20 @@ def test_what_cannot_be_scored_is_one_line_and_writes_nothing(tmp_path, truth, c
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        (["nothing", "--predictions", good, "--annotations", truth], "unknown benchmark 'nothing'; known: act"),
+        (
+            ["nothing", "--predictions", good, "--annotations", truth],
+            "unknown benchmark 'nothing'; known benchm",
+        ),
+        (["charade", "--predictions", good, "--annotations", truth], "'charade'; did you mean charades?"),
         (["anet", "--predictions", good], "anet needs its ground truth"),
         (["anet", "--predictions", tmp_path / "none", "--annotations", truth], "none: no such file"),
+        (["anet", "--predictions", tmp_path / "q.json", "--annotations", truth], "is 'p.json'); check the path"),
         (["anet", "--predictions", tmp_path / "file", "--annotations", truth], "the file is empty"),
         (["anet", "--predictions", tmp_path / "empty", "--annotations", truth], "no .json or .jsonl file in"),
-        (["anet", "--predictions", good, "--annotations", truth, "--variant", "x"], "no variant 'x'; known: default"),
+        (
+            ["anet", "--predictions", good, "--annotations", truth, "--variant", "x"],
+            "no variant 'x'; known variants: de",
+        ),
         (["anet", "--predictions", truth, "--annotations", good], "no key"),
     ):
         assert run(*arguments, "--output", output) == 2
@@ -207,8 +215,10 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path, truth, capsys) -> Non
     published = scores(tmp_path, truth, "c", 1, "--protocol", "published")
     assert compare.main([str(published), str(write(tmp_path / "d.json", result | only))]) == 2
     assert "score both under the same one" in capsys.readouterr().err
-    assert compare.main([str(a), str(truth)]) == 2
-    assert "not written by all_benchmark_eval.score" in capsys.readouterr().err
+    lines = write(tmp_path / "answers.jsonl", '{"id": "a"}\n{"id": "b"}\n')  # of which one might ask the difference
+    for other in (truth, lines):
+        assert compare.main([str(a), str(other)]) == 2
+        assert "no score file (needs benchmark" in capsys.readouterr().err
 
 
 # ---- significance ----------------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def test_the_command_writes_records_that_load_and_a_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["nothing", "t.jsonl"], "FORM: 'nothing' is not known; known: timelens, time_r1"),
+        (["nothing", "t.jsonl"], "FORM: 'nothing' is not known; known forms: timelens, time_r1"),
         (["timelens", "none.jsonl"], "none.jsonl: cannot be read"),
         (["timelens", "t.csv"], "t.csv: not an annotation file"),
         (["timelens", "empty.jsonl"], "no record can be made of its 1 rows (no query: 1)"),
