@@ -19,7 +19,12 @@ pytestmark = pytest.mark.end_to_end
 
 def interrupted(repository, folder, ready, *words: str, **environment: str) -> tuple[int, str]:
     """Start ``videollm``, press Ctrl-C once ``ready()``; exit status and what it wrote."""
-    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
+    quiet = {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONFAULTHANDLER": "1",
+    }
     command, log = [sys.executable, "-m", "videollm", *words], folder / "said.txt"
     with open(log, "wb") as out:
         process = subprocess.Popen(
@@ -34,7 +39,12 @@ def interrupted(repository, folder, ready, *words: str, **environment: str) -> t
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        process.wait(timeout=240)
+        try:
+            process.wait(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # faulthandler says where it hangs
+            process.wait()
+            raise AssertionError(log.read_text()) from None
     return process.returncode, log.read_text()
 
 

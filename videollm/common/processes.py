@@ -7,6 +7,7 @@ and files.
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -160,3 +161,9 @@ class Ranks:
             import torch.distributed as dist
 
             dist.destroy_process_group()
+
+
+def leave_interrupts(_worker: int) -> None:
+    """In a data worker: Ctrl-C, which all processes get, is for the one that reads. A worker that it ends may hold a
+    lock of the loader, and the reader then waits for it for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

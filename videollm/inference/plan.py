@@ -16,6 +16,7 @@ from videollm.batches.dataset import Item, VideoDataset, as_it_is, pack_by_video
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, build, to_dict
+from videollm.common.processes import leave_interrupts
 from videollm.data import Record
 from videollm.model.generate import GenerateOptions
 from videollm.model.videollm import VideoLLMConfig
@@ -151,5 +152,6 @@ def read_ahead(groups: VideoGroups, batch_size: int, workers: int, pin: bool) ->
     some = min(1.0, AHEAD * batch_size / max(groups.questions, 1))
     ahead = math.ceil(some * len(groups) / workers) if workers else None
     return DataLoader(
-        groups, batch_size=None, num_workers=workers, collate_fn=as_it_is, pin_memory=pin, prefetch_factor=ahead
-    )
+        groups, batch_size=None, num_workers=workers, collate_fn=as_it_is, pin_memory=pin, prefetch_factor=ahead,
+        worker_init_fn=leave_interrupts,
+    )  # fmt: skip

@@ -27,6 +27,7 @@ from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
 from videollm.common.config import ConfigError, to_dict
 from videollm.common.files import replacing
+from videollm.common.processes import leave_interrupts
 from videollm.data import Record
 from videollm.model.towers import encode_video
 from videollm.video.decode import VideoError
@@ -105,8 +106,9 @@ class FeatureStore:
         random.Random(os.getpid()).shuffle(share)
         own = torch.Generator()  # a loader draws a seed: not from the one that training goes on with
         loader = DataLoader(
-            Wanted(self, share), batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=own
-        )
+            Wanted(self, share), batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=own,
+            worker_init_fn=leave_interrupts,
+        )  # fmt: skip
         for found in tqdm(loader, desc="tower features", unit="video", disable=rank > 0):
             if isinstance(found, int):
                 self.hits += 1
