@@ -17,6 +17,11 @@ from videollm.common.command import INTERRUPTED
 pytestmark = pytest.mark.end_to_end
 
 
+def heard() -> None:
+    """Ctrl-C ends the command also where these tests run in the background of a shell, which then ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupted(repository, folder, ready, *words: str, **environment: str) -> tuple[int, str]:
     """Start ``videollm``, press Ctrl-C once ``ready()``; exit status and what it wrote."""
     quiet = {
@@ -34,6 +39,7 @@ def interrupted(repository, folder, ready, *words: str, **environment: str) -> t
             stdout=out,
             stderr=out,
             start_new_session=True,
+            preexec_fn=heard,
         )
         while not ready():
             assert process.poll() is None, log.read_text()
