@@ -67,7 +67,6 @@ RULES = (
     Rule(r"GPUS=8 python -m videollm\.launch videollm\.train ", "settings", swaps=ONE_GPU),
     Rule(r"(SEED=\d )?bash scripts/quickstart\.sh( --output \S+)?$", "slow", TINY),
     Rule(r"bash scripts/realweights\.sh", "told", why="fetches packages; test_stages runs it on drawn pictures"),
-    Rule(r"python -m quickstart\.tower --config$", "told", why="only named: the configs have it whole"),
     Rule(r"pip download$", "told", why="only named: scripts/realweights.sh runs it"),
     Rule(r"bash scripts/test\.sh --oldest$", "told", why="makes an environment and runs these tests"),
     Rule(r"bash scripts/test\.sh( --all)?$", "parse"),

@@ -72,7 +72,7 @@ def test_what_is_not_in_the_file_is_not_seen_by_most_scripts_and_said(tmp_path, 
     counts = json.loads((tmp_path / "s.json").read_text())["protocols"]["published exactly_one"]["counts"]
     assert counts == {"samples": 5, "scored": 2, "unparsed": 2, "missing": 1, "clipped": 0}
     assert main(["charades_timelens", *map(str, files), "--variant", "mine"]) == 2
-    assert "known: timelens, lmms_charades" in capsys.readouterr().err
+    assert "known variants: timelens, lmms_charades" in capsys.readouterr().err
 
 
 # ---- what a script finds in a text -----------------------------------------------------------------------------------
