@@ -164,6 +164,6 @@ class Ranks:
 
 
 def leave_interrupts(_worker: int) -> None:
-    """In a data worker: Ctrl-C, which all processes get, is for the one that reads. A worker that it ends may hold a
-    lock of the loader, and the reader then waits for it for ever."""
+    """In a data worker: Ctrl-C, which all processes get, is for the one that reads. torch says in its loader that the
+    reader may hang where a signal ends a worker; here that was not seen."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,27 +6,20 @@ import pytest
 import torch
 
 from tests.models import HEADS, PAIRS, NoiseReader, make_bundle, record, settings, turns
+from tests.models import LINES as GIVEN
 from videollm.batches.dataset import VideoDataset
 from videollm.grpo import GRPO, GRPOOptions
 from videollm.grpo.rollout import Questions
 from videollm.heads import Answer
 from videollm.model.generate import GenerateOptions
 
+ASKED = {"conversations": turns("<video>\nwhat happens in <span>?", "a dog <span> runs.")}  # of every head
 LINES = {
-    "two_spans": {
-        "video": "a.mp4", "duration": 4, "tgt": [0, 2, 1, 3],
-        "conversations": turns("<video>\nwhen is it?", "at <span> and <span>."),
-    },
-    "asked": {
-        "video": "b.mp4", "duration": 6, "src": [1, 2], "tgt": [2, 4.5],
-        "conversations": turns("<video>\nwhat happens in <span>?", "a dog <span> runs."),
-    },
-    "turns": {
-        "video": "c.mp4", "duration": 5, "tgt": [1, 3, 0, 5],
-        "conversations": turns("<video>\nwhen?", "<span>", "and then?", "in <span>, too"),
-    },
+    "two_spans": GIVEN["two_spans"],
+    "asked": GIVEN["asked"] | ASKED,
+    "turns": GIVEN["turns"],
     "no_video": {"conversations": turns("hi", "hello")},
-}  # fmt: skip
+}
 BROKEN = {"video": "broken.mp4", "tgt": [0, 1], "conversations": turns("<video>\nx?", "<span>")}
 
 
