@@ -55,7 +55,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     What fails or is interrupted leaves nothing, what is killed a folder that the next try clears.
     """
-    fresh = path.with_name(f"{path.name}.tmp")
+    fresh = path.with_name(f".{path.name}.unfinished")  # a name that no user's own folder has: it is removed
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:

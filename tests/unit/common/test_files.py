@@ -5,7 +5,7 @@ import json
 import pytest
 
 from videollm.common.config import ConfigError
-from videollm.common.files import check_folder, json_lines, json_text, replacing, write_text
+from videollm.common.files import check_folder, json_lines, json_text, new_folder, replacing, write_text
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -54,3 +54,16 @@ def test_what_is_no_folder_is_an_error_with_the_key(tmp_path):
     check_folder(tmp_path, "--videos")
     with pytest.raises(ConfigError, match=r"^data\.videos: .*x is not a folder; give the one that the paths are below"):
         check_folder(tmp_path / "x", "data.videos")
+
+
+def test_a_new_folder_takes_its_name_when_it_is_whole_and_touches_no_other(tmp_path):
+    own = tmp_path / "out.tmp"
+    own.mkdir()
+    (own / "mine.txt").touch()
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out") as fresh:
+        (fresh / "half").touch()
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tmp"]
+    with new_folder(tmp_path / "out") as fresh:
+        (fresh / "whole").touch()
+    assert (tmp_path / "out/whole").exists() and (own / "mine.txt").exists()
