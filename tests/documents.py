@@ -29,6 +29,7 @@ TYPED = re.compile(rf"(?:\w+=\S+ )*(?:{'|'.join(STARTS)})")
 OPENS = re.compile(r"(for|while|if|case)\b")
 CLOSES = re.compile(r"(done|fi|esac)\b")
 PATH = r"[\w.*{},/-]+"
+MADE = {"runs", "data", "checkpoints"}  # by the reader's commands, in the repository's root
 FILE = re.compile(rf"{PATH}\.(?:py|sh|sbatch|md|yaml|json|toml|cff|txt|cfg|png)")
 
 
@@ -42,6 +43,17 @@ class Command:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}"
+
+
+def own_files(repository: Path, *suffixes: str) -> list[Path]:
+    """The files of the repository with these suffixes: none of an environment or another hidden folder, none made."""
+    return [
+        path
+        for top in sorted(repository.iterdir())
+        if top.name[0] != "." and top.name not in MADE
+        for path in ([top] if top.is_file() else sorted(top.rglob("*")))
+        if path.suffix in suffixes
+    ]
 
 
 def documents(repository: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import pytest
 
 from d2vlm.fpo import FPOOptions
 from d2vlm.preference import PreferenceOptions
-from tests.documents import TYPED, blocks, documents, spans
+from tests.documents import TYPED, blocks, documents, own_files, spans
 from tests.unit.training.test_configs import HEAD_OPTIONS, settings_keys
 from videollm import infer
 from videollm.common.config import parse_yaml
@@ -38,7 +38,7 @@ def known_options() -> set[str]:
     """Every ``--option`` that a parser or a script of ours has."""
     found = {"--tokens", "--train", "--val", "--test", "--unseen"}  # made in loops
     for suffix, form in ((".py", r'"(--[a-z][\w-]+)"'), (".sh", r"(?<!\w)(--[a-z][\w-]+)")):
-        files = (f for f in REPOSITORY.glob(f"*/**/*{suffix}") if "tests" not in f.parts)
+        files = [f for f in own_files(REPOSITORY, suffix) if f.relative_to(REPOSITORY).parts[0] != "tests"]
         found |= {option for f in files for option in re.findall(form, f.read_text(encoding="utf-8"))}
     return found
 

@@ -5,11 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import anchors, blocks, documents, links, named_paths, placeholders, shell_commands, spans
+from tests.documents import (
+    MADE,
+    anchors,
+    blocks,
+    documents,
+    links,
+    named_paths,
+    own_files,
+    placeholders,
+    shell_commands,
+    spans,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = pytest.mark.parametrize("path", documents(REPOSITORY), ids=lambda path: path.stem)
-MADE = {"runs", "data", "checkpoints"}  # by the reader's commands
 ELSEWHERE = {
     "ET-Instruct/evi.json",
     "center_width/__init__.py",
@@ -73,7 +83,7 @@ def test_the_index_links_every_page_and_the_readme_links_the_index():
 
 # ---- what code, tests and configs cite -------------------------------------------------------------------------------
 
-CITING = {".py", ".md", ".yaml", ".sh", ".toml", ".jsonl"}
+CITING = (".py", ".md", ".yaml", ".sh", ".toml", ".jsonl")
 OUT_OF_REACH = re.compile(  # a specification, a section of one, an issue, a folder beside the repository
     r"\bspec\b (?:[A-Z\d§]|section)|§|\bissue #?\d|\b(?:ARCHITECTURE|BACKBONES|BENCHMARKS|D2VLM|DISTIME|HOUSE|LEARNING"
     r"|METRICS|PLATFORM|STYLE|TODAY)(?:\.md|(?: section)? \d+(?!\.8B))|\.\./shared"
@@ -83,9 +93,9 @@ KEPT = ("tests/old_files/", "CHANGELOG.md")  # what was written once
 
 def cited_text() -> dict[str, str]:
     """{path: content} of all that may cite a page; this file shows what must not be."""
-    files = (f for f in REPOSITORY.rglob("*") if f.suffix in CITING and not MADE & set(f.relative_to(REPOSITORY).parts))
+    files = own_files(REPOSITORY, *CITING)
     named = {str(f.relative_to(REPOSITORY)): f for f in files if f != Path(__file__).resolve()}
-    return {n: f.read_text(encoding="utf-8") for n, f in named.items() if n[0] != "." and not n.startswith(KEPT)}
+    return {n: f.read_text(encoding="utf-8") for n, f in named.items() if not n.startswith(KEPT)}
 
 
 def out_of_reach(text: str) -> list[str]:
