@@ -121,7 +121,9 @@ def test_pictures_without_a_time_are_not_made_even(tmp_path):
 
 def test_pictures_without_a_time_are_refused(tmp_path):
     path = encode(tmp_path / "x.mpg", "libx264", container="mpeg")
-    assert re.search(r"\d\d+ of its 150 pictures have no time; mend it with: ffmpeg .* setpts=", refusal(path))
+    # FFmpeg guesses some times while it opens the file, and seldom the same one twice: then that is the fault named.
+    fault = r"\d\d+ of its 150 pictures have no time|\d of \d\d pictures have the time of another one \(.*\)"
+    assert re.search(rf"({fault}); mend it with: ffmpeg ", refusal(path))
     assert "has no picture with a time; mend it with: ffmpeg" in refusal(encode(tmp_path / "x.h264", "libx264"))
 
 
