@@ -66,7 +66,8 @@ setup(
             "launch = videollm.launch:main",
         ],
         "videollm.heads": ["text = videollm.heads", "d2vlm = d2vlm", "distime = distime"],
-        "videollm.objectives": ["d2vlm.fpo = d2vlm.fpo"],
+        "videollm.objectives": ["d2vlm.fpo = d2vlm.fpo", "grpo = videollm.grpo"],
+        "videollm.towers": ["efficientnet_lite = realweights.tower"],
         "lmms_eval.models": ["videollm = all_benchmark_eval.lmms_eval_plugin:manifest"],
     },
     extras_require={

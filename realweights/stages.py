@@ -16,11 +16,6 @@ CLIP_S, FRAME_S, ITEM_S, ANSWER_S = 0.1, 0.02, 1.2, 0.5
 FRAMES = 32  # of a clip, as in configs/realweights
 
 
-def known(module: str, *words: object, processes: int = 1) -> list[str]:
-    """A command of the repository that knows this package's tower."""
-    return command("realweights.door", module, *words, processes=processes)
-
-
 def prepare_stages(args: argparse.Namespace) -> list[Stage]:
     """The language model, the clips and the tower of the packages' weights and pictures, one after the other."""
     out, packages, seed = args.output, args.packages, ("--seed", args.seed)
@@ -61,7 +56,7 @@ def train_stage(args: argparse.Namespace, head: str) -> Stage:
         values["train.steps"] = args.steps
     overrides = [f"{key}={value}" for key, value in values.items()]
     words = ("--config", args.configs / f"{head}.yaml", *overrides, *args.overrides)
-    return stage(args, f"train {head}", known("videollm.train", *words, processes=args.processes))
+    return stage(args, f"train {head}", command("videollm.train", *words, processes=args.processes))
 
 
 def answer_stage(args: argparse.Namespace, head: str) -> Stage:
@@ -69,7 +64,7 @@ def answer_stage(args: argparse.Namespace, head: str) -> Stage:
     out = args.output
     files = ("--model", out / head / "final", "--videos", out / "data/videos", "--output", out / head / "answers.jsonl")
     words = (*files, "--annotations", *(out / f"data/{split}.jsonl" for split in ASKED), "--batch-size", 16)
-    return stage(args, f"answer {head}", known("videollm.infer", *words, processes=args.processes))
+    return stage(args, f"answer {head}", command("videollm.infer", *words, processes=args.processes))
 
 
 def costs(args: argparse.Namespace, steps: int, batch: int) -> dict[str, float]:

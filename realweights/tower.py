@@ -3,7 +3,7 @@
 In: normalised frames [N, 3, S, S]. Out: one feature a frame [N, 1, D] in the space of a language model's word
 embeddings, where ``project`` (fitted by align.py) puts a picture near the name of what it shows. The network computes
 what TensorFlow's does, padding included; the file of weights keeps the package's own names, without the prefix ``_``.
-Whoever names ``model.vision.type: efficientnet_lite`` imports this module first (door.py). It knows no words.
+``setup.py`` declares it, so ``model.vision.type: efficientnet_lite`` finds it in any command. It knows no words.
 """
 
 import torch.nn.functional as F

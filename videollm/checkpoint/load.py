@@ -25,8 +25,11 @@ from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSour
 from videollm.common.config import ConfigError, at_least, convert, unusable
 from videollm.common.files import A_MODEL
 from videollm.common.processes import this_rank
+from videollm.common.registry import registered
 from videollm.common.spread import Spread, fill, misfits, without_weights
-from videollm.heads import build_head, head_class
+from videollm.heads import TemporalHead, build_head, head_class
+from videollm.model.connectors import CONNECTORS
+from videollm.model.towers import TOWERS
 from videollm.model.tying import settle, stored, tied
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 
@@ -59,7 +62,7 @@ def load(
     config = read_config(folder)
     folder = local(folder)
     config.head = config.head | (head or {})
-    unknown = [name for name in head_class(config.head.get("name", "")).span_tokens if name not in config.token_ids]
+    unknown = [name for name in named_parts(folder, config).span_tokens if name not in config.token_ids]
     if unknown:
         raise CheckpointError(f"{folder}/config.json: token_ids lacks {unknown[0]}; copy it from the run that made it")
     if not list(folder.glob("tokenizer*.json")):
@@ -84,6 +87,22 @@ def load(
                 "copy the tokenizer from the run that made the checkpoint"
             )
     return Bundle(model, tokenizer, read_tokenizer(question) if question.is_dir() else None)
+
+
+def named_parts(folder: Path, config: VideoLLMConfig) -> type[TemporalHead]:
+    """The head's class; modules of the parts that a checkpoint names are imported from here on.
+
+    Before any weights are left out: that changes functions of torch which such a module may take up.
+
+    Raises:
+        CheckpointError: a part that is not there.
+    """
+    try:
+        for registry, part, key in ((TOWERS, config.vision, "vision"), (CONNECTORS, config.connector, "connector")):
+            registered(registry, part.get("type"), f"{key}.type")
+        return head_class(config.head.get("name", ""))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}/config.json: {error}") from None
 
 
 def read_model(

@@ -1,4 +1,4 @@
-"""What this package and its plug-ins declare as entry points: commands, heads and objectives by name.
+"""What this package and its plug-ins declare as entry points, by name: commands, and what registries hold.
 
 In: an entry-point group. Out: {name: ``module`` or ``module:function``}. In a clone ``setup.py`` holds over what is
 installed, so that a new name counts at once, and without any installation. Nothing that is named here is imported.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from videollm.common.files import HOME
 
-COMMANDS, HEADS, OBJECTIVES = "videollm.commands", "videollm.heads", "videollm.objectives"
+COMMANDS = "videollm.commands"
 
 
 @cache

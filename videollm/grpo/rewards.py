@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from videollm.common.answers import AnswerLine, Span, span_text, split_spans
-from videollm.common.config import ConfigError, UserError
-from videollm.common.registry import function_at, new_registry
+from videollm.common.config import UserError
+from videollm.common.registry import function_at, new_registry, registered
 from videollm.common.spans import first_span_ious, tiou_matrix
 from videollm.data import Record
 from videollm.data.conversation import SpanMark
@@ -62,13 +62,8 @@ class Rewards:
         for name, weight in weights.items():
             if ":" in name:
                 found[name] = (weight, function_at(name, where))
-            elif name in REWARDS:
-                found[name] = (weight, REWARDS.get(name))
             else:
-                known = ", ".join(sorted(REWARDS.keys()))
-                raise ConfigError(
-                    f"{where}.{name}: no such reward; there are {known}, or write package.module:function"
-                )
+                found[name] = (weight, registered(REWARDS, name, f"{where}.{name}", "Or write package.module:function"))
         return cls(found)
 
     def lacking(self, record: Record) -> str | None:

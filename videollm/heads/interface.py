@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from videollm.common import declared
 from videollm.common.answers import span_text
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry, registered
@@ -178,7 +177,7 @@ def head_class(name: str) -> type[TemporalHead]:
     Raises:
         ConfigError: there is no such head.
     """
-    return registered(HEADS, name, "model.head.name", "Is its package importable?", declared.HEADS)
+    return registered(HEADS, name, "model.head.name")
 
 
 def build_head(config: dict, hidden_size: int) -> TemporalHead:

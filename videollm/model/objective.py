@@ -1,12 +1,10 @@
 """What a training run minimises: an object that turns one pass of the model into loss terms. No loop branches on it.
 
 In: a batch, and a ``Reading`` (the states that a pass leaves behind). Out: sums of loss terms and of numbers that are
-only logged; the core divides each by its count over the whole optimisation step. An objective named ``a.b`` lives in
-the module ``a.b``, whose import registers it; the core's own further ones are named in ``OWN``. It knows records and
-models; no files, no trainer.
+only logged; the core divides each by its count over the whole optimisation step. It is found by its
+name (``common/registry.py``). It knows records and models; no files, no trainer.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,7 +12,6 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from videollm.batches.batch import Batch
-from videollm.common import declared
 from videollm.common.config import ConfigError, build
 from videollm.common.registry import new_registry, registered
 from videollm.data import Record
@@ -22,7 +19,6 @@ from videollm.heads import FrameBatch, SpanRefs
 from videollm.model.loss import supervised_cross_entropy
 
 OBJECTIVES = new_registry("objectives")
-OWN = ("videollm.grpo",)  # rooms below this one, whose import registers the core's further ones
 Sums = dict[str, Tensor]  # name -> scalar
 
 
@@ -121,8 +117,5 @@ def build_objective(config: dict) -> Objective:
         ConfigError: unknown objective or option.
     """
     options = dict(config)
-    for room in OWN:
-        importlib.import_module(room)
-    remedy = "One of another package is named by the module that registers it, PACKAGE.MODULE (docs/training.md)"
-    cls = registered(OBJECTIVES, options.pop("name", "supervised"), "train.objective.name", remedy, declared.OBJECTIVES)
+    cls = registered(OBJECTIVES, options.pop("name", "supervised"), "train.objective.name")
     return cls(build(cls.Options, options, "train.objective"))

@@ -3,7 +3,7 @@
 Each tower is transformers' own class, so its weights keep their native names on disk; only what is read from it
 differs. A tower carries ``config``, ``hidden_size`` (Dv) and ``num_patches`` (P). It knows neither videos nor times
 nor the language model; connectors.py turns its features into frame tokens. A further tower registers a function
-``fields -> nn.Module`` with ``@TOWERS.register(name=...)``; ``model.vision.type`` then finds it by that name.
+``fields -> nn.Module`` with ``@TOWERS.register(name=...)``; ``model.vision.type`` finds it (``common/registry.py``).
 
 A tower that takes frames of any size carries a ``patching`` (``videollm.video.patching``) in place of ``num_patches``:
 ``tower(patches [N, W], grids [G, 2])`` gives features [T, Dv], one row a token; ``backbones/`` has such towers.
@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from videollm.common.config import ConfigError, join, need, unusable
-from videollm.common.registry import Registry, new_registry
+from videollm.common.registry import Registry, new_registry, registered
 from videollm.model.attention import check_installed
 from videollm.video.patching import Patching
 from videollm.video.preprocess import Preprocess
@@ -224,11 +224,9 @@ def build_part(registry: Registry, config: dict, where: str, *sizes: int) -> nn.
         ConfigError: an unknown type (naming ``where.type``), or fields that no such part can be built from.
     """
     kind = config.get("type")
-    if not isinstance(kind, str) or kind not in registry:
-        known = ", ".join(sorted(registry.keys()))
-        raise ConfigError(f"{join(where, 'type')}: {kind!r} is not known; choose one of {known}")
+    make = registered(registry, kind, join(where, "type"))
     try:
-        return registry.get(kind)({key: value for key, value in config.items() if key != "type"}, *sizes)
+        return make({key: value for key, value in config.items() if key != "type"}, *sizes)
     except Exception as error:  # of any kind
         raise unusable(where, f"a part of type {kind}", error) from error
 

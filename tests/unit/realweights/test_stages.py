@@ -93,8 +93,6 @@ def in_process(stages, slots, progress):
     """Run commands here, where everything is imported already."""
     for stage in stages:
         module, *words = stage.command[stage.command.index("-m") + 1 :]
-        if module == "realweights.door":
-            module, *words = words
         assert progress.cost_s(stage.name) > 0
         assert importlib.import_module(module).main(words) == 0, stage.command
 
