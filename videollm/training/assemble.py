@@ -32,6 +32,7 @@ from videollm.model.lora import add_adapters
 from videollm.model.towers import check_numbers
 from videollm.model.tying import check_tie
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
+from videollm.training.optimizer import set_trainable, warn_frozen
 from videollm.training.preflight import FROM_THE_RUN, check_attention, read_deepspeed, stage_of
 from videollm.training.saving import checkpoint_folders
 from videollm.training.settings import ModelSettings, Settings
@@ -171,16 +172,21 @@ def planned_config(settings: Settings) -> VideoLLMConfig:
 
 def planned_encoder(model: Path) -> tuple[PromptEncoder, int, bool]:
     """Prompts as a checkpoint folder or the model of a config reads them, the tokens of its context, and whether the
-    config reads spans raw; no weights are read. Errors as of reading either."""
-    raw_spans = False
+    config reads spans raw; no weights are read. Errors as of reading either; of a config ``warn_frozen`` warns."""
+    settings = None
     if model.suffix in (".yaml", ".yml"):
         settings = read_settings(read_yaml(model))
-        folder, config, raw_spans = settings.model.checkpoint, planned_config(settings), settings.data.raw_spans
+        folder, config = settings.model.checkpoint, planned_config(settings)
         tokenizer = read_tokenizer(folder) if folder else parts_config(settings)[1]
     else:
         config, tokenizer = read_config(model), read_tokenizer(model)
     with torch.device("meta"):
-        return Bundle(VideoLLM(config), tokenizer).encoder(), config.context_length, raw_spans
+        planned = VideoLLM(config)
+    if settings is not None:
+        set_trainable(planned, settings.train)
+        warn_frozen(planned, settings)
+    raw_spans = settings is not None and settings.data.raw_spans
+    return Bundle(planned, tokenizer).encoder(), config.context_length, raw_spans
 
 
 def parts_config(settings: Settings) -> tuple[VideoLLMConfig, PreTrainedTokenizerBase]:

@@ -1,16 +1,21 @@
 """Which parameters train, and with what learning rate and decay.
 
-In: a model and ``train.parts``. Out: ``requires_grad``, and groups for AdamW in the model's order. Knows no data.
+In: a model and ``train.parts``. Out: ``requires_grad``, and groups for AdamW in the model's order; a warning of what
+cannot be learnt so. Knows no data.
 """
 
+import logging
 import re
 
 from torch import nn
 
+from videollm.checkpoint import load_tokenizer, read_config
 from videollm.common.config import ConfigError
 from videollm.model.tying import tied
 from videollm.model.videollm import VideoLLM
 from videollm.training.settings import PARTS, PartSettings, Settings, TrainSettings
+
+logger = logging.getLogger(__name__)
 
 
 def part_of(name: str) -> str:
@@ -75,6 +80,29 @@ def check_parts(model: VideoLLM, train: TrainSettings, wanted: dict[str, bool]) 
         elif part not in present and given != PartSettings(train=False):
             hint = "; train.lora adds them" if part == "lora" else ""
             raise ConfigError(f"train.parts.{part}: this model has no parameters there{hint}; leave it out")
+
+
+def warn_frozen(model: VideoLLM, settings: Settings) -> None:
+    """Warn where the model is to learn to say span tokens that are new to it, and no weight of its output layer learns.
+
+    Their rows there then stay as they were drawn, and in practice no answer ever has one. An adapter on the layer is
+    enough. A model that was trained with its head has learnt the tokens, and may well go on without.
+    """
+    if any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()):
+        return
+    given, new = settings.model, list(model.head.span_tokens)
+    if given.checkpoint:
+        new = new if read_config(given.checkpoint).headless else []
+    elif new:
+        known = load_tokenizer(given.tokenizer or given.language_weights, "model.tokenizer").get_vocab()
+        new = [token for token in new if token not in known]
+    if new:
+        part = "embeddings" if tied(model.config.text_config) else "lm_head"
+        logger.warning(
+            "train.parts.%s: is frozen, so that the model will hardly learn to say %s, which is new to it, and answers "
+            "will have no times; set train.parts.%s.train=true",
+            part, ", ".join(new), part,
+        )  # fmt: skip
 
 
 def rates(train: TrainSettings, part: str) -> tuple[float, float]:

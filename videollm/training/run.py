@@ -32,7 +32,7 @@ from videollm.model.objective import build_objective
 from videollm.model.tying import tied
 from videollm.training.assemble import assemble, spreading
 from videollm.training.features import FeatureStore, fill_store
-from videollm.training.optimizer import part_of, set_trainable
+from videollm.training.optimizer import part_of, set_trainable, warn_frozen
 from videollm.training.preemption import Preempted, StopOnSignal
 from videollm.training.preflight import check_start, prepare_process
 from videollm.training.resuming import check_items, check_questions
@@ -69,6 +69,7 @@ def train(settings: Settings) -> Path:
     if this_rank() == 0:
         print_start(bundle, filters.counts(records, left_out))
         warn_unknown(records, bundle.tokenizer, "data.train")
+        warn_frozen(bundle.model, settings)
     arguments = training_arguments(settings)  # starts the process group
     objective.prepare(bundle, settings)
     bundle.model.objective = objective
