@@ -18,7 +18,7 @@ from pathlib import Path
 from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
 from quickstart.stages import Stage, launcher, overrides, run_stages
-from videollm.common.command import ended
+from videollm.common.command import Parser, ended
 
 FROZEN = ("connector", "language_model", "embeddings", "lm_head")  # by the config
 ALL_PARTS = [f"train.parts.{part}.train=true" for part in FROZEN]
@@ -80,7 +80,7 @@ def tell(results: dict[str, list[dict]], metrics: Sequence[str] = METRICS) -> No
 
 def main() -> None:
     """Train, answer, rank, score, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--quickstart", type=Path, nargs="+", default=[Path("runs/quickstart")], metavar="DIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", type=Path, default=Path("configs/tiny/d2vlm_fpo.yaml"))

@@ -17,7 +17,7 @@ from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
 from benchmarks.fpo_ablation import ALL_PARTS, measure_stage, tell
 from quickstart.stages import Stage, launcher, run_stages
-from videollm.common.command import ended
+from videollm.common.command import Parser, ended
 
 BEFORE, AFTER_FPO = "before", "FPO then GRPO"
 KINDS = {  # what is laid over configs/tiny/HEAD_grpo.yaml
@@ -74,7 +74,7 @@ def scores(folder: Path, run: Path) -> dict[str, float]:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--quickstart", type=Path, nargs="+", default=[Path("runs/quickstart")], metavar="DIR")
     parser.add_argument("--head", choices=("d2vlm", "distime", "text"), default="d2vlm")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=TABLE)

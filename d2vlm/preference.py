@@ -22,7 +22,7 @@ from d2vlm.preferences.factors import ATTRIBUTES, FACTORS, Library, Scene, Sever
 from d2vlm.preferences.own_answers import OwnOptions, RewriteOptions, read_answers, rewrites, verdict
 from d2vlm.preferences.packed import read_packed
 from d2vlm.preferences.wording import Wording
-from videollm.common.command import a_path, ended
+from videollm.common.command import Parser, a_path, ended
 from videollm.common.config import ConfigError, build, override, read_yaml, to_dict
 from videollm.common.files import check_writable, json_text, write_text
 from videollm.data import AnnotationError, Record, load_records, neutral_json
@@ -224,7 +224,7 @@ def read(args: argparse.Namespace, made: bool) -> list[Record]:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m d2vlm.preference", description="Make preference records.")
+    parser = Parser(prog="python -m d2vlm.preference", description="Make preference records.")
     parser.add_argument("--annotations", nargs="+", default=[], metavar="FILE", help="docs/annotations.md")
     parser.add_argument("--packed", nargs="+", default=[], metavar="FILE.pt", help="published packed records")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="of the packed records")

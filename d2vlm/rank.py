@@ -21,7 +21,7 @@ from d2vlm.fpo import FACTORS, FPO, FPOOptions
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle, load, read_config
-from videollm.common.command import a_path, ended, usable_device, whole
+from videollm.common.command import Parser, a_path, ended, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.files import check_folder, check_writable
 from videollm.data import Record, load_records
@@ -102,7 +102,7 @@ def tell_ranks(found: dict[str, dict]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m d2vlm.rank", description="Rank right and wrong answers.")
+    parser = Parser(prog="python -m d2vlm.rank", description="Rank right and wrong answers.")
     parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help="checkpoint folders or hub names")
     parser.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help="records with rejected answers")
     parser.add_argument("--videos", required=True, metavar="DIR", help="folder below which the videos lie")

@@ -8,7 +8,6 @@ numbers of the quickstart belong to it, so a change of it must raise ``VERSION``
     python -m quickstart.clips --output DIR --train 1500 --val 100 --test 300 --unseen 100 --seed 0 --workers 2
 """
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -27,7 +26,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from videollm.common.command import a_path, ended, whole
+from videollm.common.command import Parser, a_path, ended, whole
 from videollm.common.config import ConfigError, need
 from videollm.video.names import as_url
 
@@ -359,7 +358,7 @@ def write_clips(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m quickstart.clips", description="Write the moving-shapes data set.")
+    parser = Parser(prog="python -m quickstart.clips", description="Write the moving-shapes data set.")
     parser.add_argument("--output", type=a_path, required=True, help="folder to write to")
     for split, count in DEFAULT_COUNTS.items():
         parser.add_argument(f"--{split}", type=whole(0), default=count, help=f"clips in {split} (default {count})")

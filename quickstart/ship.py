@@ -5,7 +5,6 @@ scores that were measured again with it on the test clips, a card, and two of th
 of it is drawn by chance.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -17,7 +16,7 @@ import torch
 from all_benchmark_eval import evaluate
 from videollm.checkpoint import load
 from videollm.checkpoint.card import model_card, without_places
-from videollm.common.command import a_path, ended
+from videollm.common.command import Parser, a_path, ended
 from videollm.common.config import need
 from videollm.common.files import check_writable, json_lines, json_text, write_text
 
@@ -38,7 +37,7 @@ Data: `{data}`."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="quickstart.ship", description="Make the checkpoint that is shipped.")
+    parser = Parser(prog="quickstart.ship", description="Make the checkpoint that is shipped.")
     parser.add_argument("run", type=a_path, metavar="RUN", help="folder of a run of the quickstart")
     parser.add_argument("--output", type=a_path, required=True, metavar="DIR", help="folder to write, new")
     args = parser.parse_args(argv)

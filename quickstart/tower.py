@@ -9,7 +9,6 @@ with its connector.
     python -m quickstart.tower --data DIR --output DIR --tokenizer DIR --seed 0
 """
 
-import argparse
 import json
 import sys
 import time
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from quickstart.clips import COLORS, MOTIONS, SHAPES
-from videollm.common.command import a_path, ended, whole
+from videollm.common.command import Parser, a_path, ended, whole
 from videollm.common.config import need, read_yaml
 from videollm.common.files import an_object, json_lines
 from videollm.model import backbones  # noqa: F401 - registers towers
@@ -236,7 +235,7 @@ def accuracy(tower: nn.Module, connector: nn.Module | None, classifier: Classifi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the tokenizer and the tower."""
-    parser = argparse.ArgumentParser(prog="quickstart.tower", description=__doc__.split("\n")[0])
+    parser = Parser(prog="quickstart.tower", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=a_path, required=True, help="folder made by quickstart.clips")
     parser.add_argument("--output", type=a_path, required=True, help="folder of the tower")
     parser.add_argument("--tokenizer", type=a_path, required=True, help="folder of the tokenizer")

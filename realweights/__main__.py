@@ -23,7 +23,7 @@ from realweights.clips import DEFAULT_COUNTS
 from realweights.packages import fetch
 from realweights.stages import ASKED, HEADS, answer_stage, costs, prepare_stages, train_stage
 from videollm.common.code import code
-from videollm.common.command import ended, whole
+from videollm.common.command import Parser, ended, whole
 from videollm.common.config import override, read_yaml
 from videollm.common.files import write_text
 from videollm.inference.timeline import timeline_grid
@@ -32,7 +32,7 @@ from videollm.training.assemble import read_settings
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; the environment variables SEED and GPUS give the defaults."""
-    parser = argparse.ArgumentParser(prog="realweights", description=__doc__.split("\n")[0])
+    parser = Parser(prog="realweights", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/realweights"))
     parser.add_argument("--configs", type=Path, default=Path("configs/realweights"))
     parser.add_argument("--packages", type=Path, help="packages laid out already (default: fetched into the output)")

@@ -9,7 +9,6 @@ share nothing, and a temporal head learns which events there are long before it 
     python -m realweights.align --packages DIR --language DIR --output DIR --size 160 --seed 0
 """
 
-import argparse
 import json
 import re
 import sys
@@ -28,7 +27,7 @@ from transformers import AutoTokenizer
 from realweights.clips import ACTIONS, OCCLUDED, SIZE, THING_SHARE, Event, paste
 from realweights.objects import Thing, read_photos, read_things
 from realweights.tower import MEAN, STD, LiteTower, LiteTowerConfig
-from videollm.common.command import ended, whole
+from videollm.common.command import Parser, ended, whole
 from videollm.common.config import need
 from videollm.common.files import write_text
 from videollm.video.preprocess import Preprocess
@@ -152,7 +151,7 @@ def align(packages: Path, language: Path, output: Path, *, size: int, views: int
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m realweights.align", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m realweights.align", description=__doc__.split("\n")[0])
     parser.add_argument("--packages", type=Path, required=True, help="folder made by realweights.packages")
     parser.add_argument("--language", type=Path, required=True, help="folder made by realweights.language")
     parser.add_argument("--output", type=Path, required=True, help="folder of the tower")

@@ -10,7 +10,6 @@ hidden. It knows no model and no tokenizer.
     python -m realweights.clips --packages DIR --output DIR --train 1200 --seed 0 --workers 2
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from quickstart.clips import (
 )
 from realweights import objects as words
 from realweights.objects import ACTIONS, Thing, read_photos, read_picture, read_things
-from videollm.common.command import ended, whole
+from videollm.common.command import Parser, ended, whole
 from videollm.common.config import need
 
 VERSION = 1
@@ -211,7 +210,7 @@ def write_dataset(packages: Path, output: Path, counts: dict[str, int], seed: in
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m realweights.clips", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m realweights.clips", description=__doc__.split("\n")[0])
     parser.add_argument("--packages", type=Path, required=True, help="folder made by realweights.packages")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     for split, count in DEFAULT_COUNTS.items():

@@ -6,12 +6,11 @@ on the path. It knows no video and no head.
     python -m realweights.language --gguf FILE --output DIR --reader DIR
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import ended
+from videollm.common.command import Parser, ended
 from videollm.common.config import ConfigError, need
 from videollm.common.files import write_text
 
@@ -42,7 +41,7 @@ def convert(file: Path, output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m realweights.language", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m realweights.language", description=__doc__.split("\n")[0])
     parser.add_argument("--gguf", type=Path, required=True, help="folder with the .gguf file")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--reader", type=Path, help="folder of the package gguf, if it is not installed")

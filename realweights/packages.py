@@ -8,7 +8,6 @@ platform. An archive that lies in ``downloads`` already is not fetched. It knows
     python -m realweights.packages --output DIR
 """
 
-import argparse
 import fnmatch
 import hashlib
 import json
@@ -23,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
-from videollm.common.command import ended
+from videollm.common.command import Parser, ended
 from videollm.common.config import ConfigError, need
 from videollm.common.files import write_text
 
@@ -176,7 +175,7 @@ def sum_of(files: dict[str, bytes]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m realweights.packages", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m realweights.packages", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the packages")
     args = parser.parse_args(argv)
     return ended(lambda: fetch(args.output))

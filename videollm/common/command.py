@@ -10,6 +10,7 @@ import argparse
 import logging
 import math
 import os
+import re
 import select
 import signal
 import sys
@@ -29,6 +30,7 @@ USERS = (UserError, OSError)
 HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see that
 
 
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 INTERRUPTED = 130  # exit status of a command that Ctrl-C has ended, as shells have it
 UNREAD = 141  # of one whose output nobody reads any more
 
@@ -48,7 +50,32 @@ class Parser(argparse.ArgumentParser):
             for option in (word.partition("=")[0] for word in own if word.startswith("--")):
                 if not any(name.startswith(option) for name in options):
                     self.error(f"{option}: unknown option; {nearest(option, options, noun='options')}")
-        return super().parse_known_args(words, namespace)
+        return super().parse_known_args(self.gathered(words), namespace)
+
+    def gathered(self, words: list[str]) -> list[str]:
+        """``words`` with all key=value in one place, where no option of several values takes them for more of these.
+
+        They may then stand anywhere. The value of an option of one, and a file of such a name, stay where they are.
+        """
+        if all(action.dest != "overrides" for action in self._actions):
+            return words
+        others, own, place, value = [], [], None, False
+        for number, word in enumerate(words):
+            if word == "--":
+                others += words[number:]
+                break
+            if word.startswith("--"):
+                named = (action for name, action in self._option_string_actions.items() if name.startswith(word))
+                takes = next((action.nargs for action in named), 0)
+                value = takes is None
+                place = len(others) if place is None and takes in ("+", "*") else place
+            elif not value and _OVERRIDE.match(word) and not os.path.exists(word):
+                own.append(word)
+                continue
+            else:
+                value = False
+            others.append(word)
+        return [*others[:place], *own, *others[len(others) if place is None else place :]]
 
     def error(self, message: str) -> NoReturn:
         """End the command."""
