@@ -30,7 +30,8 @@ def convert(file: Path, output: Path) -> None:
     except Exception as error:  # of any kind
         why = str(error).strip().splitlines()[0]
         raise ConfigError(f"{file}: cannot be read as GGUF ({why}); fetch it again") from None
-    # The model as read cannot be saved: it takes itself for quantised. A fresh one with its state is an ordinary one.
+    # The model as read cannot be saved: it takes itself for quantised. A fresh one with its state is an ordinary one,
+    # in every version of transformers, and takes no weights that were left packed.
     config = type(read.config)(**{k: v for k, v in read.config.to_dict().items() if k != "quantization_config"})
     fresh = type(read)(config)
     fresh.load_state_dict(read.state_dict())

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER
 from videollm.checkpoint.hub import local
 from videollm.checkpoint.load import some
-from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, read_json, write_tensors
+from videollm.checkpoint.tensors import CheckpointError, KeyReport, LazyTensors, check_plain, read_json, write_tensors
 from videollm.common.config import ConfigError
 from videollm.common.files import new_folder
 from videollm.heads import head_class
@@ -116,6 +116,8 @@ def convert(args: argparse.Namespace, converters: list[Converter]) -> None:
             converters = [*plugged(head), *converters]
         known = [converter for converter in converters if knows(converter, fields, args.back)]
         converters = known or refuse(source, fields, args.back, converters)
+    if not args.back:
+        check_plain(read_json(source / "config.json"), source / "config.json")
     conversion = (converters[0].back if args.back else converters[0].read)(source, args)
     with new_folder(target) as fresh:
         conversion.write(fresh)

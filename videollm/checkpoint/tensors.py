@@ -52,6 +52,21 @@ def check_index(folder: Path) -> None:
         raise CheckpointError(f"{folder}: {told}; fetch it from where the shards are from")
 
 
+def check_plain(fields: Mapping, where: str | Path) -> None:
+    """CheckpointError where a released config, ``fields`` of the file or name ``where``, says: quantised.
+
+    Such weights stand as scales and packed integers, of which most names and shapes are another model's.
+    """
+    said = fields.get("quantization_config") or (fields.get("text_config") or {}).get("quantization_config")
+    method = (said or {}).get("quant_method")
+    need(
+        not said,
+        f"{where}: quantization_config says that its weights are quantised ({getattr(method, 'value', method)}), and "
+        "only plain ones can be converted or trained; take the release in bf16, or where they are dequantised already, "
+        "take that key out of config.json",
+    )
+
+
 class TensorSource(Mapping[str, Tensor]):
     """The tensors of a checkpoint folder by name, read from disk when asked for.
 

@@ -17,8 +17,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from videollm.batches.collate import MOST_ASKED
 from videollm.batches.prompt import PromptEncoder, VisualTokenSettings
 from videollm.batches.templates import TEMPLATES
-from videollm.checkpoint import Bundle, check_frames, load, load_tokenizer, local, read_config, read_tokenizer
-from videollm.common.config import ConfigError, build, merge, need, read_yaml, to_dict, unusable
+from videollm.checkpoint import (
+    Bundle,
+    check_frames,
+    check_plain,
+    load,
+    load_tokenizer,
+    local,
+    read_config,
+    read_tokenizer,
+)
+from videollm.common.config import ConfigError, UserError, build, merge, need, read_yaml, to_dict, unusable
 from videollm.common.files import maybe_on_hub
 from videollm.common.spread import Spread, fill, misfits
 from videollm.heads import head_class
@@ -240,8 +249,11 @@ def language_config(given: ModelSettings, tokenizer: PreTrainedTokenizerBase):
         where = local(given.language_weights, weights=False, key="model.language_weights")
         try:
             default = AutoConfig.from_pretrained(where)
+            check_plain(default.to_dict(), f"model.language_weights: {given.language_weights}")
             check_language_keys(default, fields)
             text = AutoConfig.from_pretrained(where, **fields)
+        except UserError:
+            raise
         except (OSError, ValueError, StrictDataclassError) as error:
             where = f"model.language_weights: no language model at {given.language_weights!r}"
             raise ConfigError(f"{where} ({str(error).splitlines()[0]})") from None

@@ -245,6 +245,22 @@ def test_pretrained_parts_keep_their_weights(tmp_path):
         assert torch.equal(bundle.model.vision_tower.state_dict()[name], tensor)
 
 
+def test_a_quantised_language_model_and_a_misspelt_field_of_one_are_told_before_any_weight_is_read(tmp_path):
+    source = make_bundle("internvl", "text")
+    source.model.language_model.save_pretrained(tmp_path)
+    source.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    parts = {"tokenizer": None, "language_weights": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"^model\.language\.hidden_sise: unknown key; did you mean hidden_size\?"):
+        make_bundle("internvl", "d2vlm", language={"hidden_sise": 1}, **parts)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "gguf"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"^model\.language_weights: .*quantised \(gguf\).* in bf16"
+    ):
+        make_bundle("internvl", "d2vlm", language={}, **parts)
+
+
 @pytest.mark.parametrize("key", ["language_weights", "vision_weights", "tokenizer"])
 def test_a_folder_that_does_not_exist_is_named_by_its_key(tmp_path, key):
     with pytest.raises(ConfigError, match=rf"model\.{key}"):

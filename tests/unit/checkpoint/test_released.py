@@ -115,6 +115,17 @@ def test_pixel_limits_that_nothing_can_keep_name_the_file_and_leave_nothing(hub,
     assert main([str(folder), str(tmp_path / "ours")]) == 0
 
 
+@pytest.mark.parametrize("inside", [None, "text_config"])
+def test_quantised_weights_are_not_converted(hub, inside, tmp_path, capsys):
+    shutil.copytree(hub[0], tmp_path / "hub")
+    path = tmp_path / "hub/config.json"
+    fields = json.loads(path.read_text())
+    (fields.get(inside, fields) if inside else fields)["quantization_config"] = {"quant_method": "fp8"}
+    path.write_text(json.dumps(fields))
+    assert main([str(tmp_path / "hub"), str(tmp_path / "ours")]) == 2
+    assert f"error: {path}: quantization_config says that its weights are quantised (fp8)" in capsys.readouterr().err
+
+
 def test_a_conversion_that_is_broken_leaves_nothing(hub, tmp_path, monkeypatch):
     def broken(folder, tensors):
         (folder / "shard-0.part").touch()
