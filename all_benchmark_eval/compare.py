@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
 from all_benchmark_eval.score import wide_console
 from videollm.common.command import Parser, a_path, ended, whole
+from videollm.common.config import together
+
+LIKE = ("benchmark", "variant")  # of two files that are compared
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ def read_scores(path: Path) -> dict[str, Any]:
 
 def shared_protocols(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The protocols that both files have. Raises BenchmarkError where two files say nothing about each other."""
-    for key in ("benchmark", "variant"):
-        need(a[key] == b[key], f"A is of {key} {a[key]!r}, B of {b[key]!r}: only like is compared with like")
+    told = {key: f"A is of {key} {a[key]!r}, B of {b[key]!r}: only like is compared with like" for key in LIKE}
+    together(*(partial(need, a[key] == b[key], problem) for key, problem in told.items()))
     protocols = [protocol for protocol in a["protocols"] if protocol in b["protocols"]]
     of_a, of_b = (", ".join(x["protocols"]) for x in (a, b))
     need(protocols, f"A has the protocol {of_a}, B {of_b}: score both under the same one")
@@ -105,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Read both, print a table for every protocol."""
     console = wide_console()
-    a, b = read_scores(args.a), read_scores(args.b)
+    a, b = together(partial(read_scores, args.a), partial(read_scores, args.b))
     protocols = shared_protocols(a, b)
     console.print(f"{a['benchmark']}, variant {a['variant']}\nA: {args.a}\nB: {args.b}", markup=False)
     for protocol in protocols:

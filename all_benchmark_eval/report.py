@@ -11,6 +11,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -28,7 +29,8 @@ from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interv
 from all_benchmark_eval.score import number
 from quickstart.pictures import report_html
 from videollm.common.command import Parser, a_path, ended, whole
-from videollm.common.files import check_writable
+from videollm.common.config import together
+from videollm.common.files import check_folder, check_writable
 from videollm.data import load_records
 from videollm.inference.timeline import STYLE, colors, save
 from videollm.show.viewer import Asked, of_record, write_page
@@ -64,17 +66,19 @@ class Report:
 
 
 def read_runs(paths: Sequence[Path]) -> dict[str, Scores]:
-    """{name: scores}. Raises BenchmarkError for what is neither a folder of ``evaluate`` nor a file of ``score``."""
-    found: dict[str, Scores] = {}
-    for path in paths:
-        files = sorted(path.glob("*/scores.json")) if path.is_dir() else [path]
-        need(
-            files, f"{path}: no <benchmark>/scores.json in this folder; give the output of all_benchmark_eval.evaluate"
-        )
-        name = _name(path)
-        need(name not in found, f"{path}: another run is called {name!r} as well; give folders or files of other names")
-        found[name] = {data["benchmark"]: data for data in map(read_scores, files)}
-    return found
+    """{name: scores}. Raises UserError, a line for each that is neither a folder of ``evaluate`` nor a file of
+    ``score``, or is called as another one."""
+    names = list(map(_name, paths))
+    read = (partial(_read_run, path, taken=names[:n]) for n, path in enumerate(paths))
+    return dict(zip(names, together(*read), strict=True))
+
+
+def _read_run(path: Path, taken: Sequence[str]) -> Scores:
+    files = sorted(path.glob("*/scores.json")) if path.is_dir() else [path]
+    need(files, f"{path}: no <benchmark>/scores.json in this folder; give the output of all_benchmark_eval.evaluate")
+    same = f"{path}: another run is called {_name(path)!r} as well; give folders or files of other names"
+    need(_name(path) not in taken, same)
+    return {data["benchmark"]: data for data in together(*(partial(read_scores, file) for file in files))}
 
 
 def _name(path: Path) -> str:
@@ -307,8 +311,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> None:
-        check_writable(args.output / "index.html", "--output")
-        runs = read_runs(args.runs)
+        runs, *_ = together(
+            lambda: read_runs(args.runs),
+            lambda: check_writable(args.output / "index.html", "--output"),
+            *[lambda: check_folder(args.data, "--data")] * (args.data is not None),
+        )
         folders = dict(zip(runs, args.runs, strict=True))
         print(f"written to {write(Report(runs, args.output, args.resamples, data=args.data, folders=folders))}")
 
