@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
-from all_benchmark_eval.score import wide_console
+from all_benchmark_eval.score import number, wide_console
 from videollm.common.command import Parser, a_path, ended, whole
 from videollm.common.config import together
 
@@ -43,6 +43,10 @@ class Difference:
     @property
     def value(self) -> float:
         return self.b - self.a
+
+    def told(self, digits: int) -> tuple[str, str, str]:
+        """B - A, its interval and its p-value, as tables have them."""
+        return f"{self.value:+.{digits}f}", f"{self.low:+.{digits}f} to {self.high:+.{digits}f}", f"{self.p:.4f}"
 
 
 def read_scores(path: Path) -> dict[str, Any]:
@@ -88,10 +92,8 @@ def table(protocol: str, unit: str, rows: Iterable[Difference]) -> Table:
     found = Table(Column("metric", no_wrap=True), *columns, title=f"{protocol}, {unit}", title_justify="left")
     digits = 2 if unit == "percent" else 4
     for row in rows:
-        numbers = (f"{row.a:.{digits}f}", f"{row.b:.{digits}f}", f"{row.value:+.{digits}f}")
-        interval = f"{row.low:+.{digits}f} to {row.high:+.{digits}f}"
-        counts = (str(row.shared), str(row.only_a), str(row.only_b))
-        found.add_row(row.metric, *numbers, interval, f"{row.p:.4f}", *counts)
+        counts = map(str, (row.shared, row.only_a, row.only_b))
+        found.add_row(row.metric, number(row.a, digits), number(row.b, digits), *row.told(digits), *counts)
     return found
 
 
