@@ -8,8 +8,8 @@ the tasks'.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from all_benchmark_eval.benchmark import Benchmark
-from all_benchmark_eval.forms import BenchmarkError, Content, Form, entries, need, pick, rows_with
+from all_benchmark_eval.benchmark import Benchmark, read_answers
+from all_benchmark_eval.forms import Content, Form, entries, need, pick, rows_with
 from all_benchmark_eval.items import Answers, Asked, Questions, as_object
 from all_benchmark_eval.metrics.parsing import split_evidence
 from all_benchmark_eval.moment_forms import MARK
@@ -28,19 +28,6 @@ def answer_form(content: Content, task: Benchmark) -> Form | None:
         return None
     fitting = [form for form in ANSWERS if form.fits(content)]
     return pick(content, fitting or (*task.forms, *ANSWERS), task.name)
-
-
-def read_infer(content: Content, asked: Iterable[Asked]) -> dict[str, AnswerLine]:
-    """Lines of ``videollm.infer`` by id. Raises BenchmarkError for a line that is none, or stands twice."""
-    answers: dict[str, AnswerLine] = {}
-    for where, row in content.rows:
-        try:
-            answer = AnswerLine.from_json(row)
-        except ValueError as error:
-            raise BenchmarkError(f"{where}: not an output line of videollm.infer ({error})") from None
-        need(answer.id not in answers, f"{where}: the id {answer.id!r} stands twice")
-        answers[answer.id] = answer
-    return answers
 
 
 def read_texts(content: Content, asked: Iterable[Asked]) -> dict[str, AnswerLine]:
@@ -152,7 +139,9 @@ def _is_text_entry(key: str, value: Any) -> bool:
 
 
 _INFER, _SAMPLES = rows_with(*NEEDED), rows_with("doc_id", "target")
-INFER = Form("videollm.infer", '{"id", "text", "spans", ...} lines', _INFER, read_infer)
+INFER = Form(
+    "videollm.infer", '{"id", "text", "spans", ...} lines', _INFER, lambda content, asked: read_answers(content.rows)
+)
 ANSWERS = (
     INFER,
     Form("lmms-eval samples", '{"doc_id", "target", "filtered_resps", "doc" or metrics} lines', _SAMPLES, read_samples),

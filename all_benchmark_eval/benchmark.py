@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from all_benchmark_eval.forms import BenchmarkError as BenchmarkError
-from all_benchmark_eval.forms import Content, Form, need, pick, read_lines
+from all_benchmark_eval.forms import Content, Form, Rows, need, pick, read_lines
 from all_benchmark_eval.forms import read_json as read_json
 from all_benchmark_eval.forms import read_text as read_text
 from all_benchmark_eval.items import Asked, known_length
@@ -228,19 +228,19 @@ def data_folder(task: Benchmark, root: Path) -> Path:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def answer_lines(path: Path, needed: Sequence[str] = NEEDED) -> Iterator[tuple[str, AnswerLine]]:
+def answer_lines(source: Path | Rows, needed: Sequence[str] = NEEDED) -> Iterator[tuple[str, AnswerLine]]:
     """(FILE:LINE, answer) of every line of an ``infer`` output. Raises BenchmarkError for a line without ``needed``."""
-    for where, row in read_lines(path):
+    for where, row in read_lines(source) if isinstance(source, Path) else source:
         try:
             yield where, AnswerLine.from_json(row, needed)
         except ValueError as error:
             raise BenchmarkError(f"{where}: not an output line of videollm.infer ({error})") from None
 
 
-def read_answers(path: Path) -> dict[str, AnswerLine]:
+def read_answers(source: Path | Rows) -> dict[str, AnswerLine]:
     """The lines of an ``infer`` output by id. Raises BenchmarkError for a line that is none, or stands twice."""
     answers: dict[str, AnswerLine] = {}
-    for where, answer in answer_lines(path):
+    for where, answer in answer_lines(source):
         need(answer.id not in answers, f"{where}: the id {answer.id!r} stands twice")
         answers[answer.id] = answer
     return answers

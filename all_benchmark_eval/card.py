@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +24,47 @@ from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.moments import MomentBenchmark
 from all_benchmark_eval.score import number, wide_console
 from videollm.common.command import USERS, Parser, a_path, ended, message, whole
-from videollm.common.config import build, read_yaml
+from videollm.common.config import build, read_yaml, together
 from videollm.common.files import check_writable
+from videollm.inference.options import read_overrides
 
 CARDS = Path(__file__).parents[1] / "cards"
+DATA = CARDS / "data.yaml"  # of the benchmarks that cards name
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from, and the command that makes a checkpoint of ours of it."""
+    """Where a model comes from, and the command that makes a checkpoint of ours of it. ``source``: of size, licence."""
 
     hub: str
     size: str  # to download
     licence: str
     convert: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Download:
+    """The data of a benchmark: what they are, how large, under which licence, the command that gets them, and the
+    ``source`` of what is said here. "unknown" where no source tells."""
+
+    what: str
+    size: str
+    licence: str
+    get: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"get {self.what} (size: {self.size}; licence: {self.licence}): {self.get}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One benchmark of a card: the variant whose script printed the numbers, the numbers by metric (none, where they
-    are not known here), and what is to be had of the data: how much, where, under which licence."""
+    """One benchmark of a card: the variant whose script printed the numbers, and the numbers by metric (none, where
+    they are not known here). ``data``: what to get, where ``cards/data.yaml`` has nothing of the benchmark."""
 
     variant: str
-    data: str
+    data: str = ""
     published: dict[str, float] = field(default_factory=dict)
 
 
@@ -75,7 +94,12 @@ class Card:
 
 def names() -> list[str]:
     """Of all cards."""
-    return sorted(path.stem for path in CARDS.glob("*.yaml"))
+    return sorted(path.stem for path in CARDS.glob("*.yaml") if path.name != DATA.name)
+
+
+def downloads() -> dict[str, Download]:
+    """What to get, by benchmark. Raises ConfigError for an entry that says something unknown."""
+    return {name: build(Download, entry, f"{DATA.name}: {name}") for name, entry in read_yaml(DATA).items()}
 
 
 def read_card(name: str) -> Card:
@@ -86,6 +110,8 @@ def read_card(name: str) -> Card:
     for benchmark_name, row in card.benchmarks.items():
         known = get(benchmark_name).variants
         need(row.variant in known, f"{name}.yaml: {benchmark_name}: no variant {row.variant!r}; {', '.join(known)}")
+        told = f"{name}.yaml: {benchmark_name}: {DATA.name} does not say what to get of it; say it in `data`"
+        need(row.data or benchmark_name in downloads(), told)
     return card
 
 
@@ -106,11 +132,12 @@ def compared(row: Row, result: dict[str, Any]) -> list[dict[str, Any]]:
 def places(card: Card, names: Sequence[str], root: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
     """(annotations, videos) of each benchmark whose data are there, and of the others what to get.
 
-    Raises BenchmarkError where nothing is there: one message for all.
+    Raises UserError where nothing is there: a line for each.
     """
     found, failed = {}, {}
     for name in names:
-        task, told = get(name), f"get {card.benchmarks[name].data} (all_benchmark_eval/{name}/README.md)"
+        told = card.benchmarks[name].data or downloads()[name]
+        task, told = get(name), f"{told} (all_benchmark_eval/{name}/README.md)"
         folder = benchmark.data_folder(task, root)
         try:
             found[name] = benchmark.find_annotations(task, folder), folder / task.layout.videos
@@ -118,27 +145,36 @@ def places(card: Card, names: Sequence[str], root: Path) -> tuple[dict[str, tupl
         except benchmark.BenchmarkError as error:
             found.pop(name, None)
             failed[name] = f"{message(error).partition('; where')[0]}; {told}"
-    said = "; ".join(f"{name}: {why}" for name, why in failed.items())
-    need(found, f"--data: none of the card's data are there. {said}")
+    together(*(partial(need, found, f"--data: {name}: {why}") for name, why in failed.items()))
     return found, failed
+
+
+def prepare(args: argparse.Namespace) -> tuple[Card, Run, dict[str, tuple[Path, Path]], dict[str, str]]:
+    """The card, how its benchmarks are run, and ``places``. Raises UserError, with a line for all that is wrong."""
+    card = read_card(args.name)
+    model = args.model or Path("checkpoints") / args.name
+    output = args.output or model / "card"
+    origin = card.model
+    told = f"get {origin.hub} from the hub (size: {origin.size}; licence: {origin.licence}), then: {origin.convert}"
+    chosen = args.benchmarks.split(",") if args.benchmarks else list(card.benchmarks)
+    unknown = [name for name in chosen if name not in card.benchmarks]
+    of_it = f"--benchmarks: {args.name} has no {', '.join(unknown)}; it has {', '.join(card.benchmarks)}"
+    *_, (there, failed) = together(
+        lambda: need(model.is_dir(), f"{model}: no such checkpoint; {told}"),
+        lambda: need(not unknown, of_it),
+        lambda: check_writable(output / "card.json", "--output"),
+        lambda: read_overrides(args.overrides),
+        lambda: places(card, [name for name in chosen if name not in unknown], args.data),
+    )
+    options = [part for key in ("batch_size", "device") if (value := getattr(args, key))
+               for part in (f"--{key.replace('_', '-')}", value)]  # fmt: skip
+    run = Run(model, output, card.wording, processes(args.gpus), options, [*card.overrides, *args.overrides])
+    return card, run, there, failed
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, score and compare; the exit status: 1 if a benchmark failed."""
-    card = read_card(args.name)
-    model = args.model or Path("checkpoints") / args.name
-    told = f"get {card.model.hub} from the hub ({card.model.size}; licence: {card.model.licence})"
-    need(model.is_dir(), f"{model}: no such checkpoint; {told}, then: {card.model.convert}")
-    chosen = args.benchmarks.split(",") if args.benchmarks else list(card.benchmarks)
-    unknown = [name for name in chosen if name not in card.benchmarks]
-    need(not unknown, f"--benchmarks: {args.name} has no {', '.join(unknown)}; it has {', '.join(card.benchmarks)}")
-    output = args.output or model / "card"
-    check_writable(output / "card.json", "--output")
-    options = [part for key in ("batch_size", "device") if (value := getattr(args, key))
-               for part in (f"--{key.replace('_', '-')}", value)]  # fmt: skip
-    overrides = [*card.overrides, *args.overrides]
-    first = Run(model, output, card.wording, processes(args.gpus), options, overrides)
-    there, failed = places(card, chosen, args.data)
+    card, first, there, failed = prepare(args)
     rows = {}
     for name, where in there.items():
         one = replace(first, score_options={"variant": card.benchmarks[name].variant})
@@ -150,9 +186,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {name}: {why}", file=sys.stderr, flush=True)
     said = {"card": args.name, "title": card.title, "source": card.source, "differs": card.differs}
     text = json.dumps(said | {"rows": rows, "failed": failed}, indent=1, allow_nan=False)
-    benchmark.write_text(output / "card.json", f"{text}\n")
+    benchmark.write_text(first.output / "card.json", f"{text}\n")
     if rows:
-        show(card, rows, output / "card.json")
+        show(card, rows, first.output / "card.json")
     return 1 if failed else 0
 
 

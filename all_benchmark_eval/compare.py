@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from rich.table import Column, Table
 from all_benchmark_eval.forms import Content
 from all_benchmark_eval.items import need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples, sign_flip_p
-from all_benchmark_eval.score import wide_console
+from all_benchmark_eval.score import number, wide_console
 from videollm.common.command import Parser, a_path, ended, whole
+from videollm.common.config import together
+
+LIKE = ("benchmark", "variant")  # of two files that are compared
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Difference:
     def value(self) -> float:
         return self.b - self.a
 
+    def told(self, digits: int) -> tuple[str, str, str]:
+        """B - A, its interval and its p-value, as tables have them."""
+        return f"{self.value:+.{digits}f}", f"{self.low:+.{digits}f} to {self.high:+.{digits}f}", f"{self.p:.4f}"
+
 
 def read_scores(path: Path) -> dict[str, Any]:
     """A file of ``score``. Raises BenchmarkError if it is none."""
@@ -52,8 +60,8 @@ def read_scores(path: Path) -> dict[str, Any]:
 
 def shared_protocols(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The protocols that both files have. Raises BenchmarkError where two files say nothing about each other."""
-    for key in ("benchmark", "variant"):
-        need(a[key] == b[key], f"A is of {key} {a[key]!r}, B of {b[key]!r}: only like is compared with like")
+    told = {key: f"A is of {key} {a[key]!r}, B of {b[key]!r}: only like is compared with like" for key in LIKE}
+    together(*(partial(need, a[key] == b[key], problem) for key, problem in told.items()))
     protocols = [protocol for protocol in a["protocols"] if protocol in b["protocols"]]
     of_a, of_b = (", ".join(x["protocols"]) for x in (a, b))
     need(protocols, f"A has the protocol {of_a}, B {of_b}: score both under the same one")
@@ -84,10 +92,8 @@ def table(protocol: str, unit: str, rows: Iterable[Difference]) -> Table:
     found = Table(Column("metric", no_wrap=True), *columns, title=f"{protocol}, {unit}", title_justify="left")
     digits = 2 if unit == "percent" else 4
     for row in rows:
-        numbers = (f"{row.a:.{digits}f}", f"{row.b:.{digits}f}", f"{row.value:+.{digits}f}")
-        interval = f"{row.low:+.{digits}f} to {row.high:+.{digits}f}"
-        counts = (str(row.shared), str(row.only_a), str(row.only_b))
-        found.add_row(row.metric, *numbers, interval, f"{row.p:.4f}", *counts)
+        counts = map(str, (row.shared, row.only_a, row.only_b))
+        found.add_row(row.metric, number(row.a, digits), number(row.b, digits), *row.told(digits), *counts)
     return found
 
 
@@ -105,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Read both, print a table for every protocol."""
     console = wide_console()
-    a, b = read_scores(args.a), read_scores(args.b)
+    a, b = together(partial(read_scores, args.a), partial(read_scores, args.b))
     protocols = shared_protocols(a, b)
     console.print(f"{a['benchmark']}, variant {a['variant']}\nA: {args.a}\nB: {args.b}", markup=False)
     for protocol in protocols:

@@ -87,18 +87,23 @@ def _has_score(window: Any) -> bool:
     return isinstance(window, list) and len(window) == 3
 
 
+def keyed(content: Content, questions: Questions) -> Iterator[tuple[str, list[int], str, Any, float | None]]:
+    """(place, places of the query, true span, answer, seconds of the video) of {"video>>>query>>>[s, e]": answer}."""
+    for key, answer in content.object.items():
+        where = f"{content.path}: {key!r:.200}"
+        parts = key.split(MARK)
+        need(len(parts) >= 3, f"{where}: not 'video{MARK}query{MARK}[start, end]'")
+        rows = questions.find(parts[0], MARK.join(parts[1:-1]), where)
+        yield where, rows, parts[-1], answer, questions.durations[rows[0]]
+
+
 def _read_keyed(content: Content, truth: Moments) -> Located:
-    """``{"video>>>query>>>[s, e]": answer}``; the true span in the key tells apart a query that is asked twice."""
+    """The true span in the key tells apart a query that is asked twice."""
     questions = Questions(truth.asked())
 
     def found() -> Found:
-        for key, answer in content.object.items():
-            where = f"{content.path}: {key!r:.200}"
-            parts = key.split(MARK)
-            need(len(parts) >= 3, f"{where}: not 'video{MARK}query{MARK}[start, end]'")
-            rows = questions.find(parts[0], MARK.join(parts[1:-1]), where)
-            length = questions.durations[rows[0]]  # of one video
-            true = next(iter(read_spans(parts[-1], length)), None)
+        for where, rows, told, answer, length in keyed(content, questions):
+            true = next(iter(read_spans(told, length)), None)
             same = [row for row in rows if true is not None and truth.spans[row].tolist() == true]
             yield where, same if len(rows) > 1 and same else rows, _told(answer, where, length)
 

@@ -11,6 +11,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -28,7 +29,8 @@ from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interv
 from all_benchmark_eval.score import number
 from quickstart.pictures import report_html
 from videollm.common.command import Parser, a_path, ended, whole
-from videollm.common.files import check_writable
+from videollm.common.config import together
+from videollm.common.files import check_folder, check_writable
 from videollm.data import load_records
 from videollm.inference.timeline import STYLE, colors, save
 from videollm.show.viewer import Asked, of_record, write_page
@@ -64,17 +66,19 @@ class Report:
 
 
 def read_runs(paths: Sequence[Path]) -> dict[str, Scores]:
-    """{name: scores}. Raises BenchmarkError for what is neither a folder of ``evaluate`` nor a file of ``score``."""
-    found: dict[str, Scores] = {}
-    for path in paths:
-        files = sorted(path.glob("*/scores.json")) if path.is_dir() else [path]
-        need(
-            files, f"{path}: no <benchmark>/scores.json in this folder; give the output of all_benchmark_eval.evaluate"
-        )
-        name = _name(path)
-        need(name not in found, f"{path}: another run is called {name!r} as well; give folders or files of other names")
-        found[name] = {data["benchmark"]: data for data in map(read_scores, files)}
-    return found
+    """{name: scores}. Raises UserError, a line for each that is neither a folder of ``evaluate`` nor a file of
+    ``score``, or is called as another one."""
+    names = list(map(_name, paths))
+    read = (partial(_read_run, path, taken=names[:n]) for n, path in enumerate(paths))
+    return dict(zip(names, together(*read), strict=True))
+
+
+def _read_run(path: Path, taken: Sequence[str]) -> Scores:
+    files = sorted(path.glob("*/scores.json")) if path.is_dir() else [path]
+    need(files, f"{path}: no <benchmark>/scores.json in this folder; give the output of all_benchmark_eval.evaluate")
+    same = f"{path}: another run is called {_name(path)!r} as well; give folders or files of other names"
+    need(_name(path) not in taken, same)
+    return {data["benchmark"]: data for data in together(*(partial(read_scores, file) for file in files))}
 
 
 def _name(path: Path) -> str:
@@ -130,16 +134,8 @@ def difference_sections(report: Report) -> Iterator[Section]:
             continue
         rows += _differences(report, run, benchmark, a, b)
     if rows or notes:
-        columns = [
-            "run",
-            "benchmark",
-            "protocol",
-            "metric",
-            f"minus {first}",
-            f"{CONFIDENCE:.0%} interval",
-            "p",
-            "samples",
-        ]
+        interval = f"{CONFIDENCE:.0%} interval"
+        columns = ["run", "benchmark", "protocol", "metric", f"minus {first}", interval, "p", "samples"]
         yield {"heading": "Paired differences", "columns": columns, "rows": rows, "caption": " ".join(notes)}
 
 
@@ -152,9 +148,7 @@ def _differences(report: Report, run: str, benchmark: str, a: Mapping, b: Mappin
             continue
         digits = 2 if percent else 4
         for d in differences(*pair, 100.0 if percent else 1.0, report.resamples, report.seed):
-            interval = f"{d.low:+.{digits}f} to {d.high:+.{digits}f}"
-            place = [run, get(benchmark).title, protocol, d.metric]
-            yield [*place, f"{d.value:+.{digits}f}", interval, f"{d.p:.4f}", str(d.shared)]
+            yield [run, get(benchmark).title, protocol, d.metric, *d.told(digits), str(d.shared)]
 
 
 def unread_sections(report: Report) -> Iterator[Section]:
@@ -177,20 +171,16 @@ def unread_sections(report: Report) -> Iterator[Section]:
 def iou_sections(report: Report) -> Iterator[Section]:
     """Of each benchmark with an IoU a sample: how they are distributed, and where they are low."""
     for benchmark in report.benchmarks:
-        ious = {
-            run: data["per_sample"].get(PROTOCOL, {}).get(IOU, {}) for run, data in report.having(benchmark).items()
-        }
-        ious = {run: values for run, values in ious.items() if values}
+        files = report.having(benchmark)
+        ious = {run: found for run, x in files.items() if (found := x["per_sample"].get(PROTOCOL, {}).get(IOU))}
         if not ious:
             continue
         title, picture = get(benchmark).title, report.output / f"{benchmark}.png"
-        truth, why = _truth(benchmark, report.having(benchmark).values())
+        truth, why = _truth(benchmark, files.values())
         panels = {"IoU": _histograms(ious)} | (_errors(truth, ious) if truth else {})
         draw(picture, panels, list(report.runs))
-        told = "share of samples by IoU" + (
-            "; mean IoU by length and place of the true span, by length of the video" if truth else ""
-        )
-        yield {"heading": title, "image": picture, "caption": f"{PROTOCOL}: {told}.{why}"}
+        errors = "; mean IoU by length and place of the true span, by length of the video" if truth else ""
+        yield {"heading": title, "image": picture, "caption": f"{PROTOCOL}: share of samples by IoU{errors}.{why}"}
 
 
 def _truth(benchmark: str, files: Iterable[Mapping[str, Any]]) -> tuple[Moments | None, str]:
@@ -239,9 +229,8 @@ def draw(path: Path, panels: Mapping[str, Panel], runs: Sequence[str]) -> None:
     color = dict(zip(runs, colors(len(runs)), strict=True))
     with rc_context(STYLE):
         figure = Figure(figsize=(3.4 * len(panels), 2.9), dpi=130, layout="constrained")
-        for axes, (title, lines) in zip(
-            figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True
-        ):
+        places = figure.subplots(1, len(panels), squeeze=False).flat
+        for axes, (title, lines) in zip(places, panels.items(), strict=True):
             for run, (labels, values) in lines.items():
                 axes.plot(range(len(labels)), values, marker="o", markersize=3, color=color[run], label=run)
                 axes.set_xticks(range(len(labels)), labels, rotation=45)
@@ -300,15 +289,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", type=a_path, nargs="+", metavar="RUN", help="folder of evaluate, or a file of score")
     parser.add_argument("--output", type=a_path, required=True, metavar="DIR")
     parser.add_argument("--resamples", type=whole(1), default=1000, metavar="N", help="for intervals and p-values")
-    linked = (
-        "folder of the data, as of evaluate: with it all answers are shown beside their videos, in pages of their own"
-    )
+    linked = "folder of the data, as of evaluate: all answers are shown beside their videos, in pages of their own"
     parser.add_argument("--data", type=a_path, metavar="ROOT", help=linked)
     args = parser.parse_args(argv)
 
     def run() -> None:
-        check_writable(args.output / "index.html", "--output")
-        runs = read_runs(args.runs)
+        runs, *_ = together(
+            lambda: read_runs(args.runs),
+            lambda: check_writable(args.output / "index.html", "--output"),
+            *[lambda: check_folder(args.data, "--data")] * (args.data is not None),
+        )
         folders = dict(zip(runs, args.runs, strict=True))
         print(f"written to {write(Report(runs, args.output, args.resamples, data=args.data, folders=folders))}")
 

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +27,7 @@ from all_benchmark_eval.items import Answers, need
 from all_benchmark_eval.metrics.significance import CONFIDENCE, bootstrap_interval, by_samples
 from videollm.common.code import code
 from videollm.common.command import Parser, a_path, ended, whole
-from videollm.common.config import nearest
+from videollm.common.config import nearest, together
 from videollm.common.files import check_writable
 
 WIDTH, COLUMN = 110, 24  # characters that a table needs, and a column of many
@@ -51,14 +52,12 @@ def score_file(
 
     Raises BenchmarkError for whatever the user can mend; then nothing is written.
     """
-    task = get(name)
-    variant = variant or task.variants[0]
-    known = (*task.variants, ALL)
-    need(variant in known, f"--variant: {name} has no variant {variant!r}; {nearest(variant, known, noun='variants')}")
-    enough = annotations or task.own_truth
-    need(enough, f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)")
-    truth = task.joined([task.load(path) for path in annotations]) if annotations else None
-    given = _read(task, predictions, truth, wording, output.with_name(f"{output.stem}.predictions.json"), texts)
+    content, _, (task, variant, truth) = together(
+        partial(Content.of, predictions),
+        partial(check_writable, output, "--output"),
+        partial(_truth, name, variant, annotations),
+    )
+    given = _read(task, content, truth, wording, output.with_name(f"{output.stem}.predictions.json"), texts)
     told = None if explain is None else {"id": explain} | asdict(task.explain(truth, given, explain))
     names = ("annotations", *(f"annotations {number}" for number in range(2, len(annotations) + 1)))
     files = {"predictions": predictions} | dict(zip(names, annotations, strict=False))
@@ -71,6 +70,20 @@ def score_file(
     return result
 
 
+def _truth(name: str, variant: str | None, annotations: Sequence[Path]) -> tuple[Benchmark, str, Any]:
+    """The benchmark, its variant, and the ground truth if it is given."""
+    task = get(name)
+    variant, known = variant or task.variants[0], (*task.variants, ALL)
+    other = f"--variant: {name} has no variant {variant!r}; {nearest(variant, known, noun='variants')}"
+    none = f"--annotations: {name} needs its ground truth (all_benchmark_eval/{name}/README.md)"
+    _, _, *truths = together(
+        lambda: need(variant in known, other),
+        lambda: need(annotations or task.own_truth, none),
+        *(partial(task.load, path) for path in annotations),
+    )
+    return task, variant, task.joined(truths) if truths else None
+
+
 def _columns(task: Benchmark, protocols: Sequence[Protocol], variant: str) -> dict[str, tuple[Protocol, str]]:
     """{what it is called: (protocol, variant)}; the corrected protocol is the same for all variants."""
     if variant != ALL:
@@ -80,14 +93,13 @@ def _columns(task: Benchmark, protocols: Sequence[Protocol], variant: str) -> di
 
 
 def _read(
-    task: Benchmark, predictions: Path, truth: Any, wording: str | None, official: Path, texts: Mapping[str, str]
+    task: Benchmark, content: Content, truth: Any, wording: str | None, official: Path, texts: Mapping[str, str]
 ) -> Any:
     """Predictions of whatever form as the task scores them; ``official``: where answers in words are written to."""
-    content = Content.of(predictions)
     form = answer_form(content, task)
     if form is not None:
         answers = official_answers(content, form, task, truth)
-        own = f"{predictions} is output of {form.name}"
+        own = f"{content} is output of {form.name}"
         need(form is not INFER or wording is not None, f"--wording: {own}; say how its questions were worded")
         write_predictions(task, truth, answers, wording or "plain", official)
         content, texts = official, {name: answer.text for name, answer in answers.items()}
@@ -235,7 +247,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, protocol, unparsed = (chosen.pop(key) for key in ("benchmark", "protocol", "show_unparsed"))
 
     def run() -> None:
-        check_writable(chosen["output"], "--output")
         result = score_file(name, protocols=[protocol] if protocol else PROTOCOLS, **chosen)
         show(result, chosen["output"], unparsed)
 

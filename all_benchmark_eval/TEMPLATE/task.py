@@ -7,11 +7,11 @@ when does something happen? ::
     {"q1": [10.0, 30.0]}
 """
 
-from all_benchmark_eval.benchmark import Layout, Options, Scores
+from all_benchmark_eval.benchmark import Layout, Scores
 from all_benchmark_eval.forms import Content, Form, entries, need
 from all_benchmark_eval.items import Answers, answered, duration_of, read_rows
 from all_benchmark_eval.metrics.intervals import iou_union
-from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, corrected_grounding, grounding
+from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, grounding
 
 
 def _annotations(content: Content) -> Moments:
@@ -32,6 +32,14 @@ def _predictions(content: Content, truth: Moments) -> Located:
     return located
 
 
+def _script(truth: Moments, located: Located) -> Scores:
+    """What the official script does, quirks included: this toy's counts parsed answers only. What the metric means
+    (``corrected``, all questions count) is the same for all benchmarks of moments."""
+    scores = grounding(truth, located, iou_union(located.spans, truth.spans), keep=located.parsed)
+    scores.denominator = "the parsed answers"
+    return scores
+
+
 class Template(MomentBenchmark):
     """What is measured, in one line."""
 
@@ -42,7 +50,7 @@ class Template(MomentBenchmark):
     truths = (Form("template", '[{"id", "video", "query", "span", ...}]', lambda content: True, _annotations),)
     forms = (Form("template", "{id: [start, end]}", entries(lambda key, value: isinstance(value, list)), _predictions),)
     # settings: frames and line break by wording, where they are not those of ``MomentBenchmark``
-    # variants: names of published scripts that differ; the first is the default
+    scripts = {"default": _script}  # published ones by variant, the first is the default (``metrics/rules.py``)
     # headline: the few metrics that stand for many
     # own_truth = True: where predictions carry their ground truth
     wordings = {  # a published system's own words where it has been evaluated here, else ones like them
@@ -56,17 +64,6 @@ class Template(MomentBenchmark):
         """No entry for a question that was not answered; [-1, -1] says that the answer holds no time."""
         found = answered(answers, truth.ids)
         return {name: (answer.scored_spans or [[-1, -1]])[0] for answer, name in found}
-
-    def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
-        """``published``: what the official script does, quirks included: this toy's counts parsed answers only.
-
-        ``corrected``: what the metric means, and each difference: all questions count.
-        """
-        if options.protocol == "corrected":
-            return corrected_grounding(truth, predictions)
-        scores = grounding(truth, predictions, iou_union(predictions.spans, truth.spans), keep=predictions.parsed)
-        scores.denominator = "the parsed answers"
-        return scores
 
 
 TASK = Template()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from all_benchmark_eval import moment_forms
-from all_benchmark_eval.benchmark import Layout, Options, Scores
+from all_benchmark_eval.benchmark import Layout, Scores
 from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import duration_of
 from all_benchmark_eval.metrics.intervals import iou_union
@@ -43,13 +43,30 @@ def _question(where: str, row: Mapping[str, Any], number: int) -> moment_forms.Q
 _FORM = Form("LITA", str(list(_KEYS)), rows_with(*_KEYS), moment_forms.rows_of(_question, *_KEYS))
 
 
+def _lita(truth: Moments, located: Located) -> Scores:
+    """An answer without two times is the whole video; spans, the true ones too, are ordered and cut to the video; a
+    mean over videos of the mean over the questions of each that are in the file."""
+    given = taken(truth, located, Rule("first", _pairs, ordered=True))
+    whole = np.stack([np.zeros(len(truth)), truth.durations], -1)
+    spans = order_and_clip(np.where(given.parsed[:, None], given.spans, whole), truth.durations)[0]
+    ious = np.nan_to_num(iou_union(spans, order_and_clip(truth.spans, truth.durations)[0]))
+    found: dict[str, list[float]] = {}
+    for row in np.flatnonzero(given.state != State.MISSING):
+        found.setdefault(truth.videos[row], []).append(ious[row])
+    samples = {"mIoU": [np.mean(own) for own in found.values()]}
+    samples["P@0.5"] = [np.mean(np.array(own) >= 0.5) for own in found.values()]
+    scores = means_of(list(found), {name: np.array(own) for name, own in samples.items()}, given.counts())
+    scores.denominator, scores.unread = "the videos in the prediction file", given.unread(truth.ids)
+    return scores
+
+
 class ActivityNetRTL(RuledBenchmark):
     """mIoU and P@0.5; of the other scripts their own metrics."""
 
     name = "activitynet_rtl"
     title = "ActivityNet-RTL"
     layout = Layout(("annot_val_1_q229.json",))
-    rules = {"lita": Rule("first", _pairs, ordered=True)} | rules("videomind")
+    scripts = {"lita": _lita} | rules("videomind")
     headline = ("mIoU", "P@0.5", "R1@0.5")
     truths = (moment_forms.of_moments(_FORM, moment_forms.tidy),)
 
@@ -59,26 +76,6 @@ class ActivityNetRTL(RuledBenchmark):
         for row in [row for row in located.worded if located.state[row] == State.UNPARSED]:
             located.put(row, _pairs(located.told[row]) or moment_forms.NO_TIME, located.told[row])
         return located
-
-    def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
-        """``published`` of ``lita``: an answer without two times is the whole video; spans, the true ones too, are
-        ordered and cut to the video; a mean over videos of the mean over the questions of each that are in the file.
-        ``corrected``, and ``published`` of the others: see ``RuledBenchmark.score``.
-        """
-        if (options.protocol, options.variant) != ("published", "lita"):
-            return super().score(truth, predictions, options)
-        given = taken(truth, predictions, self.rules["lita"])
-        whole = np.stack([np.zeros(len(truth)), truth.durations], -1)
-        spans = order_and_clip(np.where(given.parsed[:, None], given.spans, whole), truth.durations)[0]
-        ious = np.nan_to_num(iou_union(spans, order_and_clip(truth.spans, truth.durations)[0]))
-        found: dict[str, list[float]] = {}
-        for row in np.flatnonzero(given.state != State.MISSING):
-            found.setdefault(truth.videos[row], []).append(ious[row])
-        samples = {"mIoU": [np.mean(own) for own in found.values()]}
-        samples["P@0.5"] = [np.mean(np.array(own) >= 0.5) for own in found.values()]
-        scores = means_of(list(found), {name: np.array(own) for name, own in samples.items()}, given.counts())
-        scores.denominator, scores.unread = "the videos in the prediction file", given.unread(truth.ids)
-        return scores
 
 
 TASK = ActivityNetRTL()

@@ -9,21 +9,13 @@ predictions ``{"results": {"<video>-<i>": {"timestamp": [[s, e], ..]}}}``, i cou
 import numpy as np
 
 from all_benchmark_eval import moment_forms
-from all_benchmark_eval.benchmark import Layout, Options, Scores
+from all_benchmark_eval.benchmark import Layout, Scores
 from all_benchmark_eval.dense_forms import read_videos
 from all_benchmark_eval.forms import Content, Form, has_key, need
 from all_benchmark_eval.items import Answers, Videos, answered, as_object
 from all_benchmark_eval.metrics.intervals import iou_epsilon
-from all_benchmark_eval.metrics.moments import (
-    Located,
-    MomentBenchmark,
-    Moments,
-    State,
-    corrected_grounding,
-    grounding,
-    top_recalls,
-)
-from all_benchmark_eval.metrics.rules import published, rules
+from all_benchmark_eval.metrics.moments import Located, MomentBenchmark, Moments, State, grounding, top_recalls
+from all_benchmark_eval.metrics.rules import rules
 
 
 def _sentences(content: Content) -> Moments:
@@ -55,16 +47,24 @@ def _results(content: Content, truth: Moments) -> Located:
     return located
 
 
-OTHERS = rules("time_r1", "videomind", "unitime")
+def _default(truth: Moments, located: Located) -> Scores:
+    """IoU with 1e-8 added to the denominator; a reversed span is not ordered and scores 0; recalls are means in
+    float32; a missing sentence counts as 0."""
+    ious = np.where(located.parsed, iou_epsilon(located.spans, truth.spans), 0.0)
+    scores = grounding(truth, located, ious, top=top_recalls(truth.spans, located, iou_epsilon))
+    for name in scores.metrics.keys() - {"mIoU"}:
+        hits = np.fromiter(scores.per_sample[name].values(), np.float32)
+        scores.metrics[name] = 100.0 * float(np.mean(hits))
+    return scores
 
 
 class ActivityNet(MomentBenchmark):
-    """Recall of the first span at IoU 0.3, 0.5, 0.7 and mean IoU."""
+    """Recall of the first span at IoU 0.3, 0.5, 0.7 and mean IoU; ``R5@t`` where an entry has several spans."""
 
     name = "anet"
     title = "ActivityNet Captions moment retrieval"
     layout = Layout(("val_2.json",))
-    variants = ("default", *OTHERS)
+    scripts = {"default": _default} | rules("time_r1", "videomind", "unitime")
     truths = (
         Form(
             "ActivityNet Captions", '{video: {"duration", "timestamps", "sentences"}}',
@@ -84,24 +84,6 @@ class ActivityNet(MomentBenchmark):
             places[name] = {"video_id": video, "anno_id": number, "query": query.lstrip()}
             places[name]["timestamp"] = answer.scored_spans
         return {"results": places}
-
-    def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
-        """Metrics in percent.
-
-        ``R5@t`` is there where an entry has several spans. ``published``: IoU with 1e-8 added to the denominator; a
-        reversed span is not ordered and scores 0; recalls are means in float32; a missing sentence counts as 0.
-        The other variants: by ``rules.RULES``. ``corrected``: see ``moments.corrected_grounding``.
-        """
-        if options.protocol == "corrected":
-            return corrected_grounding(truth, predictions)
-        if options.variant in OTHERS:
-            return published(truth, predictions, OTHERS[options.variant])
-        ious = np.where(predictions.parsed, iou_epsilon(predictions.spans, truth.spans), 0.0)
-        scores = grounding(truth, predictions, ious, top=top_recalls(truth.spans, predictions, iou_epsilon))
-        for name in scores.metrics.keys() - {"mIoU"}:
-            hits = np.fromiter(scores.per_sample[name].values(), np.float32)
-            scores.metrics[name] = 100.0 * float(np.mean(hits))
-        return scores
 
 
 TASK = ActivityNet()

@@ -9,7 +9,6 @@ Ground truth: the data set's ``VID start end##sentence`` lines, UMT's ``{"databa
 """
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,49 @@ from all_benchmark_eval.items import Answers, answered, video_file
 from all_benchmark_eval.metrics import moments
 from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
 from all_benchmark_eval.metrics.moments import THRESHOLDS, Located, Moments, State, grounding
-from all_benchmark_eval.metrics.rules import published, rules
+from all_benchmark_eval.metrics.rules import rules
 
-OTHERS = {
-    name: partial(published, rule=rule)
-    for name, rule in rules("lmms_charades", "exactly_one", "time_r1", "videomind", "unitime").items()
-}
+
+def _distime(truth: Moments, located: Located) -> Scores:
+    """From UMT: IoU in float32; recall over N + 1e-5; each IoU of mIoU is floored to whole percents."""
+    raw = iou_union(truth.spans, located.spans, np.float32)
+    stops = located.parsed & np.isnan(raw)
+    ious = np.where(located.parsed & ~stops, raw, np.float32(0))  # [N] float32
+    several = lambda spans, true: iou_union(true, spans, np.float32)  # noqa: E731
+    scores = grounding(truth, located, ious, top=moments.top_recalls(truth.spans, located, several))
+    hits = {f"{t:g}": int((ious >= np.float32(t)).sum()) for t in THRESHOLDS}
+    floored = np.floor(ious.astype(np.float64) * 100) / 100
+    scores.details = {"hits": hits, "unfloored mIoU": scores.metrics["mIoU"], "N": len(truth)}
+    scores.metrics |= {f"R1@{t}": 100 * count / (len(truth) + 1e-5) for t, count in hits.items()}
+    scores.metrics["mIoU"] = 100 * float(floored.sum()) / len(truth)
+    scores.per_sample["mIoU"] = moments.table(truth.ids, floored)
+    scores.denominator = "all queries + 1e-5 (recall), all queries (mIoU)"
+    scores.notes.append("mIoU is floored to whole percents query by query, as published")
+    if missing := located.counts()["missing"]:
+        scores.notes.append(f"{missing} without a prediction score 0; the published script stops at the first")
+    if stops.any():
+        first = truth.ids[int(stops.argmax())]
+        odd = f"{int(stops.sum())} spans with 0/0 as IoU score 0 ({first!r})"
+        scores.notes.append(f"{odd}; the published script stops at the first")
+    return scores
+
+
+def _d2vlm(truth: Moments, located: Located) -> Scores:
+    """Mean over the *parsed* predictions only."""
+    scores = grounding(truth, located, iou_hull(truth.spans, located.spans), keep=located.parsed)
+    scores.denominator = f"the {int(located.parsed.sum())} parsed predictions only"
+    return scores
+
+
+def _timechat(truth: Moments, located: Located) -> Scores:
+    """Mean over all queries; the script prints no mIoU."""
+    ious = np.where(located.parsed, iou_hull(truth.spans, located.spans), 0.0)
+    scores = grounding(truth, located, ious)
+    scores.notes += ["mIoU is not printed by TimeChat's script"]
+    return scores
+
+
+OWN = {"distime": _distime, "d2vlm": _d2vlm, "timechat": _timechat, "timechat_sample": _timechat}
 
 
 class Charades(moments.MomentBenchmark):
@@ -36,7 +72,7 @@ class Charades(moments.MomentBenchmark):
     title = "Charades-STA"
     layout = Layout(("charades_sta_test.txt", "charades_sta_test.json"))
     wordings = moments.published_wordings(" about indoor activities")
-    variants = ("distime", "d2vlm", "timechat", "timechat_sample", *OTHERS)
+    scripts = OWN | rules("lmms_charades", "exactly_one", "time_r1", "videomind", "unitime")
     truths, forms = TRUTHS, FORMS
 
     def load(self, path: Path) -> Moments:
@@ -75,69 +111,16 @@ class Charades(moments.MomentBenchmark):
         return places
 
     def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
-        """Metrics in percent; ``corrected``: see ``moments.corrected_grounding``. ``published``, by variant:
-
-        * ``distime`` (from UMT): IoU in float32; recall over N + 1e-5; each IoU of mIoU is floored to whole percents.
-        * ``d2vlm``: mean over the *parsed* predictions only.
-        * ``timechat``: mean over all queries; its script prints no mIoU.
-        * ``timechat_sample``: the same over the queries in the prediction file (its option ``--sample``). These are all
-          there are, under ``corrected`` as well.
-        * the others: by ``rules.RULES``.
-        """
-        if options.protocol == "published" and options.variant not in OTHERS:
+        """See ``MomentBenchmark.score``. The script of ``timechat_sample`` is ``timechat``'s with its option
+        ``--sample``: the queries in the prediction file are all there are, under ``corrected`` as well."""
+        if options.protocol == "published" and options.variant in OWN:
             predictions = predictions.published or predictions
-        if options.variant == "timechat_sample":
-            asked = predictions.state != State.MISSING
-            truth, predictions = truth.select(asked), predictions.select(asked)
-        if options.protocol == "corrected":
-            scores = moments.corrected_grounding(truth, predictions)
-        else:
-            scores = (PUBLISHED | OTHERS)[options.variant](truth, predictions)
-        if options.variant == "timechat_sample":
-            scores.denominator = "the queries in the prediction file"
+        if options.variant != "timechat_sample":
+            return super().score(truth, predictions, options)
+        asked = predictions.state != State.MISSING
+        scores = super().score(truth.select(asked), predictions.select(asked), options)
+        scores.denominator = "the queries in the prediction file"
         return scores
-
-
-# ---- published scores ------------------------------------------------------------------------------------------------
-
-
-def _distime(truth: Moments, located: Located) -> Scores:
-    raw = iou_union(truth.spans, located.spans, np.float32)
-    stops = located.parsed & np.isnan(raw)
-    ious = np.where(located.parsed & ~stops, raw, np.float32(0))  # [N] float32
-    several = lambda spans, true: iou_union(true, spans, np.float32)  # noqa: E731
-    scores = grounding(truth, located, ious, top=moments.top_recalls(truth.spans, located, several))
-    hits = {f"{t:g}": int((ious >= np.float32(t)).sum()) for t in THRESHOLDS}
-    floored = np.floor(ious.astype(np.float64) * 100) / 100
-    scores.details = {"hits": hits, "unfloored mIoU": scores.metrics["mIoU"], "N": len(truth)}
-    scores.metrics |= {f"R1@{t}": 100 * count / (len(truth) + 1e-5) for t, count in hits.items()}
-    scores.metrics["mIoU"] = 100 * float(floored.sum()) / len(truth)
-    scores.per_sample["mIoU"] = moments.table(truth.ids, floored)
-    scores.denominator = "all queries + 1e-5 (recall), all queries (mIoU)"
-    scores.notes.append("mIoU is floored to whole percents query by query, as published")
-    if missing := located.counts()["missing"]:
-        scores.notes.append(f"{missing} without a prediction score 0; the published script stops at the first")
-    if stops.any():
-        first = truth.ids[int(stops.argmax())]
-        odd = f"{int(stops.sum())} spans with 0/0 as IoU score 0 ({first!r})"
-        scores.notes.append(f"{odd}; the published script stops at the first")
-    return scores
-
-
-def _d2vlm(truth: Moments, located: Located) -> Scores:
-    scores = grounding(truth, located, iou_hull(truth.spans, located.spans), keep=located.parsed)
-    scores.denominator = f"the {int(located.parsed.sum())} parsed predictions only"
-    return scores
-
-
-def _timechat(truth: Moments, located: Located) -> Scores:
-    ious = np.where(located.parsed, iou_hull(truth.spans, located.spans), 0.0)
-    scores = grounding(truth, located, ious)
-    scores.notes += ["mIoU is not printed by TimeChat's script"]
-    return scores
-
-
-PUBLISHED = {"distime": _distime, "d2vlm": _d2vlm, "timechat": _timechat, "timechat_sample": _timechat}
 
 
 TASK = Charades()

@@ -23,7 +23,7 @@ QUESTION = (
 class TimeLens(RuledBenchmark):
     """Recall of the first span at IoU 0.3, 0.5, 0.7 and mean IoU. A query's id is ``<video>-<i>``, i from 0."""
 
-    rules = rules("timelens")
+    scripts = rules("timelens")
     truths = (moment_forms.of_moments(moment_forms.BY_VIDEO, moment_forms.tidy),)
     wordings = published_wordings() | {"plain": QUESTION}
 

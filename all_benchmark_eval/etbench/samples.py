@@ -5,13 +5,12 @@ In: the annotation file, or prediction files (the same lines with the answer as 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from all_benchmark_eval.forms import BenchmarkError, Content, need
-from all_benchmark_eval.items import are_texts, duration_of, seconds
+from all_benchmark_eval.items import are_texts, as_object, duration_of, seconds
 
 REFERRING = ("rar", "eca", "rvq")  # choose an option
 MOMENT = ("tvg", "epm")  # one span
@@ -65,10 +64,9 @@ def cut(spans: Spans, duration: float | None) -> tuple[Spans, int]:
 
 
 def _sample(row: Any, where: str, answers: bool) -> Sample:
-    need(isinstance(row, dict), f"{where}: expected an object, got {type(row).__name__}")
-    _keys(row, ("task", "source", "idx", "video"), where)
+    row = as_object(row, where, ("task", "source", "idx", "video"))
     need(str(row["task"]) in PRIMARY, f"{where}: unknown task {row['task']!r:.40}; known: {', '.join(PRIMARY)}")
-    _keys(row, ("a",) * answers, where, "; predictions carry the answer under it")
+    need(not answers or "a" in row, f"{where}: no key 'a'; predictions carry the answer under it")
     name = f"{row['task']}/{row['source']}/{row['idx']}"
     where = f"{where}: {name}"
     answer = row.get("a")
@@ -82,14 +80,8 @@ def _sample(row: Any, where: str, answers: bool) -> Sample:
     return replace(sample, captions=_captions(row, where, sample.spans)) if sample.task in CAPTION else sample
 
 
-def _keys(row: dict, keys: Sequence[str], where: str, more: str = "") -> None:
-    absent = [key for key in keys if key not in row]
-    need(not absent, f"{where}: no key {', '.join(map(repr, absent))}{more}")
-
-
 def _choice(row: dict, where: str) -> dict:
-    _keys(row, ("o", "p"), where)
-    options, right = row["o"], row["p"]
+    options, right = (as_object(row, where, ("o", "p"))[key] for key in ("o", "p"))
     enough = isinstance(options, list) and 2 <= len(options) <= len(LETTERS)
     need(enough, f"{where}: o {options!r:.60} is not a list of 2 to {len(LETTERS)} options")
     place = isinstance(right, int) and not isinstance(right, bool) and 0 <= right < len(options)
@@ -99,8 +91,8 @@ def _choice(row: dict, where: str) -> dict:
 
 
 def _spans(row: dict, where: str, task: str) -> Spans:
-    _keys(row, ("tgt",), where)
-    target, problem = row["tgt"], f"{where}: tgt {row['tgt']!r:.60} is not made of [start, end] in seconds"
+    target = as_object(row, where, ("tgt",))["tgt"]
+    problem = f"{where}: tgt {target!r:.60} is not made of [start, end] in seconds"
     try:
         if task in (*MOMENT, "gvq"):
             target = [target]
@@ -114,8 +106,7 @@ def _spans(row: dict, where: str, task: str) -> Spans:
 
 
 def _captions(row: dict, where: str, spans: Spans) -> tuple[str, ...]:
-    _keys(row, ("g",), where)
-    captions = row["g"]
+    captions = as_object(row, where, ("g",))["g"]
     each = are_texts(captions) and len(captions) == len(spans)
     need(each, f"{where}: g needs one caption for each of the {len(spans)} spans of tgt")
     return tuple(captions)

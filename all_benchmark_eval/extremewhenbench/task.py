@@ -44,7 +44,7 @@ class ExtremeWhenBench(RuledBenchmark):
     name = "extremewhenbench"
     title = "ExtremeWhenBench"
     layout = Layout(("extreme-when-bench.jsonl", "extreme-when-bench.json"))
-    rules = rules("extremewhen")
+    scripts = rules("extremewhen")
     headline = (*RuledBenchmark.headline, "parse_fail")
     truths = (moment_forms.of_moments(_FORM),)
     wordings = published_wordings() | {"plain": QUESTION}

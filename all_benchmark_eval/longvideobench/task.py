@@ -6,15 +6,15 @@ Ground truth: the data set's ``lvb_val.json``; scoring needs ``id``, ``correct_c
     [{"id": "86CxyhFV9MI_0", "pred": "C", "gt": "B. run away"}]
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from all_benchmark_eval.benchmark import SETTINGS, Layout, Options, Scores, Setting
+from all_benchmark_eval.benchmark import SETTINGS, Layout, Scores, Setting
 from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import are_texts, read_rows, seconds
 from all_benchmark_eval.metrics import choices
-from all_benchmark_eval.metrics.choices import Predictions, Question, Row, letter_of, tally
+from all_benchmark_eval.metrics.choices import Mark, Question, Row, letter_of, tally
 from all_benchmark_eval.mvbench.task import WORDINGS as MVBENCH_WORDINGS
 from videollm.reading import Reading
 
@@ -72,26 +72,20 @@ class LongVideoBench(choices.ChoiceBenchmark):
         other = f"gt {row.true!r:.40}, but the annotations say {question.right}"
         return "" if letter_of(row.true) == question.answer else other
 
-    def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
-        """``published``: the script's rule over the questions in the file; an empty answer is right, "(B)" is wrong.
+    def right(self, variant: str) -> Callable[[str, str], bool]:
+        """The script's rule; an empty answer is right, "(B)" is wrong."""
+        return choices.longvideobench_right
 
-        ``corrected``: the option that the answer's text chooses (``choices.chosen``); an unclear, empty or missing
-        answer is wrong. The break-downs are not of the published script.
-        """
-        published = options.protocol == "published"
-        right = choices.longvideobench_right if published else None
-        marks = predictions.marks(published, lambda row: self.mark(row, truth, right))
+    def broken_down(self, marks: Sequence[Mark], published: bool, known: bool) -> Scores:
+        """By length and category, which the published script does not do."""
         found = {"overall": tally(marks, lambda mark: "overall")["overall"]}
-        for kind in GROUPS if truth else ():
+        for kind in GROUPS if known else ():
             of_kind = tally(marks, lambda mark, kind=kind: mark.groups[kind])
             found |= {f"{kind}/{value}": of_kind[value] for value in sorted(of_kind, key=lambda v: (len(v), v))}
         metrics = {("accuracy" if name == "overall" else name): choices.share(entry) for name, entry in found.items()}
-        tables = {"accuracy": choices.per_sample(marks)}
-        notes = [] if truth else ["no annotations given: no break-down by length and category"]
-        notes += predictions.notes(published)
-        denominator = "the questions in the prediction file" if published else ""
-        details, counts = {"accuracy": found}, choices.state_counts(marks)
-        return Scores(metrics, "fraction", counts, tables, denominator, details, notes, predictions.unread(marks))
+        notes = [] if known else ["no annotations given: no break-down by length and category"]
+        per_sample = {"accuracy": choices.per_sample(marks)}
+        return Scores(metrics, "fraction", {}, per_sample, details={"accuracy": found}, notes=notes)
 
     def choice(self, row: Row, truth: Mapping[str, Question] | None) -> Reading[int | None]:
         """Without the annotations there may be as many options as any question has."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from all_benchmark_eval.benchmark import Benchmark, Explanation, worded
+from all_benchmark_eval.benchmark import Benchmark, Explanation, Options, Scores, worded
 from all_benchmark_eval.forms import Content, pick
 from all_benchmark_eval.items import Answers, Asked, answered, asked_questions, need, once, question_line
 from all_benchmark_eval.metrics.parsing import split_evidence
@@ -258,6 +258,7 @@ class ChoiceBenchmark(Benchmark):
     own_truth = True
     wordings: ClassVar[Mapping[str, tuple[str, str]]]  # see ``Question.line``
     incomplete: ClassVar[str] = "no question or options in the annotations"  # to be asked
+    denominator: ClassVar[str] = "the questions in the prediction file"  # as published
 
     @abstractmethod
     def read_questions(self, path: Path) -> Iterable[Question]:
@@ -270,6 +271,33 @@ class ChoiceBenchmark(Benchmark):
     @abstractmethod
     def choice(self, row: Row, truth: Mapping[str, Question] | None) -> Reading[int | None]:
         """The option that the text of a row chooses, and by which rule (corrected protocol)."""
+
+    @abstractmethod
+    def broken_down(self, marks: Sequence[Mark], published: bool, known: bool) -> Scores:
+        """Metrics, per-sample scores, details and notes; ``known``: the annotations are given."""
+
+    def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
+        """``published``: by the rule of the variant's script (``right``), means over the questions in the file.
+
+        ``corrected``: the option that the answer's text chooses (``chosen``); an unclear, empty or missing answer is
+        wrong.
+        """
+        published = options.protocol == "published"
+        right = self.right(options.variant) if published else None
+        marks = predictions.marks(published, lambda row: self.mark(row, truth, right))
+        scores = self.broken_down(marks, published, truth is not None)
+        scores.counts, scores.unread = state_counts(marks), predictions.unread(marks)
+        scores.denominator = self.denominator if published else ""
+        scores.notes += self.stops(predictions) + predictions.notes(published) if published else []
+        return scores
+
+    @abstractmethod
+    def right(self, variant: str) -> Callable[[str, str], Any]:
+        """The rule of a variant's script: an answer's text and the ground truth -> whether it is right."""
+
+    def stops(self, predictions: Predictions) -> list[str]:
+        """Notes on where the published script would stop."""
+        return []
 
     @abstractmethod
     def difference(self, row: Row, question: Question) -> str:

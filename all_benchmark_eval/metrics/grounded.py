@@ -62,9 +62,9 @@ class Grounded:
 
 @dataclass(frozen=True)
 class Answered(Located):
-    """Spans of the N questions, in ``ranked`` where there are several, and the text of each choice by its place."""
+    """Spans of the N questions, in ``ranked`` where there are several, and each choice (its text) by its place."""
 
-    choices: dict[int, str] = field(default_factory=dict, kw_only=True)
+    choices: dict[int, Any] = field(default_factory=dict, kw_only=True)
 
     def all_spans(self, row: int) -> Floats:
         """[K, 2] of question ``row``, as the file has them."""
@@ -77,14 +77,14 @@ class Script:
     """How a published script scores an answer.
 
     Attributes:
-        iou: spans [K, 2] of an answer (K >= 1), true windows [M, 2] -> in [0, 1].
-        right: the text of a choice, its question -> whether it is right; None: nothing is read.
+        iou: spans [K, 2] of an answer (K >= 1), true windows [M, 2] -> in [0, 1], or several such overlaps.
+        right: a choice (its text), its question -> whether it is right; None: nothing is read.
         read: the means are over what is read; else over the questions in the prediction file.
         dtype: in which an IoU is held against a threshold.
     """
 
-    iou: Callable[[Floats, Floats], float]
-    right: Callable[[str, Question], bool | None]
+    iou: Callable[[Floats, Floats], Any]
+    right: Callable[[Any, Question], bool | None]
     read: bool = False
     dtype: type = np.float64
 
@@ -155,6 +155,8 @@ class GroundedBenchmark(Benchmark):
 
     settings = SETTINGS
     scripts: ClassVar[Mapping[str, Script]]  # by variant
+    nowhere: ClassVar[Any] = 0.0  # the overlap of an answer without a span
+    meant_right = staticmethod(what_it_says)  # of the corrected protocol
     forms = (
         Form(
             "VideoMind lines", '{"qid" or "vid" and "question", "pred": [[s, e]], "response": text}',
@@ -208,14 +210,14 @@ class GroundedBenchmark(Benchmark):
         cut to the video, or to the last true end where that is later; the choice that the text says; a threshold on
         paper is reached."""
         fixed = options.protocol == "corrected"
-        script = Script(self.meant_iou, what_it_says) if fixed else self.scripts[options.variant]
-        ious, clipped = np.zeros(len(truth.questions), script.dtype), 0
+        script = Script(self.meant_iou, self.meant_right) if fixed else self.scripts[options.variant]
+        ious, clipped = [], 0
         for row, true in enumerate(truth.windows):
             spans = predictions.all_spans(row)
             if fixed:
                 spans, cut = order_and_clip(spans, np.full(len(spans), np.fmax(truth.durations[row], true.max())))
                 clipped += bool(cut.any())
-            ious[row] = script.iou(spans, true) if len(spans) else 0.0
+            ious.append(script.iou(spans, true) if len(spans) else self.nowhere)
         marks = [
             script.right(predictions.choices[row], q) if row in predictions.choices else None
             for row, q in enumerate(truth.questions)
@@ -230,7 +232,7 @@ class GroundedBenchmark(Benchmark):
         scores = Scores(
             {}, "percent", counts, unread=predictions.unread(ids), notes=no_length(np.concatenate(truth.windows))
         )
-        for name, (of, values) in self.measures(ious, right, SLACK if fixed else 0.0).items():
+        for name, (of, values) in self.measures(np.array(ious, script.dtype), right, SLACK if fixed else 0.0).items():
             one = means_of([ids[row] for row in np.flatnonzero(keep[of])], {name: values[keep[of]]}, counts)
             scores.metrics |= one.metrics
             scores.per_sample |= one.per_sample

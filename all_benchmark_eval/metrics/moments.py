@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Scores, worded
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Options, Scores, worded
 from all_benchmark_eval.items import Asked, known_length, need, question_line, read_span, seconds, video_file
 from all_benchmark_eval.metrics.intervals import iou_union
 from all_benchmark_eval.metrics.parsing import split_evidence
@@ -139,6 +139,9 @@ class Located:
         return unread_of(ids, self.state, self.told)
 
 
+Script = Callable[[Moments, Located], Scores]
+
+
 def state_counts(state: NDArray[np.int8], clipped: int = 0) -> dict[str, int]:
     """How many of the samples are in which state, in the words of ``Scores.counts``."""
     of = np.bincount(state, minlength=len(State)).tolist()
@@ -245,6 +248,19 @@ def corrected_grounding(truth: Moments, located: Located) -> Scores:
     return scores
 
 
+def by_kind(scores: Scores, truth: Moments) -> Scores:
+    """With every mean broken down by the kind of query, as ``<metric>/<kind>``."""
+    kinds = dict(zip(truth.ids, truth.kinds, strict=False))
+    scale = 100.0 if scores.unit == "percent" else 1.0
+    for kind in sorted({*truth.kinds} - {""}):
+        for metric, values in list(scores.per_sample.items()):
+            own = {name: value for name, value in values.items() if kinds.get(name) == kind}
+            if own and "/" not in metric:
+                scores.per_sample[f"{metric}/{kind}"] = own
+                scores.metrics[f"{metric}/{kind}"] = scale * float(np.mean(list(own.values())))
+    return scores
+
+
 def explain_span(located: Located, row: int, true: list, duration: float) -> Explanation:
     """What was read of query ``row``. The rule is the reader's of free text where the text is known and says the same
     as what was scored; else the file has the span in a form of its own."""
@@ -289,13 +305,26 @@ def moment_questions(
 
 
 class MomentBenchmark(Benchmark):
-    """A benchmark whose ground truth is ``Moments``, its predictions ``Located``; files are the task's."""
+    """A benchmark whose ground truth is ``Moments``, its predictions ``Located``; files are the task's.
+
+    ``scripts``: what each variant's published script makes of the two, the benchmark's own first.
+    """
 
     settings = WITHOUT_BREAK
+    scripts: ClassVar[Mapping[str, Script]]
     wordings: ClassVar[Mapping[str, str]] = published_wordings()  # see ``moment_questions``
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.variants = tuple(getattr(cls, "scripts", cls.variants))
 
     def asked(self, truth: Moments) -> Iterable[Asked]:
         return truth.asked()
+
+    def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
+        """Metrics in percent. ``published``: by the variant's script. ``corrected``: see ``corrected_grounding``."""
+        script = corrected_grounding if options.protocol == "corrected" else self.scripts[options.variant]
+        return by_kind(script(truth, predictions), truth)
 
     def file_of(self, video: str) -> str:
         """The path of a video below the folder of the videos."""

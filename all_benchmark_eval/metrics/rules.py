@@ -9,31 +9,16 @@ and the ``corrected`` protocol, are not here.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from all_benchmark_eval.benchmark import Options, Scores
+from all_benchmark_eval.benchmark import Scores
 from all_benchmark_eval.items import Answers, answered, known_length
+from all_benchmark_eval.metrics import moments, parsing
 from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
-from all_benchmark_eval.metrics.moments import (
-    Floats,
-    Located,
-    MomentBenchmark,
-    Moments,
-    State,
-    corrected_grounding,
-    grounding,
-    top_recalls,
-)
-from all_benchmark_eval.metrics.parsing import (
-    any_dash_pairs,
-    charades_pairs,
-    lmms_charades_pairs,
-    time_r1_pairs,
-    timelens_pairs,
-)
+from all_benchmark_eval.metrics.moments import Floats, Located, MomentBenchmark, Moments, Script, State
 from all_benchmark_eval.moment_forms import MARK, PREDICTIONS
 from videollm.common.answers import split_spans
 from videollm.reading import read_spans
@@ -73,20 +58,21 @@ class Rule:
 
 SINGLE = partial(iou_union, dtype=np.float32)  # of torch.Tensor
 RULES: Mapping[str, Rule] = {
-    "timelens": Rule("first", timelens_pairs),  # also lmms-eval's timelens
-    "lmms_charades": Rule("first", lmms_charades_pairs, ordered=True),
-    "exactly_one": Rule("only", charades_pairs, ordered=True),
-    "time_r1": Rule("last", time_r1_pairs, strict=True),
-    "extremewhen": Rule("last", any_dash_pairs, ordered=True, asked=True),
+    "timelens": Rule("first", parsing.timelens_pairs),  # also lmms-eval's timelens
+    "lmms_charades": Rule("first", parsing.lmms_charades_pairs, ordered=True),
+    "exactly_one": Rule("only", parsing.charades_pairs, ordered=True),
+    "time_r1": Rule("last", parsing.time_r1_pairs, strict=True),
+    "extremewhen": Rule("last", parsing.any_dash_pairs, ordered=True, asked=True),
     "videomind": Rule("first", iou=SINGLE, ranks=True),
     "unitime": Rule("all", strict=True, iou=SINGLE),
     "default": Rule("first", iou=iou_union, ranks=True, asked=True),  # plain means, whoever wrote them
 }
 
 
-def rules(first: str, *others: str) -> dict[str, Rule]:
-    """Rules by name in this order; all of them where only the first is named."""
-    return {name: RULES[name] for name in (first, *(others or (name for name in RULES if name != first)))}
+def rules(first: str, *others: str) -> dict[str, Script]:
+    """What ``RULES`` of these names score, in this order; of all where only the first is named."""
+    names = (first, *(others or (name for name in RULES if name != first)))
+    return {name: partial(published, rule=RULES[name]) for name in names}
 
 
 def taken(truth: Moments, located: Located, rule: Rule) -> Located:
@@ -107,10 +93,10 @@ def published(truth: Moments, located: Located, rule: Rule) -> Scores:
     """``R1@t``, ``mIoU`` and, where the script ranks, ``R5@t``, in percent. An answer without a pair counts as 0."""
     given = taken(truth, located, rule)
     ious = np.nan_to_num(summed_iou(given, truth.spans) if rule.takes == "all" else rule.iou(given.spans, truth.spans))
-    top = top_recalls(truth.spans, given, rule.iou) if rule.ranks else {}
+    top = moments.top_recalls(truth.spans, given, rule.iou) if rule.ranks else {}
     keep = None if rule.asked else given.state != State.MISSING
     reaches = np.greater if rule.strict else np.greater_equal
-    scores = grounding(truth, given, ious, top=top, keep=keep, reaches=reaches)
+    scores = moments.grounding(truth, given, ious, top=top, keep=keep, reaches=reaches)
     scores.denominator = "" if rule.asked else SCRIPT
     return scores
 
@@ -131,33 +117,15 @@ def summed_iou(given: Located, true: Floats) -> NDArray[np.float32]:
     return np.where(np.isfinite(iou) & given.parsed, iou, np.float32(0))
 
 
-def by_kind(scores: Scores, truth: Moments) -> Scores:
-    """With every mean broken down by the kind of query, as ``<metric>/<kind>``."""
-    kinds = dict(zip(truth.ids, truth.kinds, strict=False))
-    scale = 100.0 if scores.unit == "percent" else 1.0
-    for kind in sorted({*truth.kinds} - {""}):
-        for metric, values in list(scores.per_sample.items()):
-            own = {name: value for name, value in values.items() if kinds.get(name) == kind}
-            if own and "/" not in metric:
-                scores.per_sample[f"{metric}/{kind}"] = own
-                scores.metrics[f"{metric}/{kind}"] = scale * float(np.mean(list(own.values())))
-    return scores
-
-
 class RuledBenchmark(MomentBenchmark):
-    """A benchmark of moments that several scripts score: its variants are their rules, the first its own.
+    """A benchmark of moments that scripts of several repositories score.
 
     Predictions are written as TimeLens and lmms-eval write them, ``{"video>>>query>>>[s, e]": {...}}``: with
     ``timestamps`` where spans come from a head's tokens, with ``answers`` where a text tells them.
     """
 
-    rules: ClassVar[Mapping[str, Rule]]
     forms = PREDICTIONS
     headline = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")
-
-    def __init_subclass__(cls, **more: Any) -> None:
-        super().__init_subclass__(**more)
-        cls.variants = tuple(cls.rules)
 
     def from_answers(self, truth: Moments, answers: Answers, wording: str) -> dict:
         """An entry for every question that was answered."""
@@ -168,10 +136,3 @@ class RuledBenchmark(MomentBenchmark):
             told = {"timestamps": answer.scored_spans} if by_token else {}
             found[f"{self.file_of(video)}{MARK}{query}{MARK}{true}"] = told | {"answers": answer.text}
         return found
-
-    def score(self, truth: Moments, predictions: Located, options: Options) -> Scores:
-        """Metrics in percent. ``published``: by the variant's ``Rule``. ``corrected``: see
-        ``moments.corrected_grounding``."""
-        if options.protocol == "corrected":
-            return by_kind(corrected_grounding(truth, predictions), truth)
-        return by_kind(published(truth, predictions, self.rules[options.variant]), truth)

@@ -24,7 +24,7 @@ class AnyMoments(RuledBenchmark):
     name = "moment_retrieval"
     title = "Moment retrieval"
     layout = Layout(("test.jsonl", "test.json"))
-    rules = rules("default", "videomind", "unitime")
+    scripts = rules("default", "videomind", "unitime")
     truths = tuple(map(moment_forms.of_moments, moment_forms.TRUTHS))
 
     def from_answers(self, truth: Moments, answers: Answers, wording: str) -> list[dict]:
@@ -39,7 +39,7 @@ class AnyMoments(RuledBenchmark):
 class VideoMindMoments(AnyMoments):
     """A data set that VideoMind has prepared: its script comes first, and queries are asked as it cleans them."""
 
-    rules = rules("videomind", "unitime", "default")
+    scripts = rules("videomind", "unitime", "default")
     truths = tuple(moment_forms.of_moments(form, moment_forms.tidy) for form in moment_forms.TRUTHS)
 
 

@@ -8,17 +8,17 @@ Predictions in DisTime's form, a list, or in D2VLM's, a folder with a file a tas
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Options, Scores
+from all_benchmark_eval.benchmark import WITHOUT_BREAK, Layout, Scores
 from all_benchmark_eval.forms import Content, Form, need, rows_with
 from all_benchmark_eval.items import are_texts, read_rows, seconds
 from all_benchmark_eval.metrics import choices
-from all_benchmark_eval.metrics.choices import Predictions, Question, Row, letter_of
+from all_benchmark_eval.metrics.choices import Mark, Question, Row, letter_of
 from videollm.reading import Reading
 
 WORDINGS = choices.LETTERED
@@ -120,28 +120,21 @@ class MVBench(choices.ChoiceBenchmark):
         other = f"{row.true!r:.60} as right answer, not {_shown(question)!r:.60} as in the annotations; {remedy}"
         return "" if letter_of(row.true) == question.answer else other
 
-    def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
-        """``published``: the letter rule of the variant's script, over the questions in the file; an empty answer is
-        right.
+    def right(self, variant: str) -> Callable[[str, str], bool]:
+        """The letter rule of the variant's script; an empty answer is right."""
+        return partial(choices.mvbench_right, variant=variant)
 
-        ``corrected``: the option that the answer's text chooses (``choices.chosen``); an unclear, empty or missing
-        answer is wrong.
-        """
-        published = options.protocol == "published"
-        right = partial(choices.mvbench_right, variant=options.variant) if published else None
-        marks = predictions.marks(published, lambda row: self.mark(row, truth, right))
+    def broken_down(self, marks: Sequence[Mark], published: bool, known: bool) -> Scores:
+        """By task."""
         tasks = choices.tally(marks, lambda mark: mark.groups["task"])
         total = choices.tally(marks, lambda mark: "Total")["Total"]
         metrics = {task: choices.share(entry, 100) for task, entry in (tasks | {"Avg": total}).items()}
         by_task = {task: choices.per_sample(m for m in marks if m.groups["task"] == task) for task in tasks}
         printed = {name: None if value is None else round(value, 2) for name, value in metrics.items()}
         notes = [] if len(tasks) == len(TASKS) else [f"{len(tasks)} of the {len(TASKS)} tasks"]
-        notes += predictions.notes(published)
-        per_sample = by_task | {"Avg": choices.per_sample(marks)}
         details = {"tasks": tasks, "Total": total} | ({"as_printed": printed} if published else {})
-        denominator = "the questions in the prediction file" if published else ""
-        counts, unread = choices.state_counts(marks), predictions.unread(marks)
-        return Scores(metrics, "percent", counts, per_sample, denominator, details, notes, unread)
+        per_sample = by_task | {"Avg": choices.per_sample(marks)}
+        return Scores(metrics, "percent", {}, per_sample, details=details, notes=notes)
 
     def choice(self, row: Row, truth: Mapping[str, Question] | None) -> Reading[int | None]:
         """Without the annotations only the right option's words are known, not how many there are."""

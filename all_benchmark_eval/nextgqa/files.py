@@ -1,11 +1,11 @@
 """Files of NExT-GQA: the data set's own annotations, and predictions of moment and choice in one file or two.
 
-In: a ``Content``. Out: ``Grounded``, ``Answers``, in which a choice is what the published script takes for it and what
+In: a ``Content``. Out: ``Truth``, ``Answers``, in which a choice is what the published script takes for it and what
 its text says. Metrics are not known here.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from all_benchmark_eval import items
 from all_benchmark_eval.forms import BenchmarkError, Content, Form, need, rows_with
 from all_benchmark_eval.items import Asked, Questions, as_object
 from all_benchmark_eval.metrics.choices import Question, chosen
+from all_benchmark_eval.metrics.grounded import Answered, Grounded
 from all_benchmark_eval.metrics.moments import Located, State
 from all_benchmark_eval.moment_forms import asked_of
 
@@ -24,52 +25,38 @@ VIDEO_PATHS = "map_vid_vidorID.json"  # of the data set: {video: "1164/323873753
 
 
 @dataclass(frozen=True)
-class Grounded:
-    """Ground truth of N grounded questions, keys ``<video>_<number>``; row ``owner[k]`` has the true span k of K."""
+class Truth(Grounded):
+    """Ground truth of N grounded questions, which have their keys ``<video>_<number>`` as ids and no text."""
 
-    keys: list[str]
-    durations: NDArray[np.float64]  # [N]
-    spans: NDArray[np.float64]  # [K, 2], ordered
-    owner: NDArray[np.int64]  # [K]
-    questions: list[Question]  # ids <type>_<video>_<number>; empty without test.csv
+    asked: list[Question]  # all of test.csv, ids <type>_<video>_<number>; empty without that file
     video_paths: Mapping[str, str]
+
+    @property
+    def keys(self) -> list[str]:
+        return [question.id for question in self.questions]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice of one question. ``row``: its place among the grounded ones; None where it is none of them."""
+    """The choice of one question."""
 
-    row: int | None
     kind: str  # of the question; "unknown" where the file does not say
     number: int | None  # as the published script has it
     read: int | None  # as the text says it
     said: str
     target: int
 
-    def right(self, corrected: bool) -> bool:
-        return (self.read if corrected else self.number) == self.target
-
 
 @dataclass(frozen=True)
-class Answers(Located):
-    """Predictions: the spans of the N grounded questions as arrays, and the choices of every question in the file."""
+class Answers(Answered):
+    """Spans and choices of the N grounded questions, and the choices of the ``others`` in the file."""
 
-    choices: list[Choice]
-
-    def chosen(self) -> dict[int, Choice]:
-        """By the place of the grounded question."""
-        return {choice.row: choice for choice in self.choices if choice.row is not None}
-
-    def right(self, corrected: bool) -> NDArray[np.bool_]:
-        """[N]; a missing answer is wrong."""
-        right = np.zeros(len(self.state), bool)
-        right[[row for row, choice in self.chosen().items() if choice.right(corrected)]] = True
-        return right
+    others: list[Choice] = field(default_factory=list, kw_only=True)
 
     def unread_too(self) -> "Answers":
         """The same, but an answer without a choice is unparsed too; texts are those of what is not read."""
         state, told = self.state.copy(), dict(self.told)
-        for row, choice in self.chosen().items():
+        for row, choice in self.choices.items():
             if choice.read is None:
                 told[row] = told.get(row, "") if state[row] == State.UNPARSED else choice.said
                 state[row] = State.UNPARSED
@@ -92,12 +79,12 @@ class Answer(NamedTuple):
     span: Any
 
 
-def _answers(given: Iterator[Answer], truth: Grounded, path: Path) -> Answers:
+def _answers(given: Iterator[Answer], truth: Truth, path: Path) -> Answers:
     """Questions that are not grounded count for ``details`` only."""
     rows = {key: row for row, key in enumerate(truth.keys)}
     nowhere = Located.nowhere(len(rows))
-    found = Answers(nowhere.spans, nowhere.state, [])
-    answers = {_key(q): q.answer for q in truth.questions}
+    found = Answers(nowhere.spans, nowhere.state)
+    answers = {_key(q): q.answer for q in truth.asked}
     seen: set[str] = set()
     first = ""
     for one in given:
@@ -109,9 +96,11 @@ def _answers(given: Iterator[Answer], truth: Grounded, path: Path) -> Answers:
         need(target is not None, f"{one.where}: the target of {name!r} is not the number of an option")
         if answers.get(one.key, target) != target:
             raise BenchmarkError(f"{one.where}: {name!r} has target {one.target!r:.40}, test.csv {answers[one.key]}")
-        row = rows.get(one.key)
-        found.choices.append(Choice(row, one.kind or "unknown", one.number, one.read, one.said, target))
-        if row is not None:
+        row, choice = rows.get(one.key), Choice(one.kind or "unknown", one.number, one.read, one.said, target)
+        if row is None:
+            found.others.append(choice)
+        else:
+            found.choices[row] = choice
             point = items.seconds(one.span)  # one number t is [t, t]
             found.put(row, items.first_span(one.span) if point is None else [point, point])
     known = bool((found.state != State.MISSING).any())
@@ -119,7 +108,7 @@ def _answers(given: Iterator[Answer], truth: Grounded, path: Path) -> Answers:
     return found
 
 
-def _one_file(content: Content, truth: Grounded) -> Answers:
+def _one_file(content: Content, truth: Truth) -> Answers:
     options = _options(truth)
 
     def given() -> Iterator[Answer]:
@@ -133,13 +122,13 @@ def _one_file(content: Content, truth: Grounded) -> Answers:
     return _answers(given(), truth, content.path)
 
 
-def _two_files(content: Content, truth: Grounded) -> Answers:
+def _two_files(content: Content, truth: Truth) -> Answers:
     """A folder with the choices, {"<video>_<number>": {"prediction", "answer"}}, and the spans, {..: [start, end]}."""
     choices, spans = [part for part in content.parts if _has_choices(part)], [*filter(_has_spans, content.parts)]
     for what, parts in (("choices", choices), ("spans", spans)):
         names = " and ".join(part.path.name for part in parts) or "none"
         need(len(parts) == 1, f"{content.path}: one file with {what} is needed, there are {names}")
-    kinds, options = {_key(q): q.id.partition("_")[0] for q in truth.questions}, _options(truth)
+    kinds, options = {_key(q): q.id.partition("_")[0] for q in truth.asked}, _options(truth)
 
     def given() -> Iterator[Answer]:
         for key, span in spans[0].object.items():
@@ -157,11 +146,11 @@ def _two_files(content: Content, truth: Grounded) -> Answers:
     return found
 
 
-def _videomind(content: Content, truth: Grounded) -> Answers:
+def _videomind(content: Content, truth: Truth) -> Answers:
     """VideoMind's lines name a question by its video's path and its text, and options by letters (A) to (E)."""
-    need(truth.questions, f"{content.path}: questions are found by their texts, which are in test.csv: put it beside")
-    videos = (truth.video_paths.get(q.video, q.video) for q in truth.questions)
-    by_text = Questions(Asked(q.id, video, q.text, None) for q, video in zip(truth.questions, videos, strict=True))
+    need(truth.asked, f"{content.path}: questions are found by their texts, which are in test.csv: put it beside")
+    videos = (truth.video_paths.get(q.video, q.video) for q in truth.asked)
+    by_text = Questions(Asked(q.id, video, q.text, None) for q, video in zip(truth.asked, videos, strict=True))
 
     def found() -> Iterator[tuple[str, list[int], Mapping]]:
         for where, row in content.rows:
@@ -175,7 +164,7 @@ def _videomind(content: Content, truth: Grounded) -> Answers:
 
     def given() -> Iterator[Answer]:
         for place, row in by_text.spread(found()):
-            q, said = truth.questions[place], str(row["response"])
+            q, said = truth.asked[place], str(row["response"])
             letter = str(row.get("ans", q.right))
             need(letter == q.right, f"{row['where']}: {q.id!r} has the right option {letter!r}, test.csv {q.right!r}")
             read = chosen(said, len(q.options), q.options).value
@@ -189,8 +178,8 @@ def _key(question: Question) -> str:
     return question.id.partition("_")[2]
 
 
-def _options(truth: Grounded) -> dict[str, tuple[str, ...]]:
-    return {_key(q): q.options for q in truth.questions}
+def _options(truth: Truth) -> dict[str, tuple[str, ...]]:
+    return {_key(q): q.options for q in truth.asked}
 
 
 def _chosen(prediction: Any, text: Any, options: tuple[str, ...]) -> tuple[int | None, int | None, str]:
@@ -228,23 +217,18 @@ def _beside(path: Path, name: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _grounded(content: Content, questions: list[Question], video_paths: Mapping[str, str]) -> Grounded:
-    keys, durations, spans, owner = [], [], [], []
-    path = content.path
-    for video, entry in as_object(content.object, f"{path}").items():
-        where = f"{path}: {video!r:.80}"
-        entry = as_object(entry, where, ("duration", "location"))
-        duration = items.duration_of(entry, where)
-        for number, windows in as_object(entry["location"], f"{where}: location").items():
-            problem = f"{where}: question {number!r:.40}: not [[start, end], ...]: {str(windows)[:60]}"
-            found = items.read_spans(windows, problem)
-            owner += [len(keys)] * len(found)
-            spans += found
-            keys.append(f"{video}_{number}")
-            durations.append(duration)
-    need(keys, f"{path}: no question in it")
-    true = np.sort(np.array(spans, np.float64), axis=-1)
-    return Grounded(keys, np.array(durations), true, np.array(owner), questions, video_paths)
+def _grounded(content: Content) -> Grounded:
+    def rows() -> Iterator[tuple[Question, NDArray, float]]:
+        for video, entry in as_object(content.object, f"{content.path}").items():
+            where = f"{content.path}: {video!r:.80}"
+            entry = as_object(entry, where, ("duration", "location"))
+            duration = items.duration_of(entry, where)
+            for number, windows in as_object(entry["location"], f"{where}: location").items():
+                problem = f"{where}: question {number!r:.40}: not [[start, end], ...]: {str(windows)[:60]}"
+                true = np.sort(items.read_spans(windows, problem), axis=-1)
+                yield Question(f"{video}_{number}", video, "", (), -1), true, duration
+
+    return Grounded.of(rows(), content.path)
 
 
 def _questions(path: Path) -> list[Question]:
@@ -262,7 +246,7 @@ def _questions(path: Path) -> list[Question]:
     return questions
 
 
-def _load(content: Content) -> Grounded:
+def _load(content: Content) -> Truth:
     """From gsub_*.json or *.csv; the other one is looked for beside it (gsub_test.json and test.csv)."""
     path = content.path
     name = path.name.removesuffix(".gz")
@@ -275,7 +259,8 @@ def _load(content: Content) -> Grounded:
         moments, table_path = content, _beside(path, name.removeprefix("gsub_").removesuffix(".json") + ".csv")
     questions = _questions(table_path) if table_path else []
     paths = _beside(path, VIDEO_PATHS)
-    return _grounded(moments, questions, items.read_object(paths) if paths else {})
+    own = _grounded(moments)
+    return Truth(own.questions, own.windows, own.durations, questions, items.read_object(paths) if paths else {})
 
 
 TRUTHS = (

@@ -27,7 +27,7 @@ from all_benchmark_eval.items import (
 )
 from all_benchmark_eval.metrics.moments import State
 from all_benchmark_eval.metrics.parsing import split_evidence
-from all_benchmark_eval.moment_forms import MARK
+from all_benchmark_eval.moment_forms import MARK, keyed
 from videollm.reading import read_spans as read_spans_told
 
 CLIP_S = 2
@@ -163,12 +163,9 @@ def _keyed(content: Content, truth: Queries | None) -> Submission:
     """``{"video>>>query>>>[[s, e], ...]": text or {"timestamps", "answers"}}``, all spans of each."""
     need(truth, f"{content.path}: it does not carry its ground truth: give the data set's file by --annotations")
     questions, found = Questions(truth.asked()), []
-    for key, answer in content.object.items():
-        where = f"{content.path}: {key!r:.200}"
-        video, *query, _ = key.split(MARK)
+    for where, rows, _, answer, length in keyed(content, questions):
         told = answer.get("timestamps") if isinstance(answer, dict) else answer
-        rows = questions.find(video, MARK.join(query), where)
-        windows = read_spans_told(told, questions.durations[rows[0]]) if isinstance(told, str) else told
+        windows = read_spans_told(told, length) if isinstance(told, str) else told
         found.append((where, rows, (windows, told if isinstance(told, str) else None)))
     qids, given = questions.ids, dict(questions.spread(found))
     rows = [("", {"qid": qids[row], "pred_relevant_windows": windows}) for row, (windows, _) in given.items()]

@@ -28,10 +28,9 @@ from all_benchmark_eval.metrics.grounded import (
     what_it_says,
 )
 from all_benchmark_eval.metrics.intervals import iou_hull, iou_union
-from all_benchmark_eval.metrics.moments import Floats
+from all_benchmark_eval.metrics.moments import THRESHOLDS, Floats
 
 LETTERS, ACTIVITYNET = "ABCD", 13  # characters of the name of a video that is from ActivityNet
-THRESHOLDS = (0.3, 0.5, 0.7)
 
 
 def _truth(spans: str, text: str, content: Content) -> Grounded:

@@ -59,7 +59,7 @@ class TVGBench(RuledBenchmark):
     name = "tvgbench"
     title = "TVGBench"
     layout = Layout(("tvgbench.json",))
-    rules = rules("time_r1")
+    scripts = rules("time_r1")
     truths = (moment_forms.of_moments(Form("Time-R1", str(list(_KEYS)), rows_with(*_KEYS), _READ)),)
     forms = (
         Form("Time-R1 lines", '{"qid", "pred", "target", "output_text"}', rows_with("qid", "pred", "target"), _lines),

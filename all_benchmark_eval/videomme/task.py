@@ -11,9 +11,9 @@ or the official file, where a video has its ``"questions": [{"question_id", ...,
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from all_benchmark_eval.benchmark import Layout, Options, Scores
+from all_benchmark_eval.benchmark import Layout, Scores
 from all_benchmark_eval.forms import Content, Form, Rows, need, pick, rows_with
 from all_benchmark_eval.items import are_texts, as_object, read_rows, video_file
 from all_benchmark_eval.metrics import choices
@@ -90,6 +90,7 @@ class VideoMME(choices.ChoiceBenchmark):
     headline = ("accuracy", "short", "medium", "long")
     variants = ("d2vlm", "official")
     wordings = WORDINGS
+    denominator = "the questions in which a letter was found"
     truths = (
         Form("Video-MME", '[{"video_id", "question_id", "answer", ...}]', rows_with("question_id"), _asked(_flat)),
         Form("Video-MME official", '[{"video_id", "questions": [...]}]', rows_with("questions"), _asked(_nested)),
@@ -115,15 +116,12 @@ class VideoMME(choices.ChoiceBenchmark):
         """The letter decides."""
         return "" if row.question.answer == question.answer else "another right answer than in the annotations"
 
-    def score(self, truth: Mapping[str, Question] | None, predictions: Predictions, options: Options) -> Scores:
-        """``published``: the letter of the variant's script (``choices.videomme_letter``); an answer in which it finds
-        none leaves the denominator.
+    def right(self, variant: str) -> Callable[[str, str], str]:
+        """The letter of the variant's script; an answer in which it finds none leaves the denominator."""
+        return lambda text, _: choices.videomme_letter(text, variant)
 
-        ``corrected``: the option that the answer's text chooses (``choices.chosen``); an unclear, empty or missing
-        answer is wrong and stays in.
-        """
-        published = options.protocol == "published"
-        marks = predictions.marks(published, lambda row: self._mark(row, options.variant if published else None))
+    def broken_down(self, marks: Sequence[Mark], published: bool, known: bool) -> Scores:
+        """By length, domain, sub-category and task."""
         found = _breakdown(marks)
         metrics = {"accuracy": found["overall"]["pct"]} | {d: found[d]["pct"] for d in DURATIONS if d in found}
         metrics |= {f"{kind}/{value}": e["pct"] for kind in GROUPS for value, e in found[kind].items()}
@@ -131,10 +129,7 @@ class VideoMME(choices.ChoiceBenchmark):
         for d in (d for d in DURATIONS if d in found):
             tables[d] = choices.per_sample(mark for mark in marks if mark.groups["duration"] == d)
         details = {"accuracy": found} | ({"as_printed": _as_printed(found)} if published else {})
-        denominator = "the questions in which a letter was found" if published else ""
-        notes = _notes(predictions) if published else []
-        counts, unread = choices.state_counts(marks), predictions.unread(marks)
-        return Scores(metrics, "percent", counts, tables, denominator, details, notes, unread)
+        return Scores(metrics, "percent", {}, tables, details=details)
 
     def choice(self, row: Row, truth: Mapping[str, Question] | None) -> Reading[int | None]:
         """Options are shown with their letter."""
@@ -142,15 +137,20 @@ class VideoMME(choices.ChoiceBenchmark):
         bare = [option[2:].strip() if option[1:2] in (".", ")") else option for option in shown]  # "A. text" -> "text"
         return choices.chosen(row.text or "", max(len(bare), 4), bare)
 
-    def _mark(self, row: Row, script: Literal["d2vlm", "official"] | None) -> Mark:
-        """By the letter rule of a published script, or None: what the text says."""
-        if script:
-            letter = choices.videomme_letter(row.text or "", script)
-            chosen = "ABCD".find(letter) if letter else None
-        else:
-            chosen = self.choice(row, None).value
-        state, counted = "unparsed" if chosen is None else "scored", chosen is not None or not script
+    def mark(self, row: Row, truth: Mapping[str, Question] | None, right: Callable[[str, str], str] | None) -> Mark:
+        """By the letter that a published script reads, or None: what the text says."""
+        letter = right(row.text or "", "") if right else None
+        chosen = ("ABCD".find(letter) if letter else None) if right else self.choice(row, truth).value
+        state, counted = "unparsed" if chosen is None else "scored", chosen is not None or not right
         return Mark(row.id, chosen == row.question.answer, state, counted, row.question.groups)
+
+    def stops(self, predictions: Predictions) -> list[str]:
+        """Unless each length has 300 videos."""
+        keys = ("video_id", "duration", "domain", "sub_category")
+        groups = {tuple(row.question.row[key] for key in keys) for row in predictions.rows}
+        videos = Counter(duration for _, duration, *_ in groups)
+        other = [d for d in DURATIONS if videos[d] != VIDEOS]
+        return [f"{videos[d]} {d} videos; the published script stops unless there are {VIDEOS}" for d in other]
 
 
 def _breakdown(marks: Sequence[Mark]) -> dict:
@@ -189,16 +189,6 @@ def _as_printed(found: Mapping) -> dict:
             for kind in GROUPS
         } | {"Overall Performance": {"Overall": round(overall["pct"] or 0.0, 1)}}
     return tables
-
-
-def _notes(predictions: Predictions) -> list[str]:
-    """Where the published script would stop, and what it does not see."""
-    keys = ("video_id", "duration", "domain", "sub_category")
-    groups = {tuple(row.question.row[key] for key in keys) for row in predictions.rows}
-    videos = Counter(duration for _, duration, *_ in groups)
-    other = [d for d in DURATIONS if videos[d] != VIDEOS]
-    notes = [f"{videos[d]} {d} videos; the published script stops unless there are {VIDEOS}" for d in other]
-    return notes + predictions.notes(published=True)
 
 
 TASK = VideoMME()

@@ -1,5 +1,6 @@
 """Cards: each says things that exist and asks as published, and the command puts ours beside the published numbers."""
 
+import functools
 import json
 import re
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 from all_benchmark_eval import card
-from all_benchmark_eval.benchmark import get
-from tests.benchmark_data import write_all
+from all_benchmark_eval.benchmark import Setting, get
+from tests.benchmark_data import events, write_all
 from tests.models import BACKBONES, make_bundle, write_clip
 from videollm.checkpoint.released import LAYOUTS
 from videollm.data import parse_record
@@ -43,25 +44,31 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "distime"
-    make_bundle("internvl", "distime").save(folder)
-    return folder
+def models(tmp_path_factory):
+    """The folder of a tiny model of each backbone and head, made once."""
+    root = tmp_path_factory.mktemp("models")
+
+    @functools.cache
+    def made(backbone: str, head: str):
+        make_bundle(backbone, head).save(root / backbone)
+        return root / backbone
+
+    return made
+
+
+@pytest.fixture
+def model(models):
+    return models("internvl", "distime")
 
 
 def test_every_card_has_its_numbers_and_names_what_is_there(repository):
     assert set(card.names()) == set(KINDS)
     for name in card.names():
         found = card.read_card(name)
-        assert re.match(r"python -m (distime|d2vlm|videollm)\.convert \S+ checkpoints/" + name, found.model.convert)
-        assert found.model.hub.split("/")[0] in (
-            "UserJoseph",
-            "wenzhengzeng",
-            "PolyU-ChenLab",
-            "Qwen",
-            "TencentARC",
-            "Boshenxx",
-        )
+        assert re.search(rf"python -m (distime|d2vlm|videollm)\.convert \S+ checkpoints/{name}$", found.model.convert)
+        assert re.search(r"\d GB$", found.model.size) and found.model.licence and found.model.source
+        owners = ("UserJoseph", "wenzhengzeng", "PolyU-ChenLab", "Qwen", "TencentARC", "Boshenxx")
+        assert found.model.hub.split("/")[0] in owners
         rows = {of: "/".join(f"{v:.1f}" for v in row.published.values()) for of, row in found.benchmarks.items()}
         if name in PUBLISHED:
             assert rows == PUBLISHED[name]
@@ -69,6 +76,16 @@ def test_every_card_has_its_numbers_and_names_what_is_there(repository):
         for benchmark, row in found.benchmarks.items():
             text = (repository / "all_benchmark_eval" / benchmark / "README.md").read_text()
             assert get(benchmark).name == benchmark and all(f"{value:g}" in text for value in row.published.values())
+
+
+def test_of_every_benchmark_of_a_card_it_is_told_what_to_get_how_large_and_under_which_licence():
+    named = {name for of in card.names() for name in card.read_card(of).benchmarks}
+    assert set(card.downloads()) == named  # read_card has seen to it that none lacks
+    sizes = {"charades": "16.3 GB", "mvbench": "17.3 GB", "longvideobench": "161.5 GB", "etbench": "149 GB"}
+    for name, entry in card.downloads().items():
+        assert re.search(r"^(about )?[\d.]+ GB|^unknown", entry.size) and entry.licence and entry.source
+        assert re.search(rf"^hf download \S+ .*--repo-type dataset --local-dir DATA/(TimeLens-Bench|{name})", entry.get)
+        assert entry.size.startswith(sizes.get(name, ""))
 
 
 # ---- what is asked, to the letter ------------------------------------------------------------------------------------
@@ -103,19 +120,13 @@ ASKED = {
 QWEN2_5 = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>[2560 visual tokens]"
 )
-GROUPS = (
-    "0.2",
-    "1.2",
-    "2.2",
-    "3.2",
-    "4.2",
-    "5.5",
-    "6.5",
-    "7.5",
-    "8.5",
-    "9.5",
-)  # frames 0, 2, ..., 18, 21, ..., 39 of 4 a second
+# of frames 0, 2, ..., 18, 21, ..., 39 of 4 a second
+GROUPS = (0.2, 1.2, 2.2, 3.2, 4.2, 5.5, 6.5, 7.5, 8.5, 9.5)
 QWEN3 = "".join(f"<{time} seconds><|vision_start|>[196 visual tokens]<|vision_end|>" for time in GROUPS)
+
+
+def read_lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def question_of(name: str, tmp_path) -> dict:
@@ -136,26 +147,56 @@ def test_the_question_of_a_card_is_the_published_one(name, tmp_path):
     assert question_of(name, tmp_path)["conversations"][-1]["value"] == f"<video>\n{ASKED[name]}"
 
 
+INTERNVL = (  # system prompt of the release: "You are InternVL ..."
+    "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。<|im_end|>\n"
+    "<|im_start|>user\n" + "\n".join(["<FRAME_TIME_REF>: <img>[256 visual tokens]</img>"] * 16)  # no line break behind
+)
+PHI3 = "<|system|>\nYou are a helpful AI assistant.<|end|>\n<|user|>\n[10 visual tokens]\n"  # a token a frame
+LAYOUT = {  # backbone -> what stands before the question, and behind it
+    "internvl": (INTERNVL, "<|im_end|>\n<|im_start|>assistant\n"),
+    "etchat": (PHI3, "<|end|>\n<|assistant|>\n"),
+    "qwen2_5_vl": (f"{QWEN2_5}<|vision_end|>", "<|im_end|>\n<|im_start|>assistant\n"),
+    "qwen3_vl": (f"<|im_start|>user\n{QWEN3}", "<|im_end|>\n<|im_start|>assistant\n"),
+}
+RELEASED = {  # of the towers: what decides on how many tokens a frame has
+    "internvl": {"image_size": [448, 448]}, "etchat": {"image_size": 224}, "qwen2_5_vl": {"patch_size": 14},
+    "qwen3_vl": {"patch_size": 16},
+}  # fmt: skip
+SQUARE = {"internvl": {"size": 448}, "etchat": {"kind": "plain", "size": 224}}
+
+
 def as_released(name: str):
-    """A tiny model with the patches, the template and the room of a card's, and how the card asks it."""
-    kind = KINDS[name][0]
-    vision = BACKBONES[kind]["vision"] | {"patch_size": 14 if kind == "qwen2_5_vl" else 16}
-    data = {"preprocess": {"kind": kind}, "max_length": 30_000}
-    bundle = make_bundle(kind, "text", vision=vision, template=LAYOUTS[kind].template, data=data)
-    return bundle, read_options(card.read_card(name).overrides, bundle.config, torch.device("cpu"))
+    """A tiny model with the patches, the template and the room of a card's, and how the card asks it.
+
+    Returns the bundle, the options of infer, and what every line of a question has.
+    """
+    (kind, head), found = KINDS[name], card.read_card(name)
+    preprocess = {"kind": kind} | SQUARE.get(kind, {})
+    data = {"preprocess": preprocess, "max_length": 4_000 if kind == "etchat" else 30_000}
+    template = LAYOUTS[kind].template if kind in LAYOUTS else "phi3"
+    bundle = make_bundle(kind, head, vision=BACKBONES[kind]["vision"] | RELEASED[kind], template=template, data=data)
+    setting = found.task("charades").settings.get(found.wording, Setting())
+    sampling = [f"sampler.{key}={json.dumps(value)}" for key, value in setting.sampler.items()]
+    return bundle, read_options([*sampling, *found.overrides], bundle.config, torch.device("cpu")), setting.record
 
 
-@pytest.mark.parametrize("name", [name for name, (_, head) in KINDS.items() if head == "text"])
+@pytest.mark.parametrize("name", KINDS)
 def test_a_prompt_of_a_card_has_the_released_layout_and_number_of_placeholders(name, tmp_path):
-    bundle, options = as_released(name)
+    bundle, options, record = as_released(name)
     write_clip(tmp_path / "v.mp4", 10, seed=0, rate=4, size=448)
     reader = bundle.reader(tmp_path, options.sampler, options.preprocess)
-    asked = explain(bundle, parse_record(question_of(name, tmp_path), 1, "q.jsonl"), reader, options.generate)
-    seen = {
-        "qwen2_5_vl": f"{QWEN2_5}<|vision_end|>{ASKED[name]}<|im_end|>\n<|im_start|>assistant\n",
-        "qwen3_vl": f"<|im_start|>user\n{QWEN3}{ASKED[name]}<|im_end|>\n<|im_start|>assistant\n",
-    }
-    assert asked.split("\n\n", 1)[1].startswith(seen[KINDS[name][0]])
+    line = dict(record) | question_of(name, tmp_path)
+    asked = explain(bundle, parse_record(line, 1, "q.jsonl"), reader, options.generate)
+    assert asked.split("\n\n", 1)[1].startswith(ASKED[name].join(LAYOUT[KINDS[name][0]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("distime_1b", 1, 1000), ("d2vlm", 0, 512), ("timelens_8b", 0, 512), ("time_r1_7b", 0, 1024)],
+)
+def test_answers_are_greedy_and_as_long_as_the_published_ones(name, least, most):
+    decoding = as_released(name)[1].generate
+    assert (decoding.do_sample, decoding.min_new_tokens, decoding.max_new_tokens) == (False, least, most)
 
 
 @pytest.mark.parametrize(
@@ -173,33 +214,32 @@ def test_frames_have_the_pixels_of_the_published_run(name, tokens):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_tiny_model_goes_through_every_card(name, data, tmp_path, capsys):
-    backbone, head = KINDS[name]
-    make_bundle(backbone, head).save(tmp_path / "model")
-    first = next(iter(card.read_card(name).benchmarks))
-    less = LESS if backbone in ("qwen2_5_vl", "qwen3_vl") else ()
-    arguments = [name, str(tmp_path / "model"), "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, *less]
+def test_a_tiny_model_goes_through_every_card_from_its_question_to_ours_beside_published(
+    name, data, models, tmp_path, capsys
+):
+    found, model = card.read_card(name), models(*KINDS[name])
+    first, row = next(iter(found.benchmarks.items()))
+    less = LESS if "qwen" in KINDS[name][0] else ()
+    arguments = [name, str(model), "--data", str(data), "--output", str(tmp_path), *SMALL, *less]
     assert card.main([*arguments, "--benchmarks", first]) == 0
-    written = json.loads((tmp_path / "out/card.json").read_text())
-    scores = json.loads((tmp_path / "out" / first / "scores.json").read_text())["protocols"]["published"]
-    assert {row["metric"] for row in written["rows"][first]} <= scores["metrics"].keys() and written["rows"][first]
-    said = capsys.readouterr().out
-    assert all(line[:40] in said for line in written["differs"])
-    assert all(row["published"] is not None or row["difference"] is None for row in written["rows"][first])
-
-
-def test_ours_stand_beside_the_published_numbers(data, model, tmp_path, capsys):
-    arguments = ["distime_1b", str(model), "--data", str(data), "--output", str(tmp_path), *SMALL]
-    assert card.main([*arguments, "--benchmarks", "charades,longvideobench"]) == 0
-    written = json.loads((tmp_path / "card.json").read_text())
-    scores = json.loads((tmp_path / "charades/scores.json").read_text())
-    assert scores["variant"] == "distime" and list(written["rows"]) == ["charades", "longvideobench"]
+    asked, answered = (read_lines(tmp_path / first / f"{kind}.jsonl") for kind in ("questions", "answers"))
+    event = "she opens a door." if first == "tvgbench" else "she opens a door"  # its queries here have no period
+    assert asked[0]["conversations"][-1]["value"] == f"<video>\n{ASKED[name].replace(event, events(0)[0][1])}"
+    assert len(answered) == len(asked) and not any(line.get("error") for line in answered)
+    scores = json.loads((tmp_path / first / "scores.json").read_text())
     metrics = scores["protocols"]["published"]["metrics"]
-    for row in written["rows"]["charades"]:
-        assert row["ours"] == metrics[row["metric"]] and row["difference"] == row["ours"] - row["published"]
-    assert [row["metric"] for row in written["rows"]["charades"]] == ["R1@0.3", "R1@0.5", "R1@0.7", "mIoU"]
+    assert scores["variant"] == row.variant and scores["protocols"]["published"]["counts"]["samples"] == len(asked)
+    written = json.loads((tmp_path / "card.json").read_text())["rows"]
+    assert [each["metric"] for each in written[first]] == list(row.published or get(first).headline or metrics)
     said = capsys.readouterr().out
-    assert "DisTime-1B (the authors' prediction files" in said and "56.26" in said and "0.4899" in said
+    for each in written[first]:
+        ours, value = metrics.get(each["metric"]), row.published.get(each["metric"])
+        known = value is not None and ours is not None
+        assert (each["ours"], each["published"]) == (ours, value)
+        assert each["difference"] == (ours - value if known else None)
+        cells = (f"{each['published']:.2f}", f"{ours:.2f}", f"{ours - value:+.2f}") if known else ("-", "-")
+        assert re.search(rf" {each['metric']} .*" + ".*".join(map(re.escape, cells)), said)
+    assert found.title in said and found.source[:20] in said and all(line[:40] in said for line in found.differs)
 
 
 def test_every_metric_of_a_card_is_printed_by_its_benchmark(data, model, tmp_path):
@@ -225,29 +265,48 @@ def test_a_card_without_any_data_is_one_message_that_says_what_to_get(model, tmp
     arguments = ["distime_1b", str(model), "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *SMALL]
     assert card.main(arguments) == 2
     said = capsys.readouterr()
-    assert said.err.startswith("error: --data: none of the card's data are there. charades: ")
-    assert said.err.count("\n") == 1 and not said.out and not (tmp_path / "out/card.json").exists()
-    assert "charades/videos: no such folder; get charades_sta_test.txt and the 480 p videos of Charades" in said.err
-    assert "no val_2.json" in said.err and "all_benchmark_eval/longvideobench/README.md" in said.err
+    assert not said.out and not (tmp_path / "out/card.json").exists()
+    lines = said.err.splitlines()
+    assert len(lines) == 6 and all("(size: " in line and "; licence: " in line for line in lines)
+    assert re.match(
+        r"error: --data: charades: \S+/charades/videos: no such folder; get charades_sta_test\.txt ", lines[0]
+    )
+    assert lines[0].endswith("--local-dir DATA/charades (all_benchmark_eval/charades/README.md)")
+    assert "no val_2.json" in lines[1] and "(size: 161.5 GB; licence: CC BY-NC-SA 4.0 (its card)): hf" in lines[5]
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
         (["nothing"], "there is no card 'nothing'; there are d2vlm, distime_1b"),
+        (["distime_1b", ".", "generate.seed"], "generate.seed"),
         (
             ["distime_1b", "none"],
-            "none: no such checkpoint; get UserJoseph/DisTime-1B from the hub (about 2 GB; licence: see its card",
+            "none: no such checkpoint; get UserJoseph/DisTime-1B from the hub (size: about 2 GB; licence: unknown (",
         ),
         (["distime_1b", "generate.seed=1"], "checkpoints/distime_1b: no such checkpoint"),
+        (["d2vlm"], "(size: about 10 GB; licence: unknown (its repository, nusnlp/d2vlm, is BSD-3-Clause)), then: hf "),
         (["distime_1b", ".", "--benchmarks", "videomme"], "--benchmarks: distime_1b has no videomme; it has charades"),
     ],
 )
-def test_what_cannot_begin_is_one_line_that_says_what_to_get(arguments, why, tmp_path, capsys, monkeypatch):
+def test_what_cannot_begin_is_one_line_that_says_what_to_get(arguments, why, data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert card.main([*arguments, "--data", "data"]) == 2
+    assert card.main([*arguments, "--data", str(data)]) == 2
     said = capsys.readouterr().err
     assert why in said and said.count("\n") == 1
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert card.main(["timelens_7b", "none", "x=", "--data", "data", "--benchmarks", "charades_timelens,mvbench"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    wanted = (
+        "none: no such checkpoint; get TencentARC/TimeLens-7B",
+        "--benchmarks: timelens_7b has no mvbench",
+        "x",
+        "--data: ",
+    )
+    assert len(lines) == len(wanted) and all(text in line for text, line in zip(wanted, lines, strict=True))
 
 
 @pytest.mark.parametrize(

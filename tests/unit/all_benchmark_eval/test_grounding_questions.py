@@ -99,12 +99,13 @@ def test_nextgqa_asks_where_and_then_for_the_choice_inside_that_moment(wording, 
         {"qid": "CW_111_2", "prediction": -1, "timestamp": [-1, -1], "target": 0, "text": "I do not know"},
     ]
     given = task.read(write(tmp_path / "p.json", lines), truth)
-    assert given.right(corrected=True).tolist() == given.right(corrected=False).tolist() == [True, False]
+    right = [(choice.read == choice.target, choice.number == choice.target) for choice in given.choices.values()]
+    assert right == [(True, True), (False, False)]
 
 
 def test_nextgqa_is_loaded_from_either_of_its_two_files(tmp_path) -> None:
     expected = nextgqa_truth(tmp_path)
-    assert get("nextgqa").load(tmp_path / "test.csv").questions == expected.questions
+    assert get("nextgqa").load(tmp_path / "test.csv").asked == expected.asked
     (tmp_path / "gsub_test.json").unlink()
     with pytest.raises(BenchmarkError, match=r"gsub_test.json, which is not beside it"):
         get("nextgqa").load(tmp_path / "test.csv")

@@ -90,6 +90,19 @@ def test_hirest_asks_relevant_clips_only(tmp_path):
     assert corrected["mIoU"] == pytest.approx(50 / 3)
 
 
+def test_hirests_own_predictions_are_read(tmp_path):
+    """The truth has a door in AAA from 10 to 20; a video that is not asked about may stand in the file."""
+    own = {"a door.": {"CCC.mp4": {"bounds": [0, 1]}, "AAA.mp4": {"bounds": [10, 15]}}, "another": {}}
+    for protocol, value in (("published", 50), ("corrected", 50 / 3)):
+        found = metrics("hirest", TRUTHS["hirest"]["HiREST"], own, tmp_path, protocol)
+        assert found["mIoU"] == pytest.approx(value) and found["R1@0.5"] == pytest.approx(2 * value)
+    others = {"a door.": {"X.mp4": {"bounds": [1, 2]}}}
+    torn = {"a door.": {"X.mp4": {"bounds": [1, 2]}, "AAA.mp4": {"bound": [1, 2]}}}
+    for given, why in ((others, "no query of the annotations"), (torn, "'AAA.mp4/a door.': no key 'bounds'")):
+        with pytest.raises(BenchmarkError, match=why):
+            metrics("hirest", TRUTHS["hirest"]["HiREST"], given, tmp_path)
+
+
 # ---- ActivityNet-RTL -------------------------------------------------------------------------------------------------
 
 RTL = [

@@ -114,6 +114,18 @@ def test_what_is_no_run_is_one_line_and_status_2(paths, why, tmp_path, capsys):
     assert why in said and said.count("\n") == 1
 
 
+def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys):
+    run = scored(tmp_path, "one", [1, 1, 1, 1])
+    (tmp_path / "empty").mkdir()
+    (run / "more").mkdir()
+    write(run / "more/scores.json", {"benchmark": "x"})
+    paths = [str(tmp_path / name) for name in ("one", "empty", "nothing")]
+    assert report.main([*paths, "--output", "/proc/page", "--data", str(tmp_path / "none")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    wanted = ("one/more/scores.json: no score file", "empty: no <bench", "nothing: no such file", "--output", "--data")
+    assert len(lines) == len(wanted) and all(text in line for text, line in zip(wanted, lines, strict=True))
+
+
 def test_with_the_data_all_answers_are_in_pages_and_the_worst_are_linked(tmp_path):
     runs = [scored(tmp_path, "one", [0.5, 0.25, 1, None]), scored(tmp_path, "two", [1, 0.5, 1, 0.8])]
     ids, quiet = [f"v{i}-0" for i in range(4)], page(tmp_path, *runs)
@@ -126,7 +138,7 @@ def test_with_the_data_all_answers_are_in_pages_and_the_worst_are_linked(tmp_pat
         answers = [AnswerLine(id=name, text="", spans=[span]).to_json() for name, span in zip(ids, spans, strict=True)]
         for name, lines in (("questions", questions), ("answers", answers)):
             write_lines(folder / f"{name}.jsonl", lines)
-    root = tmp_path / "data"
+    (root := tmp_path / "data").mkdir()
     words = [*map(str, runs), "--output", str(tmp_path / "page"), "--resamples", "50", "--data", str(root)]
     assert report.main(words) == 0
     text = (tmp_path / "page/index.html").read_text(encoding="utf-8")

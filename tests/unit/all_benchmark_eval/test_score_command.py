@@ -200,6 +200,24 @@ def test_compare_uses_the_samples_of_both_and_counts_the_others() -> None:
     assert (found.a, found.b) == (0.5, 0.0)
 
 
+def test_all_that_is_wrong_is_said_at_once(tmp_path, truth, capsys) -> None:
+    def refused(command, *arguments: object) -> list[str]:
+        assert command.main([str(argument) for argument in arguments]) == 2
+        return capsys.readouterr().err.splitlines()
+
+    torn = write(tmp_path / "torn.json", "{")
+    given = ["--predictions", tmp_path / "none.json", "--output", "/proc/x.json", "--annotations", truth, torn]
+    lines = refused(score, "anet", *given, "--variant", "mine")
+    wanted = ("none.json: no such file", "--output: cannot write", "--variant: anet has no variant 'mine'", "torn.json")
+    assert len(lines) == len(wanted) and all(text in line for text, line in zip(wanted, lines, strict=True))
+    assert "unknown benchmark 'annet'" in (lines := refused(score, "annet", *given))[-1] and len(lines) == 3
+    one = scores(tmp_path, truth, "a", 1)
+    two = write(tmp_path / "b.json", json.loads(one.read_text()) | {"benchmark": "x", "variant": "y"})
+    capsys.readouterr()
+    assert ["of benchmark 'anet', B of 'x'" in line for line in refused(compare, one, two)] == [True, False]
+    assert ["no such file" in line for line in refused(compare, tmp_path / "none.json", torn)] == [True, False]
+
+
 def test_compare_refuses_what_cannot_be_compared(tmp_path, truth, capsys) -> None:
     a = scores(tmp_path, truth, "a", 1)
     result = json.loads(a.read_text())
@@ -269,6 +287,13 @@ SHOWN = {  # of READMEs: a line of the annotations, and one of a prediction file
     for path in [Path(score.__file__).parent / name / "README.md"]
 }
 FOLDERS = {"mvbench": "json/object_shuffle.json"}  # annotations that are a folder
+
+
+@pytest.mark.parametrize("name", set(SHOWN) - {"moment_retrieval", "moving_shapes"})  # one's own data
+def test_a_readme_says_under_which_licence_the_data_are_and_what_was_published(name, repository):
+    text = (repository / "all_benchmark_eval" / name / "README.md").read_text()
+    licence = re.search(r"licen[cs]e|MIT|BSD-3|CC[ -]BY", text, re.IGNORECASE)
+    assert licence and re.search(r"published\s+numbers", text, re.IGNORECASE)
 
 
 @pytest.mark.parametrize("name", SHOWN)
