@@ -1,9 +1,10 @@
 """How near a step is to the least that it can take: the same step beside its bare matrix products, in turns.
 
-The steps are those of benchmarks/d2vlm_step.py and benchmarks/distime_step.py. A step runs once while shapes, strides
-and types of all its products are noted, those of linear layers forward and backward and those within attention (two
-forward, five backward); then just these products are computed, on tensors that are there already. What a step takes
-beyond them is everything else: norms, softmax, losses, copies, Python. Convolutions are not counted.
+The steps are those of benchmarks/d2vlm_step.py and benchmarks/distime_step.py, and of a Q-Former that learns. A step
+runs once while shapes, strides and types of all its products are noted, those of linear layers forward and backward and
+those within attention (two forward, five backward); then just these products are computed, on tensors that are there
+already. What a step takes beyond them is everything else: norms, softmax, losses, copies, Python. Convolutions are not
+counted.
 
     python -m benchmarks.floor --layers 8 --width 512 --repeats 5 --json out.json
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import d2vlm_step, distime_step
+from benchmarks import d2vlm_step, distime_step, vision_cost
 from benchmarks.rounds import command_line, ratio, rounds, write_json
 from videollm.common.command import ended
 
@@ -111,6 +112,10 @@ def steps_of(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     for size in (1, args.batch):
         batch = distime_step.make_batch(distime, [distime_step.make_item(distime, seed) for seed in range(size)])
         found[f"DisTime, features stored, batch {size}"] = lambda m=model, b=batch: distime_step.train_step(m, [b])
+    compressor, features = vision_cost.compressor_of(384, 4, 704), torch.randn(16, 256, 704)
+    compressor, features = compressor.to(args.device), features.to(args.device)
+    for count in (1, 4):
+        found[f"Q-Former, {count} questions"] = lambda n=count: vision_cost.read(compressor, features, n)
     return found
 
 

@@ -58,15 +58,28 @@ def tower_of(attention: str = "sdpa") -> torch.nn.Module:
     return tower.eval()
 
 
+def compressor_of(width: int, layers: int, seen: int) -> torch.nn.Module:
+    """A Q-Former of ``width`` behind a tower of width ``seen``, to be trained; without dropout."""
+    fields = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    fields |= {"num_attention_heads": 6, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return build_connector({"type": "qformer", **fields}, seen, 512)
+
+
+def read(compressor: torch.nn.Module, features: torch.Tensor, questions: int) -> None:
+    """A training step of a compressor on ``questions`` of 20 words about the same frames, [F, P, Dv]."""
+    frames = len(features)
+    with features.device:
+        words = torch.arange(20 * questions).view(questions, 20)
+        owner, source = torch.arange(questions).repeat_interleave(frames), torch.arange(frames).repeat(questions)
+    compressor(features, words, torch.ones_like(words), owner, source).sum().backward()
+
+
 def kinds(frames: int, questions: int, chunk: int) -> dict[str, tuple[Callable, Callable]]:
     """saving -> (the work without it, the work with it)."""
     tower, eager = tower_of(), tower_of("eager")
     half = tower_of().bfloat16()
     pixels = torch.randn(frames, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    connector = build_connector(
-        {"type": "qformer", "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6,
-         "intermediate_size": 768}, 352, 512,
-    )  # fmt: skip
+    connector = compressor_of(192, 6, 352)
     features = encode_frames(tower, pixels, chunk)
     ids = torch.randint(0, 1000, (1, 20))
     owner = torch.zeros(frames, dtype=torch.int64)
@@ -77,13 +90,6 @@ def kinds(frames: int, questions: int, chunk: int) -> dict[str, tuple[Callable, 
 
     plain = copy.deepcopy(connector)
     plain.plain = lambda: True
-    asked = torch.arange(questions).repeat_interleave(frames)  # the question of each frame
-    text = (torch.randint(0, 1000, (questions, 20)), torch.ones(questions, 20, dtype=torch.int64))
-
-    def read(module: torch.nn.Module, count: int) -> None:
-        rows = slice(count * frames)
-        source = torch.arange(frames).repeat(questions)[rows]
-        module(features, text[0][:count], text[1][:count], asked[rows], source).sum().backward()
 
     return {
         f"each video once, for {questions} questions": (
@@ -98,10 +104,13 @@ def kinds(frames: int, questions: int, chunk: int) -> dict[str, tuple[Callable, 
         "SDPA": (lambda: encode_frames(eager, pixels, chunk), lambda: encode_frames(tower, pixels, chunk)),
         "bf16": (lambda: encode_frames(tower, pixels, chunk), lambda: encode_frames(half, pixels.bfloat16(), chunk)),
         "question embedded once (Q-Former, training)": (lambda: compress(False), lambda: compress(True)),
-        "patches read with no way back (Q-Former, training)": (lambda: read(plain, 1), lambda: read(connector, 1)),
+        "patches read with no way back (Q-Former, training)": (
+            lambda: read(plain, features, 1),
+            lambda: read(connector, features, 1),
+        ),
         f"patches read once a frame for {questions} questions (Q-Former, training)": (
-            lambda: read(plain, questions),
-            lambda: read(connector, questions),
+            lambda: read(plain, features, questions),
+            lambda: read(connector, features, questions),
         ),
     }
 

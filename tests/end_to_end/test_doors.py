@@ -110,7 +110,7 @@ BAD = {
     "benchmarks.batching": ["--quickstart {none}"],
     "benchmarks.d2vlm_step": ["--repeats 0"],
     "benchmarks.decode_memory": ["--decodes 0"],
-    "benchmarks.decoding": ["--repeats 0", "--tokens 0"],
+    "benchmarks.decoding": ["--answers 0", "--tokens 0"],
     "benchmarks.deepspeed_step": ["--quickstart {none} --steps 1 --repeats 1"],
     "benchmarks.distime_step": ["--frames 0"],
     "benchmarks.faults": ["--kills 0"],

@@ -104,6 +104,8 @@ def test_rows_and_batches_answer_the_same_questions_at_their_lengths(args, monke
     monkeypatch.setattr(serving, "LONG", 12)
     args.rows, args.answers = 2, 2
     bundle = serving.small_model(args)
+    assert serving.steps_of([5, 2, 4, 3], 2) == {"batched": 9, "steady": 8, "least": 7}
+    assert serving.most([5, 2, 4, 3], 2, {"batched": [20.0], "prompts": [2.0]}) == 20 / (2 + 18 * 7 / 9)
     found = serving.mixed(args, bundle)
     assert set(found) == {"even", "short"}
     for told in found.values():

@@ -23,7 +23,7 @@ class AnswerLine:
         spans, evidence_spans: of the answer, and of the evidence that stands before it.
         scores: in [0, 1], one a span of the answer.
         duration: of the video, in seconds.
-        finish_reason: "stop", "length" (cut off) or "error".
+        finish_reason: "stop", "length" or "time" (cut off) or "error".
         frames: looked at; for people, not written.
         thinned: frames dropped to fit the context.
         error: why the question could not be asked; None for an answer.

@@ -95,6 +95,7 @@ class GenerateOptions:
 
     max_new_tokens: int | None = None  # by default 512; where the context has no room for so many, a quarter of it
     min_new_tokens: int = 0  # before them an answer does not stop
+    time_limit_s: float | None = None  # from its prompt's pass on; then an answer ends with what there is of it
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
@@ -111,8 +112,8 @@ class GenerateOptions:
             raise ConfigError(
                 f"generate.min_new_tokens: {self.min_new_tokens}, but it must be from 0 to generate.max_new_tokens"
             )
-        for name in ("temperature", "repetition_penalty"):
-            if not 0 < getattr(self, name) < math.inf:
+        for name in ("temperature", "repetition_penalty", "time_limit_s"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0 and finite")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
@@ -124,7 +125,7 @@ class GenerateOptions:
     @property
     def of_all(self) -> "GenerateOptions":
         """What has to be the same for answers that are made beside each other; the rest is each one's own."""
-        return replace(self, max_new_tokens=None, min_new_tokens=0, seed=0)
+        return replace(self, max_new_tokens=None, min_new_tokens=0, seed=0, time_limit_s=None)
 
     def within(self, context: int) -> "GenerateOptions":
         """The options for a model that takes ``context`` tokens."""

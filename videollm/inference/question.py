@@ -16,6 +16,7 @@ from videollm.inference.timeline import MAX_FRAMES, timeline
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler
 
+ENDS = {"length": "generate.max_new_tokens", "time": "generate.time_limit_s"}  # what has cut an answer off
 PICTURE_HEIGHT = 180  # pixels of a frame in the picture
 
 
@@ -48,8 +49,8 @@ def describe(line: AnswerLine) -> str:
             f"the model's context has room for {line.frames} of the {line.frames + line.thinned} frames that the "
             "sampler chose; they were thinned uniformly"
         )
-    if line.finish_reason == "length":
-        rows.append("the answer was cut off: raise generate.max_new_tokens")
+    if line.finish_reason in ENDS:
+        rows.append(f"the answer was cut off: raise {ENDS[line.finish_reason]}")
     return "\n".join(rows)
 
 

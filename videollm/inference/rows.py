@@ -26,13 +26,20 @@ from videollm.model.generate import GenerateOptions, Rows
 class Question:
     """One that can be asked, its video encoded, and how.
 
-    ``until``: when its answer is to end even so, by ``time.monotonic()``; what there is by then is its answer.
+    ``until``: when its answer is to end even so, by ``time.monotonic()``; what there is by then is its answer. So it is
+    when the time limit of its options is over, which counts from ``begun``, when it has entered a row.
     """
 
     record: Record
     item: Item
     options: GenerateOptions
     until: float = math.inf
+    begun: float = math.inf
+
+    def over(self) -> bool:
+        """Whether its answer has to end now."""
+        limit, now = self.options.time_limit_s, time.monotonic()
+        return now >= self.until or (limit is not None and now >= self.begun + limit)
 
     def cancel(self) -> None:
         """Let the answer end at the next look."""
@@ -84,8 +91,8 @@ class Seating:
 
     def leave(self, rows: Rows, so_far: bool) -> list[tuple[Question, Answer, str]]:
         """The questions whose answers have ended; their rows are free. With ``so_far`` those that go on, too."""
-        done, now = rows.state.done.tolist(), time.monotonic()
-        ended = [row for row in sorted(self.inside) if done[row] or now >= self.inside[row].until]
+        done = rows.state.done.tolist()
+        ended = [row for row in sorted(self.inside) if done[row] or self.inside[row].over()]
         told = sorted(self.inside) if so_far else ended
         tokenizer, stop_id, found = self.bundle.tokenizer, self.bundle.stop_id, []
         for row, made in zip(told, rows.state.answers(told) if told else (), strict=True):
@@ -101,7 +108,10 @@ class Seating:
     def enter(self, rows: Rows, questions: Iterator[Question]) -> None:
         """Waiting questions enter all rows that are free."""
         free = [row for row in range(self.number) if row not in self.inside]
-        groups = self.grouped(list(islice(questions, len(free))), free, rows.shares)
+        entering = list(islice(questions, len(free)))
+        for question in entering:
+            question.begun = time.monotonic()
+        groups = self.grouped(entering, free, rows.shares)
         # Who is first and follows one of before goes first: that one's row may be free, and another one's in a moment.
         before = groups[:1] if groups and groups[0].source is not None else []
         whole = [group for group in groups if group.source is None]

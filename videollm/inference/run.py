@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -120,6 +121,7 @@ def finish(path: Path, records: list[Record], meta: dict, speeds: list[Speed]) -
     lines = output.prove(path, records)
     errors = [line for line in lines if line.error]
     meta["counts"] = {"questions": len(records), "answered": len(lines) - len(errors), "errors": len(errors)}
+    meta["finish_reasons"] = dict(Counter(line.finish_reason for line in lines))
     thinned = [line.thinned for line in lines if line.thinned]
     meta["thinned"] = {"questions": len(thinned), "frames": sum(thinned)}
     asked, tokens = sum(s.questions for s in speeds), sum(s.tokens for s in speeds)

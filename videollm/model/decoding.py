@@ -1,9 +1,10 @@
 """What is decided behind the prompts: the states that predict a token become tokens, spans, and what is fed for them.
 
 In: hidden states of the last place of every row, again and again. Out: ids and predictions in buffers of fixed size.
-Every row is at a step of its own: answers begin and end in rows while others go on. No step waits for the device or
+Every row is at a step of its own: answers begin and end in rows while others go on. No step waits for a device or
 asks what a token is: stopping, finding span tokens and decoding their times are done for all rows alike, and only
-every few steps the host looks which rows have ended. Knows no batch, no tokenizer and no attention.
+every few steps the host looks which rows have ended; where it looks in each step, no head runs for nothing. Knows no
+batch, no tokenizer and no attention.
 """
 
 from collections.abc import Sequence
@@ -49,9 +50,8 @@ class Decoding:
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     draw: Draw | None = None  # samples words
     draws_spans: bool = False  # else the head's best ones are taken
-    looks: bool = False  # whether a step without a span token draws none: it waits for the device to know
     temperature: float = 1.0  # of drawn spans
-    looks: bool = False  # in each step, whether there is a span token at all: that costs less than to draw
+    looks: bool = False  # whether the host sees in each step if there is a span token, and leaves out the head if not
     # Where spans are drawn, [R, T + 1, ...]: the state that each token's span was drawn by, D; and of the token, and of
     # its span, the log-probability and the entropy of what it was drawn from, 2 x 2 float32.
     queries: Tensor | None = None

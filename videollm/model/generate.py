@@ -101,10 +101,11 @@ class SpanGeneration:
         number, device = len(batch) * answers, batch.input_ids.device
         options = options.within(self.config.context_length)
         with Rows(self, number, options, stop_id, pad_id, device) as rows:
+            rows.look = look or rows.look
             rows.enter(batch, range(number), answers)
             for step in count(1):
                 rows.decide()
-                if step % (look or rows.look) == 0 or (step == options.max_new_tokens and not together()):
+                if step % rows.look == 0 or (step == options.max_new_tokens and not together()):
                     yield rows.state
                     if rows.state.ended():
                         if options.draw_spans:
@@ -188,8 +189,6 @@ class Rows:
         if options.draw_spans:
             need(self.head.draws, f"generate.draw_spans: the {model.config.head['name']} head {NO_DRAW}")
             self.state.draws_spans, self.state.temperature = True, options.temperature
-            # On a CPU a look costs less than drawing; but what is recorded does the same in every step.
-            self.state.looks = device.type == "cpu" and not options.graphs and not together()
         self.cache = RowCache(len(model.decoder.layers), number, exact, device)
         self.layers = {-1, self.head.query_layer, *self.head.frame_layers, self.head.inject_layer} - {None}
         self.tap = LayerTap(model.decoder, self.layers)
@@ -198,8 +197,6 @@ class Rows:
         self.fed: Tensor | None = None  # [R, D], what is fed next
         self.memo: dict[str, Tensor] | None = None  # derived from frames before questions entered; None: none did
         self.graphs = options.graphs  # all tensors of a step stay where they are
-        # A look waits for a GPU, changes what is recorded, and under ZeRO-3 a rank alone would skip the head.
-        self.state.looks = options.draw_spans and device.type == "cpu" and not self.graphs and not together()
         record = recorder(self.shares, device) if self.graphs else None
         self.choosing, self.going_on = Replay(self.choose, record), Replay(self.go_on, record)
 
@@ -295,6 +292,8 @@ class Rows:
     def choose(self) -> None:
         """What ``decide`` does on the device."""
         model = self.model
+        # What is recorded is the same in every step, and under ZeRO-3 a rank alone would skip the head.
+        self.state.looks = self.look == 1 and not self.graphs and not together()
         self.fed = self.put(self.fed, self.state.take(model.language_model, model.get_input_embeddings(), *self.states))
 
     def put(self, old: Tensor, new: Tensor) -> Tensor:

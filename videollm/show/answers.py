@@ -37,7 +37,7 @@ def kind_of(line: AnswerLine) -> str:
     """What became of a question."""
     if line.error:
         return "error"
-    if line.finish_reason == "length":
+    if line.finish_reason in ("length", "time"):
         return "cut"
     if not line.scored_spans:
         return "none"

@@ -86,6 +86,8 @@ def test_an_answer_without_spans_or_cut_off_says_so(capsys, model, video, answer
     answers(Answer("no .", ""), "length")
     _, out, _ = run(capsys, model, video)
     assert "spans: none" in out and "raise generate.max_new_tokens" in out
+    answers(Answer("no .", ""), "")  # goes on
+    assert "raise generate.time_limit_s" in run(capsys, model, video, "generate.time_limit_s=1e-9")[1]
 
 
 def test_frames_that_the_context_has_no_room_for_are_told(capsys, model, video, answers):

@@ -17,6 +17,7 @@ from videollm import infer, train
 from videollm.checkpoint import load, read_config
 from videollm.common.config import ConfigError, to_dict
 from videollm.inference.options import own_precision, read_options
+from videollm.inference.output import read_lines
 from videollm.inference.session import Session
 from videollm.model.generate import GenerateOptions, Rows
 from videollm.training.assemble import read_settings
@@ -201,3 +202,21 @@ def test_sampled_answers_are_the_same_in_any_batch_run_and_rank(before, tmp_path
     assert asked(before, annotations, tmp_path / "s.jsonl", "generate.seed=1", *how) == 0
     others = [json.loads(line)["raw_text"] for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert not set(others) & set(texts[0])
+
+
+def test_an_answer_out_of_time_is_one_that_is_kept_and_counted(before, tmp_path, capsys):
+    annotations, output = write_lines(tmp_path / "a.jsonl", clip_lines(3)), tmp_path / "o.jsonl"
+    assert asked(before, annotations, output, "generate.time_limit_s=1e-9") == 0
+    meta, lines = meta_of(output), read_lines(output)
+    assert meta["finish_reasons"] == {"time": 3} == {lines[0].finish_reason: len(lines)}
+    assert meta["counts"] == {"questions": 3, "answered": 3, "errors": 0} and all(line.raw_text for line in lines)
+    whole = output.read_bytes()
+    output.write_bytes(b"".join(whole.splitlines(keepends=True)[1:]))
+    assert asked(before, annotations, output, "generate.time_limit_s=1e-9") == 0 and output.read_bytes() == whole
+    assert asked(before, annotations, output) == 2
+    assert "decoding (time_limit_s: 1e-09, now None)" in capsys.readouterr().err
+    for wrong in ("0", "-1", ".inf", ".nan", "soon"):
+        assert asked(before, annotations, tmp_path / "other.jsonl", f"generate.time_limit_s={wrong}") == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert "generate.time_limit_s: " in said
+    assert not list(tmp_path.glob("other*"))

@@ -1,6 +1,7 @@
 """Questions enter rows as they become free, and each is answered as if it were asked alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.models import LENGTHS, NoiseReader, make_batch, make_bundle, make_dat
 from tests.unit.model.test_generate import likely_spans
 from videollm.checkpoint import Bundle
 from videollm.inference import rows as seating
-from videollm.inference.answer import answer_records
+from videollm.inference.answer import Speed, answer_records
 from videollm.model import generate
 from videollm.model.generate import GenerateOptions, Rows
 from videollm.model.videollm import VideoLLM
@@ -266,6 +267,27 @@ def test_a_question_ends_when_it_is_cancelled_or_out_of_time_and_the_next_one_en
         if question is asked[1]:
             asked[2].cancel()  # which has just entered, or waits
     assert answered == {"q0": (12, "length"), "q1": (1, "time"), "q2": (1, "time"), "q3": (12, "length")}
+
+
+def test_a_time_limit_counts_from_when_a_question_enters_its_row(monkeypatch):
+    """A second a token here; the questions share rows, each with its own limit, and the last one waits for a row."""
+    bundle, clock, decide = make_bundle("internvl", "text"), [0.0], Rows.decide
+
+    def slow(rows):
+        clock[0] += 1
+        decide(rows)
+
+    monkeypatch.setattr(Rows, "decide", slow)
+    monkeypatch.setattr(seating, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    own = [{"time_limit_s": 3}, {}, {"time_limit_s": 0.5}, {"time_limit_s": 20}, {"time_limit_s": 5}]
+    asked = [record(line(f"q{k}", "a", "when?", generate=given)) for k, given in enumerate(own)]
+    speed = Speed()
+    found = {}
+    for one in answer_records(bundle, asked, NoiseReader(), LONG, batch_size=2, speed=speed):
+        found[one.id] = (speed.tokens - sum(tokens for tokens, _ in found.values()), one.finish_reason)
+    assert found == {
+        "q0": (3, "time"), "q1": (12, "length"), "q2": (1, "time"), "q3": (12, "length"), "q4": (5, "time"),
+    }  # fmt: skip
 
 
 def test_attention_without_masks_of_ours_sees_the_same(monkeypatch):

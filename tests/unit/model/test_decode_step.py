@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 from tests.models import _language, make_batch, make_bundle
 from tests.ops import Operations
+from tests.unit.model.test_generate import likely_spans
 from videollm.common.config import ConfigError
 from videollm.model.generate import GenerateOptions
 
@@ -46,9 +48,25 @@ def test_a_step_has_few_operations(head):
     assert each <= most, f"{each:.0f} operations a token: {counted.calls.most_common()}"
 
 
+@pytest.mark.parametrize("share", [0, 1], ids=["no span", "spans only"])
+def test_a_host_that_looks_in_each_step_asks_the_head_only_where_there_is_a_span(share, monkeypatch):
+    """As on a CPU; where a look costs a wait, the head runs in every step."""
+    bundle, asked = make_bundle("internvl", "d2vlm"), []
+    predict = bundle.model.head.predict
+    monkeypatch.setattr(bundle.model.head, "predict", lambda *given: asked.append(1) or predict(*given))
+    batch = make_batch(bundle, NAMES, asked=True)
+    chosen = bundle.model.span_ids[0] if share else 1
+    always = LogitsProcessorList([lambda _ids, scores: scores.index_fill(1, torch.tensor([chosen]), 1e9)])
+    monkeypatch.setattr(bundle.model, "processors", lambda *_: always)
+    for look, wanted in ((1, share * 6), (2, 6)):
+        asked.clear()
+        *_, state = bundle.model.stream(batch, 0, -1, GenerateOptions(max_new_tokens=6), look=look)
+        assert len(asked) == wanted and (state.ids[:, :6] == chosen).all()
+
+
 @pytest.mark.parametrize("head", ["d2vlm", "distime"])
 def test_tokens_do_not_depend_on_how_often_the_host_looks(head):
-    bundle = make_bundle("internvl", head)
+    bundle = likely_spans(make_bundle("internvl", head))
     batch = make_batch(bundle, NAMES, asked=True)
     first = bundle.model.generate_ids(batch, 0, -1, GenerateOptions(max_new_tokens=11))[0]
     stop = first[0, 4].item()  # ends a row early, within a look
@@ -57,8 +75,9 @@ def test_tokens_do_not_depend_on_how_often_the_host_looks(head):
         *_, state = bundle.model.stream(batch, 0, stop, GenerateOptions(max_new_tokens=11), look=look)
         found = state.sequences()
         assert found.equal(wanted)
-        shown = slice(wanted.shape[1])
-        torch.testing.assert_close(state.found.seconds[:, shown], one.found.seconds[:, shown], rtol=0, atol=0)
+        for (_, own), (ids, same) in zip(state.answers(range(3)), one.answers(range(3)), strict=True):
+            spans = torch.isin(torch.tensor(ids), one.span_ids)  # of others the head is not asked
+            torch.testing.assert_close(own.seconds[spans], same.seconds[spans], rtol=0, atol=0)
 
 
 def test_several_answers_share_one_pass_over_their_prompt():

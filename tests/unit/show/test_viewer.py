@@ -53,6 +53,7 @@ def test_the_text_is_cut_at_its_spans_which_keep_their_full_precision():
         ("span", {"spans": [], "evidence_spans": [[1, 2]]}),  # scored like a span of the answer
         ("none", {"spans": []}),
         ("cut", {"finish_reason": "length"}),
+        ("cut", {"finish_reason": "time"}),
         ("error", {"spans": [], "error": "no such file", "finish_reason": "error"}),
         ("odd", {"spans": [[3.0, 1.0]]}),
         ("odd", {"spans": [[float("nan"), 1.0]]}),
