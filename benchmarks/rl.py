@@ -15,8 +15,8 @@ from pathlib import Path
 
 from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
-from benchmarks.fpo_ablation import ALL_PARTS, measure_stage, tell
-from quickstart.stages import Stage, launcher, run_stages
+from benchmarks.fpo_ablation import ALL_PARTS, measure_stage, run_all, tell
+from quickstart.stages import Stage, launcher
 from videollm.common.command import ended
 
 BEFORE, AFTER_FPO = "before", "FPO then GRPO"
@@ -100,9 +100,9 @@ def main() -> None:
             for kind, folder, run, seed in fresh
             if (kind == AFTER_FPO) == late
         ]
-        run_stages(stages, args.slots)
+        run_all(stages, args.slots)
     models = [(folder, run, (folder / args.head if kind == BEFORE else run) / "final") for kind, folder, run, _ in runs]
-    run_stages([measure_stage("answer", *model) for model in models], args.slots)
+    run_all([measure_stage("answer", *model) for model in models], args.slots)
     results: dict[str, list[dict]] = {}
     for kind, folder, run, _ in runs:
         results.setdefault(kind, []).append(scores(folder, run))

@@ -188,8 +188,6 @@ class Rows:
         if options.draw_spans:
             need(self.head.draws, f"generate.draw_spans: the {model.config.head['name']} head {NO_DRAW}")
             self.state.draws_spans, self.state.temperature = True, options.temperature
-            # On a CPU a look costs less than drawing; but what is recorded does the same in every step.
-            self.state.looks = device.type == "cpu" and not options.graphs and not together()
         self.cache = RowCache(len(model.decoder.layers), number, exact, device)
         self.layers = {-1, self.head.query_layer, *self.head.frame_layers, self.head.inject_layer} - {None}
         self.tap = LayerTap(model.decoder, self.layers)
