@@ -34,6 +34,7 @@ KINDS = {  # over the config's objective
 }
 MEASURES = {  # module, annotations, end of the output's name, further options
     "answer": ("videollm.infer", "data/test.jsonl", ".test.jsonl", "--batch-size", "64", "generate.max_new_tokens=48"),
+    "own": ("videollm.infer", "data/train.jsonl", ".own.jsonl", "--batch-size", "64", "generate.max_new_tokens=48"),
     "rank": ("d2vlm.rank", "pairs/val.jsonl", ".ranks.json"),
 }
 METRICS = ("mIoU", "R@1 0.5", "dense_F1", "dense_caption_F1", "mc_accuracy", "accuracy", "margin")
