@@ -17,7 +17,8 @@ from pathlib import Path
 
 from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
-from quickstart.stages import Stage, launcher, overrides, run_stages
+from quickstart.progress import Progress
+from quickstart.stages import CONSOLE, Stage, launcher, overrides, run_stages
 from videollm.common.command import Parser, ended
 
 FROZEN = ("connector", "language_model", "embeddings", "lm_head")  # by the config
@@ -33,6 +34,7 @@ KINDS = {  # over the config's objective
 }
 MEASURES = {  # module, annotations, end of the output's name, further options
     "answer": ("videollm.infer", "data/test.jsonl", ".test.jsonl", "--batch-size", "64", "generate.max_new_tokens=48"),
+    "own": ("videollm.infer", "data/train.jsonl", ".own.jsonl", "--batch-size", "64", "generate.max_new_tokens=48"),
     "rank": ("d2vlm.rank", "pairs/val.jsonl", ".ranks.json"),
 }
 METRICS = ("mIoU", "R@1 0.5", "dense_F1", "dense_caption_F1", "mc_accuracy", "accuracy", "margin")
@@ -52,6 +54,12 @@ def measure_stage(kind: str, folder: Path, run: Path, model: Path) -> Stage:
     command = [*launcher(1), module, "--model", str(model), "--videos", str(folder / "data/videos")]
     command += ["--annotations", str(folder / annotations), "--output", str(run.with_suffix(end)), *more]
     return Stage(f"{kind} {run.name}", command, run.with_suffix(f".{kind}.txt"))
+
+
+def run_all(stages: Sequence[Stage], slots: int) -> None:
+    """Run the commands, of which none is known to take longer than another."""
+    with Progress([stage.name for stage in stages], CONSOLE, {"": 1}) as progress:
+        run_stages(stages, slots, progress)
 
 
 def scores(folder: Path, run: Path) -> dict[str, float]:
@@ -93,12 +101,12 @@ def main() -> None:
     every = itertools.product(enumerate(args.quickstart), KINDS, args.seeds)
     runs = [(kind, folder, args.output / f"{k}_{kind}_{seed}", seed) for (k, folder), kind, seed in every]
     fresh = [one for one in runs if not (one[2] / "final").is_dir()]  # the same command again goes on
-    run_stages([train_stage(args, folder, run, kind, seed) for kind, folder, run, seed in fresh], args.slots)
+    run_all([train_stage(args, folder, run, kind, seed) for kind, folder, run, seed in fresh], args.slots)
     models = [(folder, run, folder / "d2vlm/final") for folder, run in starts.items()]
     models += [(folder, run, run / "final") for _, folder, run, _ in runs]
     stages = [measure_stage("answer", *model) for model in models]  # what is answered is not asked again
     stages += [measure_stage("rank", *model) for model in models if not model[1].with_suffix(".ranks.json").is_file()]
-    run_stages(stages, args.slots)
+    run_all(stages, args.slots)
     results = {"before": [scores(folder, run) for folder, run in starts.items()]}
     for kind, folder, run, _ in runs:
         results.setdefault(kind, []).append(scores(folder, run))

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
-from benchmarks.fpo_ablation import ALL_PARTS, measure_stage, tell
-from quickstart.stages import Stage, launcher, run_stages
+from benchmarks.fpo_ablation import ALL_PARTS, measure_stage, run_all, tell
+from quickstart.stages import Stage, launcher
 from videollm.common.command import Parser, ended
 
-BEFORE, AFTER_FPO = "before", "FPO then GRPO"
+BEFORE, AFTER_FPO, HARD = "before", "FPO then GRPO", "hard questions"
 KINDS = {  # what is laid over configs/tiny/HEAD_grpo.yaml
     BEFORE: None,  # the quickstart's model as it is
     "SFT": ["train.objective={name: supervised}"],
@@ -33,6 +33,7 @@ KINDS = {  # what is laid over configs/tiny/HEAD_grpo.yaml
     "captions": ["train.objective.rewards={captions: 1.0}"],
     "in spreads": ["train.objective.scale=true"],
     "flat groups too": ["train.objective.skip_flat=false"],
+    HARD: [],  # drawn by the model's own answers, as many as the steps ask
     "SFT, all parts": ["train.objective={name: supervised}", "train.lr=2e-4", *ALL_PARTS],
     "FPO, all parts": ["train.objective.text_weight=0.2", "train.lr=1e-4", *ALL_PARTS],
     "GRPO, all parts": ["train.lr=2e-4", *ALL_PARTS],
@@ -43,13 +44,25 @@ TABLE = (BEFORE, "SFT", "FPO", "GRPO")
 METRICS = ("mIoU", "R@1 0.5", "R@1 0.7", "dense_F1", "dense_caption_F1", "mc_accuracy")
 
 
+def hard_stages(args: argparse.Namespace, k: int, folder: Path) -> list[Stage]:
+    """The model of ``folder`` answers the training questions; those that it is about half right about are drawn."""
+    run, model = args.output / f"{args.head}_{k}", folder / args.head / "final"
+    command = [*launcher(1), "videollm.difficulty", "--annotations", str(folder / "data/train.jsonl")]
+    command += ["--answers", str(run.with_suffix(".own.jsonl")), "--output", str(run.with_suffix(".hard.jsonl"))]
+    command += ["count=480", "mean=0.5", "rewards={f1: 1.0}"]
+    return [measure_stage("own", folder, run, model), Stage(f"draw {run.name}", command, run.with_suffix(".draw.txt"))]
+
+
 def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, seed: int) -> Stage:
     """Train one kind from the model of ``folder``, or from that of its FPO run."""
     preferences = kind.startswith("FPO") and kind != AFTER_FPO
     start = run.with_name(run.name.replace(kind.replace(" ", "_"), "FPO")) if kind == AFTER_FPO else folder / args.head
+    train = folder / ("pairs/train.jsonl" if preferences else "data/train.jsonl")
+    if kind == HARD:
+        train = run.with_name(run.name.replace(f"_{HARD.replace(' ', '_')}_{seed}", ".hard.jsonl"))
     files = {
         "model.checkpoint": start / "final",
-        "data.train": f"[{folder / ('pairs/train.jsonl' if preferences else 'data/train.jsonl')}]",
+        "data.train": f"[{train}]",
         "data.validation": f"[{folder / ('pairs/val.jsonl' if preferences else 'data/val.jsonl')}]",
         "data.videos": folder / "data/videos",
         "data.features": folder / "features",
@@ -94,15 +107,17 @@ def main() -> None:
         for seed in args.seeds[:1] if kind == BEFORE else args.seeds:
             runs.append((kind, folder, args.output / f"{args.head}_{k}_{kind.replace(' ', '_')}_{seed}", seed))
     fresh = [one for one in runs if one[0] != BEFORE and not (one[2] / "final").is_dir()]  # again: it goes on
+    for k, folder in enumerate(args.quickstart if any(kind == HARD for kind, *_ in fresh) else ()):
+        run_all(hard_stages(args, k, folder), 1)
     for late in (False, True):  # what goes on from another run comes behind it
         stages = [
             train_stage(args, folder, run, kind, seed)
             for kind, folder, run, seed in fresh
             if (kind == AFTER_FPO) == late
         ]
-        run_stages(stages, args.slots)
+        run_all(stages, args.slots)
     models = [(folder, run, (folder / args.head if kind == BEFORE else run) / "final") for kind, folder, run, _ in runs]
-    run_stages([measure_stage("answer", *model) for model in models], args.slots)
+    run_all([measure_stage("answer", *model) for model in models], args.slots)
     results: dict[str, list[dict]] = {}
     for kind, folder, run, _ in runs:
         results.setdefault(kind, []).append(scores(folder, run))

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.end_to_end
 TERMS = ("reward", "reward_spread", "flat_groups", "answer_tokens", "entropy_words", "entropy_spans", "mismatch")
 WORTH = "tests.end_to_end.test_grpo_train:worth"
 STEPS = 5
+HARDER = {"share": 0.5, "flat": 0.1, "mean": 2.0, "spread": 0.5}  # of 16 questions 8 an epoch, which are two steps
 
 
 def worth(answer, record, duration_s):
@@ -24,9 +25,9 @@ def worth(answer, record, duration_s):
     return sum(map(len, answer.spans)) + sum(sum(s) for s in answer.scored_spans) / duration_s + len(answer.text) / 10
 
 
-def configure(folder, head="d2vlm", rewards=None, lines=None, **options):
+def configure(folder, head="d2vlm", rewards=None, lines=None, redraw=None, **options):
     """The config of a run of five steps of four questions with three answers each."""
-    objective = {"name": "grpo", "answers": 3, "rewards": rewards or {WORTH: 1.0}, "show_every": 2}
+    objective = {"name": "grpo", "answers": 3, "rewards": rewards or {WORTH: 1.0}, "show_every": 2, "redraw": redraw}
     options = {"steps": STEPS, "batch_size": 4, "lr": 1e-4, "warmup": 0.0, "schedule": "constant", **options}
     return write_config(folder, head, lines=lines or clip_lines(8), objective=objective, **options)
 
@@ -48,10 +49,13 @@ def test_a_run_logs_shows_and_validates(head, tmp_path):
     assert load(tmp_path / "run/final").model.objective.logged == ()
 
 
-def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path):
-    whole, broken = (configure(tmp_path / name, save_every=2) for name in ("whole", "broken"))
+@pytest.mark.parametrize("redraw", [None, HARDER], ids=["all", "redrawn"])
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(redraw, tmp_path):
+    """In an epoch of two steps, behind its first."""
+    given = {"lines": clip_lines(16 if redraw else 8), "redraw": redraw, "save_every": 3}
+    whole, broken = (configure(tmp_path / name, **given) for name in ("whole", "broken"))
     assert run(whole) == [0]
-    assert run(broken, hook=kill_after(3)) == [-9]
+    assert run(broken, hook=kill_after(4)) == [-9]
     assert run(broken, "train.resume=true") == [0], output_of(broken, 0).read_text()[-3000:]
     first, second = (config.parent / "run" for config in (whole, broken))
     untimed = [[{k: v for k, v in e.items() if "second" not in k} for e in read_log(f)] for f in (first, second)]
@@ -64,7 +68,8 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path):
 @pytest.mark.distributed
 @pytest.mark.parametrize("zero", [None, 2, 3])
 def test_two_ranks_draw_what_one_draws_and_learn_the_same(zero, tmp_path, repository):
-    one, two = configure(tmp_path / "one"), configure(tmp_path / "two", batch_size=2)
+    given = {"lines": clip_lines(16), "redraw": HARDER}
+    one, two = configure(tmp_path / "one", **given), configure(tmp_path / "two", batch_size=2, **given)
     assert run(one) == [0]
     deepspeed = [f"train.deepspeed={repository / f'configs/deepspeed/zero{zero}.json'}"] if zero else []
     assert run(two, *deepspeed, ranks=2) == [0, 0], output_of(two, 0).read_text()[-3000:]

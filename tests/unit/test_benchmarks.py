@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from quickstart.stages import Stage
 from videollm.model.connectors import build_connector
 from videollm.model.towers import build_tower
 
@@ -70,6 +71,13 @@ def test_the_ablation_trains_each_kind_from_the_same_model_and_data(tmp_path):
     rest = {tuple(part for part in command if not part.startswith(differ)) for command in commands.values()}
     assert len(rest) == 1 and f"model.checkpoint={tmp_path}/q/d2vlm/final" in next(iter(rest))
     assert {"train.objective.grounding_weight=0", "train.objective.text_weight=1"} <= set(commands["text"])
+
+
+def test_the_ablation_runs_its_commands(tmp_path):
+    ablation = importlib.import_module("fpo_ablation")
+    logs = [tmp_path / f"{name}.txt" for name in "ab"]
+    ablation.run_all([Stage(f"train {log.stem}", [sys.executable, "-c", "print(41 + 1)"], log) for log in logs], 1)
+    assert all("42" in log.read_text().splitlines() for log in logs)
 
 
 def test_the_ablation_table_has_means_and_spreads(capsys):

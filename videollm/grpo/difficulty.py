@@ -1,20 +1,23 @@
 """Which questions are worth asking: a model's own answers say how hard each is, and a subset is drawn by that.
 
-In: records, and lines of ``videollm.infer`` (several to a question allowed). Out: a score of each question, the mean of
-what its answers earn, and a subset whose scores lie around a wanted one or between two quantiles. What is drawn follows
-from seed and ids, not from the order. Knows no model.
+In: records, and what their answers earn: lines of ``videollm.infer`` (several to a question allowed) before a run, or
+roll-outs within it. Out: a score of each question, the mean of what its answers earn, and a subset whose scores lie
+around a wanted one or between two quantiles; of a run one for each epoch. What is drawn follows from seed, ids and
+scores, not from the order. Knows no model.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import Sampler as Order
 
+from videollm.batches.dataset import VideoDataset
 from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError, need
 from videollm.common.files import json_lines
@@ -75,14 +78,69 @@ def subset(records: Sequence[Record], scores: dict[int, float], options: Difficu
     """Indices of the records drawn, in order: without repetition, each by its weight."""
     values = np.asarray(list(scores.values()))
     low, high = np.quantile(values, options.quantiles)
-    log_weight = np.where((values >= low) & (values <= high), 0.0, -math.inf)
-    if options.mean is not None:
-        log_weight -= ((values - options.mean) / options.spread) ** 2 / 2
-    keys = row_keys([records[index].id for index in scores], [options.seed] * len(scores), torch.device("cpu"))
-    # The highest of log-weight + Gumbel noise are drawn one after the other, by weight.
-    order = np.argsort(-(log_weight + gumbel(keys, torch.zeros_like(keys), 1)[:, 0].numpy()), kind="stable")
-    chosen = [int(place) for place in order if log_weight[place] > -math.inf][: options.count]
+    log_weight = np.where((values >= low) & (values <= high), around(values, options.mean, options.spread), -math.inf)
+    order = by_weight([records[index].id for index in scores], log_weight, options.seed)
+    chosen = [place for place in order if log_weight[place] > -math.inf][: options.count]
     return sorted(list(scores)[place] for place in chosen)
+
+
+def around(scores: np.ndarray, mean: float | None, spread: float) -> np.ndarray:
+    """Log-weights [N] by a Gaussian over the ``scores``; None: all alike."""
+    return np.zeros(len(scores)) if mean is None else -(((scores - mean) / spread) ** 2) / 2
+
+
+def by_weight(ids: Sequence[str], log_weight: np.ndarray, seed: int, epoch: int = 0) -> list[int]:
+    """The order in which N questions are drawn without repetition, each time by weight: their places. An ``epoch`` has
+    an order of its own."""
+    keys = row_keys(ids, [seed] * len(ids), torch.device("cpu"))
+    noise = gumbel(keys, torch.full_like(keys, epoch), 1)[:, 0].numpy()
+    # The highest of log-weight + Gumbel noise are drawn one after the other, by weight.
+    return np.argsort(-(log_weight + noise), kind="stable").tolist()
+
+
+# ---- within a run ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RedrawOptions:
+    """``train.objective.redraw``: which questions an epoch asks, by what their newest answers earned."""
+
+    share: float = 0.5  # of the questions, asked in an epoch
+    flat: float = 0.25  # weight of a question whose answers all earned the same; of others, and of those not asked, 1
+    mean: float | None = None  # weights by a Gaussian around this reward; null: all alike
+    spread: float = 0.2
+
+    def __post_init__(self):
+        where = "train.objective.redraw"
+        need(0 < self.share < 1, f"{where}.share: {self.share}, but it must be above 0 and below 1")
+        need(0 < self.flat <= 1, f"{where}.flat: {self.flat}, but it must be above 0 and at most 1")
+        need(self.spread > 0, f"{where}.spread: {self.spread}, but it must be above 0")
+
+
+class Redrawn(Order):
+    """The questions of each epoch of a ``VideoDataset``: what all ranks know of them decides, so all draw the same.
+
+    ``known``, for a checkpoint: of the questions ``seen``, by their ids, the mean reward of the newest answers and
+    whether all earned the same; that as it was ``before`` the ``epoch``, by which a run that goes on in it draws again.
+    """
+
+    def __init__(self, options: RedrawOptions, dataset: VideoDataset, seed: int):
+        self.options, self.dataset, self.seed = options, dataset, seed
+        self.ids = [record.id for record in dataset.records]
+        self.known = {"seen": {}, "before": {}, "epoch": -1}
+
+    def __len__(self) -> int:
+        return max(1, round(self.options.share * len(self.ids)))
+
+    def __iter__(self) -> Iterator[int]:
+        known, epoch = self.known, self.dataset.epoch
+        if known["epoch"] != epoch:
+            known |= {"before": dict(known["seen"]), "epoch": epoch}
+        scores, flat = np.array([known["before"].get(name, (math.nan, False)) for name in self.ids]).T
+        log_weight = np.nan_to_num(around(scores, self.options.mean, self.options.spread))  # 0 of those not asked
+        log_weight = log_weight + flat * math.log(self.options.flat)
+        drawn = sorted(by_weight(self.ids, log_weight, self.seed, epoch)[: len(self)])
+        return iter(np.random.default_rng([self.seed, epoch]).permutation(drawn).tolist())
 
 
 def tenths(scores: Sequence[float]) -> list[int]:

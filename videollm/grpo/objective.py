@@ -18,12 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from videollm.batches.batch import Batch, Draws
+from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint import Bundle
 from videollm.checkpoint.reference import load_reference
 from videollm.common.config import ConfigError, UserError, at_least, need
 from videollm.common.files import json_lines
 from videollm.common.processes import this_rank
 from videollm.data import Record
+from videollm.grpo.difficulty import Redrawn, RedrawOptions
 from videollm.grpo.rewards import Rewards, true_text
 from videollm.grpo.rollout import TOLD, Gather, Group, Questions, RollOuts, place_draws, told
 from videollm.heads import NO_DRAW
@@ -60,6 +62,7 @@ class GRPOOptions:
     kl: float = 0.0  # weight of the divergence from a reference, a decision's mean (k3 estimator); 0: none is loaded
     reference: str | None = None  # its checkpoint folder; null: model.checkpoint, from which the run starts
     average: Literal["sum", "mean", "decisions"] = "sum"  # of an answer's decisions; decisions: mean of a step's (DAPO)
+    redraw: RedrawOptions | None = None  # each epoch asks a share of the questions, by what they earned; null: all
     patience: int = 100  # steps in a row without a group to learn from, after which the run stops
     show_every: int = 50  # steps between two pages of roll-outs in rollouts.jsonl
 
@@ -91,6 +94,7 @@ class GRPO(Objective):
         self.reference: VideoLLM | None = None
         self.flat = 0  # roll-outs in a row
         self.kept: list[Batch] = []  # of the newest roll-out
+        self.redrawn: Redrawn | None = None
 
     # ---- before the run --------------------------------------------------------------------------------------------
 
@@ -111,6 +115,10 @@ class GRPO(Objective):
             f"train.save_every: {every} is no multiple of {WHERE}.updates={updates}, so that a resumed run would draw "
             "other answers; give one",
         )
+        for key in ("group_by_length", "max_tokens_per_batch") if self.options.redraw else ():
+            need(
+                not getattr(settings.train, key), f"train.{key}: not with {WHERE}.redraw, which has an order of its own"
+            )
         need(not settings.data.pack, "data.pack: each question has its own answers here; set it to false")
         start = self.options.reference or settings.model.checkpoint
         need(start or not self.options.kl, f"{WHERE}.kl: from what? Name a {WHERE}.reference, or a model.checkpoint")
@@ -138,6 +146,22 @@ class GRPO(Objective):
         """Items as they are: their batches come after the roll-outs."""
         return Gather(bundle.collator().split_prefix)
 
+    def order(self, dataset: VideoDataset, settings: Settings) -> Redrawn | None:
+        """That of ``redraw``."""
+        if self.options.redraw is not None:
+            self.redrawn = Redrawn(self.options.redraw, dataset, settings.train.seed)
+        return self.redrawn
+
+    def state(self) -> dict:
+        """Steps in a row with flat groups only, and what is known of the questions."""
+        return {"flat": self.flat, "known": self.redrawn and self.redrawn.known}
+
+    def resume(self, state: dict) -> None:
+        """As ``Objective``; of a run that drew nothing anew nothing is known."""
+        self.flat = state.get("flat", 0)
+        if self.redrawn is not None and state.get("known"):
+            self.redrawn.known = state["known"]
+
     # ---- a step ----------------------------------------------------------------------------------------------------
 
     def made(self, batches: list[Questions], step: int) -> list[Batch]:
@@ -149,6 +173,8 @@ class GRPO(Objective):
             made.append(self.rollouts.batch(questions, step))
             groups += self.rollouts.last
         self.stop_if_flat(groups, made[0].input_ids.device)
+        if self.redrawn is not None:
+            self.redrawn.known["seen"] |= earned(groups)
         if step % self.options.show_every == 0 and this_rank() == 0:
             with open(self.output / ROLLOUTS, "a", encoding="utf-8") as out:
                 out.writelines(json.dumps({"step": step} | shown(group)) + "\n" for group in groups)
@@ -246,6 +272,16 @@ class GRPO(Objective):
             return advantage
         each = torch.cat([word_of, span_of])
         return advantage / torch.zeros_like(advantage).index_add(0, each, torch.ones_like(each, dtype=torch.float))
+
+
+def earned(groups: Sequence[Group]) -> dict[str, tuple[float, bool]]:
+    """Of the questions of all ranks, by id: the mean reward of their answers, and whether all earned the same."""
+    own = {group.item.ids[0]: (float(group.rewards.mean()), group.flat) for group in groups}
+    every = [own]
+    if dist.is_initialized():
+        every = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(every, own)
+    return {name: found for rank in every for name, found in rank.items()}
 
 
 def drift(log: Path, metric: str) -> str | None:

@@ -98,11 +98,12 @@ class Decoding:
             self.note(scores.log_softmax(-1), new, query, place)
         embeds = embedding(new)
         picked = one_of(new, self.span_ids)
-        if len(self.span_ids) and not (self.looks and not picked.any()):
-            prediction = self.span(query)
-            spans = self.head.embed_predicted(embeds, prediction, self.row, self.frames)
-            embeds = torch.where(picked[:, None], spans.to(embeds.dtype), embeds)
-            self.keep(prediction, place)
+        asked = (picked & ~self.done).nonzero()[:, 0] if self.looks else slice(None)
+        if len(self.span_ids) and len(self.row[asked]):
+            prediction = self.span(query, asked)
+            spans = self.head.embed_predicted(embeds[asked], prediction, self.row[asked], self.frames)
+            embeds[asked] = torch.where(picked[asked, None], spans.to(embeds.dtype), embeds[asked])
+            self.keep(prediction, asked, place)
         self.ids[self.row, place] = new
         if self.words is not None:
             self.words.scatter_(1, new[:, None], True)
@@ -114,11 +115,12 @@ class Decoding:
         """Count a token more, on the host."""
         self.length = min(self.length + 1, self.ids.shape[1] - 1)
 
-    def span(self, query: Tensor) -> Prediction:
-        """What the head says of the tokens that are being decided, or draws for them. [R, D]."""
+    def span(self, query: Tensor, asked: Tensor | slice) -> Prediction:
+        """What the head says of the tokens that are being decided in the rows ``asked``, or draws for them. [R, D]."""
+        given = query[asked], self.row[asked], self.frames
         if not self.draws_spans:
-            return self.head.predict(query, self.row, self.frames)
-        return self.head.draw(query, self.row, self.frames, self.temperature, SpanNoise(self.keys, self.steps))
+            return self.head.predict(*given)
+        return self.head.draw(*given, self.temperature, SpanNoise(self.keys[asked], self.steps[asked]))
 
     def note(self, log_probs: Tensor, new: Tensor, query: Tensor, place: Tensor) -> None:
         """Keep what is to be known of the tokens ``new`` [R] that are drawn from ``log_probs`` [R, V]."""
@@ -138,13 +140,14 @@ class Decoding:
         own = self.head.draw_log_prob(*given), self.head.draw_entropy(*given)
         self.drawn[row, step, 1] = torch.stack(own, -1)
 
-    def keep(self, prediction: Prediction, place: Tensor) -> None:
-        """Take note of what the head says of the token that is being decided, which goes to ``place`` [R]."""
+    def keep(self, prediction: Prediction, asked: Tensor | slice, place: Tensor) -> None:
+        """Take note of what the head says of the tokens that are being decided in the rows ``asked``, which go to
+        ``place`` [R]."""
         parts = (prediction.seconds, prediction.score, prediction.raw)
         if self.found is None:
             self.found = Prediction(*(part.new_zeros(*self.ids.shape, *part.shape[1:]) for part in parts))
         for buffer, part in zip((self.found.seconds, self.found.score, self.found.raw), parts, strict=True):
-            buffer[self.row, place] = part
+            buffer[self.row[asked], place[asked]] = part
 
     def ended(self) -> bool:
         """Whether all rows have ended; waits for the device, and for the other ranks where all go on together."""

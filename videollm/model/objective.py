@@ -72,6 +72,17 @@ class Objective:
         ranked = self.rejected is not None
         return bundle.collator(average=average, pack=data.pack, rank=ranked, unseen_id=data.unseen_id)
 
+    def order(self, dataset: Any, settings: Any) -> Any:
+        """A torch ``Sampler`` of the items of an epoch (of the ``VideoDataset``), the same on every rank; None: all in
+        random order. Called once."""
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of this rank's part of the run: numbers, texts, tensors, in dicts and lists."""
+        return {}
+
+    def resume(self, state: dict) -> None:
+        """Go on from what ``state`` gave; empty where an older run kept none."""
+
     def made(self, batches: list, step: int) -> list[Batch]:
         """What optimisation step ``step`` (from 0) trains on, of what the loader gave for it on this rank."""
         return batches

@@ -229,7 +229,8 @@ class VideoTrainer(Trainer, TrainerCallback):
     # ---- order -----------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
-        """Items in random order, in one that puts similar lengths together, or in batches that fill a budget."""
+        """Items in random order or in one of the objective's, in one that puts similar lengths together, or in batches
+        that fill a budget."""
         dataset, train, ranks = self.train_dataset, self.settings.train, self.args.world_size
         kept = kept_lengths(self.settings)
         if train.max_tokens_per_batch is not None:
@@ -240,7 +241,8 @@ class VideoTrainer(Trainer, TrainerCallback):
             lengths, size = kept.item_sizes(dataset, "train.group_by_length").sum(1), train.batch_size
             order = {"sampler": LengthGroupedSampler(dataset, lengths, size, ranks, train.seed), "batch_size": size}
         else:
-            order = {"sampler": RandomSampler(dataset), "batch_size": train.batch_size}
+            own = self.bundle.model.objective.order(dataset, self.settings)
+            order = {"sampler": own or RandomSampler(dataset), "batch_size": train.batch_size}
         loader = DataLoader(
             dataset,
             collate_fn=self.data_collator,
@@ -326,7 +328,8 @@ class VideoTrainer(Trainer, TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:
         """Add to a checkpoint what transformers has not written; the manifest once every rank has."""
         folder, train = self.written, self.settings.train
-        torch.save({name: getattr(self, name) for name in PROGRESS}, folder / f"progress_{args.process_index}.pt")
+        progress = {name: getattr(self, name) for name in PROGRESS} | {"objective": self.bundle.model.objective.state()}
+        torch.save(progress, folder / f"progress_{args.process_index}.pt")
         stage = self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else None
         asked = self.validate.questions if self.validate else None
         facts = Facts(state.global_step, args.world_size, stage, len(self.train_dataset), asked)
@@ -343,6 +346,7 @@ class VideoTrainer(Trainer, TrainerCallback):
                 progress["term_sums"]["loss"] = progress["_tr_loss"] / args.world_size
             for name in PROGRESS:
                 setattr(self, name, progress[name])
+            self.bundle.model.objective.resume(progress.get("objective", {}))  # older code wrote none
             self.term_sums = {name: value.to(args.device) for name, value in self.term_sums.items()}
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:

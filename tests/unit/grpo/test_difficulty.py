@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from tests.models import record, turns, write_lines
 from videollm import difficulty
 from videollm.common.config import ConfigError, build
 from videollm.data import load_records
-from videollm.grpo.difficulty import DifficultyOptions, read_answers, scored, subset, tenths
+from videollm.grpo.difficulty import DifficultyOptions, Redrawn, RedrawOptions, read_answers, scored, subset, tenths
 from videollm.grpo.rewards import Rewards
+from videollm.model.objective import build_objective
 
 TIOU = Rewards.named({"tiou": 1.0}, "rewards")
 
@@ -77,6 +79,61 @@ def test_the_draw_follows_from_seed_and_id(hundred):
     assert set(first) != {records[k].id for k in subset(records, scores, options(count=20, seed=1))}
 
 
+# ---- within a run ----------------------------------------------------------------------------------------------------
+
+
+def redrawn(records, seen=None, seed=0, **options):
+    """The order of a run over ``records`` that has ``seen`` what is given."""
+    order = Redrawn(RedrawOptions(**options), SimpleNamespace(records=records, epoch=0), seed)
+    order.known["seen"] |= seen or {}
+    return order
+
+
+def epochs(order, number):
+    """What is asked in so many epochs."""
+    drawn = []
+    for epoch in range(number):
+        order.dataset.epoch = epoch
+        drawn.append(list(order))
+    return drawn
+
+
+def test_each_epoch_draws_a_share_of_the_questions_anew(hundred):
+    records, _ = hundred
+    drawn = epochs(redrawn(records, share=0.3), 50)
+    assert all(len(one) == len(set(one)) == 30 for one in drawn) and len({tuple(one) for one in drawn}) == 50
+    asked = np.bincount(np.concatenate(drawn), minlength=100)
+    assert asked.min() >= 5 and asked.max() <= 27, "15 times each, in the mean"
+
+
+def test_questions_whose_answers_all_earned_the_same_are_drawn_less(hundred):
+    """By hand: with weights 1 and 0.25 and a tenth drawn, 4 of the one kind come to 1 of the other, a little less."""
+    records, _ = hundred
+    seen = {record.id: (0.5, k < 50) for k, record in enumerate(records)}
+    drawn = np.concatenate(epochs(redrawn(records, seen, share=0.1, flat=0.25), 200))
+    assert (drawn >= 50).sum() / (drawn < 50).sum() == pytest.approx(3.85, abs=0.35)
+
+
+def test_questions_around_the_wanted_reward_are_drawn_and_those_not_asked_yet(hundred):
+    records, scores = hundred
+    seen = {records[k].id: (scores[k], False) for k in range(90)}
+    drawn = np.concatenate(epochs(redrawn(records, seen, share=0.2, mean=0.2, spread=0.05), 50))
+    assert set(range(90, 100)) <= set(drawn) and (drawn >= 90).sum() == pytest.approx(10 * 50, rel=0.3)
+    assert drawn[drawn < 90].mean() == pytest.approx(19, abs=2) and drawn[drawn < 90].max() < 45
+
+
+def test_an_epoch_follows_from_what_was_seen_before_it_from_seed_and_ids(hundred):
+    records, _ = hundred
+    order = redrawn(records, {records[0].id: (0.5, True)}, seed=3, share=0.5)
+    (first,) = epochs(order, 1)
+    order.known["seen"] |= {record.id: (0.1, True) for record in records[:60]}
+    assert list(order) == first, "of the same epoch, as when a run goes on in it"
+    order.dataset.epoch, turned = 1, redrawn(records[::-1], order.known["seen"], seed=3, share=0.5)
+    turned.dataset.epoch = 1
+    assert {records[k].id for k in order} == {records[99 - k].id for k in turned}
+    assert set(first) != set(order) != set(redrawn(records, seed=4, share=0.5))
+
+
 def test_tenths_count_what_is_outside_at_the_ends():
     assert tenths([-1, 0, 0.05, 0.55, 1, 3]) == [3, 0, 0, 0, 0, 1, 0, 0, 0, 2]
 
@@ -106,6 +163,14 @@ def test_the_command_writes_annotations_that_are_read_again(tmp_path, capsys):
 def test_wrong_options_are_told_by_their_key(given, message):
     with pytest.raises(ConfigError, match=message):
         options(**given)
+
+
+@pytest.mark.parametrize("given", [{"share": 0}, {"share": 1.0}, {"flat": 0}, {"flat": 2}, {"spread": 0}], ids=str)
+def test_wrong_options_of_a_run_are_told_by_their_key(given):
+    with pytest.raises(
+        ConfigError, match=rf"train\.objective\.redraw\.{next(iter(given))}: {next(iter(given.values()))}"
+    ):
+        build_objective({"name": "grpo", "redraw": given})
 
 
 def test_an_answer_line_that_is_none_is_named(tmp_path):

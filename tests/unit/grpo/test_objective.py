@@ -10,6 +10,7 @@ from tests.models import make_bundle, record, settings, turns
 from tests.unit.grpo.test_rollout import LINES, objective, questions, warm
 from videollm.common.config import ConfigError
 from videollm.grpo import GRPO, GRPOOptions
+from videollm.grpo.difficulty import RedrawOptions
 from videollm.grpo.objective import AllFlat
 from videollm.grpo.rewards import first_iou
 from videollm.heads import HEADS, TemporalHead
@@ -152,6 +153,8 @@ def test_a_run_that_learns_nothing_stops(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(type(own.rewards), "of", lambda *_: {next(iter(own.rewards.terms)): 1.0})
     own.made([questions(bundle, NAMES)], 0)
     own.made([questions(bundle, NAMES)], 1)
+    state, own = own.state(), objective(bundle, tmp_path, patience=3)
+    own.resume(state)
     with pytest.raises(AllFlat, match=r"train\.objective: in 3 steps all answers .* earned the same .*choose other"):
         own.made([questions(bundle, NAMES)], 2)
 
@@ -225,6 +228,9 @@ def test_records_that_no_reward_speaks_of_are_named_and_counted():
         GRPO(GRPOOptions(kl=0.1)).check(records[:1], settings("internvl", "text"))
     with pytest.raises(ConfigError, match=r"train\.save_every: 5 is no multiple of train\.objective\.updates=2"):
         GRPO(GRPOOptions(updates=2)).check(records[:1], settings("internvl", "text", {"save_every": 5}))
+    for key, value in {"group_by_length": True, "max_tokens_per_batch": 999}.items():
+        with pytest.raises(ConfigError, match=rf"train\.{key}: not with train\.objective\.redraw"):
+            GRPO(GRPOOptions(redraw=RedrawOptions())).check(records[:1], settings("internvl", "text", {key: value}))
     with pytest.raises(ConfigError, match=r"data\.pack"):
         GRPO(GRPOOptions()).check(records[:1], settings("internvl", "text", data={"pack": True}))
 

@@ -114,6 +114,15 @@ def test_a_question_is_encoded_once_for_all_of_its_answers(bundle, tmp_path, mon
     assert len(batch) == 2 and batch.num_samples == 8
 
 
+def test_the_head_draws_for_span_tokens_of_running_answers_alone(bundle, tmp_path, monkeypatch):
+    own, draw, asked = objective(bundle, tmp_path, answers=6), bundle.model.head.draw, []
+    monkeypatch.setattr(
+        bundle.model.head, "draw", lambda queries, *more: asked.append(len(queries)) or draw(queries, *more)
+    )
+    (batch,) = own.made([questions(bundle, ["two_spans", "asked"])], step=0)
+    assert sum(asked) == len(batch.pairs.answer_refs) == len(batch.draws.spans_log_prob)
+
+
 def test_flat_groups_are_left_out_and_counted(bundle, tmp_path, monkeypatch):
     own = objective(bundle, tmp_path)
     of = own.rewards.of

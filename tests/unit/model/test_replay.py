@@ -83,7 +83,8 @@ def test_drawn_answers_and_their_log_probabilities_are_those_of_steps_that_run(h
     for a, b in zip(one, other, strict=True):
         assert a.ids == b.ids
         for field in ("seconds", "words_log_prob", "spans_log_prob"):
-            torch.testing.assert_close(getattr(a, field), getattr(b, field), rtol=0, atol=0)
+            # Steps that run draw for span tokens alone, those recorded for all rows: matrices of other sizes.
+            torch.testing.assert_close(getattr(a, field), getattr(b, field), rtol=1e-6, atol=1e-5)
     assert RUNS["played"] > RUNS["recorded"]
 
 
