@@ -53,7 +53,19 @@ WRONG = {
     "data import videomind {lines} --outptu x": ("error: --outptu: unknown option; did you mean --output?",),
     "ask --model {run} --video {videos}/clip0.mp4 --question x": ("no config.json; it is a run, its model is ",),
     "ask --model {model}": ("error: the following arguments are required: --video, --question; videollm ask --help ",),
-    "score charades --protocol publishd": ("error: argument --protocol: invalid choice: 'publishd'",),
+    "score charades --protocol publishd": (
+        "error: argument --protocol: 'publishd' is unknown; did you mean published?",
+    ),
+    "data chekc --annotations {lines}": ("error: argument command: 'chekc' is unknown; did you mean check?",),
+    "ask --model {model} --video {videos}/clip0.mp4 --question x --device cud": (
+        "error: --device: 'cud' is no device; did you mean cuda?",
+    ),
+    "infer --model {model} --annotations {lines} --videos {videos} --output {none}/a.jsonl --device=cuda:x": (
+        "error: --device: 'cuda:x' is no device; did you mean cuda?",
+    ),
+    "push {model} lab/x --licence apach-2.0": (
+        "error: argument --licence: 'apach-2.0' is unknown; did you mean apache-2.0?",
+    ),
     "memory --config configs/finetune.yaml": (" --head d2vlm",),
     "trian": ("videollm trian: no such command; did you mean train?",),
     "--help": (),
