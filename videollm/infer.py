@@ -55,6 +55,11 @@ def check(args: argparse.Namespace) -> None:
     )
 
 
+def ahead(argv: Sequence[str] | None) -> None:
+    """For the launcher: as ``check`` of a command line."""
+    check(arguments(argv))
+
+
 def begin(args: argparse.Namespace) -> None:
     """Check, and answer."""
     with one_fate():

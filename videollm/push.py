@@ -9,11 +9,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from videollm.common.command import Parser, a_path, ended
 from videollm.common.config import ConfigError, need, together
-from videollm.common.files import A_MODEL, HUB_NAME
+from videollm.common.files import HUB_NAME, check_model
 from videollm.training.saving import MANIFEST, UNFINISHED, read_checkpoint
 
 LICENCES = "apache-2.0, mit, cc-by-4.0, cc-by-nc-4.0 or other"
@@ -49,8 +50,9 @@ def check(args: argparse.Namespace) -> None:
     together(
         lambda: need(plain, f"OWNER/NAME: {args.name!r} is no name of a model on the hub, such as lab/moments-4b"),
         lambda: need(args.licence, f"--licence: under which licence may others use the weights? Give it: {LICENCES}"),
-        lambda: need(args.folder.is_dir(), f"FOLDER: {args.folder}: no such folder; {A_MODEL}"),
+        lambda: check_model(args.folder.absolute(), "FOLDER"),
         lambda: check_whole(args.folder),
+        *(partial(read_scores, path) for path in args.scores or ()),
     )
 
 
