@@ -25,6 +25,7 @@ from videollm.common.command import Parser, a_path, ended, usable_device, whole
 from videollm.common.config import ConfigError, build, override, to_dict
 from videollm.common.files import check_folder, check_writable
 from videollm.data import Record, load_records
+from videollm.data.check import check_some
 from videollm.inference.options import PRECISIONS, own_precision
 
 COLUMNS = (*FACTORS, "margin")
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if not records:
         raise ConfigError("--annotations: no record has rejected answers; make some with `python -m d2vlm.preference`")
     check_folder(args.videos, "--videos")
+    check_some(records, args.videos, "--videos")
     check_writable(args.output, "--output")
     device, found = usable_device(args.device), {}
     for folder in args.model:

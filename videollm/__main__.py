@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from videollm.common.command import ended
 from videollm.common.config import nearest
-from videollm.common.declared import COMMANDS, declared, sign
+from videollm.common.declared import COMMANDS, declared, sign, versions
 
 ABSENT = "not part of this installation"
+MORE = "videollm COMMAND --help tells what it takes, videollm --version what is installed."
 
 
 def overview() -> str:
@@ -20,7 +21,16 @@ def overview() -> str:
     names = declared(COMMANDS)
     width = max(map(len, names)) + 2
     lines = (f"  {name:{width}}{sign(value.partition(':')[0]) or ABSENT}" for name, value in names.items())
-    return "\n".join(["usage: videollm COMMAND ...", "", *lines, "", "videollm COMMAND --help tells what it takes."])
+    return "\n".join(
+        [
+            "usage: videollm COMMAND ...",
+            "",
+            *lines,
+            "",
+            "videollm COMMAND --help tells what it takes.",
+            "videollm --version tells what is installed.",
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("", "-h", "--help"):
         return ended(lambda: print(overview())) or (0 if name else 2)
+    if name == "--version":
+        return ended(lambda: print(versions()))
     names = declared(COMMANDS)
     if name not in names:
         remedy = nearest(name, list(names), noun="commands")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videollm.common.command import Parser, a_path, ended, quieten
+from videollm.common.command import Parser, a_path, check_device, ended, quieten
 from videollm.common.config import need, together
 from videollm.common.files import check_model, check_writable
 from videollm.inference.options import PRECISIONS, check_question, check_video, read_overrides
@@ -41,6 +41,7 @@ def check(args: argparse.Namespace) -> None:
     checks = [
         lambda: check_model(args.model, "--model"),
         lambda: check_video(args.video),
+        lambda: check_device(args.device),
         lambda: check_question(args.question),
         lambda: read_overrides(args.overrides),
     ]

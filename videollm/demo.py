@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollm.common.command import Parser, a_path, ended, seconds, whole
+from videollm.common.command import Parser, a_path, check_device, ended, seconds, whole
 from videollm.common.config import need, together
 from videollm.common.files import check_model
 from videollm.inference.options import read_overrides
@@ -42,11 +42,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Check what was given, load, serve until Ctrl-C."""
     there = importlib.util.find_spec("gradio") is not None
-    need(there, "the demo needs gradio, which is not installed; run: pip install -e '.[demo]'")
     count = len(args.model)
     together(
+        lambda: need(there, "the demo needs gradio, which is not installed; run: pip install -e '.[demo]'"),
         lambda: need(count <= 2, f"--model: {count} models; give one, or two to compare"),
         *(lambda model=model: check_model(model, "--model") for model in args.model),
+        lambda: check_device(args.device),
         lambda: read_overrides(args.overrides),
     )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

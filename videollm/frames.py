@@ -81,10 +81,12 @@ def build_frames(args: argparse.Namespace) -> None:
     check(args)
     quieten()
     from videollm.data import load_records
+    from videollm.data.check import check_some
     from videollm.video.store import SKIPPED, build_store
 
     sampler, preprocess = wanted_frames(args)
     records = load_records(args.annotations)
+    check_some(records, args.videos, "--videos")
     names = [r.video for r in records if r.video is not None and r.asking.view == WHOLE]
     held, bad = build_store(
         args.output, names, args.videos, sampler, preprocess,

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from videollm.common.command import Parser, a_path, ended, quieten, seconds, whole
+from videollm.common.command import Parser, a_path, check_device, ended, quieten, seconds, whole
 from videollm.common.config import together
 from videollm.common.files import check_file, check_folder, check_model, check_writable
 from videollm.common.processes import one_fate
@@ -50,8 +50,14 @@ def check(args: argparse.Namespace) -> None:
         lambda: check_folder(args.videos, "--videos"),
         lambda: check_writable(args.output, "--output"),
         *[partial(check_folder, args.frames, "--frames")] * (args.frames is not None),
+        lambda: check_device(args.device),
         lambda: read_overrides(args.overrides),
     )
+
+
+def ahead(argv: Sequence[str] | None) -> None:
+    """For the launcher: as ``check`` of a command line."""
+    check(arguments(argv))
 
 
 def begin(args: argparse.Namespace) -> None:

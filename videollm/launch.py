@@ -5,6 +5,7 @@ MASTER_PORT, where what is not set comes from Slurm's step, if there is one. Out
 and Ctrl-C are passed on to the processes, which may take their time to save. Knows torchrun; nothing of training.
 """
 
+import importlib
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from videollm.common.command import ended
 from videollm.common.config import ConfigError, need
 from videollm.common.declared import COMMANDS, declared, sign
 
@@ -141,6 +143,12 @@ def launch(plan: Plan, module: str, arguments: Sequence[str]) -> int:
     return 0
 
 
+def told(module: str, arguments: Sequence[str]) -> int:
+    """2 where a command refuses its arguments before torch is loaded, as far as it has an ``ahead``; else 0."""
+    ahead = getattr(importlib.import_module(module), "ahead", None)
+    return ended(lambda: ahead(arguments)) if ahead else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     given = sys.argv[1:] if argv is None else list(argv)
@@ -151,7 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = declared(COMMANDS).get(module, module).partition(":")[0].removesuffix(".__main__")
     try:
         need(sign(module), f"{module}: no such command or module; see videollm --help")
-        import torch  # behind the name of the command: a typo costs no second
+        if given[0] in declared(COMMANDS) and plan(os.environ, 0).nodes == 1 and (status := told(module, arguments)):
+            return status
+        import torch  # behind the words of the command: a typo costs no second
 
         gpus = torch.cuda.device_count()
         planned = plan(os.environ, gpus)

@@ -9,14 +9,23 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from videollm.common.command import Parser, a_path, ended
 from videollm.common.config import ConfigError, need, together
-from videollm.common.files import A_MODEL, HUB_NAME
+from videollm.common.files import HUB_NAME, check_model
 from videollm.training.saving import MANIFEST, UNFINISHED, read_checkpoint
 
 LICENCES = "apache-2.0, mit, cc-by-4.0, cc-by-nc-4.0 or other"
+OF_THE_HUB = (  # names as SPDX has them, in the hub's spelling, and the hub's own of models; all others are "other"
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "mpl-2.0", "gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0",
+    "agpl-3.0", "unlicense", "wtfpl", "zlib", "artistic-2.0", "bsl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2", "ms-pl",
+    "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0",
+    "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0",
+    "cc-by-nc-sa-4.0", "openrail", "openrail++", "bigscience-openrail-m", "creativeml-openrail-m", "gemma", "llama2",
+    "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "other",
+)  # fmt: skip
 ALSO = ("README.md", "scores.json", "clips.jsonl", "clips/*")  # taken along where they lie beside the weights
 
 
@@ -25,7 +34,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="videollm push", description="Push a checkpoint to the hub, with a card.")
     parser.add_argument("folder", type=a_path, metavar="FOLDER", help="checkpoint folder, such as runs/NAME/final")
     parser.add_argument("name", metavar="OWNER/NAME", help="on the hub; made if there is none")
-    parser.add_argument("--licence", metavar="ID", help=f"of the weights, as the hub spells it: {LICENCES}")
+    told = f"of the weights, as the hub spells it: {LICENCES}"
+    parser.add_argument("--licence", metavar="ID", choices=OF_THE_HUB, help=told)
     parser.add_argument("--private", action="store_true", help="nobody else sees it")
     told = "as the scoring command writes them (default: FOLDER/scores.json, FOLDER/evaluation/*/scores.json)"
     parser.add_argument("--scores", type=a_path, nargs="+", metavar="FILE", help=told)
@@ -40,8 +50,9 @@ def check(args: argparse.Namespace) -> None:
     together(
         lambda: need(plain, f"OWNER/NAME: {args.name!r} is no name of a model on the hub, such as lab/moments-4b"),
         lambda: need(args.licence, f"--licence: under which licence may others use the weights? Give it: {LICENCES}"),
-        lambda: need(args.folder.is_dir(), f"FOLDER: {args.folder}: no such folder; {A_MODEL}"),
+        lambda: check_model(args.folder.absolute(), "FOLDER"),
         lambda: check_whole(args.folder),
+        *(partial(read_scores, path) for path in args.scores or ()),
     )
 
 
@@ -78,7 +89,8 @@ def run(args: argparse.Namespace) -> None:
     need(f"{licence}\n" in card, f"{own}: does not say {licence}; give the one that it says")
     files = [*files_of(folder), *(path for pattern in ALSO for path in folder.glob(pattern) if not path.is_dir())]
     for path in files:
-        need(path.is_file(), f"{path}: is a link to a file that is not there, or no file; mend it, or take it out")
+        here = path.is_file() and path.resolve() == folder.resolve() / path.relative_to(folder)
+        need(here, f"{path}: is a link, or no file; only the folder's own are pushed: put a copy there, or take it out")
     names = {str(path.relative_to(folder)): path for path in files} | {"README.md": card.encode()}
     if args.dry_run:
         print(card, *(f"would push: {name}" for name in sorted(names)), sep="\n")

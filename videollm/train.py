@@ -11,22 +11,38 @@ from videollm.training.settings import check_values, read_values
 GO_ON = "add train.resume=auto: it goes on from the last checkpoint, if there is one"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; a user's error is one line and exit status 2, a stop by SIGTERM status 75, by Ctrl-C 130."""
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = Parser(prog="videollm train", description="Train a temporally grounded video model.")
     where = "YAML file; one of the clone's configs/ is found from any folder"
     parser.add_argument("--config", required=True, metavar="FILE", help=where)
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.steps=100 data.videos=DIR ...")
-    args = parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(argv)
+
+
+def ahead(argv: Sequence[str] | None) -> None:
+    """For the launcher: what can be said of a command line before torch is loaded, all of it. Raises UserError."""
+    checked(arguments(argv))
+
+
+def checked(args: argparse.Namespace) -> dict:
+    """The values of the config and the words over them. Raises UserError for what is wrong with them."""
+    values = read_values(args.config, args.overrides)
+    check_values(values, args.config)
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; a user's error is one line and exit status 2, a stop by SIGTERM status 75, by Ctrl-C 130."""
+    args = arguments(argv)
     return ended(lambda: run(args), GO_ON)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check, before torch is loaded, and train; the exit status."""
     with one_fate():
-        values = read_values(args.config, args.overrides)
-        check_values(values, args.config)
+        values = checked(args)
     quieten()
     import torch.distributed as dist
 

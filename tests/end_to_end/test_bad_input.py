@@ -14,6 +14,7 @@ from videollm.common.command import tell
 from videollm.common.config import ConfigError
 from videollm.data import load_records
 from videollm.data.__main__ import main as check_data
+from videollm.inference import run as inference_run
 from videollm.training import run as training_run
 from videollm.training.validation import answer_spans
 
@@ -279,6 +280,16 @@ def test_an_output_that_cannot_be_written_or_is_not_ours_is_refused(tmp_path, mo
     assert mine.read_text() == "mine\n"
     assert run_infer(tmp_path, model, tmp_path / "none", lines) == 2
     assert "--videos: " in the_error(capsys)
+
+
+def test_a_folder_without_the_videos_is_named_before_a_model_is_loaded(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.setattr(inference_run, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training_run, "assemble", lambda *_, **__: pytest.fail("the model was made"))
+    said = f"none of the 2 videos and images of the annotations, such as clip0.mp4, is below {tmp_path}; give"
+    assert run_infer(tmp_path, model, tmp_path, clip_lines(2)) == 2
+    assert the_error(capsys).startswith(f"--videos: {said}")
+    assert run_train(tmp_path, clip_lines(2), f"data.videos={tmp_path}") == 2
+    assert the_error(capsys).startswith(f"data.videos: {said}")
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------

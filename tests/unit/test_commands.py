@@ -42,6 +42,25 @@ WRONG = {
     "evaluate {none} --benchmarks charades,nothing --data {none} --output /proc/no/x sampler=1": (
         "MODEL: ", "'nothing'", "--data: ", "--output: ", "sampler: expected a mapping",
     ),
+    "difficulty --annotations {none} --answers {none} --output /proc/no/x cuont=3 spread=x": (
+        "cuont: unknown key; did you mean count?", "spread: expected a number", "--annotations: ", "--answers: ",
+        "--output: ",
+    ),
+    "difficulty --annotations {lines} --answers {lines} --output {none} count=0 spread=0 quantiles=[1]": (
+        "count: 0", "spread: 0", "quantiles: ",
+    ),
+    "launch trian --config {config}": ("error: trian: no such command or module",),
+    "launch train --confg {config}": ("error: --confg: unknown option; did you mean --config?",),
+    "launch train --config {config} train.stpes=1 data.videos={none}": ("train.stpes: unknown key; ", "data.videos: "),
+    "launch infer --model {none} --annotations {none} --videos {none} --output /proc/no/x": (
+        "--model: ", "--annotations: ", "--videos: ", "--output: ",
+    ),
+    "convert {model} {none} --bakc": ("error: --bakc: unknown option; did you mean --back?",),
+    "convert {none} {videos} --head d2vml": (
+        "--head: 'd2vml' is unknown; did you mean d2vlm?", "no such folder, and no hub name", "not an empty folder",
+    ),
+    "convert {none} a --head=": ("--head: '' is unknown; known values: text, d2vlm, distime", "no such folder, and no"),
+    "push {videos} lab --licence mit --scores {none}.json": ("no config.json; give", "OWNER/NAME: ", "--scores: "),
     "convert {none} {videos}": ("no such folder, and no hub name", "not an empty folder"),
     "memory --config {config} model.hed=1 model.checkpoint={none}": ("model.hed: unknown", "model.checkpoint: "),
     "frames build --annotations {none}.jsonl --videos {none} --output /proc/no/x --model {none} sampler.fsp=1": (
@@ -53,7 +72,19 @@ WRONG = {
     "data import videomind {lines} --outptu x": ("error: --outptu: unknown option; did you mean --output?",),
     "ask --model {run} --video {videos}/clip0.mp4 --question x": ("no config.json; it is a run, its model is ",),
     "ask --model {model}": ("error: the following arguments are required: --video, --question; videollm ask --help ",),
-    "score charades --protocol publishd": ("error: argument --protocol: invalid choice: 'publishd'",),
+    "score charades --protocol publishd": (
+        "error: argument --protocol: 'publishd' is unknown; did you mean published?",
+    ),
+    "data chekc --annotations {lines}": ("error: argument command: 'chekc' is unknown; did you mean check?",),
+    "ask --model {model} --video {videos}/clip0.mp4 --question x --device cud": (
+        "error: --device: 'cud' is no device; did you mean cuda?",
+    ),
+    "infer --model {model} --annotations {lines} --videos {videos} --output {none}/a.jsonl --device=cuda:x": (
+        "error: --device: 'cuda:x' is no device; did you mean cuda?",
+    ),
+    "push {model} lab/x --licence apach-2.0": (
+        "error: argument --licence: 'apach-2.0' is unknown; did you mean apache-2.0?",
+    ),
     "memory --config configs/finetune.yaml": (" --head d2vlm",),
     "trian": ("videollm trian: no such command; did you mean train?",),
     "--help": (),
@@ -80,6 +111,25 @@ def test_wrong_words_are_told_all_at_once_before_torch_is_loaded(line, places, r
     assert json.loads(done.stdout.splitlines()[-1]) == [0 if line == "--help" else 2, []], done.stdout + done.stderr
     told = [row for row in done.stderr.splitlines() if row.startswith("error: ")]
     assert len(told) == len(WRONG[line]) and all(any(said in row for row in told) for said in WRONG[line]), told
+
+
+@pytest.mark.parametrize("gpus", ["2", ""])
+def test_a_launch_of_several_processes_tells_wrong_words_once_and_at_once(gpus, places, repository):
+    call = [sys.executable, "-c", RUN, json.dumps(["launch", "train", "--config", places["config"], "train.stpes=1"])]
+    environment = os.environ | {"GPUS": gpus}
+    done = subprocess.run(call, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == "error: train.stpes: unknown key; did you mean train.steps?\n"
+    assert json.loads(done.stdout) == [2, []]
+
+
+def test_the_version_is_told_without_loading_what_it_names(repository):
+    call = [sys.executable, "-c", RUN, json.dumps(["--version"])]
+    done = subprocess.run(call, cwd=repository, capture_output=True, text=True, check=True)
+    first, second, end = done.stdout.splitlines()
+    stated = re.search(r'version="([\d.]+)"', (repository / "setup.py").read_text())[1]
+    assert re.fullmatch(rf"videollm {stated} \((commit [0-9a-f]{{40}}(, with changes)?|no git checkout)\)", first)
+    assert f"torch {metadata.version('torch')}, transformers {metadata.version('transformers')}, " in second
+    assert json.loads(end) == [0, []]
 
 
 def test_help_lists_every_command_with_a_line(capsys):

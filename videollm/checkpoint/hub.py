@@ -17,7 +17,13 @@ WORDS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")  # configs and t
 TENSORS = ("*.safetensors",)
 QUESTION_TOKENIZER = "question_tokenizer"
 PARTS = ("", f"{QUESTION_TOKENIZER}/")  # of a checkpoint folder
-OF_A_RUN = ("trainer_state.json", "manifest.json")  # of a checkpoint that training goes on from
+FOLDER = "give the folder of a trained model, such as runs/NAME/final"
+OWN = (  # what ``Bundle.save`` and ``save_adapters`` may write; other files of a folder are somebody's own
+    "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
+    "model.safetensors.index.json", "adapters.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 
 
 def local(source: str | Path, weights: bool = True, key: str = "") -> Path:
@@ -39,8 +45,7 @@ def fetched(source: str, weights: bool) -> Path:
     """The snapshot of a name on the hub. Raises CheckpointError."""
     match = HUB_NAME.fullmatch(source)
     if match is None or os.path.lexists(source):
-        hint = "give the folder of a trained model, such as runs/NAME/final, or a name on the hub (owner/model)"
-        raise CheckpointError(f"{source}: no such folder; {hint}")
+        raise CheckpointError(f"{source}: no such folder; {FOLDER}, or a name on the hub (owner/model)")
     from huggingface_hub import constants, errors, snapshot_download  # starts a client; a folder needs none
 
     name, revision = match["name"], match["revision"]
@@ -51,21 +56,22 @@ def fetched(source: str, weights: bool) -> Path:
     except errors.RevisionNotFoundError:
         why = f"the hub has no revision {revision} of it; give a branch, tag or commit that it has"
     except errors.RepositoryNotFoundError:
-        why = "no such folder, and no such public model on the hub; mend the name, or log in (hf auth login)"
+        why = f"no such folder, and no such public model on the hub; {FOLDER}, mend the name, or log in (hf auth login)"
     except errors.LocalEntryNotFoundError:
         here = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
-        why = f"no such folder, {here} and the hub's cache lacks it; where there is a network: hf download {name}"
+        why = f"no such folder, {here} and the hub's cache lacks it; {FOLDER}; if it is a name on the hub, where there "
+        why += f"is a network: hf download {name}"
     except Exception as error:  # of two http clients, and OSError
-        why = f"no such folder, and it cannot be fetched from the hub ({' '.join(str(error).split())[:200]})"
+        why = f"no such folder, and it cannot be fetched from the hub ({' '.join(str(error).split())[:200]}); {FOLDER}"
     else:
         return Path(found)
     raise CheckpointError(f"{source}: {why}")
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of a checkpoint folder that are fetched of one on the hub."""
-    found = (path for pattern in (*WORDS, *TENSORS) for part in PARTS for path in folder.glob(f"{part}{pattern}"))
-    return sorted(path for path in found if path.name not in OF_A_RUN)
+    """The files of a folder that make it a checkpoint."""
+    there = (path for part in PARTS for path in folder.glob(f"{part}*"))  # links to nothing, too
+    return sorted(path for path in there if any(map(path.match, OWN)))
 
 
 def pushed(name: str, files: Mapping[str, Path | bytes], private: bool) -> str:

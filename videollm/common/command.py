@@ -20,13 +20,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from videollm.common.config import ConfigError, UserError, nearest
+from videollm.common.config import ConfigError, UserError, nearest, need
 from videollm.common.processes import local_rank, this_rank
 
 if TYPE_CHECKING:
     import torch
 
 USERS = (UserError, OSError)
+DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "xla")  # kinds that torch, or an extension of it, may compute on
 HEAD_START_S = 8.0  # for rank 0 to speak, to end, and for the launcher to see that
 
 
@@ -38,7 +39,8 @@ UNREAD = 141  # of one whose output nobody reads any more
 class Parser(argparse.ArgumentParser):
     """argparse's, which answers wrong words with one line in place of its usage.
 
-    Misspelt options are told before what argparse finds missing, which may be just what the misspelt word meant.
+    Misspelt options are told before what argparse finds missing, which may be just what the misspelt word meant. Of a
+    misspelt value of an option that has ``choices`` the nearest one is named, too.
     """
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -76,6 +78,12 @@ class Parser(argparse.ArgumentParser):
                 value = False
             others.append(word)
         return [*others[:place], *own, *others[len(others) if place is None else place :]]
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Of argparse: raises ArgumentError for a value that is none of the choices."""
+        if action.choices is not None and value not in action.choices:
+            known = nearest(str(value), [str(choice) for choice in action.choices], noun="values")
+            raise argparse.ArgumentError(action, f"{value!r} is unknown; {known}")
 
     def error(self, message: str) -> NoReturn:
         """End the command."""
@@ -151,16 +159,22 @@ def message(error: Exception) -> str:
 
 def usable_device(name: str | None) -> "torch.device":
     """The device ``name``, or this process's GPU, or the CPU; ConfigError where it is unknown or not there."""
+    check_device(name)
     import torch
 
     if name in (None, "cuda"):
         name = f"cuda:{local_rank()}" if name or torch.cuda.is_available() else "cpu"
     try:
-        if torch.device(name).type == "meta":
-            raise RuntimeError("it holds no numbers")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+
+
+def check_device(name: str | None) -> None:
+    """ConfigError for a ``name`` that no device has; whether it is there, torch knows: see ``usable_device``."""
+    kind, colon, number = str(name).partition(":")
+    known = name is None or (kind in DEVICES and (number.isdecimal() or not colon))
+    need(known, f"--device: {name!r} is no device; {nearest(kind, DEVICES, noun='devices')}")
 
 
 def whole(least: int) -> Callable[[str], int]:

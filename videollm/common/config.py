@@ -30,6 +30,12 @@ def need(holds: object, message: str, error: type[ValueError] = ConfigError) -> 
         raise error(message)
 
 
+def needs(*checks: tuple[object, str], error: type[ValueError] = ConfigError) -> None:
+    """As ``need`` of each of ``checks`` (what has to hold, what is said otherwise): a line of each that does not."""
+    wrong = [message for holds, message in checks if not holds]
+    need(not wrong, "\n".join(wrong), error)
+
+
 def together(*checks: Callable[[], typing.Any]) -> list[typing.Any]:
     """What each of ``checks`` returns. All are made: what several of them refuse is one ConfigError, a line each."""
     found: list[typing.Any] = []
@@ -58,7 +64,7 @@ def build(cls: type, values: dict, where: str = "") -> typing.Any:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{where or 'config'}: {error}") from None
+        raise ConfigError("\n".join(f"{where or 'config'}: {line}" for line in str(error).split("\n"))) from None
 
 
 def typed(cls: type, values: dict, where: str = "") -> dict:
@@ -90,6 +96,11 @@ def nearest(word: str, known: Sequence[str], where: str = "", noun: str = "keys"
     """The remedy for an unknown ``word``: the nearest of the ``known`` ones, or all of them."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {join(where, near[0])}?" if near else f"known {noun}: {', '.join(known)}"
+
+
+def unknown(key: str, value: typing.Any, known: Sequence[typing.Any]) -> str:
+    """What is said of a ``value`` of ``key`` that is none of the ``known`` ones."""
+    return f"{key}: {value!r} is unknown; {nearest(str(value), list(map(str, known)), noun='values')}"
 
 
 def unusable(where: str, what: str, error: Exception) -> Exception:
@@ -129,7 +140,7 @@ def convert(value: typing.Any, hint: typing.Any, key: str) -> typing.Any:
                     raise
     if origin is typing.Literal:
         if value not in args:
-            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(repr, args))}")
+            raise ConfigError(unknown(key, value, args))
         return value
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, key)
@@ -156,6 +167,8 @@ def convert_scalar(value: typing.Any, hint: type, key: str) -> typing.Any:
         return int(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{key}: expected {hint.__name__}, got {value!r}")
+    if isinstance(value, str):
+        need("\0" not in value, f"{key}: {value!r} holds a NUL character, which no name has; write it without")
     return value
 
 
@@ -256,10 +269,7 @@ def plain(value: typing.Any) -> typing.Any:
 
 
 def at_least(where: str, settings: object, least: float, *names: str) -> None:
-    """ConfigError for a value below ``least``, infinite or NaN among the fields ``names``; None is left alone."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not value >= least:
-            raise ConfigError(f"{where}.{name}: {value}, but it must be at least {least}")
-        if value == math.inf:
-            raise ConfigError(f"{where}.{name}: {value}, but it must be finite")
+    """ConfigError for values below ``least``, infinite or NaN among the fields ``names``; None is left alone."""
+    given = ((f"{where}.{name}", value) for name in names if (value := getattr(settings, name)) is not None)
+    bound = {True: "finite", False: f"at least {least}"}
+    needs(*((least <= v < math.inf, f"{key}: {v}, but it must be {bound[v == math.inf]}") for key, v in given))

@@ -5,10 +5,13 @@ installed, so that a new name counts at once, and without any installation. Noth
 """
 
 import ast
+import platform
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
+from videollm.common.code import PACKAGES, code, version
 from videollm.common.files import HOME
 
 COMMANDS = "videollm.commands"
@@ -23,12 +26,25 @@ def declared(group: str) -> dict[str, str]:
 
 
 def of_clone(setup: Path) -> dict[str, list[str]]:
-    """The entry points of a ``setup.py``, which is parsed, not run; nothing where there is no such file."""
+    """The entry points of a ``setup.py``; nothing where there is no such file."""
+    return stated(setup, "entry_points") or {}
+
+
+def stated(setup: Path, key: str) -> Any:
+    """What a ``setup.py`` gives as ``key``. It is parsed, not run; None where there is no such file or key."""
     if not setup.is_file():
-        return {}
+        return None
     calls = (node for node in ast.walk(ast.parse(setup.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
-    found = (k.value for call in calls for k in call.keywords if k.arg == "entry_points")
-    return next(map(ast.literal_eval, found), {})
+    return next((ast.literal_eval(k.value) for call in calls for k in call.keywords if k.arg == key), None)
+
+
+def versions() -> str:
+    """This package, its commit and what it stands on, for a report of a fault; nothing of it is imported."""
+    commit, changed = code()
+    own = stated(HOME / "setup.py", "version") or version("videollm")
+    at = f"commit {commit}{', with changes' * bool(changed)}" if commit else "no git checkout"
+    others = (f"{name} {version(name) or 'missing'}" for name in PACKAGES)
+    return f"videollm {own} ({at})\nPython {platform.python_version()}, {', '.join(others)}"
 
 
 def file_of(module: str) -> Path | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, need
 
 HOME = Path(__file__).resolve().parents[2]  # the folder of this package; in a clone ``configs/`` is there, too
 A_MODEL = (
@@ -152,6 +152,14 @@ def json_lines(
                 bad(number, why)
             else:
                 yield number, row
+
+
+def check_path(path: object, key: str) -> None:
+    """ConfigError unless ``path``, the argument ``key`` of a function that programs call, may be one of a file."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    need(isinstance(text, str), f"{key}: {path!r:.60} is no path; give a text or a pathlib.Path")
+    need(text, f"{key}: it is empty; give a path")
+    need("\0" not in text, f"{key}: {text!r:.60} holds a NUL character, which no file's name has; write it without")
 
 
 def check_folder(path: str | Path, key: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from videollm.common.config import ConfigError
 from videollm.common.files import json_text, write_text
 from videollm.common.isolate import isolated_map
 from videollm.data.annotations import SLACK_S
@@ -50,6 +51,7 @@ class Visuals:
     durations: dict[File, float] = field(default_factory=dict)  # seconds, of readable videos
     mismatched: dict[str, str] = field(default_factory=dict)  # id -> its annotated and its real duration
     outside: dict[str, str] = field(default_factory=dict)  # id -> a span that begins behind the real end
+    cut: dict[str, str] = field(default_factory=dict)  # id -> one that ends there, where no duration is annotated
     sources: dict[str, Counter] = field(default_factory=dict)  # source -> counts of all this
 
     @property
@@ -81,8 +83,9 @@ KINDS = {
     "jumping": "used, but their times are wrong",
     "mismatched": "records whose duration is not the video's",
     "outside": "records with a span behind the end of the video",
+    "cut": "records with a span that ends behind the end of the video; used up to there",
 }
-OF_RECORDS = ("mismatched", "outside")
+OF_RECORDS = ("mismatched", "outside", "cut")
 OF_FILES = tuple(kind for kind in KINDS if kind not in OF_RECORDS)
 
 
@@ -90,6 +93,21 @@ def files_of(record: Record) -> list[File]:
     """The files that a record shows."""
     video = [] if record.video is None else [(record.video, False, record.asking.view.frames)]
     return video + [(name, True, None) for name in record.images]
+
+
+def check_some(records: Sequence[Record], root: str | Path, key: str) -> None:
+    """ConfigError where not one file of ``records`` lies below ``root``, the value of option ``key``."""
+    names = dict.fromkeys(name for record in records for name, *_ in files_of(record))
+
+    def there(name: str) -> bool:
+        try:
+            return safe_join(root, name).exists()
+        except VideoError:
+            return False
+
+    if names and not any(map(there, names)):
+        some = f"none of the {len(names)} videos and images of the annotations, such as {next(iter(names))}, is below"
+        raise ConfigError(f"{key}: {some} {root}; give the folder that their paths are below")
 
 
 class Look:
@@ -157,12 +175,12 @@ def _against_annotation(record: Record, found: Visuals) -> None:
         said = record.duration_s
         if said is not None and abs(said - real) > max(OFF_S, OFF_SHARE * real):
             found.mismatched[record.id] = f"{record.where}: duration is {said:g} s, {record.video} has {real:.2f} s"
-        late = [span for span in record.spans_s if span[0] > real + SLACK_S]
-        if late:
-            start, end = late[0]
-            found.outside[record.id] = (
-                f"{record.where}: span [{start:g}, {end:g}] begins behind the end of {record.video}, at {real:.2f} s"
-            )
+        for kind, at, word in (("outside", 0, "begins"), ("cut", 1, "ends")):
+            late = next((span for span in record.spans_s if span[at] > real + SLACK_S), None)
+            if late is not None and (kind == "outside" or said is None):  # else it is the duration that is wrong
+                end = f"{word} behind the end of {record.video}, at {real:.2f} s"
+                getattr(found, kind)[record.id] = f"{record.where}: span [{late[0]:g}, {late[1]:g}] {end}"
+                break
 
 
 def _count(users: dict[File, list[Record]], records: Iterable[Record], found: Visuals) -> None:

@@ -8,9 +8,10 @@ every one left out by name. It opens no video and knows no tokenizer.
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, needs
 from videollm.common.files import json_text
 from videollm.data.annotations import AnnotationError
 from videollm.data.record import Record, as_annotated
@@ -18,6 +19,27 @@ from videollm.data.record import Record, as_annotated
 logger = logging.getLogger(__name__)
 
 FILE = "left_out.jsonl"  # in the output folder of a run
+
+
+@dataclass
+class DifficultyOptions:
+    """What makes a question worth asking, and how many are wanted."""
+
+    count: int | None = None  # questions drawn; null: all that have a chance
+    rewards: dict[str, float] = field(default_factory=lambda: {"tiou": 1.0})  # whose sum is the score
+    mean: float | None = None  # scores around this one are the likeliest to be drawn (TimeLens: 0.05); null: all alike
+    spread: float = 0.2  # standard deviation of that Gaussian
+    quantiles: tuple[float, ...] = (0.0, 1.0)  # [lowest, highest] of the scores, as shares of the questions
+    seed: int = 0
+
+    def __post_init__(self):
+        low_high = self.quantiles
+        right = len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 1
+        needs(
+            (self.count is None or self.count >= 1, f"count: {self.count}, but it must be at least 1"),
+            (self.spread > 0, f"spread: {self.spread}, but it must be above 0"),
+            (right, f"quantiles: {list(low_high)} is not [lowest, highest], from 0 to 1"),
+        )
 
 
 def wanted(

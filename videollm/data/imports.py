@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from videollm.common.config import nearest, need
+from videollm.common.config import ConfigError, nearest, need
 from videollm.common.files import Bad
 from videollm.data.annotations import AnnotationError, kind_of, not_an_object, parse_record
 from videollm.data.load import read_rows
@@ -89,9 +89,24 @@ def import_file(form: str, path: str | os.PathLike, videos: Path | None = None) 
             for number, one in enumerate(made, start=1):
                 name = f"{plain_name(path).stem}:{line}" + f".{number}" * (len(made) > 1)
                 _take(found, said, name, one, (path, line, videos))
+    if rows and not found.records and (others := _forms_of(rows[0][1])) and form not in others:
+        told = f"its first row is of {' or '.join(others)}"
+        raise ConfigError(f"FORM: {path} is not of the form {form}; {told}: give that")
     if problems:
         raise AnnotationError(problems)
     return found
+
+
+def _forms_of(item: Any) -> list[str]:
+    """The forms of which a row can be, as far as records can be made of it."""
+
+    def fits(form: str) -> bool:
+        try:
+            return any(isinstance(one, dict) for one in FORMS[form](item))
+        except (Bad, AnnotationError):
+            return False
+
+    return [form for form in FORMS if isinstance(item, dict) and fits(form)]
 
 
 def _take(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from videollm.common.config import ConfigError
+from videollm.common.config import needs
 from videollm.common.files import Bad
 from videollm.video.view import WHOLE, FrameFolder, View
 
@@ -106,21 +106,24 @@ class GenerateOptions:
     encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
 
     def __post_init__(self):
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ConfigError(f"generate.max_new_tokens: {self.max_new_tokens}, but it must be at least 1")
-        if self.min_new_tokens < 0 or self.min_new_tokens > (self.max_new_tokens or self.min_new_tokens):
-            raise ConfigError(
-                f"generate.min_new_tokens: {self.min_new_tokens}, but it must be from 0 to generate.max_new_tokens"
-            )
-        for name in ("temperature", "repetition_penalty", "time_limit_s"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"generate.{name}: {getattr(self, name)}, but it must be above 0 and finite")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"generate.top_p: {self.top_p} is not in (0, 1]")
-        if self.draw_spans and not self.do_sample:
-            raise ConfigError(
-                "generate.draw_spans: draws only when sampling; set generate.do_sample=true, or leave it out"
-            )
+        least, most = self.min_new_tokens, self.max_new_tokens
+        above = {name: getattr(self, name) for name in ("temperature", "repetition_penalty", "time_limit_s")}
+        needs(
+            (most is None or most >= 1, f"generate.max_new_tokens: {most}, but it must be at least 1"),
+            (
+                0 <= least <= (most or least),
+                f"generate.min_new_tokens: {least}, but it must be from 0 to generate.max_new_tokens",
+            ),
+            *(
+                (v is None or 0 < v < math.inf, f"generate.{k}: {v}, but it must be above 0 and finite")
+                for k, v in above.items()
+            ),
+            (0 < self.top_p <= 1, f"generate.top_p: {self.top_p} is not in (0, 1]"),
+            (
+                self.do_sample or not self.draw_spans,
+                "generate.draw_spans: draws only when sampling; set generate.do_sample=true, or leave it out",
+            ),
+        )
 
     @property
     def of_all(self) -> "GenerateOptions":

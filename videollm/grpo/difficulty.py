@@ -9,7 +9,7 @@ scores, not from the order. Knows no model.
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,29 +22,11 @@ from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError, need
 from videollm.common.files import json_lines
 from videollm.data import Record
+from videollm.data.filters import DifficultyOptions
 from videollm.grpo.rewards import Rewards
 from videollm.model.draws import gumbel, row_keys
 
 NEEDED = ("id", "text", "spans")
-
-
-@dataclass
-class DifficultyOptions:
-    """What makes a question worth asking, and how many are wanted."""
-
-    count: int | None = None  # questions drawn; null: all that have a chance
-    rewards: dict[str, float] = field(default_factory=lambda: {"tiou": 1.0})  # whose sum is the score
-    mean: float | None = None  # scores around this one are the likeliest to be drawn (TimeLens: 0.05); null: all alike
-    spread: float = 0.2  # standard deviation of that Gaussian
-    quantiles: tuple[float, ...] = (0.0, 1.0)  # [lowest, highest] of the scores, as shares of the questions
-    seed: int = 0
-
-    def __post_init__(self):
-        need(self.count is None or self.count >= 1, f"count: {self.count}, but it must be at least 1")
-        need(self.spread > 0, f"spread: {self.spread}, but it must be above 0")
-        low_high = self.quantiles
-        right = len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 1
-        need(right, f"quantiles: {list(low_high)} is not [lowest, highest], from 0 to 1")
 
 
 def read_answers(paths: Sequence[Path]) -> dict[str, list[AnswerLine]]:

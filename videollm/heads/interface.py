@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from videollm.common.answers import span_text
-from videollm.common.config import ConfigError, build
+from videollm.common.config import ConfigError, build, need, unknown
 from videollm.common.registry import new_registry, registered
 from videollm.data.conversation import FrameSlot, Part, SpanMark, Turn
 from videollm.heads.types import Answer, FrameBatch, Prediction, SpanRefs
@@ -195,8 +195,7 @@ def build_head(config: dict, hidden_size: int) -> TemporalHead:
     cls = head_class(options.pop("name"))
     flags = cls.published.get("model", {}).get("head", {})
     preset = options.pop("compatibility", "default")
-    if preset not in COMPATIBILITY:
-        raise ConfigError(f"model.head.compatibility: {preset!r} is not one of {', '.join(map(repr, COMPATIBILITY))}")
+    need(preset in COMPATIBILITY, unknown("model.head.compatibility", preset, COMPATIBILITY))
     options = {key: value for key, value in options.items() if value is not None or key not in flags}
     if preset == "published":
         options = flags | options

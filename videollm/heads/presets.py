@@ -9,7 +9,7 @@ the presets in its place, unless the config says otherwise. What the flags are, 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from videollm.common.config import ConfigError, merge
+from videollm.common.config import ConfigError, merge, need, unknown
 from videollm.heads.interface import COMPATIBILITY, head_class
 
 
@@ -23,8 +23,7 @@ def lay_preset(values: dict, head: str | None, sampler: Mapping = MappingProxyTy
     """
     values = dict(values)
     name = values.pop("compatibility", "default")
-    if name not in COMPATIBILITY:
-        raise ConfigError(f"compatibility: {name!r} is not one of {', '.join(map(repr, COMPATIBILITY))}")
+    need(name in COMPATIBILITY, unknown("compatibility", name, COMPATIBILITY))
     if name == "default":
         return values
     preset = merge(head_class(head or "").published, {"data": {"sampler": sampler}} if sampler else {})

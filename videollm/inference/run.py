@@ -21,6 +21,7 @@ from videollm.common.command import usable_device
 from videollm.common.config import ConfigError, to_dict
 from videollm.common.processes import Ranks, one_fate
 from videollm.data import Record, load_records
+from videollm.data.check import check_some
 from videollm.inference import output
 from videollm.inference.answer import Speed, answer_records
 from videollm.inference.explain import explain
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
         device = usable_device(args.device)
         options = read_options(args.overrides, read_config(args.model), device, args.precision)
         records = load_records(args.annotations, raw_spans=options.raw_spans)
+        if args.frames is None:
+            check_some(records, args.videos, "--videos")
         units = plan(records, options.generate, args.batch_size)  # says bad options of a record before loading
         bundle = load(args.model, head=options.head, dtype=PRECISIONS[options.precision])
         reader = bundle.reader(

@@ -15,7 +15,8 @@ from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle, load, read_config
 from videollm.common.answers import AnswerLine, Span
 from videollm.common.command import usable_device
-from videollm.common.config import merge, need
+from videollm.common.config import merge, need, unknown
+from videollm.common.files import check_path
 from videollm.data import Record
 from videollm.inference.answer import answer_records
 from videollm.inference.explain import explain
@@ -50,11 +51,9 @@ def open_session(
         ConfigError: an unknown option or precision, or a device that is not there.
         CheckpointError: no checkpoint of this project, or an incomplete one.
     """
-    import torch
-
-    where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    known = ", ".join(PRECISIONS)
-    need(precision in (None, *PRECISIONS), f"precision: {precision!r} is no precision of states; known are {known}")
+    check_path(model, "model")
+    where = usable_device(device)
+    need(precision in (None, *PRECISIONS), unknown("precision", precision, list(PRECISIONS)))
     options = options_of(given or {}, read_config(model), where, precision)
     bundle = load(model, head=options.head, dtype=PRECISIONS[options.precision])
     bundle.model.to(where)
@@ -69,6 +68,10 @@ class Session:
     """
 
     def __init__(self, bundle: Bundle, given: dict | None = None):
+        need(
+            isinstance(bundle, Bundle),
+            f"bundle: {bundle!r:.60} is no loaded model; videollm.load(FOLDER) gives a Session",
+        )
         self.bundle, self.given, self.turn = bundle, given or {}, threading.RLock()
 
     def ask(self, video: Video, question: str, **options: dict) -> AnswerLine:
@@ -100,9 +103,13 @@ class Session:
             ConfigError: an empty question, an option that is unknown or does not fit the model, or a wrong number.
             VideoError: a picture in place of a video.
         """
+        need(isinstance(asked, Iterable), f"asked: {asked!r:.60} is no list of pairs (video, question)")
         asked = list(asked)
+        for k, pair in enumerate(asked):
+            is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+            need(is_pair, f"asked[{k}]: {pair!r:.200} is no pair (video, question)")
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-            need(isinstance(value, int) and value >= least, f"{name}: {value!r} is not a whole number from {least}")
+            need(type(value) is int and value >= least, f"{name}: {value!r} is not a whole number from {least}")
         if not asked:
             return []
         records, reader, how = self.prepared(asked, options)
@@ -152,6 +159,8 @@ class Session:
         """
         for key in given:
             need(key in BY_CALL, f"{key}: unknown option of a call; known are {', '.join(BY_CALL)}")
+        for video, _ in asked:
+            check_path(video, "video")
         bundle, device = self.bundle, next(self.bundle.model.parameters()).device
         how = options_of(merge(self.given, given), bundle.config, device)
         paths = [Path(video).resolve() for video, _ in asked]

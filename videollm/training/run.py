@@ -24,6 +24,7 @@ from videollm.common.files import check_folder
 from videollm.common.processes import one_fate, this_rank, world_size
 from videollm.common.spread import elements
 from videollm.data import Record, filters
+from videollm.data.check import check_some
 from videollm.data.mixture import load_training
 from videollm.data.options import NO_GRAPHS
 from videollm.inference.plan import room_for_question
@@ -109,6 +110,8 @@ def wanted_records(data: DataSettings) -> tuple[list[Record], Path, list[dict]]:
     check_folder(data.videos, "data.videos")
     need(data.train, "data.train: no annotation file given")
     records, root = load_training(data.train, data.videos, raw_spans=data.raw_spans)
+    if data.frames is None and data.features is None:
+        check_some(records, root, "data.videos")
     records, left_out = filters.wanted(records, data.duration_s, data.max_answer_words)
     return records, root, left_out
 

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from videollm.batches.templates import VisualTokenSettings
-from videollm.common.config import ConfigError, at_least, build, later, need, override, read_yaml, together
+from videollm.common.config import (
+    ConfigError,
+    at_least,
+    build,
+    later,
+    nearest,
+    need,
+    needs,
+    override,
+    read_yaml,
+    together,
+    unknown,
+)  # fmt: skip
 from videollm.common.files import A_MODEL, check_file, check_folder, check_model, check_writable, maybe_on_hub, ours
 from videollm.data.options import GenerateOptions
 from videollm.video.decode import BACKENDS
@@ -81,15 +93,15 @@ class DataSettings:
     features: Free[str | None] = None  # folder for the frozen tower's features, computed once
 
     def __post_init__(self):
-        if self.backend not in BACKENDS:
-            raise ConfigError(f"data.backend: {self.backend!r} is not one of {', '.join(map(repr, BACKENDS))}")
-        at_least("data", self, 1, "max_questions", "max_length", "max_tiles", "max_answer_words")
-        at_least("data", self, 0, "workers", "max_bad_fraction", "decode_timeout_s", "unseen_id")
-        limits = self.duration_s
-        if limits is not None and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
-            raise ConfigError(f"data.duration_s: {list(self.duration_s)} is not [shortest, longest] in seconds")
-        if self.max_bad_fraction > 1:
-            raise ConfigError(f"data.max_bad_fraction: {self.max_bad_fraction} is no share; give 0 to 1")
+        limits, bad = self.duration_s and list(self.duration_s), self.max_bad_fraction
+        ordered = limits is None or (len(limits) == 2 and 0 <= limits[0] <= limits[1])
+        together(
+            lambda: need(self.backend in BACKENDS, unknown("data.backend", self.backend, list(BACKENDS))),
+            lambda: at_least("data", self, 1, "max_questions", "max_length", "max_tiles", "max_answer_words"),
+            lambda: at_least("data", self, 0, "workers", "max_bad_fraction", "decode_timeout_s", "unseen_id"),
+            lambda: need(ordered, f"data.duration_s: {limits} is not [shortest, longest] in seconds"),
+            lambda: need(not bad > 1, f"data.max_bad_fraction: {bad} is no share; give 0 to 1"),
+        )
 
 
 @dataclass
@@ -100,6 +112,19 @@ class PartSettings:
     only: list[str] | None = None  # regular expressions: what in a trained part learns, by name; the rest is frozen
     lr: float | None = None
     weight_decay: float | None = None
+
+
+def check_part(part: str, given: PartSettings) -> None:
+    """ConfigError for what cannot be said of a part of the model."""
+    need(part in PARTS, f"train.parts.{part}: no such part; {nearest(part, PARTS, 'train.parts', 'parts')}")
+    at_least(f"train.parts.{part}", given, 0, "lr", "weight_decay")
+    need(given.only != [], f"train.parts.{part}.only: it is empty; leave it out, or set {part}.train=false")
+    for pattern in given.only or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            why = f"{pattern!r} is no regular expression ({error}); correct it"
+            raise ConfigError(f"train.parts.{part}.only: {why}") from None
 
 
 @dataclass
@@ -114,10 +139,11 @@ class LoraSettings:
     vision_tower: list[str] | None = later(None)
 
     def __post_init__(self):
-        at_least("train.lora", self, 1, "r")
-        at_least("train.lora", self, 0, "alpha")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"train.lora.dropout: {self.dropout} is not in [0, 1)")
+        together(
+            lambda: at_least("train.lora", self, 1, "r"),
+            lambda: at_least("train.lora", self, 0, "alpha"),
+            lambda: need(0 <= self.dropout < 1, f"train.lora.dropout: {self.dropout} is not in [0, 1)"),
+        )
 
 
 @dataclass
@@ -164,43 +190,48 @@ class TrainSettings:
 
     def __post_init__(self):
         self.deepspeed = self.deepspeed and str(ours(self.deepspeed))
-        for part, given in self.parts.items():
-            if part not in PARTS:
-                raise ConfigError(f"train.parts.{part}: no such part; parts are {', '.join(PARTS)}")
-            at_least(f"train.parts.{part}", given, 0, "lr", "weight_decay")
-            if given.only == []:
-                raise ConfigError(f"train.parts.{part}.only: it is empty; leave it out, or set {part}.train=false")
-            for pattern in given.only or ():
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise ConfigError(
-                        f"train.parts.{part}.only: {pattern!r} is no regular expression ({error}); correct it"
-                    ) from None
+        one, packed = (1, None), self.max_tokens_per_batch is not None
         counts = ("steps", "batch_size", "accumulation", "global_batch", "max_tokens_per_batch", "validation_size")
-        at_least("train", self, 1, *counts, "keep", "log_every", "save_every", "validate_every")
-        if self.global_batch is not None and self.accumulation != 1:
-            raise ConfigError("train.accumulation: follows from train.global_batch; give one of the two")
-        if self.max_tokens_per_batch is not None and (self.batch_size, self.global_batch) != (1, None):
-            raise ConfigError(
-                "train.max_tokens_per_batch: decides how many items a batch holds; leave train.batch_size and "
-                "train.global_batch out (or set them to 1 and null)"
-            )
-        if self.max_tokens_per_batch is not None and self.group_by_length:
-            raise ConfigError("train.max_tokens_per_batch: groups by length itself; set train.group_by_length=false")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"train.betas: {list(self.betas)} is not two numbers in [0, 1)")
-        at_least("train", self, 0, "epochs", "lr", "weight_decay", "warmup", "clip", "min_lr_ratio", "seed")
-        if self.min_lr_ratio > 1:
-            raise ConfigError(f"train.min_lr_ratio: {self.min_lr_ratio} is no share of train.lr; give 0 to 1")
-        if self.steps is None and not self.epochs:
-            raise ConfigError("train.epochs: 0, so nothing would be trained; give more, or train.steps")
-        if self.seed >= 2**32:
-            raise ConfigError(f"train.seed: {self.seed}, but it must be below 2**32")
-        if not self.output:
-            raise ConfigError("train.output: it is empty; name a folder")
-        if self.best and not self.validate_every:
-            raise ConfigError("train.best: needs train.validate_every, the steps between validations")
+        together(
+            *(partial(check_part, part, given) for part, given in self.parts.items()),
+            lambda: at_least("train", self, 1, *counts, "keep", "log_every", "save_every", "validate_every"),
+            lambda: at_least(
+                "train", self, 0, "epochs", "lr", "weight_decay", "warmup", "clip", "min_lr_ratio", "seed"
+            ),
+            lambda: needs(
+                (
+                    self.global_batch is None or self.accumulation == 1,
+                    "train.accumulation: follows from train.global_batch; give one of the two",
+                ),
+                (
+                    not packed or (self.batch_size, self.global_batch) == one,
+                    "train.max_tokens_per_batch: decides how many items a batch holds; leave train.batch_size and "
+                    "train.global_batch out (or set them to 1 and null)",
+                ),
+                (
+                    not packed or not self.group_by_length,
+                    "train.max_tokens_per_batch: groups by length itself; set train.group_by_length=false",
+                ),
+                (
+                    len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+                    f"train.betas: {list(self.betas)} is not two numbers in [0, 1)",
+                ),
+                (
+                    not self.min_lr_ratio > 1,
+                    f"train.min_lr_ratio: {self.min_lr_ratio} is no share of train.lr; give 0 to 1",
+                ),
+                (
+                    self.steps is not None or self.epochs,
+                    "train.epochs: 0, so nothing would be trained; give more, or train.steps",
+                ),
+                (self.seed < 2**32, f"train.seed: {self.seed}, but it must be below 2**32"),
+                (self.output, "train.output: it is empty; name a folder"),
+                (
+                    not self.best or self.validate_every,
+                    "train.best: needs train.validate_every, the steps between validations",
+                ),
+            ),
+        )
 
 
 @dataclass

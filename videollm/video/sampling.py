@@ -11,11 +11,12 @@ from random import Random
 
 import numpy as np
 
-from videollm.common.config import later
+from videollm.common.config import later, needs
 from videollm.video.budget import TEMPORAL
 from videollm.video.decode import VideoInfo, video_error
 
 MAX_SAMPLES = 1_000_000  # more than this is a broken header, not a long video
+MOST_REPEATED = 8192  # frames that are looked at of a video that has fewer, some of them several times
 RULES = ("fps", "segments", "qwen2_5_vl", "qwen3_vl", "internvl")
 PICKS = ("midpoint", "middle", "random")
 
@@ -137,9 +138,8 @@ class Sampler:
             "min_frames": (isinstance(self.min_frames, int) and self.min_frames >= 1, "a whole number >= 1"),
             "min_duration_s": (math.isfinite(self.min_duration_s) and self.min_duration_s >= 0, "a number >= 0"),
         }
-        for name, (good, wanted) in checks.items():
-            if not good:
-                raise ValueError(f"Sampler.{name} must be {wanted}, not {getattr(self, name)!r}")
+        told = ((good, f"Sampler.{k} must be {it}, not {getattr(self, k)!r}") for k, (good, it) in checks.items())
+        needs(*told, error=ValueError)
 
     def indices(
         self, info: VideoInfo, rng: Random | None = None, window_s: tuple[float, float] | None = None
@@ -147,8 +147,9 @@ class Sampler:
         """Indices of presented frames, int64 [F], non-decreasing.
 
         ``window_s`` (start, end in seconds) restricts the choice to the frames nearest to its ends and those between.
-        Only ``pick="random"`` draws, from ``rng``. Raises ``VideoError`` for a video that is too short and for a
-        window beside the video, ``ValueError`` for a missing ``rng`` and a window that is not two numbers.
+        Only ``pick="random"`` draws, from ``rng``. Raises ``VideoError`` for a video that is too short, also for
+        so many frames, and for a window beside the video, ``ValueError`` for a missing ``rng`` and a window that is
+        not two numbers.
         """
         if info.duration_s < self.min_duration_s:
             problem = f"lasts {info.duration_s:.3f} s, less than the {self.min_duration_s} s asked for"
@@ -160,6 +161,7 @@ class Sampler:
                 problem = f"its {length} frames at {info.fps:.3g} per second would give over {MAX_SAMPLES} samples"
                 remedy = "lower Sampler.fps, or mend it: ffmpeg -fflags +genpts -i IN OUT.mp4"
                 raise video_error(info.path, problem, remedy)
+            _check_repeats(info, length, min(length / info.fps * self.fps, self.max_frames or math.inf), "fps")
             indices = np.arange(0, length, info.fps / self.fps).round().astype(np.int64).clip(max=length - 1)
             if self.max_frames is not None:
                 indices = indices[thinned_places(len(indices), self.max_frames)]
@@ -170,6 +172,8 @@ class Sampler:
         if self.rule in ("qwen2_5_vl", "qwen3_vl"):
             chosen = paired_indices if self.rule == "qwen2_5_vl" else spread_indices
             return first + chosen(length, length / info.fps * self.fps, self.min_frames, self.max_frames or length)
+        if self.pick != "random" or self.spare_last:
+            _check_repeats(info, length, self.num_frames, "num_frames")
         if self.pick == "midpoint":
             return midpoint_indices(first, last, self.num_frames)
         if self.pick == "middle":
@@ -185,6 +189,14 @@ class Sampler:
     def times_s(self, info: VideoInfo, indices: np.ndarray) -> np.ndarray:
         """When the frames ``indices`` [F] are shown, in seconds, float64 [F]."""
         return indices / info.fps if self.even_times else info.pts_s[indices]
+
+
+def _check_repeats(info: VideoInfo, length: int, wanted: float, key: str) -> None:
+    """VideoError where more frames are ``wanted`` than there are, and so many that looking at them would not end."""
+    most = max(length, MOST_REPEATED)
+    if wanted > most:
+        problem = f"has {length} frames to choose from, and {wanted:.0f} are asked for"
+        raise video_error(info.path, problem, f"lower sampler.{key}; {most} frames are the most")
 
 
 def _window_bounds(info: VideoInfo, window_s: tuple[float, float] | None) -> tuple[int, int]:

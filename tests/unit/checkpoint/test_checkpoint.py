@@ -255,9 +255,7 @@ def test_a_quantised_language_model_and_a_misspelt_field_of_one_are_told_before_
         make_bundle("internvl", "d2vlm", language={"hidden_sise": 1}, **parts)
     config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "gguf"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        CheckpointError, match=r"^model\.language_weights: .*quantised \(gguf\).* in bf16"
-    ):
+    with pytest.raises(CheckpointError, match=r"^model\.language_weights: .*quantised \(gguf\).* in bf16"):
         make_bundle("internvl", "d2vlm", language={}, **parts)
 
 

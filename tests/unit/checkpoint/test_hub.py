@@ -146,8 +146,10 @@ def test_what_cannot_be_fetched_is_one_line_with_the_remedy(stand_in, model, tmp
 
 def test_without_a_network_it_says_so(stand_in, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    told = said(lambda: local("lab/other"))
-    assert "HF_HUB_OFFLINE is set and the hub's cache lacks it; where there is a network: hf download lab/" in told
+    for name in ("lab/other", "nowhere"):  # either may be meant: a folder that is not here, or a name on the hub
+        told = said(lambda name=name: local(name))
+        assert f"{name}: no such folder, HF_HUB_OFFLINE is set and the hub's cache lacks it; give the folder " in told
+        assert told.endswith(f"; if it is a name on the hub, where there is a network: hf download {name}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
     assert "the hub cannot be reached and the hub's cache lacks it" in said(lambda: local("lab/other"))

@@ -1,6 +1,7 @@
 """``videollm.push``: what goes to the hub, and the card that is made for it; against the stand-in of tests/hub.py."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -82,7 +83,7 @@ def test_scores_that_lie_beside_are_taken_and_so_is_a_card(trained, tmp_path, ca
     assert status == 2 and "README.md: does not say license: apache-2.0" in err
 
 
-def test_folders_beside_clips_stay_here_and_a_dead_link_is_named(trained, tmp_path, capsys):
+def test_only_files_of_a_checkpoint_are_pushed_and_none_that_is_a_link(trained, tmp_path, capsys):
     folder = tmp_path / "final"
     shutil.copytree(trained / "final", folder)
     (folder / "clips/raw").mkdir(parents=True)
@@ -90,9 +91,22 @@ def test_folders_beside_clips_stay_here_and_a_dead_link_is_named(trained, tmp_pa
     words = (folder, "lab/moments", "--licence", "mit", "--dry-run")
     status, out, _ = told(capsys, *words)
     assert status == 0 and "would push: clips/0.mp4" in out and "clips/raw" not in out
-    (folder / "other.json").symlink_to("none.json")
+    (folder / "notes.json").write_text("{}")
+    (folder / "passwords.txt").write_text("secret")
+    (folder / "trainer_state.json").write_text("{}")
+    out = told(capsys, *words)[1]
+    assert "would push: config.json" in out and not {"notes", "passwords", "trainer_state"} & set(re.split(r"\W", out))
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    for name, target in (("vocab.json", "none.json"), ("merges.txt", secret), ("clips.jsonl", "config.json")):
+        (folder / name).symlink_to(target)
+        status, out, err = told(capsys, *words)
+        assert (status, out) == (2, "") and f"{name}: is a link, or no file; only the folder's own are pushed" in err
+        (folder / name).unlink()
+    shutil.move(folder / "clips", tmp_path / "clips")
+    (folder / "clips").symlink_to(tmp_path / "clips")
     status, _, err = told(capsys, *words)
-    assert status == 2 and "other.json: is a link to a file that is not there" in err
+    assert status == 2 and "clips/0.mp4: is a link" in err
 
 
 def test_what_is_missing_or_half_is_one_line_with_the_remedy(trained, stand_in, tmp_path, capsys):

@@ -38,7 +38,9 @@ def test_values_arrive_in_their_types():
         ({"name": "x", "zzz": 1}, ["run.zzz", "name, mode, inner"]),
         ({}, ["run.name", "missing"]),
         ({"name": 3}, ["run.name", "expected str", "3"]),
-        ({"name": "x", "mode": "quick"}, ["run.mode", "'quick'", "'fast', 'slow'"]),
+        ({"name": "x", "mode": "quick"}, ["run.mode", "'quick' is unknown; known values: fast, slow"]),
+        ({"name": "x", "mode": "fsat"}, ["run.mode", "'fsat' is unknown; did you mean fast?"]),
+        ({"name": "x\0y"}, ["run.name", "holds a NUL character"]),
         ({"name": "x", "inner": 5}, ["run.inner", "mapping"]),
         ({"name": "x", "inner": {"rate": "high"}}, ["run.inner.rate", "number"]),
         ({"name": "x", "inner": {"sizes": [1, "b"]}}, ["run.inner.sizes[1]", "int"]),
@@ -54,6 +56,23 @@ def test_a_wrong_value_is_named_by_its_full_key(values, words):
         build(Outer, values, "run")
     assert str(error.value).startswith(words[0])
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "section, given, lines",
+    [
+        ("train", {"steps": 0, "keep": 0, "lr": -1, "betas": [1], "parts": {"tower": {}}, "output": ""}, 6),
+        ("train", {"lora": {"r": 0, "alpha": -1, "dropout": 1}, "report_to": ["paper"]}, 4),
+        ("data", {"backend": "pyva", "workers": -1, "max_length": 0, "max_bad_fraction": 2, "duration_s": [3]}, 5),
+        ("data", {"sampler": {"fps": 0, "num_frames": 0, "rule": "x"}}, 3),
+        ("generate", {"max_new_tokens": 0, "min_new_tokens": -1, "temperature": 0, "top_p": 2, "draw_spans": True}, 5),
+    ],
+)
+def test_all_that_is_wrong_in_a_section_is_said_at_once(section, given, lines):
+    with pytest.raises(ConfigError) as error:
+        build(Settings, {"model": {}, "data": {}} | {section: given})
+    said = str(error.value).split("\n")
+    assert len(said) == lines and all(line.startswith(f"{section}.") for line in said), said
 
 
 def test_a_check_inside_a_dataclass_keeps_the_key():

@@ -228,6 +228,19 @@ def test_check_opens_every_video_and_writes_what_is_good(tmp_path, capsys, monke
     assert main(["check", *given[:1], str(tmp_path / "clean.jsonl"), *given[2:4]]) == 1  # the wrong duration is left
 
 
+def test_a_span_that_ends_behind_the_real_end_is_told_where_no_duration_is_annotated(tmp_path, capsys):
+    said = {"video": "clip0.mp4", "conversations": turns("<video>\nwhen?", "in <span>")}
+    real = check.probe(clips() / "clip0.mp4").duration_s
+    lines = [said | {"id": f"{k}", "tgt": [1, real + over]} for k, over in enumerate((-0.5, 0.4, 9))]
+    lines.append(said | {"id": "known", "duration": real, "tgt": [1, real + 9]})  # cut as it is read
+    given = ["--annotations", write_lines(tmp_path / "a.jsonl", lines), "--videos", str(clips())]
+    assert main(["check", *given, "--output", str(tmp_path / "clean.jsonl")]) == 1
+    out = capsys.readouterr().out
+    assert "0 outside, 1 cut" in out and f"a.jsonl:3: span [1, {real + 9:g}] ends behind the end of clip0.mp4" in out
+    assert "clean.jsonl: 4 of 4 good lines" in out
+    assert list(json.loads((tmp_path / "clean.jsonl.report.json").read_text())["cut"]) == ["2"]
+
+
 def test_a_clean_file_of_good_lines_holds_equal_records(tmp_path, capsys):
     path = write_lines(tmp_path / "a.jsonl", clip_lines(4))
     given = ["--annotations", path, "--videos", str(clips()), "--output", str(tmp_path / "clean.jsonl")]

@@ -217,6 +217,19 @@ def test_a_command_that_cannot_work_is_one_message_and_writes_nothing(arguments,
     assert main(["import", "timelens", "empty.jsonl", "--output", "out.json"]) == 2
 
 
+@pytest.mark.parametrize(("given", "row", "said"), [
+    ("videomind", TIMELENS, "timelens"), ("timelens", TIME_R1, "time_r1"), ("llama_factory", UNITIME, "unitime"),
+    ("time_r1", next(iter(CONVERSATIONS.values())), "llama_factory or ms_swift"),
+])  # fmt: skip
+def test_a_wrong_form_is_answered_with_the_right_one(given, row, said, tmp_path, capsys):
+    path = write(tmp_path / "rows.jsonl", [row, row])
+    assert main(["import", given, str(path), "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: FORM: {path} is not of the form {given}; its first row is of {said}: give that\n"
+    )
+
+
 ROWS = [("timelens", TIMELENS), ("time_r1", TIME_R1 | {"video_start": 39.0, "video_end": 84.5}), ("unitime", UNITIME)]
 ROWS += [("videomind", {"vid": "s27", "query": "He cuts.", "duration": 90, "relevant_windows": [[1, 2]], "qid": 7})]
 ROWS += [("ms_swift", row) for row in CONVERSATIONS.values()]

@@ -88,7 +88,7 @@ def test_every_test_that_the_page_names_is_there(repository):
 
 
 @pytest.mark.parametrize("values, says", [
-    ({"compatibility": "publishd"}, "'publishd' is not one of"),
+    ({"compatibility": "publishd"}, "'publishd' is unknown; did you mean published"),
     ({"compatibility": "published", "model": {"head": {"name": "text"}}}, "nothing about the text head"),
 ])  # fmt: skip
 def test_a_preset_that_is_not_there_is_refused(values, says):
@@ -233,7 +233,7 @@ def test_training_and_inference_take_the_preset_from_the_command_line(tmp_path, 
     assert json.loads((tmp_path / "a.jsonl.meta.json").read_text())["decoding"]["encode_spans"] is False
     capsys.readouterr()
     assert infer([*arguments, str(tmp_path / "b.jsonl"), "compatibility=none"]) == 2
-    assert "compatibility: 'none' is not one of" in capsys.readouterr().err
+    assert "compatibility: 'none' is unknown; known values: default, published" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("duration", [{}, {"duration": 3}])

@@ -1,6 +1,7 @@
 """Which frames are looked at: the published rules exactly, and any other choice ordered and inside the window."""
 
 import json
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -153,6 +154,23 @@ def test_bad_sampler_fields_are_named(field, value):
 def test_broken_time_stamps_do_not_fill_the_memory():
     with pytest.raises(VideoError, match="over 1000000 samples"):
         Sampler().indices(info_of(50, 1e-8))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler(rule="segments", num_frames=10**6),
+        Sampler(rule="segments", num_frames=10**6, pick="middle"),
+        Sampler(rule="segments", num_frames=10**6, pick="random", spare_last=True),
+        Sampler(fps=10**5),
+    ],
+)
+def test_frames_of_a_short_video_are_not_repeated_without_end(sampler):
+    info = info_of(240, 24.0)
+    with pytest.raises(VideoError, match="has 240 frames to choose from, and 1000000 are asked for; lower sampler"):
+        sampler.indices(info, Random(0))
+    many = replace(sampler, max_frames=16) if sampler.rule == "fps" else replace(sampler, num_frames=8192)
+    assert len(many.indices(info, Random(0))) == (16 if sampler.rule == "fps" else 8192)
 
 
 def test_bad_windows_and_missing_rng_are_errors():
