@@ -253,7 +253,7 @@ def test_a_head_that_does_not_draw_is_refused(bundle, tmp_path, monkeypatch):
         ),
         ({"rewards": {"f1": "much"}}, r"train\.objective\.rewards\.f1: expected a number"),
         ({"word_weight": 0, "span_weight": 0}, r"word_weight, span_weight: both are 0"),
-        ({"average": "median"}, r"train\.objective\.average: 'median' is unknown; known values: sum, mean, decisions"),
+        ({"average": "median"}, r"train\.objective\.average: 'median' is unknown; did you mean mean?"),
         ({"kl": -0.1}, r"train\.objective\.kl: -0\.1"),
         ({"clip": 1.0}, r"train\.objective\.clip: 1\.0"),
         ({"clip_high": 0}, r"train\.objective\.clip_high: 0"),
