@@ -103,15 +103,21 @@ def downloads() -> dict[str, Download]:
 
 
 def read_card(name: str) -> Card:
-    """A card by its name. Raises BenchmarkError, ConfigError for an unknown one, or one that says something unknown."""
+    """A card by its name. Raises UserError for an unknown one, or a line for each thing it says that is unknown."""
     need(name in names(), f"NAME: there is no card {name!r}; there are {', '.join(names())}")
-    card = build(Card, read_yaml(CARDS / f"{name}.yaml"), f"{name}.yaml")
-    need(card.wording in WORDINGS, f"{name}.yaml: wording {card.wording!r} is not one of {', '.join(WORDINGS)}")
-    for benchmark_name, row in card.benchmarks.items():
-        known = get(benchmark_name).variants
-        need(row.variant in known, f"{name}.yaml: {benchmark_name}: no variant {row.variant!r}; {', '.join(known)}")
-        told = f"{name}.yaml: {benchmark_name}: {DATA.name} does not say what to get of it; say it in `data`"
-        need(row.data or benchmark_name in downloads(), told)
+    card, known = build(Card, read_yaml(CARDS / f"{name}.yaml"), f"{name}.yaml"), downloads()
+
+    def check(benchmark_name: str, row: Row) -> None:
+        variants = get(benchmark_name).variants
+        where, other = f"{name}.yaml: {benchmark_name}", f"no variant {row.variant!r}; {', '.join(variants)}"
+        need(row.variant in variants, f"{where}: {other}")
+        told = f"{where}: {DATA.name} does not say what to get of it; say it there, or here in `data`"
+        need(row.data or benchmark_name in known, told)
+
+    wording = f"{name}.yaml: wording {card.wording!r} is not one of {', '.join(WORDINGS)}"
+    together(
+        partial(need, card.wording in WORDINGS, wording), *(partial(check, *row) for row in card.benchmarks.items())
+    )
     return card
 
 
@@ -167,7 +173,7 @@ def prepare(args: argparse.Namespace) -> tuple[Card, Run, dict[str, tuple[Path, 
         lambda: places(card, [name for name in chosen if name not in unknown], args.data),
     )
     options = [part for key in ("batch_size", "device") if (value := getattr(args, key))
-               for part in (f"--{key.replace('_', '-')}", value)]  # fmt: skip
+               for part in (f"--{key.replace('_', '-')}", str(value))]  # fmt: skip
     run = Run(model, output, card.wording, processes(args.gpus), options, [*card.overrides, *args.overrides])
     return card, run, there, failed
 
@@ -217,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=a_path, metavar="DIR", help="default: MODEL/card")
     parser.add_argument("--benchmarks", metavar="A,B,...", help="of the card (default: all)")
     parser.add_argument("--gpus", type=whole(1), metavar="N", help="processes (default: $GPUS, all GPUs, or 1)")
-    parser.add_argument("--batch-size", metavar="N", help="of videollm.infer, as the next one")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="of videollm.infer, as the next one")
     parser.add_argument("--device")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over those of the card")
     args = parser.parse_intermixed_args(argv)

@@ -242,11 +242,13 @@ def test_a_tiny_model_goes_through_every_card_from_its_question_to_ours_beside_p
     assert found.title in said and found.source[:20] in said and all(line[:40] in said for line in found.differs)
 
 
-def test_every_metric_of_a_card_is_printed_by_its_benchmark(data, model, tmp_path):
+def test_every_metric_of_a_card_is_printed_by_its_benchmark(data, model, tmp_path, capsys):
     assert card.main(["distime_8b", str(model), "--data", str(data), "--output", str(tmp_path), *SMALL]) == 0
     rows = json.loads((tmp_path / "card.json").read_text())["rows"]
     missing = [(name, row["metric"]) for name, numbers in rows.items() for row in numbers if row["ours"] is None]
-    assert set(rows) == set(card.read_card("distime_8b").benchmarks) and not missing
+    assert list(rows) == list(card.read_card("distime_8b").benchmarks) and not missing
+    said = capsys.readouterr().out
+    assert "DisTime-8B (the paper (ICCV 2025))" in said and "81.05" in said and "0.6021" in said  # a fraction, whole
 
 
 def test_a_benchmark_without_data_is_named_and_the_others_go_on(data, model, tmp_path, capsys):
@@ -316,6 +318,9 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch):
         ("wordin: distime", "wordin: unknown key; did you mean"),
         ("benchmarks: {charades: {variant: mine, data: x}}", "charades: no variant 'mine'"),
         ("benchmarks: {nothing: {variant: mine, data: x}}", "unknown benchmark 'nothing'"),
+        ("benchmarks: {tacos: {variant: videomind}}", "tacos: data.yaml does not say what to get of it; say it there"),
+        ("benchmarks: {anet: {variant: a}, charades: {variant: b}}", "anet: no variant 'a'; default, time_r1, v"),
+        ("benchmarks: {anet: {variant: a}, charades: {variant: b}}", "\nerror: mine.yaml: charades: no variant 'b'; d"),
     ],
 )
 def test_a_card_that_says_something_unknown_is_refused(change, why, tmp_path, capsys, monkeypatch):
