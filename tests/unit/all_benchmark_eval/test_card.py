@@ -1,4 +1,8 @@
-"""Cards: each says things that exist and asks as published, and the command puts ours beside the published numbers."""
+"""Cards: each says things that exist and asks as published, and the command puts ours beside the published numbers.
+
+Prompts are held to the letter and to the number of placeholders. Their ids are not: no tokenizer of a released model is
+here, neither in the reference files (theirs are tiny) nor in an installed package.
+"""
 
 import functools
 import json
