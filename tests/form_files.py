@@ -120,6 +120,7 @@ OWN_TRUTHS = {  # of benchmarks of moments that have one form of annotations
 }  # fmt: skip
 TRUTHS |= {name: dict([own]) for name, own in OWN_TRUTHS.items()} | {"tacos": SHARED, "ego4d_nlq": SHARED}
 FILES |= dict.fromkeys((*OWN_TRUTHS, "tacos", "ego4d_nlq"), MOMENTS)
+FILES["hirest"] = MOMENTS | {"HiREST": {q: {f"{v}.mp4": {"bounds": s}} for v, q, s in GIVEN}}
 FILES["tvgbench"] = MOMENTS | {
     "Time-R1 lines": lines(
         *({"qid": f"x_{i}", "pred": s, "target": QUERIES[i][2], "output_text": f"<answer>{s[0]} to {s[1]}</answer>"}
