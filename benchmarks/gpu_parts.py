@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from videollm.data.conversation import Turn, VisualMark
 from videollm.model.generate import GenerateOptions
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
-from videollm.model.towers import CHUNK, encode_frames
+from videollm.model.towers import CHUNK, CompiledTower, encode_frames
 from videollm.model.videollm import VideoLLM, tower_shape
 from videollm.training.assemble import planned_config
 from videollm.training.memory import TEXT, Load, estimate, make_batch, planned_model, word_bundle
@@ -280,12 +281,15 @@ def frames(run: Run) -> None:
     model = build(run, run.settings(*HALF_STEP), trained=False)
     tower, shape, speed = model.vision_tower, tower_shape(model.vision_tower), 0.0
     count = CHUNK if not run.tiny else 4
-    with run.case(f"tower, {count} frames at a time") as found:
-        pixels = torch.randn(count, *shape, device=run.device, dtype=torch.bfloat16)
-        with FlopCounterMode(display=False) as counted:
-            encode_frames(tower, pixels[:1], 1)
-        speed = count / run.timed(lambda: encode_frames(tower, pixels, count))
-        found |= {"frames/s": speed, "TFLOP/s": speed * counted.get_total_flops() / 1e12}
+    for way in ("tower", "compiled tower")[: 1 + (run.device == "cuda")]:
+        with run.case(f"{way}, {count} frames at a time") as found:
+            pixels = torch.randn(count, *shape, device=run.device, dtype=torch.bfloat16)
+            with FlopCounterMode(display=False) as counted:
+                encode_frames(tower, pixels[:1], 1)
+            own = tower if way == "tower" else CompiledTower(tower)
+            here = count / run.timed(partial(encode_frames, own, pixels, count))
+            found |= {"frames/s": here, "TFLOP/s": here * counted.get_total_flops() / 1e12}
+            speed = max(speed, here)
     for backend in ("pyav", "decord"):
         case = f"decoding by {backend} in workers"
         if lacking := missing("av", *({"decord"} & {backend})):

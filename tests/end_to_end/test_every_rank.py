@@ -136,6 +136,24 @@ def test_stored_features_beside_pictures_and_text(tmp_path, repository, stage):
     compare(tmp_path, repository, "d2vlm", stage, "internvl", overrides=(f"data.features={tmp_path / 'features'}",))
 
 
+def test_validation_under_zero3_gives_what_one_process_gives(tmp_path, repository):
+    """Three questions for two ranks, and held-out pairs; the steps between and behind are those of one process, too."""
+    lines = [line | {"rejected": WORSE} for line in clip_lines(4)]
+    options = {"lines": lines, "objective": {"name": "d2vlm.fpo", "rejected": "all"}, "steps": 2, "lr": 1e-5}
+    options |= {"validate_every": 1, "validation_size": 3}
+    one = write_config(tmp_path / "one", "d2vlm", batch_size=2, **options)
+    two = write_config(
+        tmp_path / "two", "d2vlm", deepspeed=str(repository / "configs/deepspeed/zero3.json"), batch_size=1, **options
+    )
+    assert run(one, hook=in_order) == [0], output_of(one, 0).read_text()[-2000:]
+    assert run(two, ranks=2, hook=in_order) == [0, 0], output_of(two, 0).read_text()[-2000:]
+    alone, shared = ([*read_log(of.parent / "run"), *read_log(of.parent / "run", "eval_mIoU")] for of in (one, two))
+    assert len(alone) == len(shared) == 4 and any("eval_preference" in key for key in alone[-1])
+    for mine, other in zip(alone, shared, strict=True):
+        for key in mine.keys() - {"padding_share", "time"}:
+            assert other[key] == pytest.approx(mine[key], rel=1e-4, abs=1e-5, nan_ok=True), key
+
+
 def test_each_rank_draws_its_own_dropout(tmp_path):
     """Two ranks with the same sample and the same seed would else have the same masks, and learn from half as many."""
 

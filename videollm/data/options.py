@@ -5,12 +5,15 @@ In: the keys ``bound``, ``frames``, ``after_video`` and ``generate`` of an annot
 ``generate`` may hold is checked by ``videollm.infer``. Seconds here; it knows no files, sampling rules or models.
 """
 
+import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from videollm.common.config import needs
+from videollm.common.config import need, needs
 from videollm.common.files import Bad
 from videollm.video.view import WHOLE, FrameFolder, View
 
@@ -102,6 +105,7 @@ class GenerateOptions:
     draw_spans: bool = False  # when sampling: spans too are drawn by the head, with the temperature, not its best ones
     seed: int = 0  # of sampling; with the question's id it decides on every draw
     repetition_penalty: float = 1.0  # of words in prompt and answer; never of span tokens: an answer may hold many
+    compile_tower: bool = False  # a frozen tower goes through torch.compile, in few numbers of frames
     graphs: bool = False  # on a GPU: a step's operations are recorded and replayed, instead of launched one by one
     encode_spans: bool = True  # span tokens of question and history stand for their times; published DisTime: do not
 
@@ -124,6 +128,15 @@ class GenerateOptions:
                 "generate.draw_spans: draws only when sampling; set generate.do_sample=true, or leave it out",
             ),
         )
+
+    def check_machine(self, gpu: bool) -> None:
+        """ConfigError for what this machine, with or without a ``gpu``, cannot do."""
+        need(gpu or not self.graphs, NO_GRAPHS)
+        compiler = os.environ.get("CXX") or "g++"  # of code for a CPU, and of what starts a GPU's kernels
+        lacking = [] if shutil.which(compiler) else [compiler]
+        lacking += ["triton"] * (gpu and importlib.util.find_spec("triton") is None)
+        needed = f"{' and '.join(lacking)} is missing, which torch.compile needs; install it, or set it to false"
+        need(not lacking or not self.compile_tower, f"generate.compile_tower: true, but {needed}")
 
     @property
     def of_all(self) -> "GenerateOptions":

@@ -26,7 +26,7 @@ from videollm.inference.plan import Alike, Asked, VideoGroups, plan, read_ahead
 from videollm.inference.rows import Question, Seating
 from videollm.model.cache import row_bytes
 from videollm.model.generate import GenerateOptions
-from videollm.model.towers import CHUNK, encode_frames, encode_patches
+from videollm.model.towers import CHUNK, CompiledTower, encode_frames, encode_patches
 from videollm.video.patching import Grid
 
 
@@ -63,7 +63,7 @@ def answer_records(
         asked = [alike for unit in plan(records, options, batch_size) for alike in unit]
     context = bundle.config.context_length
     asked = [[(record, own.within(context)) for record, own in alike] for alike in asked]
-    answerer = Answerer(bundle)
+    answerer = Answerer(bundle, any(own.compile_tower for alike in asked for _, own in alike))
     groups = read_ahead(
         VideoGroups(bundle, records, reader, asked), batch_size, workers, answerer.device.type == "cuda"
     )
@@ -123,8 +123,9 @@ def free_memory() -> None:
 class Answerer:
     """Encodes videos and answers questions on the model's device; what does not fit is tried in smaller pieces."""
 
-    def __init__(self, bundle: Bundle):
+    def __init__(self, bundle: Bundle, compiled: bool):
         self.bundle, self.chunk = bundle, CHUNK  # halved where it does not fit
+        self.tower = CompiledTower(bundle.model.vision_tower) if compiled else bundle.model.vision_tower
         self.device = next(bundle.model.parameters()).device
 
     def encode(self, group: Asked) -> None:
@@ -165,8 +166,8 @@ class Answerer:
                 pixels = pixels.to(self.device, non_blocking=True)
                 if grids:
                     prepare = model.as_the_tower_takes
-                    return encode_patches(model.vision_tower, pixels, np.asarray(grids), self.chunk, prepare)
-                return encode_frames(model.vision_tower, pixels, self.chunk, model.as_the_tower_takes)
+                    return encode_patches(self.tower, pixels, np.asarray(grids), self.chunk, prepare)
+                return encode_frames(self.tower, pixels, self.chunk, model.as_the_tower_takes)
             except RuntimeError as error:
                 if not out_of_memory(error) or self.chunk == 1:
                     raise

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videollm.common.config import build, need, override, to_dict, together, typed
-from videollm.data.options import NO_GRAPHS, GenerateOptions
+from videollm.data.options import GenerateOptions
 from videollm.video.decode import VideoError, probe
 from videollm.video.picture import is_picture
 from videollm.video.preprocess import LIMITS, Preprocess
@@ -119,9 +119,10 @@ def options_of(given: dict, config: "VideoLLMConfig", device: "torch.device", pr
     even = published_sampler(config.vision)
     laid = lay_preset(given | {"model": {"head": head}}, config.head.get("name"), even)
     asked, preset = given.get("generate", {}), laid.get("generate", {})
-    kept = {key: value for key, value in kept_generate(config).items() if key != "graphs" or device.type == "cuda"}
+    gpu = device.type == "cuda"
+    kept = {k: value for k, value in kept_generate(config).items() if gpu or k not in ("graphs", "compile_tower")}
     wanted = build(GenerateOptions, kept | preset, "generate")
-    need(not wanted.graphs or device.type == "cuda", NO_GRAPHS)
+    wanted.check_machine(gpu)
     generate = wanted.within(config.context_length)
     layers = {GIVEN: asked, PRESET: preset, KEPT: kept}
     sources = {f"generate.{key}": source_of(key, layers, to_dict(wanted)) for key in to_dict(generate)}

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from videollm.batches.dataset import Item, VideoDataset, as_it_is, pack_by_video
 from videollm.batches.reader import VisualReader
 from videollm.checkpoint import Bundle
-from videollm.common.config import ConfigError, build, to_dict
+from videollm.common.config import ConfigError, build, need, to_dict
 from videollm.common.processes import leave_interrupts
 from videollm.data import Record
 from videollm.model.generate import GenerateOptions
@@ -60,6 +60,8 @@ def by_options(records: Sequence[Record], options: GenerateOptions) -> list[Alik
     groups: dict[tuple, Alike] = {}
     for record in records:
         given = record.asking.generate
+        whole = "of a run, not of one record: its video is seen for others, too; leave it out"
+        need("compile_tower" not in given, f"{record.where}: generate.compile_tower: {whole}")
         own = build(GenerateOptions, to_dict(options) | given, f"{record.where}: generate") if given else options
         groups.setdefault(astuple(own.of_all), []).append((record, own))
     return list(groups.values())

@@ -20,6 +20,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import (
     InstructBlipVisionConfig,
     InstructBlipVisionModel,
@@ -97,6 +98,24 @@ def encode_video(tower: nn.Module, frames: Tensor, preprocess: Preprocess, devic
     grids = np.tile(grid, (len(patches), 1))
     features = encode_patches(tower, patches.flatten(0, 1).to(device), grids, CHUNK, prepare).cpu()
     return features.unflatten(0, (len(patches), *(side // patching.merge for side in grid))).contiguous()
+
+
+class CompiledTower(nn.Module):
+    """A frozen tower through torch.compile; frames are filled up to 1, 2, 4, ..., each of which is compiled once."""
+
+    def __init__(self, tower: nn.Module):
+        """ConfigError for a tower whose frames are of any size."""
+        super().__init__()
+        any_size = "frames of any size are of too many shapes; leave it out for this vision tower"
+        need(getattr(tower, "patching", None) is None, f"generate.compile_tower: {any_size}")
+        self.tower, self.num_patches, self.hidden_size = tower, tower.num_patches, tower.hidden_size
+        self.run = torch.compile(tower, dynamic=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """As the tower's."""
+        frames = len(pixel_values)
+        more = 2 ** (frames - 1).bit_length() - frames
+        return self.run(pad(pixel_values, (0, 0) * 3 + (0, more)))[:frames]
 
 
 class InternVLTower(InternVLVisionModel):

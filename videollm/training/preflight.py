@@ -15,9 +15,8 @@ import torch
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.utils.cpp_extension import get_default_build_root
 
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, need
 from videollm.common.files import check_writable
-from videollm.common.processes import world_size
 from videollm.heads import build_head
 from videollm.model.attention import FLASH, check_flash, implementation
 from videollm.model.objective import build_objective
@@ -101,10 +100,11 @@ def check_zero(settings: Settings, zero: dict) -> None:
             "train.merge_lora: not possible under ZeRO-3; set it to false and merge afterwards "
             "(python -m videollm.checkpoint SRC DST), or use ZeRO-2"
         )
-    if train.validate_every and world_size() > 1:
-        raise ConfigError(
-            "train.validate_every: not possible under ZeRO-3, whose ranks would wait for each other's span tokens; set "
-            "it to null and answer with videollm.infer afterwards, or use ZeRO-2"
+    for name in ("time_limit_s", "graphs", "compile_tower"):
+        need(
+            not train.validate_every or not getattr(settings.generate, name),
+            f"generate.{name}: not possible with train.validate_every under ZeRO-3, whose ranks gather weights in the "
+            "same modules at the same time; leave it out, or use ZeRO-2",
         )
 
 

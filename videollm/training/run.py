@@ -26,7 +26,6 @@ from videollm.common.spread import elements
 from videollm.data import Record, filters
 from videollm.data.check import check_some
 from videollm.data.mixture import load_training
-from videollm.data.options import NO_GRAPHS
 from videollm.inference.plan import room_for_question
 from videollm.model.lora import merge_lora
 from videollm.model.objective import build_objective
@@ -52,7 +51,7 @@ def train(settings: Settings) -> Path:
         Preempted: told to stop by SIGTERM; the state is saved.
     """
     check_reporting(settings.train.report_to)
-    need(not settings.generate.graphs or torch.cuda.is_available(), NO_GRAPHS)  # now, not at the first validation
+    settings.generate.check_machine(torch.cuda.is_available())  # now, not at the first validation
     with one_fate():
         checkpoint = check_start(settings)
         prepare_process(settings)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.lengths import too_long
@@ -41,13 +42,14 @@ logger = logging.getLogger(__name__)
 def held_out(
     bundle: Bundle, objective: Objective, records: Sequence[Record], reader: VisualReader, size: int
 ) -> dict[str, float]:
-    """The objective's logged numbers over all answers of ``records``; each rank reads its share, ``size`` at a time.
+    """The objective's logged numbers over all answers of ``records``; each rank reads its ``share``, ``size`` at
+    a time.
 
     Records that cannot be read are named in a warning and left out.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     dataset = VideoDataset(
-        records[rank::world], reader, bundle.encoder(), max_length=bundle.config.context_length,
+        share(records, rank, world), reader, bundle.encoder(), max_length=bundle.config.context_length,
         rejected=objective.rejected and "all",
     )  # fmt: skip
     collate, model = bundle.collator(rank=objective.rejected is not None), bundle.model
@@ -62,6 +64,12 @@ def held_out(
     if dist.is_initialized():
         dist.all_reduce(total)
     return dict(zip(objective.logged, (total[0] / total[1]).tolist(), strict=True))
+
+
+def share(records: Sequence[Record], rank: int, world: int) -> Sequence[Record]:
+    """What a rank asks. Under ZeRO-3 all of it, as every other rank does: they have to run the same modules in the same
+    order, and answers of shares would end at different steps."""
+    return records if is_deepspeed_zero3_enabled() else records[rank::world]
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def make_validation(
         raise ConfigError("data.validation: no record has an answer with a span; give some, or no train.validate_every")
     records, world = [record for record, _ in truths.values()], arguments.world_size
     check_questions_fit(bundle, settings, records)
-    mine = records[arguments.process_index :: world]
+    mine = share(records, arguments.process_index, world)
     plain = bundle.reader(reader.root, backend=settings.data.backend)
     plain.frames = reader.frames if plain.sampler == reader.sampler else None
     if reader.stored is not None and plain.sampler == reader.sampler:

@@ -220,3 +220,19 @@ def test_an_answer_out_of_time_is_one_that_is_kept_and_counted(before, tmp_path,
         (said,) = capsys.readouterr().err.splitlines()
         assert "generate.time_limit_s: " in said
     assert not list(tmp_path.glob("other*"))
+
+
+def test_a_tower_is_compiled_only_where_there_is_a_compiler(trained, tmp_path, monkeypatch, capsys):
+    config = read_config(trained)
+    config.generate |= {"compile_tower": True}
+    assert not read_options([], config, CPU).generate.compile_tower  # off on a CPU, whatever the training did
+    assert read_options(["generate.compile_tower=true"], config, CPU).generate.compile_tower
+    own = [line | {"generate": {"compile_tower": True}} for line in clip_lines(1)]
+    assert asked(trained, write_lines(tmp_path / "q.jsonl", own), tmp_path / "o.jsonl") == 2
+    assert "q.jsonl:1: generate.compile_tower: of a run, not of one record" in capsys.readouterr().err
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"^generate\.compile_tower: true, but no-such-compiler is missing"):
+        read_options(["generate.compile_tower=true"], config, CPU)
+    run = write_config(tmp_path, "distime", steps=1)
+    assert train.main(["--config", str(run), "generate.compile_tower=true"]) == 2
+    assert "no-such-compiler" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -55,18 +55,23 @@ def test_a_deepspeed_file_that_contradicts_the_run_is_refused(tmp_path, changes,
 
 
 @pytest.mark.parametrize(
-    "changes, train, says",
+    "changes, train, generate, says",
     [
-        ({}, {"lora": {"r": 2}}, "train.merge_lora: not possible under ZeRO-3; set it to false"),
-        ({"zero": {"stage3_gather_16bit_weights_on_model_save": False}}, {}, "saves no model that can be loaded"),
-        ({}, {"validate_every": 2}, "train.validate_every: not possible under ZeRO-3"),
+        ({}, {"lora": {"r": 2}}, {}, "train.merge_lora: not possible under ZeRO-3; set it to false"),
+        ({"zero": {"stage3_gather_16bit_weights_on_model_save": False}}, {}, {}, "saves no model that can be loaded"),
+        *(
+            ({}, {"validate_every": 2}, {key: 9}, f"generate.{key}: not possible with train.validate_every")
+            for key in ("time_limit_s", "graphs", "compile_tower")
+        ),
     ],
 )
-def test_what_zero3_cannot_do_is_said_at_the_start(tmp_path, monkeypatch, changes, train, says):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert says in refused(run_settings(tmp_path, deepspeed=zero_file(tmp_path, 3, **changes), **train))
-    stage2 = run_settings(tmp_path, deepspeed=zero_file(tmp_path, 2, **changes), **train)
-    assert preflight.check_start(stage2) is None
+def test_what_zero3_cannot_do_is_said_at_the_start(tmp_path, changes, train, generate, says):
+    given = run_settings(tmp_path, deepspeed=zero_file(tmp_path, 3, **changes), **train)
+    for name, value in generate.items():
+        setattr(given.generate, name, value)
+    assert says in refused(given)
+    zero_file(tmp_path, 2, **changes)
+    assert preflight.check_start(given) is None
 
 
 OFFLOAD = {"zero": {"offload_optimizer": {"device": "cpu"}}}
