@@ -2,8 +2,8 @@
 
 Needs a folder that the quickstart has made. Both kinds take turns on the same questions: roll-outs, forward and
 backward of ``grpo``; and forward and backward of the same answers as labels, behind the same prefixes. Also how much
-longer roll-outs take with each answer's prompt computed on its own. All parts but the tower train. A ratio is the
-median of those of its rounds.
+longer roll-outs take with each answer's prompt computed on its own. Once all parts but the tower train, once the head
+alone, for which no step goes back through the language model. A ratio is the median of those of its rounds.
 
     python -m benchmarks.grpo_step --quickstart runs/quickstart --questions 12 --answers 8 --repeats 5
 """
@@ -37,17 +37,11 @@ def timed(work) -> float:
     return time.process_time() - start
 
 
-def main() -> None:
-    """Measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), metavar="DIR")
-    parser.add_argument("--questions", type=int, default=12)
-    parser.add_argument("--answers", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
+def measure(args: argparse.Namespace, parts: list[str]) -> None:
+    """Both kinds of steps where ``parts`` of the config are overridden, and their ratio."""
     bundle = load(args.quickstart / "d2vlm/final")
     model = bundle.model
-    given = override(read_yaml("configs/tiny/d2vlm_grpo.yaml"), [f"train.output={args.quickstart}", *ALL_PARTS])
+    given = override(read_yaml("configs/tiny/d2vlm_grpo.yaml"), [f"train.output={args.quickstart}", *parts])
     settings = build(Settings, given)
     set_trainable(model, settings.train)
     objective = GRPO(GRPOOptions(answers=args.answers, show_every=10**9))
@@ -81,6 +75,19 @@ def main() -> None:
     print(f"a step of grpo / a supervised step on as many answers: {statistics.median(ratios):.2f}")
     ratios = [a / r for a, r in zip(alone, rolled, strict=True)]
     print(f"roll-outs with every prompt on its own / with one for all answers: {statistics.median(ratios):.2f}")
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), metavar="DIR")
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--answers", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    for name, parts in (("all parts but the tower train", ALL_PARTS), ("the head alone trains", [])):
+        print(f"{name}:")
+        measure(args, parts)
 
 
 if __name__ == "__main__":

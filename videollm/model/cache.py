@@ -126,6 +126,14 @@ class RowCache(Cache):
         for row in rows:
             self.used[row] = known.shape[1]
 
+    def only(self, live: Tensor) -> None:
+        """From now on only the rows ``live`` [N] take steps."""
+        self.used = [self.used[row] for row in live.tolist()]
+        self.rows, self.row = len(live), self.row[: len(live)]
+        self.prompt, self.seen = self.prompt[live], self.seen[live]
+        for layer in self.layers:
+            layer.keys, layer.values = (buffer[live] for buffer in layer.kept)
+
     def end(self, row: int) -> None:
         """Nobody asks in the row any more."""
         self.used[row] = 0

@@ -29,23 +29,25 @@ LOOK = 8  # steps between two looks on a device that works while the host goes o
 class Decoding:
     """All that is known of the answers in R rows, up to T tokens each; a row in which nobody asks is ``done``.
 
-    ``ids`` and ``found`` have a column more, into which goes what is decided in rows that are done.
+    ``ids`` and ``found`` have a column more, into which goes what is decided in rows that are done. Of the rows L take
+    steps: all, or those that ``only`` has left.
     """
 
     head: TemporalHead
     span_ids: Tensor  # [S] int64
     stop_ids: Tensor  # [E] int64
     ids: Tensor  # [R, T + 1] int64
-    row: Tensor  # [R] int64, the numbers of the rows
-    done: Tensor  # [R] bool
-    steps: Tensor  # [R] int64, tokens that are decided
-    limit: Tensor  # [R] int64, the most tokens
-    least: Tensor  # [R] int64, the tokens before which no answer stops
-    keys: Tensor  # [R] int64, from which sampled rows draw
-    words: Tensor | None = None  # [R, V] bool, the tokens of prompt and answer, where anybody asks for them
+    row: Tensor  # [L] int64, the numbers of the rows
+    done: Tensor  # [L] bool
+    steps: Tensor  # [L] int64, tokens that are decided
+    limit: Tensor  # [L] int64, the most tokens
+    least: Tensor  # [L] int64, the tokens before which no answer stops
+    keys: Tensor  # [L] int64, from which sampled rows draw
+    left: Tensor  # [R] int64, the tokens of rows that take no step any more
+    words: Tensor | None = None  # [L, V] bool, the tokens of prompt and answer, where anybody asks for them
     frames: FrameBatch | None = None  # of R rows
     length: int = 0  # the most tokens that a row has, as far as the host knows
-    query: Tensor | None = None  # [R, D], the state that predicted the last token
+    query: Tensor | None = None  # [L, D], the state that predicted the last token
     found: Prediction | None = None  # [R, T + 1, ...]: of span tokens, and of others as if they were, or 0
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     draw: Draw | None = None  # samples words
@@ -66,7 +68,7 @@ class Decoding:
         row = torch.arange(rows, device=device)
         span_ids, stop_ids = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (span_ids, stop_ids))
         ids = torch.full((rows, tokens + 1), pad_id, device=device)
-        none = [torch.zeros_like(row) for _ in range(4)]
+        none = [torch.zeros_like(row) for _ in range(5)]
         return cls(head, span_ids, stop_ids, ids, row, torch.ones_like(row, dtype=torch.bool), *none)
 
     def begin(
@@ -74,15 +76,22 @@ class Decoding:
         words: Tensor | None,
     ) -> None:  # fmt: skip
         """Answers begin in the rows ``where`` [N], which ``frames`` are about; see the fields for the rest."""
-        self.frames = frames_with(self.frames, where, frames, len(self.row))
+        self.frames = frames_with(self.frames, where, frames, len(self.ids))
         self.done[where], self.steps[where], self.limit[where], self.least[where] = False, 0, limit, least
         if keys is not None:
             self.keys[where] = keys
         if words is not None:
             self.words[where] = words
 
+    def only(self, live: Tensor) -> None:
+        """From now on only the rows ``live`` [N], of those that did, take steps."""
+        self.left[self.row] = self.steps
+        for name in ("row", "done", "steps", "limit", "least", "keys", "words"):
+            part = getattr(self, name)
+            setattr(self, name, None if part is None else part[live])
+
     def take(self, language_model: nn.Module, embedding: nn.Module, last: Tensor, query: Tensor) -> Tensor:
-        """Decide the next token of every row that is not done and give what is fed for it. [R, D], [R, D] -> [R, D].
+        """Decide the next token of every row that is not done and give what is fed for it. [L, D], [L, D] -> [L, D].
 
         For a span token the head makes that of its prediction.
 
@@ -116,14 +125,14 @@ class Decoding:
         self.length = min(self.length + 1, self.ids.shape[1] - 1)
 
     def span(self, query: Tensor, asked: Tensor | slice) -> Prediction:
-        """What the head says of the tokens that are being decided in the rows ``asked``, or draws for them. [R, D]."""
+        """What the head says of the tokens that are being decided in the rows ``asked``, or draws for them. [L, D]."""
         given = query[asked], self.row[asked], self.frames
         if not self.draws_spans:
             return self.head.predict(*given)
         return self.head.draw(*given, self.temperature, SpanNoise(self.keys[asked], self.steps[asked]))
 
     def note(self, log_probs: Tensor, new: Tensor, query: Tensor, place: Tensor) -> None:
-        """Keep what is to be known of the tokens ``new`` [R] that are drawn from ``log_probs`` [R, V]."""
+        """Keep what is to be known of the tokens ``new`` [L] that are drawn from ``log_probs`` [L, V]."""
         if self.drawn is None:
             self.drawn = torch.zeros(*self.ids.shape, 2, 2, device=self.ids.device)
             self.queries = query.new_zeros(*self.ids.shape, query.shape[1])
@@ -142,7 +151,7 @@ class Decoding:
 
     def keep(self, prediction: Prediction, asked: Tensor | slice, place: Tensor) -> None:
         """Take note of what the head says of the tokens that are being decided in the rows ``asked``, which go to
-        ``place`` [R]."""
+        ``place`` [L]."""
         parts = (prediction.seconds, prediction.score, prediction.raw)
         if self.found is None:
             self.found = Prediction(*(part.new_zeros(*self.ids.shape, *part.shape[1:]) for part in parts))
@@ -157,14 +166,19 @@ class Decoding:
         all_reduce(flag, op=ReduceOp.MIN)
         return bool(flag)
 
+    @property
+    def counts(self) -> Tensor:
+        """The tokens of every row. [R]."""
+        return self.left.index_copy(0, self.row, self.steps)
+
     def sequences(self) -> Tensor:
         """The ids [R, S] up to the last row's end, of rows in which one answer was made."""
-        return self.ids[:, : int(self.steps.max())]
+        return self.ids[:, : int(self.counts.max())]
 
     def answers(self, rows: Sequence[int]) -> list[tuple[list[int], Prediction | None]]:
         """Ids and predictions of the rows' answers so far, on the host."""
         where = torch.tensor(rows, device=self.ids.device)
-        counts, ids = self.steps[where].tolist(), self.ids[where, : self.length].tolist()
+        counts, ids = self.counts[where].tolist(), self.ids[where, : self.length].tolist()
         parts = () if self.found is None else (self.found.seconds, self.found.score, self.found.raw)
         parts = [part[where, : self.length].cpu() for part in parts]
         return [

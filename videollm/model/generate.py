@@ -94,7 +94,7 @@ class SpanGeneration:
         self, batch: Batch, pad_id: int | None, stop_id: int, options: GenerateOptions, answers: int = 1,
         look: int | None = None,
     ) -> Iterator[Decoding]:  # fmt: skip
-        """The answers so far, every ``look`` steps: a row's ``steps`` tokens in ``ids``, their times in ``found``.
+        """The answers so far, every ``look`` steps: a row's ``counts`` tokens in ``ids``, their times in ``found``.
 
         It is one object that goes on. On a CPU by default every step, elsewhere every ``LOOK``.
         """
@@ -111,6 +111,7 @@ class SpanGeneration:
                         if options.draw_spans:
                             rows.state.weigh_spans()
                         return
+                    rows.thin()
                 rows.feed()
 
     def prompt(self, batch: Batch, options: GenerateOptions) -> tuple[Tensor, FrameBatch, Tensor | None]:
@@ -135,7 +136,8 @@ class SpanGeneration:
             stops = torch.isin(torch.arange(words, device=device), state.stop_ids)
             found.append(NotYet(stops, state.least, state.steps))
         if options.repetition_penalty != 1.0:
-            state.words = torch.zeros(len(state.row), words, dtype=torch.bool, device=device)
+            if state.words is None:
+                state.words = torch.zeros(len(state.row), words, dtype=torch.bool, device=device)
             found.append(SpanPenalty(options.repetition_penalty, state.span_ids, state.words))
         if options.do_sample:
             found += [TemperatureLogitsWarper(options.temperature)] if options.temperature != 1.0 else []
@@ -183,9 +185,7 @@ class Rows:
         self.state = Decoding.start(
             self.head, number, options.max_new_tokens, model.span_ids, [stop_id], pad_id, device
         )
-        self.state.processors = model.processors(options, self.state)
-        if options.do_sample:
-            self.state.draw = Draw(self.state.keys, self.state.steps)
+        self.choose_by()
         if options.draw_spans:
             need(self.head.draws, f"generate.draw_spans: the {model.config.head['name']} head {NO_DRAW}")
             self.state.draws_spans, self.state.temperature = True, options.temperature
@@ -319,6 +319,23 @@ class Rows:
         states = self.tap.finish(self.fed[:, None], out.last_hidden_state)
         new = states[-1][:, -1], states[self.head.query_layer][:, -1]
         self.states = tuple(self.put(*pair) for pair in zip(self.states, new, strict=True))
+
+    def thin(self) -> None:
+        """Once half of the rows that take steps have ended, only the others do; no question may enter any more."""
+        thins = self.options.draw_spans and not self.graphs and not together()  # as in ``choose``
+        live = (~self.state.done).nonzero()[:, 0] if thins else self.state.row
+        if 2 * len(live) > len(self.state.row):
+            return
+        self.state.only(live)
+        self.cache.only(live)
+        self.choose_by()
+        self.fed, self.states = self.fed[live], tuple(part[live] for part in self.states)
+        self.prompt_end = self.prompt_end.index_select(-2, live)
+
+    def choose_by(self) -> None:
+        """How tokens are chosen in the rows that take steps."""
+        self.state.processors = self.model.processors(self.options, self.state)
+        self.state.draw = Draw(self.state.keys, self.state.steps) if self.options.do_sample else None
 
     def leave(self, row: int) -> None:
         """Nobody asks in the row any more."""

@@ -11,7 +11,7 @@ from videollm.batches.dataset import VideoDataset
 from videollm.grpo import GRPO, GRPOOptions
 from videollm.grpo.rollout import Questions
 from videollm.heads import Answer
-from videollm.model.generate import GenerateOptions
+from videollm.model.generate import GenerateOptions, Rows
 
 ASKED = {"conversations": turns("<video>\nwhat happens in <span>?", "a dog <span> runs.")}  # of every head
 LINES = {
@@ -110,7 +110,8 @@ def test_a_question_is_encoded_once_for_all_of_its_answers(bundle, tmp_path, mon
     (batch,) = own.made([asked], step=0)
     assert seen == [4, 6] and batch.pixel_values is None  # the training step takes the same features
     prompts = [shape for shape in shapes if shape[1] > 1]
-    assert {rows for rows, _ in prompts} == {2} and {rows for rows, length in shapes if length == 1} == {8}
+    steps = [rows for rows, length in shapes if length == 1]
+    assert {rows for rows, _ in prompts} == {2} and steps[0] == 8 and steps == sorted(steps, reverse=True)
     assert len(batch) == 2 and batch.num_samples == 8
 
 
@@ -121,6 +122,27 @@ def test_the_head_draws_for_span_tokens_of_running_answers_alone(bundle, tmp_pat
     )
     (batch,) = own.made([questions(bundle, ["two_spans", "asked"])], step=0)
     assert sum(asked) == len(batch.pairs.answer_refs) == len(batch.draws.spans_log_prob)
+
+
+def test_what_is_drawn_does_not_depend_on_which_rows_still_take_steps(bundle, tmp_path, monkeypatch):
+    own, rows, enter, feed = objective(bundle, tmp_path), [], Rows.enter, Rows.feed
+    given = bundle.tokenizer, bundle.stop_id, own.rollouts.options, 8
+    batch = own.rollouts.ask(questions(bundle, ["two_spans", "asked"]).items)
+
+    def short(self, *args):
+        enter(self, *args)
+        self.state.limit[::2], self.state.limit[4:8] = 3, 6
+
+    monkeypatch.setattr(Rows, "enter", short)
+    monkeypatch.setattr(Rows, "feed", lambda self: rows.append(len(self.state.row)) or feed(self))
+    found = bundle.model.drawn(batch, *given)
+    assert rows[0] == 16 and 0 < rows[-1] <= 8
+    monkeypatch.setattr(Rows, "thin", lambda self: rows.clear())
+    for one, whole in zip(found, bundle.model.drawn(batch, *given), strict=True):
+        assert one.ids == whole.ids and one.reason == whole.reason
+        for name in ("raw", "seconds", "words_log_prob", "spans_log_prob", "words_entropy", "spans_entropy"):
+            torch.testing.assert_close(getattr(one, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
+    assert set(rows) <= {16}
 
 
 def test_flat_groups_are_left_out_and_counted(bundle, tmp_path, monkeypatch):
