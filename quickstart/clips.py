@@ -75,8 +75,22 @@ def phrase(kind: Kind) -> str:
     return f"{kind.color} {kind.shape} {MOTIONS[kind.motion]}"
 
 
+class Timed:
+    """An event, which has frames ``start`` <= t < ``end``, or a clip of ``num_frames``, in seconds."""
+
+    @property
+    def span(self) -> list[float]:
+        """Of an event, [start, end]."""
+        return [self.start / FPS, self.end / FPS]
+
+    @property
+    def duration(self) -> float:
+        """Of a clip."""
+        return self.num_frames / FPS
+
+
 @dataclass(frozen=True)
-class Event:
+class Event(Timed):
     """One shape in frames ``start`` <= t < ``end``; its motion starts anew every ``cycle`` frames."""
 
     kind: Kind
@@ -87,14 +101,9 @@ class Event:
     cycle: float
     shade: float  # brightness factor
 
-    @property
-    def span(self) -> list[float]:
-        """[start, end] in seconds."""
-        return [self.start / FPS, self.end / FPS]
-
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Timed):
     """All that ``render`` needs: events in order of start, grey boxes (x0, y0, x1, y1, grey) and noise by seed."""
 
     num_frames: int
@@ -102,11 +111,6 @@ class Clip:
     background: int
     clutter: tuple[tuple[int, int, int, int, int], ...]
     noise_seed: int
-
-    @property
-    def duration(self) -> float:
-        """Seconds."""
-        return self.num_frames / FPS
 
 
 GROW_RADIUS = (5.0, 16.0)

@@ -26,6 +26,7 @@ from quickstart.clips import (
     DURATION_S,
     FPS,
     LETTERS,
+    Timed,
     draw_intervals,
     record,
     write_clips,
@@ -51,7 +52,7 @@ FADE = 0.6  # of its time that a fading thing takes to go
 
 
 @dataclass(frozen=True)
-class Event:
+class Event(Timed):
     """A thing in frames ``start`` <= t < ``end``; the rest says where and how."""
 
     thing: Thing
@@ -62,14 +63,9 @@ class Event:
     center: tuple[float, float]  # share of the room left, x and y
     hidden: tuple[float, float, float] | None  # from, to (share of its time) and share of its height
 
-    @property
-    def span(self) -> list[float]:
-        """[start, end] in seconds."""
-        return [self.start / FPS, self.end / FPS]
-
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Timed):
     """All that ``render`` needs. ``shown``: which of ``num_frames`` at ``FPS`` the file has."""
 
     num_frames: int
@@ -78,11 +74,6 @@ class Clip:
     photo: int
     pan: tuple[float, float, float, float]  # where the camera begins and ends, shares of the photograph
     noise_seed: int
-
-    @property
-    def duration(self) -> float:
-        """Seconds."""
-        return self.num_frames / FPS
 
 
 def make_clip(rng: np.random.Generator, things: Sequence[Thing], photos: int, unseen: bool) -> Clip:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 set -euo pipefail
 # Shared by the scripts that start trainings and inference. `launch MODULE ARGUMENTS...` ends in that module (source
-# this file after _venv.sh); `recipe CONFIG TEXT ARGUMENTS...` is a whole script: train.sh on a config, with ZeRO-2.
+# this file after _venv.sh). Two are whole scripts: `recipe CONFIG TEXT ARGUMENTS...`, train.sh on a config, with ZeRO-2,
+# and `module NAME TEXT ARGUMENTS...`, a module run in the clone.
 
 LAUNCH_HELP="environment (docs/cluster.md; within srun, what is not set comes from Slurm):
   GPUS                       processes on this node (default: its GPUs, or 1); without a GPU they run on the CPU
@@ -11,6 +12,16 @@ LAUNCH_HELP="environment (docs/cluster.md; within srun, what is not set comes fr
 
 launch() {
     exec "$PYTHON" -m videollm.launch "$@"
+}
+
+module() {
+    local name="$1" text="$2"
+    shift 2
+    case "${1:-}" in -h | --help) echo "$text
+  VIDEOLLM_PYTHON   an interpreter to use as it is, instead of making .venv" && exit 0 ;; esac
+    source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+    cd "$REPO"
+    exec "$PYTHON" -m "$name" "$@"
 }
 
 recipe() {

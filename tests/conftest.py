@@ -49,12 +49,15 @@ def pytest_runtest_setup(item):
         skip_what_a_folder_lacks(error)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    try:
-        return (yield)
-    except FileNotFoundError as error:
-        skip_what_a_folder_lacks(error)
+pytest_runtest_call = pytest_runtest_setup
+
+
+def pytest_collection_modifyitems(items):
+    """All tests of a folder that a marker is named after have it."""
+    for item in items:
+        room = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        if room in ("golden", "paper", "end_to_end"):
+            item.add_marker(room)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,17 @@ from pathlib import Path
 
 from all_benchmark_eval.score import score_file
 
+
+def changed(data, path, value):
+    """JSON data with the value at a place (numbers of items on the way down) replaced."""
+    if not path or not isinstance(data, dict | list) or not data:
+        return value
+    keys = list(data) if isinstance(data, dict) else range(len(data))
+    key, copy = keys[path[0] % len(keys)], data.copy()
+    copy[key] = changed(data[key], path[1:], value)
+    return copy
+
+
 # ---- one truth, in whatever form; answers that are right, half right and missing -------------------------------------
 
 QUERIES = [("AAA", "a door.", [10, 20]), ("BBB", "a cat.", [0, 5]), ("BBB", "a dog.", [30, 40])]

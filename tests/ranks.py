@@ -5,6 +5,7 @@ to look into it. What a rank prints is in ``RUN.rank0`` and so on.
 """
 
 import faulthandler
+import json
 import os
 import signal
 import socket
@@ -46,6 +47,37 @@ def run(
             become(config, rank, hook, ["--config", str(config), *overrides])
         pids.append(pid)
     return wait(pids, config, timeout_s)
+
+
+def ran(config: Path, *words: str, ranks: int = 1, hook: Callable[[int], None] | None = None, status=0) -> None:
+    """``run``, and check how the ranks ended."""
+    ended = run(config, *words, ranks=ranks, hook=hook)
+    assert ended == [status] * ranks, "\n".join(output_of(config, r).read_text()[-3000:] for r in range(ranks))
+
+
+def noting(folder: Path, then: Callable[[int], None] | None = None) -> Callable[[int], None]:
+    """A hook that writes the ids of each step's items to a file of the rank, and then does what ``then`` does."""
+
+    def hook(rank: int) -> None:
+        get = VideoTrainer.get_batch_samples
+
+        def noted(self, *args):
+            found = get(self, *args)
+            if found[0]:
+                with open(folder / f"order{rank}", "a") as out:
+                    out.write(json.dumps([self.state.global_step, [batch.ids for batch in found[0]]]) + "\n")
+            return found
+
+        VideoTrainer.get_batch_samples = noted
+        if then is not None:
+            then(rank)
+
+    return hook
+
+
+def order(folder: Path, rank: int) -> dict:
+    """{step: ids of its batches' items}, as noted; of a step that was made twice, the second time."""
+    return dict(json.loads(line) for line in (folder / f"order{rank}").read_text().splitlines())
 
 
 def become(config: Path, rank: int, hook: Callable[[int], None] | None, arguments: list[str]) -> None:

@@ -11,8 +11,6 @@ from videollm.infer import main as infer
 from videollm.memory import main as memory
 from videollm.train import main as train
 
-pytestmark = pytest.mark.end_to_end
-
 
 @pytest.fixture(scope="module", params=[("qwen3_vl", "d2vlm"), ("qwen2_5_vl", "distime")], ids="-".join)
 def run(request, tmp_path_factory):

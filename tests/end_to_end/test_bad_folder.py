@@ -16,8 +16,6 @@ from videollm.batches import reader
 from videollm.data import load_records
 from videollm.data.__main__ import main as check_data
 
-pytestmark = pytest.mark.end_to_end
-
 BAD = {
     "missing": "does not exist",
     "empty": "zero bytes",

@@ -18,8 +18,6 @@ from videollm.inference import run as inference_run
 from videollm.training import run as training_run
 from videollm.training.validation import answer_spans
 
-pytestmark = pytest.mark.end_to_end
-
 BAD = {
     "missing": "does not exist",
     "zero": "zero bytes",

@@ -17,8 +17,6 @@ from all_benchmark_eval.benchmark import PROTOCOLS, get, names
 from tests.benchmark_data import write_all
 from tests.models import make_bundle
 
-pytestmark = pytest.mark.end_to_end
-
 SMALL = ("--device", "cpu", "--batch-size", "8", "generate.max_new_tokens=4")
 
 

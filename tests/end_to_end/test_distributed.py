@@ -13,7 +13,7 @@ from tests.models import clip_lines, clips, read_log, turns, write_config, write
 from videollm import infer, train
 from videollm.checkpoint import load
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.distributed]
+pytestmark = pytest.mark.distributed
 
 RANDOM_FRAMES = "data.sampler={rule: segments, num_frames: 3, pick: random}"
 

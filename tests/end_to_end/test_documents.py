@@ -20,8 +20,6 @@ from tests.document_files import build, desk
 from tests.documents import Command, commands, documents
 from tests.warm_python import warm_python
 
-pytestmark = pytest.mark.end_to_end
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = documents(REPOSITORY)
 LIMIT_S = 300  # for one command

@@ -9,7 +9,6 @@ import pytest
 
 from tests.models import clip_lines, clips, make_bundle, write_config, write_lines
 
-pytestmark = pytest.mark.end_to_end
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOPS = ("videollm", "d2vlm", "distime", "all_benchmark_eval", "quickstart", "benchmarks")
 NOWHERE = "/proc/no/such"  # cannot be made, by the administrator neither

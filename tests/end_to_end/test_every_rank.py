@@ -14,7 +14,7 @@ from tests.ranks import in_order, output_of, run
 from videollm.checkpoint import load
 from videollm.training.trainer import VideoTrainer
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.distributed]
+pytestmark = pytest.mark.distributed
 
 SPANS = clip_lines(1)[0]
 KINDS = {

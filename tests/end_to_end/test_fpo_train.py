@@ -8,8 +8,6 @@ from tests.models import clip_lines, read_log, write_config, write_lines
 from videollm import train
 from videollm.checkpoint import load
 
-pytestmark = pytest.mark.end_to_end
-
 FACTORS = {f"logp_{which}_{factor}" for which in ("chosen", "rejected") for factor in ("grounding", "text")}
 
 

@@ -6,11 +6,8 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-import pytest
-
 from benchmarks.gpu_check import PARTS
 
-pytestmark = pytest.mark.end_to_end
 FIGURES = {  # of a case of each kind of part
     "machine": "TFLOP/s", "SFT": "MFU %", "FPO": "tokens/s", "answers": "ms a token", "frames": "frames/s",
     "ZeRO": "ms a step",

@@ -12,8 +12,6 @@ from videollm import train
 from videollm.checkpoint import load
 from videollm.model.generate import Rows
 
-pytestmark = pytest.mark.end_to_end
-
 TERMS = ("reward", "reward_spread", "flat_groups", "answer_tokens", "entropy_words", "entropy_spans", "mismatch")
 WORTH = "tests.end_to_end.test_grpo_train:worth"
 STEPS = 5

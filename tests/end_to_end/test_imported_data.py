@@ -8,8 +8,6 @@ from tests.models import clips, read_log, write_config, write_lines
 from videollm import train
 from videollm.data.__main__ import main
 
-pytestmark = pytest.mark.end_to_end
-
 SAID = "From 1.0 to 2.5 seconds, and again at 0:03 - 0:04."
 ROWS = {  # form -> a row for each clip i, which has 4 + i seconds
     "timelens": lambda i: {

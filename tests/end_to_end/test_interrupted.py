@@ -14,8 +14,6 @@ from tests.models import clip_lines, clips, make_bundle, read_log, write_config,
 from videollm import infer, train
 from videollm.common.command import INTERRUPTED
 
-pytestmark = pytest.mark.end_to_end
-
 
 def heard() -> None:
     """Ctrl-C ends the command also where these tests run in the background of a shell, which then ignores it."""

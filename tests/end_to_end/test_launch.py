@@ -13,7 +13,7 @@ import pytest
 from tests.models import clip_lines, write_config
 from tests.ranks import free_port
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.distributed]
+pytestmark = pytest.mark.distributed
 STARTED = "starts 2 processes on the CPU: this machine shows no GPU"
 
 

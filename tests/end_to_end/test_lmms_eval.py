@@ -21,7 +21,6 @@ from tests.form_files import write
 from tests.models import clips, make_bundle
 
 lmms_eval = pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: bash scripts/lmms_eval.sh")
-pytestmark = pytest.mark.end_to_end
 QUERIES = {f"clip{i}": [i / 2, 2.5 + i / 2] for i in range(4)}  # video -> when it happens
 TRUTH = {v: {"duration": 4 + i, "spans": [s], "queries": [f"it is {i}"]} for i, (v, s) in enumerate(QUERIES.items())}
 DOCS = {  # as the data sets of the tasks have them

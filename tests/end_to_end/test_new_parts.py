@@ -14,7 +14,6 @@ import yaml
 
 from tests.models import clip_lines, clips, write_config, write_lines
 
-pytestmark = pytest.mark.end_to_end
 PACKAGES = ("videollm", "d2vlm", "distime", "all_benchmark_eval", "configs")
 PARTS = {"center_width": "docs/heads.md", "confident": "docs/training.md"}  # package -> the page that shows it
 ROWS = [

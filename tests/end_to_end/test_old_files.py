@@ -22,10 +22,7 @@ from videollm.inference.session import Session
 from videollm.train import main as train
 from videollm.training.resuming import differences
 
-pytestmark = [
-    pytest.mark.end_to_end,
-    pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning"),  # of commands run in this process
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of commands run here
 
 SPAN_S = 0.05  # how far a span may move on another processor; bf16 moves these by 0.03 s
 

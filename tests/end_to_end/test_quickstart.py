@@ -14,7 +14,7 @@ from tests.models import read_log
 from videollm import infer, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 SMALL = ["--train", "12", "--val", "4", "--test", "4", "--unseen", "2", "--steps", "2", "--tower-steps", "2"]
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.models import clip_lines, make_bundle, write_config
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.distributed]
+pytestmark = pytest.mark.distributed
 NO_PARTS = {
     "vision": {}, "connector": {}, "language": {}, "head": {}, "tokenizer": None, "visual_tokens": None,
 }  # fmt: skip

@@ -6,46 +6,22 @@ import signal
 import pytest
 
 from tests.models import clip_lines, clips, read_log, write_config
-from tests.ranks import kill_after, output_of, run
+from tests.ranks import kill_after, noting, order, ran
 from videollm import train
 from videollm.frames import main as frames
-from videollm.training.trainer import VideoTrainer
-
-pytestmark = pytest.mark.end_to_end
 
 FRAMES = "data.sampler={rule: segments, num_frames: 3, pick: random}"
 LOSSES = ("loss", "lm", "dfl", "diou", "learning_rate", "grad_norm")
 
 
-def noting(folder, then=None):
-    """A hook that writes the ids of each step's items, of this rank, and then does what ``then`` does."""
-
-    def hook(rank: int) -> None:
-        get = VideoTrainer.get_batch_samples
-
-        def noted(self, *args):
-            found = get(self, *args)
-            if found[0]:
-                with open(folder / f"items{rank}", "a") as out:
-                    out.write(json.dumps([self.state.global_step, [i for batch in found[0] for i in batch.ids]]) + "\n")
-            return found
-
-        VideoTrainer.get_batch_samples = noted
-        if then is not None:
-            then(rank)
-
-    return hook
-
-
 def items(folder, ranks: int) -> dict[int, set[str]]:
     """{step: ids of its items on all ranks}; of a step that was made twice, the second time."""
-    found = [dict(map(json.loads, (folder / f"items{rank}").read_text().splitlines())) for rank in range(ranks)]
-    return {step: {i for of in found for i in of[step]} for step in found[0]}
+    found = [order(folder, rank) for rank in range(ranks)]
+    return {step: {i for of in found for batch in of[step] for i in batch} for step in found[0]}
 
 
 def started(config, *overrides, ranks=1, then=None, status=0) -> None:
-    ended = run(config, FRAMES, *overrides, ranks=ranks, hook=noting(config.parent, then))
-    assert ended == [status] * ranks, "\n".join(output_of(config, r).read_text()[-3000:] for r in range(ranks))
+    ran(config, FRAMES, *overrides, ranks=ranks, hook=noting(config.parent, then), status=status)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from videollm import infer, train
 from videollm.checkpoint import load
 from videollm.inference import run as inference_run
 
-pytestmark = pytest.mark.end_to_end
-
 BROKEN = {"id": "bad", "video": "broken.mp4", "tgt": [0, 1], "conversations": turns("<video>\nwhen?", "<span>")}
 
 

@@ -4,7 +4,6 @@ Families and cases come from the folder's files; every setting is read from ``co
 """
 
 import json
-import os
 import re
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from tests.conftest import place
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import Item
 from videollm.batches.prompt import Prompt, Visual
@@ -25,7 +25,7 @@ from videollm.model.backbones import FAMILIES
 from videollm.model.videollm import VideoLLM, VideoLLMConfig
 from videollm.video.patching import even_starts
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).resolve().parents[3] / "shared" / "golden"))
+GOLDEN = place("GOLDEN_DIR")
 ROOT = GOLDEN / "backbones"
 PLACE = re.compile(
     r"<\|vision_start\|><\|(?:video|image)_pad\|><\|vision_end\|>|<video>|<IMG_CONTEXT>"
@@ -116,8 +116,8 @@ def visuals_of(bundle: Bundle, family: str, case: str) -> list[tuple[Visual, Ten
     """The visuals of a case in the order of their places in its texts, each with its pixels as they travel."""
     data, info, patching = arrays(family, case), told(family, case), bundle.model.patching
     found, counts, tiles = [], {"video": 0, "image": 0}, data.get("pixel_values")
-    for place in PLACE.findall("".join(info["texts"])):
-        kind = "video" if "video" in place else "image"
+    for mark in PLACE.findall("".join(info["texts"])):
+        kind = "video" if "video" in mark else "image"
         k = counts[kind]
         counts[kind] += 1
         if patching is None:  # square frames and tiles, as the golden processor makes them

@@ -6,7 +6,6 @@ shapes and case names come from the folder's files.
 
 import copy
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME, our_config, ours
+from tests.conftest import place
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import Seen
@@ -105,8 +105,7 @@ def names(prefix: str, documented: Iterable[str]) -> list[str]:
 
     A documented case that the folder lacks is skipped by ``case_files``.
     """
-    given = os.environ.get("GOLDEN_DIR", Path(__file__).resolve().parents[3] / "shared" / "golden")
-    found = {path.stem for path in (Path(given) / "d2vlm").glob(f"{prefix}*.safetensors")}
+    found = {path.stem for path in (place("GOLDEN_DIR") / "d2vlm").glob(f"{prefix}*.safetensors")}
     return sorted(found | set(documented))
 
 

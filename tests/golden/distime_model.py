@@ -6,7 +6,6 @@ Names of models and cases come from the folder's files; names that a folder lack
 
 import ast
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distime.convert import convert
 from distime.time_head import FRAME_TIME, STAMP
+from tests.conftest import place
 from videollm.batches.dataset import Item, VideoDataset
 from videollm.batches.prompt import PromptEncoder
 from videollm.batches.reader import Seen
@@ -28,7 +28,7 @@ from videollm.checkpoint import Bundle, load
 from videollm.data import parse_record
 from videollm.data.conversation import Token, Turn, VisualMark
 
-ROOT = Path(os.environ.get("GOLDEN_DIR", Path(__file__).resolve().parents[3] / "shared" / "golden")) / "distime"
+ROOT = place("GOLDEN_DIR") / "distime"
 PUBLISHED = {"compatibility": "published", "gaussians_bf16": False, "expectation_bf16": False}  # made in fp32
 MAX_LENGTH = 8192
 HIDDEN, LOGITS = {"atol": 9e-5, "rtol": 0}, {"atol": 2e-4, "rtol": 0}  # 10 times what its README found

@@ -15,7 +15,6 @@ from videollm.data.conversation import SpanMark, VisualMark
 from videollm.data.published import to_classes
 from videollm.data.record import spelled
 
-pytestmark = pytest.mark.golden
 MARK = re.compile("<evi>|<TIME_STAMP>")
 
 

@@ -21,7 +21,6 @@ from videollm.convert import main
 from videollm.infer import main as infer
 from videollm.train import main as train
 
-pytestmark = pytest.mark.golden
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "internvl3", "internvl3_5")
 STOP = "<|im_end|>"
 

@@ -25,7 +25,6 @@ from tests.golden.backbone_model import (
 from videollm.model.generate import GenerateOptions
 from videollm.model.loss import logits_of
 
-pytestmark = pytest.mark.golden
 trained = [(family, case) for family, case in CASES if case in "ab"]
 
 

@@ -9,7 +9,6 @@ import pytest
 from tests.golden.backbone_model import ROOT, settings
 from videollm.video.patching import Patching, Run, even_starts
 
-pytestmark = pytest.mark.golden
 QWENS = [family for family in ("qwen2_5_vl", "qwen3_vl") if (ROOT / family / "layouts.json").is_file()]
 
 

@@ -18,14 +18,8 @@ from videollm.video.patching import Patching
 from videollm.video.preprocess import Preprocess, tile, tile_grid
 from videollm.video.sampling import Sampler
 
-pytestmark = pytest.mark.golden
 QWEN, INTERN = ("qwen2_5_vl", "qwen3_vl"), ("internvl3", "internvl3_5")
 CASES = "abcde"
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return golden_dir / "backbones"
 
 
 def rows(folder, name):

@@ -17,8 +17,6 @@ from videollm.checkpoint.tensors import KeyReport
 from videollm.model.tying import stored
 from videollm.model.videollm import VideoLLM
 
-pytestmark = pytest.mark.golden
-
 
 def qwen2_5(hidden, layers, heads, kv, inner, vocabulary, tied):
     text = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": vocabulary,

@@ -15,7 +15,6 @@ from tests.golden.d2vlm_model import parts, read_config
 from videollm.checkpoint.tensors import KeyReport, TensorSource, adapted_layers
 from videollm.model.videollm import VideoLLM
 
-pytestmark = pytest.mark.golden
 PHI3 = {"num_hidden_layers": 32, "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 32}
 IDS = {"<evi>": 32011, "</evi>": 32012}  # published_systems.md#d2vlm-language-model
 
@@ -24,11 +23,6 @@ def read(folder, name):
     if not (folder / name).is_file():
         pytest.skip(f"{name} is not in this golden folder")
     return json.loads((folder / name).read_text())
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return golden_dir / "d2vlm"
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ special mask, or shares their first token and trains no end (published_systems.m
 numbers are the same.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,14 +12,7 @@ from d2vlm.fpo import FPO, FPOOptions
 from d2vlm.names import NAMES
 from tests.golden.d2vlm_model import FPO_CASES, case_files, golden_bundle, preference_batch
 
-pytestmark = pytest.mark.golden
-
 RELATIVE, GRADIENT, LEAST_NORM = 1e-4, 1e-3, 1e-5
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir) -> Path:
-    return golden_dir / "d2vlm"
 
 
 @pytest.fixture(scope="module")

@@ -27,18 +27,7 @@ from videollm.heads import Prediction
 from videollm.model.generate import GenerateOptions
 from videollm.model.videollm import VideoLLM
 
-pytestmark = pytest.mark.golden
 SIZE = 20.0  # that states reach as a rule; float32 itself is 2e-6 coarse there, and 1e-4 is 50 times as much
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return golden_dir / "d2vlm"
-
-
-@pytest.fixture(scope="module")
-def bundle(folder):
-    return golden_bundle(folder)
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,7 @@ from tests.golden.d2vlm_model import SFT_CASES as SFT
 from videollm.data.conversation import Role
 from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head
 
-pytestmark = pytest.mark.golden
-
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir) -> Path:
-    return golden_dir / "d2vlm"
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,9 @@ from safetensors.torch import load_file
 
 from d2vlm.evidence import EVIDENCE, EVIDENCE_END
 from d2vlm.names import FRAME
-from tests.golden.d2vlm_model import golden_batch, golden_bundle, infer_cases, preference_batch
+from tests.golden.d2vlm_model import golden_batch, infer_cases, preference_batch
 from videollm.data.conversation import Role
 from videollm.heads import FrameBatch
-
-pytestmark = pytest.mark.golden
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return golden_dir / "d2vlm"
-
-
-@pytest.fixture(scope="module")
-def bundle(folder):
-    return golden_bundle(folder)
 
 
 @pytest.fixture(scope="module")

@@ -8,23 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.d2vlm_model import SFT_CASES, case_files, golden_bundle, padded_rows, read_config, sft_batch
+from tests.golden.d2vlm_model import SFT_CASES, case_files, padded_rows, read_config, sft_batch
 from videollm.data.conversation import Role
 from videollm.model.loss import logits_of
 from videollm.model.videollm import VideoLLM
 
-pytestmark = pytest.mark.golden
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}  # hidden states reach 20, where float32 itself is 2e-6 coarse
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return golden_dir / "d2vlm"
-
-
-@pytest.fixture(scope="module")
-def bundle(folder):
-    return golden_bundle(folder)
 
 
 class Trace:

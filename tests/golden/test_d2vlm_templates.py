@@ -6,8 +6,6 @@ import pytest
 
 from videollm.batches.templates import TEMPLATES
 
-pytestmark = pytest.mark.golden
-
 
 def test_d2vlm_prompts_open_and_close_as_published(golden_dir):
     path = golden_dir / "d2vlm" / "conversation_templates.json"

@@ -24,13 +24,7 @@ from tests.golden.d2vlm_model import (
 )
 from videollm.checkpoint import load
 
-pytestmark = pytest.mark.golden
 TERMS = ("lm", "grounding", "consistency")
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return golden_dir / "d2vlm"
 
 
 @pytest.fixture(scope="module", params=["kept prefix", "checkpointed"])

@@ -12,13 +12,7 @@ from safetensors.torch import load_file
 from tests.golden.d2vlm_model import SFT_CASES, golden_bundle, names, tokenizers
 from videollm.model.towers import encode_frames
 
-pytestmark = pytest.mark.golden
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return existing(golden_dir / "d2vlm")
 
 
 @pytest.fixture(scope="module")

@@ -13,30 +13,17 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from tests.golden.distime_model import (
     GENERATED,
-    LLMS,
     ROOT,
     arrays,
     assert_times_near,
     bf16_limit,
-    existing,
     golden_bundle,
     golden_question,
     read,
 )
 from videollm.model.generate import GenerateOptions
 
-pytestmark = pytest.mark.golden
 LATE = {"atol": 3e-3, "rtol": 0}  # steps late in a generation (README)
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return existing(golden_dir / "distime")
-
-
-@pytest.fixture(scope="module", params=LLMS)
-def llm(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")

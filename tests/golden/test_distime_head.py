@@ -9,21 +9,9 @@ from safetensors.torch import load_file
 
 import distime  # noqa: F401  registers the head
 from distime.losses import dfl, diou, gaussian
-from tests.golden.distime_model import GENERATED, LLMS, SAMPLES
+from tests.golden.distime_model import GENERATED, SAMPLES
 from videollm.data.conversation import Role
 from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head
-
-pytestmark = pytest.mark.golden
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir) -> Path:
-    return golden_dir / "distime"
-
-
-@pytest.fixture(scope="module", params=LLMS)
-def llm(request) -> str:
-    return request.param
 
 
 def load(path: Path) -> tuple[dict, dict]:

@@ -16,7 +16,6 @@ from videollm.model.videollm import VideoLLM
 from videollm.training.optimizer import part_of, set_trainable
 from videollm.training.settings import Settings
 
-pytestmark = pytest.mark.golden
 VISION = {
     "image_size": 448, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
     "num_attention_heads": 16, "norm_type": "layer_norm", "hidden_act": "gelu", "layer_norm_eps": 1e-6,

@@ -13,33 +13,20 @@ from distime.names import to_official
 from distime.official_config import our_layout
 from tests.golden.distime_model import (
     HIDDEN,
-    LLMS,
     LOGITS,
     ROOT,
     SAMPLES,
     arrays,
     assert_times_near,
     bf16_limit,
-    existing,
     golden_batch,
     golden_bundle,
     read,
 )
 from videollm.model.loss import logits_of
 
-pytestmark = pytest.mark.golden
 EMBEDDINGS, TERMS = {"atol": 3e-5, "rtol": 0}, {"lm": "loss_text", "dfl": "loss_time_dfl", "diou": "loss_iou"}
 LIMITS = {"lm": {"abs": 3e-5}, "dfl": {"abs": 3e-5}, "diou": {"rel": 4e-4}}
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return existing(golden_dir / "distime")
-
-
-@pytest.fixture(scope="module", params=LLMS)
-def llm(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,8 @@ from distime.names import WRAPPER, to_official
 from distime.official_config import our_layout
 from tests.golden.distime_model import (
     HIDDEN,
-    LLMS,
     LOGITS,
     arrays,
-    existing,
     golden_batch,
     golden_bundle,
     read,
@@ -25,19 +23,8 @@ from videollm.model.loss import logits_of
 from videollm.training.optimizer import set_trainable
 from videollm.training.settings import Settings
 
-pytestmark = pytest.mark.golden
 TERMS = {"lm": "loss_text", "dfl": "loss_time_dfl", "diou": "loss_iou"}
 NORMS = {"rel": 6e-4, "abs": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return existing(golden_dir / "distime")
-
-
-@pytest.fixture(scope="module", params=LLMS)
-def llm(request):
-    return request.param
 
 
 @pytest.fixture

@@ -15,14 +15,8 @@ from tests.golden.distime_model import LLMS, SAMPLES
 from videollm.model.connectors import build_connector, pixel_shuffle
 from videollm.model.towers import build_tower, encode_frames
 
-pytestmark = pytest.mark.golden
 FEATURES = {"rtol": 0, "atol": 4e-5}
 EMBEDDINGS = {"rtol": 0, "atol": 3e-5}
-
-
-@pytest.fixture(scope="module")
-def folder(golden_dir):
-    return existing(golden_dir / "distime")
 
 
 @pytest.fixture(scope="module", params=LLMS)

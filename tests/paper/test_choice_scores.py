@@ -4,18 +4,11 @@ Cases come from the files of PAPER_DIR; one whose files are missing skips. A fil
 """
 
 import functools
-import os
-from pathlib import Path
 
 import pytest
 
 from all_benchmark_eval.benchmark import Options, get, read_json
-
-pytestmark = pytest.mark.paper
-
-PAPER = Path(os.environ.get("PAPER_DIR", Path(__file__).resolve().parents[2].parent / "shared" / "paper"))
-if not PAPER.is_dir():
-    pytest.skip(f"no published scores: {PAPER} is not a folder (set PAPER_DIR)", allow_module_level=True)
+from tests.paper.folder import PAPER
 
 EXPECTED = read_json(PAPER / "expected.json") if (PAPER / "expected.json").is_file() else {}
 DISTIME = EXPECTED.get("distime_1b", {})

@@ -6,8 +6,6 @@ Cases come from the files of PAPER_DIR; one whose files are missing skips. A fil
 import functools
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +13,7 @@ import pytest
 from all_benchmark_eval.benchmark import Options, get, read_json
 from all_benchmark_eval.etbench.dense import Dense
 from all_benchmark_eval.metrics import captions
-
-pytestmark = pytest.mark.paper
-
-PAPER = Path(os.environ.get("PAPER_DIR", Path(__file__).resolve().parents[2].parent / "shared" / "paper"))
-if not PAPER.is_dir():
-    pytest.skip(f"no published scores: {PAPER} is not a folder (set PAPER_DIR)", allow_module_level=True)
+from tests.paper.folder import PAPER
 
 VARIANTS = {
     "etchat_original": "etchat",

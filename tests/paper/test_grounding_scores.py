@@ -7,7 +7,6 @@ A number that a section gains is a test that fails until it is computed; a secti
 import functools
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,7 @@ from all_benchmark_eval.benchmark import Options, get, read_json
 from all_benchmark_eval.metrics.intervals import iou_epsilon, iou_hull, iou_union, nextgqa_overlap
 from all_benchmark_eval.qvhighlights.files import parse_windows
 from all_benchmark_eval.qvhighlights.retrieval import average_precision
-
-pytestmark = pytest.mark.paper
-
-PAPER = Path(os.environ.get("PAPER_DIR", Path(__file__).resolve().parents[2].parent / "shared" / "paper"))
-if not PAPER.is_dir():
-    pytest.skip(f"no published scores: {PAPER} is not a folder (set PAPER_DIR)", allow_module_level=True)
+from tests.paper.folder import PAPER
 
 FLOAT32 = 1e-6
 

@@ -4,8 +4,6 @@ Cases come from corner/parse_cases.json of PAPER_DIR; without it there are none.
 """
 
 import functools
-import os
-from pathlib import Path
 
 import pytest
 
@@ -18,10 +16,9 @@ from all_benchmark_eval.metrics.parsing import (
     published_steps,
     published_steps_with_evidence,
 )
+from tests.conftest import place
 
-pytestmark = pytest.mark.paper
-
-PAPER = Path(os.environ.get("PAPER_DIR", Path(__file__).resolve().parents[2].parent / "shared" / "paper"))
+PAPER = place("PAPER_DIR")
 FILE = PAPER / "corner" / "parse_cases.json"
 if not FILE.is_file():
     pytest.skip(f"no {FILE} (set PAPER_DIR)", allow_module_level=True)

@@ -12,8 +12,6 @@ from all_benchmark_eval.benchmark import Options, get, read_lines
 from all_benchmark_eval.metrics.intervals import iou_union
 from tests.conftest import place
 
-pytestmark = pytest.mark.paper
-
 PEERS, PAPER = place("PEERS_DIR"), place("PAPER_DIR")
 if not (PEERS / "README.md").is_file():
     pytest.skip(f"no scores of other groups: {PEERS} has no README.md (set PEERS_DIR)", allow_module_level=True)

@@ -3,18 +3,16 @@
 The files and the numbers (the table of its README.md) are those of PEERS_DIR; what is missing skips.
 """
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
 from all_benchmark_eval.benchmark import Options, get
+from tests.conftest import place
 
-pytestmark = pytest.mark.paper
-
-PEERS = Path(os.environ.get("PEERS_DIR", Path(__file__).resolve().parents[2].parent / "shared" / "peers"))
-PAPER = Path(os.environ.get("PAPER_DIR", Path(__file__).resolve().parents[2].parent / "shared" / "paper"))
+PEERS = place("PEERS_DIR")
+PAPER = place("PAPER_DIR")
 if not PEERS.is_dir():
     pytest.skip(f"no files of other groups: {PEERS} is not a folder (set PEERS_DIR)", allow_module_level=True)
 

@@ -71,6 +71,11 @@ class MergerOptions:
     maps: int = 0  # d
 
 
+def merger_options(fields: dict) -> MergerOptions:
+    """``MergerOptions`` of a connector's ``fields``; ConfigError for others."""
+    return build(MergerOptions, fields, WHERE)
+
+
 @dataclass
 class LinearOptions:
     """Options of ``linear``."""

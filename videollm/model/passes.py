@@ -1,7 +1,7 @@
 """Small tools around one pass of the language model: keeping wanted layers' states, placing embeddings, the output."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,20 @@ class VideoLLMOutput(ModelOutput):
     terms: dict[str, Tensor] | None = None
 
 
-class LayerTap:
+class Hooked:
+    """While it lasts, its ``hooks`` are in place."""
+
+    hooks: list
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+class LayerTap(Hooked):
     """Keeps the hidden states of the wanted decoder layers of one forward pass, and of no others.
 
     Layers count as in ``FrameBatch.states``: 0 the input embeddings, k the output of layer k, -1 after the final norm.
@@ -49,8 +62,7 @@ class LayerTap:
 
     def __exit__(self, *_error) -> None:
         self.decoder.layers = self.layers
-        for hook in self.hooks:
-            hook.remove()
+        super().__exit__()
 
     def finish(self, embeds: Tensor, last: Tensor) -> dict[int, Tensor]:
         """All wanted states, once the pass is over."""
@@ -58,7 +70,7 @@ class LayerTap:
         return self.states | {layer: ends[layer] for layer in self.wanted & {0, -1}}
 
 
-class DeepStack:
+class DeepStack(Hooked):
     """Adds what a tower's middle layers saw to the visual tokens' states behind the language model's first layers.
 
     ``maps`` [T, d, D] go to the flat places ``index`` [T] behind layers 1 to d, in a pass over ``columns`` of rows that
@@ -83,13 +95,6 @@ class DeepStack:
 
         return hook
 
-    def __enter__(self) -> "DeepStack":
-        return self
-
-    def __exit__(self, *_error) -> None:
-        for hook in self.hooks:
-            hook.remove()
-
 
 class PrefixCache(DynamicCache):
     """Keys and values of a prefix: kept as they come in the first pass, in front of the text's in the second."""
@@ -107,7 +112,7 @@ class PrefixCache(DynamicCache):
         return new
 
 
-class Joined:
+class Joined(Hooked):
     """A pass over whole rows whose prefixes have been through the first ``depth`` layers already.
 
     Those layers get the columns behind the prefix alone, and the prefix's keys and values from ``cache``; the layer
@@ -122,13 +127,6 @@ class Joined:
         first, *shallow = decoder.layers[:depth]
         hooks = [(first, self._first), *((layer, self._text) for layer in shallow), (decoder.layers[depth], self._join)]
         self.hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in hooks]
-
-    def __enter__(self) -> "Joined":
-        return self
-
-    def __exit__(self, *_error) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
     def _first(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return self._text(module, (args[0][:, self.start :], *args[1:]), kwargs)

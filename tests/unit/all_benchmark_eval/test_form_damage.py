@@ -22,6 +22,7 @@ from tests.form_files import (
     TRUTHS,
     VIDEO,
     WINDOWS,
+    changed,
     lines,
     scored,
     write,
@@ -141,16 +142,6 @@ ODD |= (
 
 CORPUS += [(name, "own", data) for name, (_, _, data) in OWN.items()]
 TRUTH_OF |= {name: data for name, (_, data, _) in OWN.items()}
-
-
-def changed(data, path: list[int], value):
-    """JSON data with the value at a place (numbers of items on the way down) replaced."""
-    if not path or not isinstance(data, dict | list) or not data:
-        return value
-    keys = list(data) if isinstance(data, dict) else range(len(data))
-    key, copy = keys[path[0] % len(keys)], data.copy()
-    copy[key] = changed(data[key], path[1:], value)
-    return copy
 
 
 @settings(max_examples=300)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.form_files import changed
 from videollm.data import AnnotationError, load_records
 from videollm.data.__main__ import main
 from videollm.data.imports import FORMS, Unusable, import_file, mark_times
@@ -237,16 +238,6 @@ ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size
 ODD |= (
     st.lists(st.integers(), max_size=3) | st.just(10**400) | st.sampled_from(["<span>", "<video>", "../x", "3 - 4 s"])
 )
-
-
-def changed(data, path, value):
-    """JSON data with the value at a place (numbers of items on the way down) replaced."""
-    if not path or not isinstance(data, dict | list) or not data:
-        return value
-    keys = list(data) if isinstance(data, dict) else range(len(data))
-    key, copy = keys[path[0] % len(keys)], data.copy()
-    copy[key] = changed(data[key], path[1:], value)
-    return copy
 
 
 @pytest.mark.filterwarnings("ignore:.*read as text|.*mended|.*span")

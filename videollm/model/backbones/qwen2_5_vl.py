@@ -19,20 +19,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from videollm.common.config import build
-from videollm.model.backbones.shared import (
-    QWEN_TOKENS,
-    Unmerged,
-    as_rows,
-    by_segments,
-    known_fields,
-    patching_of,
-    planned,
-    register_text,
-    text_of,
-)
-from videollm.model.connectors import CONNECTORS, Connector, MergerOptions
-from videollm.model.connectors import WHERE as CONNECTOR
+from videollm.model.backbones import shared
+from videollm.model.connectors import CONNECTORS, Connector, merger_options
 from videollm.model.towers import TOWERS, WHERE, build_config
 
 NAMES = {  # of the release and of later transformers, and ours; the first that fits counts
@@ -52,16 +40,16 @@ class Qwen2_5VLTower(Qwen2_5_VisionTransformerPretrainedModel):
 
     def __init__(self, config: Qwen2_5_VLVisionConfig, positions: str = "4.49", even_times: bool = False):
         super().__init__(config)
-        by_segments(config)
-        self.merger = Unmerged(config.spatial_merge_size)
+        shared.by_segments(config)
+        self.merger = shared.Unmerged(config.spatial_merge_size)
         time = {"per_second": config.tokens_per_second, "rule": positions, "even": even_times}
-        self.patching = patching_of(config, **time)
+        self.patching = shared.patching_of(config, **time)
         self.connects = {"merge": config.spatial_merge_size}
         self.hidden_size = config.spatial_merge_size**2 * config.hidden_size
 
     def plan(self, grids: np.ndarray, device: torch.device) -> dict[str, Any]:
         """What the forward pass takes beside patches, made of grids [G, 2] on the CPU."""
-        rows, config = as_rows(grids), self.config
+        rows, config = shared.as_rows(grids), self.config
         index, windows = get_vision_window_index(rows, config.spatial_merge_size, config.window_size, config.patch_size)
         plan = {
             "position_ids": get_vision_position_ids(rows, config.spatial_merge_size),
@@ -69,7 +57,7 @@ class Qwen2_5VLTower(Qwen2_5_VisionTransformerPretrainedModel):
             "window_index": index,
             "cu_window_seqlens": windows,
         }
-        return {"grid_thw": rows, **planned(config, plan, device)}
+        return shared.planned(config, rows, plan, device)
 
     def forward(self, patches: Tensor, grids: np.ndarray) -> Tensor:
         """[N, W], [G, 2] -> [T, merge^2 * C]."""
@@ -82,7 +70,7 @@ class Qwen2_5VLMerger(Connector):
 
     def __init__(self, fields: dict, vision_size: int, hidden_size: int):
         super().__init__()
-        merge = build(MergerOptions, fields, CONNECTOR).merge
+        merge = merger_options(fields).merge
         self.width = vision_size // merge**2
         self.merger = Qwen2_5_VLPatchMerger(hidden_size, self.width, merge)
 
@@ -102,11 +90,11 @@ def build_qwen2_5_vl(fields: dict) -> nn.Module:
 def parts(config: dict) -> dict:
     """A released config as ``model`` settings: vision, connector, language, visual_tokens."""
     return {
-        "vision": {"type": "qwen2_5_vl", **known_fields(Qwen2_5_VLVisionConfig, config["vision_config"])},
+        "vision": {"type": "qwen2_5_vl", **shared.known_fields(Qwen2_5_VLVisionConfig, config["vision_config"])},
         "connector": {"type": "qwen2_5_vl"},
-        "language": {**text_of(config), "model_type": Qwen2_5_VLTextModel.config_class.model_type},
-        "visual_tokens": QWEN_TOKENS,
+        "language": {**shared.text_of(config), "model_type": Qwen2_5_VLTextModel.config_class.model_type},
+        "visual_tokens": shared.QWEN_TOKENS,
     }
 
 
-register_text(Qwen2_5_VLTextModel)
+shared.register_text(Qwen2_5_VLTextModel)

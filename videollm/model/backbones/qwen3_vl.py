@@ -19,20 +19,8 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
-from videollm.common.config import build
-from videollm.model.backbones.shared import (
-    QWEN_TOKENS,
-    Unmerged,
-    as_rows,
-    by_segments,
-    known_fields,
-    patching_of,
-    planned,
-    register_text,
-    text_of,
-)
-from videollm.model.connectors import CONNECTORS, Connector, MergerOptions
-from videollm.model.connectors import WHERE as CONNECTOR
+from videollm.model.backbones import shared
+from videollm.model.connectors import CONNECTORS, Connector, merger_options
 from videollm.model.towers import TOWERS, WHERE, build_config
 
 NAMES = {  # of the release, and ours; the first that fits counts
@@ -50,10 +38,10 @@ class Qwen3VLTower(Qwen3VLVisionModel):
 
     def __init__(self, config: Qwen3VLVisionConfig):
         super().__init__(config)
-        by_segments(config)
-        self.merger = Unmerged(config.spatial_merge_size)
-        self.deepstack_merger_list = nn.ModuleList(Unmerged(config.spatial_merge_size) for _ in self.taps)
-        self.patching = patching_of(config)
+        shared.by_segments(config)
+        self.merger = shared.Unmerged(config.spatial_merge_size)
+        self.deepstack_merger_list = nn.ModuleList(shared.Unmerged(config.spatial_merge_size) for _ in self.taps)
+        self.patching = shared.patching_of(config)
         self.connects = {"merge": config.spatial_merge_size, "maps": len(self.taps)}
         self.hidden_size = (1 + len(self.taps)) * config.spatial_merge_size**2 * config.hidden_size
 
@@ -64,7 +52,7 @@ class Qwen3VLTower(Qwen3VLVisionModel):
 
     def plan(self, grids: np.ndarray, device: torch.device) -> dict[str, Any]:
         """What the forward pass takes beside patches, made of grids [G, 2] on the CPU."""
-        rows, config = as_rows(grids), self.config
+        rows, config = shared.as_rows(grids), self.config
         index, weights = get_vision_interpolation_indices_and_weights(
             rows, self.num_grid_per_side, self.interpolation_mode, self.interpolation_align_corners,
             config.spatial_merge_size,
@@ -75,7 +63,7 @@ class Qwen3VLTower(Qwen3VLVisionModel):
             "position_ids": get_vision_position_ids(rows, config.spatial_merge_size),
             "cu_seqlens": get_vision_cu_seqlens(rows),
         }
-        return {"grid_thw": rows, **planned(config, plan, device)}
+        return shared.planned(config, rows, plan, device)
 
     def forward(self, patches: Tensor, grids: np.ndarray) -> Tensor:
         """[N, W], [G, 2] -> [T, (1 + d) * merge^2 * C]."""
@@ -89,7 +77,7 @@ class Qwen3VLMergers(Connector):
 
     def __init__(self, fields: dict, vision_size: int, hidden_size: int):
         super().__init__()
-        options = build(MergerOptions, fields, CONNECTOR)
+        options = merger_options(fields)
         self.cell = vision_size // (1 + options.maps)
         config = Qwen3VLVisionConfig(
             hidden_size=self.cell // options.merge**2, spatial_merge_size=options.merge, out_hidden_size=hidden_size
@@ -115,11 +103,11 @@ def build_qwen3_vl(fields: dict) -> nn.Module:
 def parts(config: dict) -> dict:
     """A released config as ``model`` settings: vision, connector, language, visual_tokens."""
     return {
-        "vision": {"type": "qwen3_vl", **known_fields(Qwen3VLVisionConfig, config["vision_config"])},
+        "vision": {"type": "qwen3_vl", **shared.known_fields(Qwen3VLVisionConfig, config["vision_config"])},
         "connector": {"type": "qwen3_vl"},
-        "language": text_of(config),
-        "visual_tokens": {**QWEN_TOKENS, "before": "<{time:.1f} seconds>"},
+        "language": shared.text_of(config),
+        "visual_tokens": {**shared.QWEN_TOKENS, "before": "<{time:.1f} seconds>"},
     }
 
 
-register_text(Qwen3VLTextModel)
+shared.register_text(Qwen3VLTextModel)

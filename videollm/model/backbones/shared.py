@@ -115,13 +115,14 @@ def by_segments(config: PreTrainedConfig) -> None:
         config._attn_implementation = SEGMENTS
 
 
-def planned(config: PreTrainedConfig, plan: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
-    """What transformers' towers take ready-made, on ``device``.
+def planned(config: PreTrainedConfig, rows: Tensor, plan: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
+    """What transformers' towers take ready-made, on ``device``; grids ``rows`` (``as_rows``) stay on the CPU.
 
     Ends of segments stay on the CPU, where sequences are cut by them; to flash attention they go along. It is told the
     longest in any case.
     """
     moved = {name: value.to(device, non_blocking=True) for name, value in plan.items() if "seqlens" not in name}
+    moved["grid_thw"] = rows
     for name in plan.keys() - moved.keys():
         ends = moved[name] = plan[name]
         moved[name.replace("cu_", "max_").replace("seqlens", "seqlen")] = int(ends.diff().max())

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionTransformer
 
-from videollm.common.config import build
 from videollm.model.backbones.shared import known_fields, text_of
-from videollm.model.connectors import CONNECTORS, Connector, MergerOptions, pixel_shuffle, shuffled_side
-from videollm.model.connectors import WHERE as CONNECTOR
+from videollm.model.connectors import CONNECTORS, Connector, merger_options, pixel_shuffle, shuffled_side
 from videollm.model.towers import TOWERS, WHERE, build_config, check_frames
 
 NAMES = {  # of the release, and ours; the first that fits counts
@@ -44,7 +42,7 @@ class SmolVLMConnector(Connector):
 
     def __init__(self, fields: dict, vision_size: int, hidden_size: int):
         super().__init__()
-        self.merge = build(MergerOptions, fields, CONNECTOR).merge
+        self.merge = merger_options(fields).merge
         self.proj = nn.Linear(vision_size * self.merge**2, hidden_size, bias=False)
 
     def tokens_per_frame(self, num_patches: int) -> int:
