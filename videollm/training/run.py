@@ -19,6 +19,7 @@ from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader, open_store
 from videollm.batches.unknown import warn_unknown
 from videollm.checkpoint import Bundle
+from videollm.common.command import without_bars
 from videollm.common.config import ConfigError, need
 from videollm.common.files import check_folder
 from videollm.common.processes import one_fate, this_rank, world_size
@@ -61,7 +62,8 @@ def train(settings: Settings) -> Path:
         objective = build_objective(settings.train.objective)
         objective.check(records, settings)
         spread = spreading(settings)
-        bundle = assemble(settings, spread)
+        with without_bars():
+            bundle = assemble(settings, spread)
         set_trainable(bundle.model, settings.train)
         pairs, limit = objective.rejected is not None, bundle.config.context_length
         long = kept_lengths(settings).too_long(records, bundle.encoder(), limit, rejected=pairs)
