@@ -54,7 +54,7 @@ def train(settings: Settings) -> Path:
     """
     check_reporting(settings.train.report_to)
     need(not settings.generate.graphs or torch.cuda.is_available(), NO_GRAPHS)  # now, not at the first validation
-    with one_fate():
+    with one_fate(), without_bars():
         checkpoint = check_start(settings)
         prepare_process(settings)
         data = settings.data
@@ -62,8 +62,7 @@ def train(settings: Settings) -> Path:
         objective = build_objective(settings.train.objective)
         objective.check(records, settings)
         spread = spreading(settings)
-        with without_bars():
-            bundle = assemble(settings, spread)
+        bundle = assemble(settings, spread)
         set_trainable(bundle.model, settings.train)
         pairs, limit = objective.rejected is not None, bundle.config.context_length
         long = kept_lengths(settings).too_long(records, bundle.encoder(), limit, rejected=pairs)
