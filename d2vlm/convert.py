@@ -5,7 +5,7 @@
     python -m d2vlm.convert LLM DST --vision eva_vit_g.pth --qformer instruct_blip.pth      # the raw parts
     python -m d2vlm.convert SRC DST --back           # one of ours, for the official code
 
-SRC, BASE and LLM are folders or hub names. ``python -m videollm.convert --head d2vlm`` is the same command. Files and
+SRC, BASE and LLM are folders or hub names. ``videollm convert --head d2vlm`` is the same command. Files and
 messages are handled here; names and settings in ``names.py``.
 """
 
@@ -357,7 +357,7 @@ CONVERTERS = (D2VLM(),)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m videollm.convert --head d2vlm`` for these checkpoints alone; returns the exit status."""
+    """``videollm convert --head d2vlm`` for these checkpoints alone; returns the exit status."""
     return command(arguments, D2VLM(), "python -m d2vlm.convert")
 
 

@@ -1,6 +1,6 @@
 """Official InternVL2.5 and DisTime checkpoints -> ours: ``python -m distime.convert SRC DST``; ``--back`` returns.
 
-``python -m videollm.convert --head distime`` is the same command, and reads all other families too. SRC is a folder or
+``videollm convert --head distime`` is the same command, and reads all other families too. SRC is a folder or
 a hub name; its weights may be sharded, safetensors or .bin, with adapters merged or not. Names and shapes are compared
 on the meta device before anything is written, and every missing, unexpected and re-shaped key is printed. A checkpoint
 without a time head becomes a base: training starts a head on it, evaluation refuses it.
@@ -149,7 +149,7 @@ def convert(source: str, target: str, back: bool = False) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m videollm.convert --head distime`` for this layout alone; returns the exit status."""
+    """``videollm convert --head distime`` for this layout alone; returns the exit status."""
     return command(argv, DisTime(), "python -m distime.convert")
 
 

@@ -26,9 +26,7 @@ def layout_of(official: dict, where: str) -> Layout:
     need(foreign, f"{where}: already a checkpoint of this project; load it, or turn it back with --back")
     if not isinstance(official.get("llm_config"), dict) or not isinstance(official.get("vision_config"), dict):
         native = (
-            " (the -hf layout: give the one without -hf, or use python -m videollm.convert)"
-            if "text_config" in official
-            else ""
+            " (the -hf layout: give the one without -hf, or use videollm convert)" if "text_config" in official else ""
         )
         raise CheckpointError(
             f"{where}: model_type {official.get('model_type')!r} without llm_config and vision_config is neither "
@@ -74,7 +72,7 @@ def official_config(config: VideoLLMConfig, where: str) -> dict:
             f"{where}: made of {', '.join(map(str, (*parts, kind)))}; an official layout has only what is made of "
             f"internvl tower, mlp connector, distime head and {internvl.CHAT_TEMPLATE} template on qwen2 or llama"
         )
-    need(not config.lora, f"{where}: holds adapters that are not merged; python -m videollm.checkpoint SRC DST")
+    need(not config.lora, f"{where}: holds adapters that are not merged; videollm checkpoint SRC DST")
     llm = our_layout(config).llm
     own = {"bias": False} if llm == "internlm2" else {"use_sliding_window": False}
     architecture = next(name for name, value in LANGUAGE.items() if value == llm)

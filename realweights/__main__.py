@@ -103,7 +103,7 @@ def score_all(args: argparse.Namespace) -> dict:
 
 def table(report: dict) -> tuple[list[str], list[list]]:
     """The score table: every head on every split, with the best guess and the oracle of that split."""
-    columns = ["split", "head", "mIoU", "R@1 0.5", "skill", "dense F1", "choice acc.", "best guess", "oracle"]
+    columns = ["split", "head", "mIoU", "R@1 0.5", "skill", "dense F1", "choice accuracy", "best guess", "oracle"]
     rows = []
     for split, found in report["splits"].items():
         best = max(guess["mIoU"] for guess in found["baselines"].values())

@@ -42,9 +42,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Check what was given, load, serve until Ctrl-C."""
     there = importlib.util.find_spec("gradio") is not None
+    need(there, "the demo needs gradio, which is not installed; run: pip install -e '.[demo]'")
     count = len(args.model)
     together(
-        lambda: need(there, "the demo needs gradio, which is not installed; run: pip install -e '.[demo]'"),
         lambda: need(count <= 2, f"--model: {count} models; give one, or two to compare"),
         *(lambda model=model: check_model(model, "--model") for model in args.model),
         lambda: check_device(args.device),

@@ -39,7 +39,7 @@ def wanted_frames(args: argparse.Namespace) -> tuple[Sampler, Preprocess]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m videollm.frames build``; a user's error is one line and exit status 2."""
+    """``videollm frames build``; a user's error is one line and exit status 2."""
     parser = Parser(prog="videollm frames", description="Decode videos once.")
     make = parser.add_subparsers(dest="command", required=True).add_parser("build", help="make a store, or go on")
     make.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help="whose videos are stored")

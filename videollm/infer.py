@@ -31,7 +31,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N")
     parser.add_argument("--workers", type=whole(0), metavar="N", help="processes that read videos; by default up to 4")
     parser.add_argument("--decode-timeout", type=seconds, default=300.0, metavar="S", help="seconds a video may take")
-    parser.add_argument("--frames", metavar="STORE", help="decoded frames of python -m videollm.frames build")
+    parser.add_argument("--frames", metavar="STORE", help="decoded frames of videollm frames build")
     seen = "first print what the model gets of the first N questions: prompt, frames, times"
     parser.add_argument("--explain", type=whole(1), default=0, metavar="N", help=seen)
     parser.add_argument("--device", help="default: cuda where there is a GPU, else cpu")

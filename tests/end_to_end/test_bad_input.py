@@ -90,7 +90,8 @@ def the_error(capsys) -> str:
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("name", BAD)
 def test_training_stops_at_a_bad_video_and_names_it(tmp_path, videos, capsys, name, workers):
-    assert run_train(tmp_path, [line(name)], f"data.videos={videos}", f"data.workers={workers}") == 2
+    given = (f"data.videos={videos}", f"data.workers={workers}")
+    assert run_train(tmp_path, [line("good"), line(name)], *given, steps=2) == 2
     message = the_error(capsys)
     assert f"{name}.mp4" in message and BAD[name] in message and "data.max_bad_fraction=0.0" in message
 
@@ -283,7 +284,7 @@ def test_an_output_that_cannot_be_written_or_is_not_ours_is_refused(tmp_path, mo
 def test_a_folder_without_the_videos_is_named_before_a_model_is_loaded(tmp_path, model, capsys, monkeypatch):
     monkeypatch.setattr(inference_run, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     monkeypatch.setattr(training_run, "assemble", lambda *_, **__: pytest.fail("the model was made"))
-    said = f"none of the 2 videos and images of the annotations, such as clip0.mp4, is below {tmp_path}; give"
+    said = f"none of the 2 videos and images of the annotations is below {tmp_path}: clip0.mp4 does not exist; give"
     assert run_infer(tmp_path, model, tmp_path, clip_lines(2)) == 2
     assert the_error(capsys).startswith(f"--videos: {said}")
     assert run_train(tmp_path, clip_lines(2), f"data.videos={tmp_path}") == 2

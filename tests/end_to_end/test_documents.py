@@ -53,14 +53,14 @@ CHARADES = *ONE_GPU, ("VIDEOS", "CHARADES")
 CARD = (("checkpoints/distime_1b", "checkpoints/internvl2_5_1b"),)  # of released weights
 CONVERTED = (("checkpoints/", "converted/"), (r"\b(SRC|LLM|runs/\S+)", "runs/NAME/final"))  # from what is there
 RULES = (
-    Rule(r"pip install (decord|torchcodec|-e '\.\[(demo|browser)\]')$", "told", why="extras of setup.py"),
+    Rule(r"pip install (decord|torchcodec|-e '\.\[(demo|browser|flash)\]')$", "told", why="extras of setup.py"),
     Rule(r"(GPUS=8 )?sh evaluate\.sh ", "told", why="of DisTime's repository"),
     Rule(r"bash scripts/train_inference_eval\.sh$", "told", why="as called in D2VLM's repository"),
     Rule(r"bash \.ci/run$", "told", why="makes an environment and runs these tests"),
     Rule(r"pytest ", "told", why="runs tests; test_document_text sees that they are there"),
     Rule(r"python -m videollm\.launch$", "run", " videollm.data check --help"),
     Rule(r"python -m [\w.]+( check)?$", "help"),
-    Rule(r"python -m videollm --help$", "run"),
+    Rule(r"python -m videollm --(help|version)$", "run"),
     Rule(r"pip install -e \.", "told", why="tests/unit/test_commands.py reads what it would install"),
     Rule(r"GPUS=8 python -m videollm\.launch videollm\.train ", "settings", swaps=ONE_GPU),
     Rule(r"(SEED=\d )?bash scripts/quickstart\.sh( --output \S+)?$", "slow", TINY),

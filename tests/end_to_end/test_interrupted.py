@@ -129,5 +129,5 @@ def test_a_config_and_a_deepspeed_file_of_the_clone_are_found_from_any_folder(tm
 def test_missing_base_weights_are_answered_with_the_command_that_makes_them(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--config", "configs/qwen3_vl/text_lora.yaml"]) == 2
-    told = "model.checkpoint: checkpoints/qwen3_vl_4b: no such folder; make it first: python -m videollm"
+    told = "model.checkpoint: checkpoints/qwen3_vl_4b: no such folder; make it first: videollm convert "
     assert told in capsys.readouterr().err

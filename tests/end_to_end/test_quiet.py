@@ -15,6 +15,7 @@ NO_PARTS = {
     "vision": {}, "connector": {}, "language": {}, "head": {}, "tokenizer": None, "visual_tokens": None,
 }  # fmt: skip
 THEIRS = ("Warning", "WARNING", "LOAD REPORT", "non_blocking", "OMP_NUM_THREADS", "Traceback")
+THEIRS += ("Loading weights", "Writing model shards")
 
 
 def test_two_ranks_speak_with_one_voice(repository, tmp_path):

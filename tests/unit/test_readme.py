@@ -25,7 +25,8 @@ PUBLISHED = {  # the recipe of a published system, and how docs/memory.md names 
 def table(heading: str) -> list[list[str]]:
     """The cells of the rows of a section's table."""
     section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    lines = [line.strip() for line in section.splitlines()]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
     return rows[2:]
 
 
@@ -74,6 +75,13 @@ def test_the_matrix_shows_the_cells_that_tests_run():
             wanted = [n if (backbone, head) in fast[n] else n.lower() for n in OBJECTIVE
                       if (backbone, head) in fast[n] or n in slow]  # fmt: skip
             assert cell.split() == wanted, (backbone, head, wanted)
+
+
+def test_the_versions_are_those_that_are_pinned_and_the_lowest_allowed():
+    pinned, ranges = read("requirements.txt"), read("setup.py")
+    newest, lowest, cuda = (row[1:3] for row in table("Status and hardware"))
+    assert newest == cuda == [re.search(rf"^{name}==(\S+)", pinned, re.M)[1] for name in ("torch", "transformers")]
+    assert lowest == [re.search(rf'"{name}>=([\d.]+)', ranges)[1] for name in ("torch", "transformers")]
 
 
 def test_what_has_not_run_is_said_as_long_as_it_is_so():

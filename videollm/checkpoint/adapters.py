@@ -31,7 +31,7 @@ def read_base(base: str | Path) -> TensorSource:
     """
     found = TensorSource(local(base), ["model"])
     if adapted_layers(found):
-        raise CheckpointError(f"{base}: has adapters itself; merge them first (python -m videollm.checkpoint)")
+        raise CheckpointError(f"{base}: has adapters itself; merge them first (videollm checkpoint)")
     return found
 
 

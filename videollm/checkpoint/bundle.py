@@ -16,6 +16,7 @@ from videollm.batches.reader import VisualReader
 from videollm.batches.templates import TEMPLATES
 from videollm.checkpoint.adapters import write_adapters
 from videollm.checkpoint.hub import QUESTION_TOKENIZER
+from videollm.common.command import without_bars
 from videollm.common.config import ConfigError, build, need
 from videollm.model.tying import stored
 from videollm.model.videollm import VideoLLM, VideoLLMConfig, tower_shape
@@ -83,7 +84,8 @@ class Bundle:
         """Write everything into ``folder``; ``state_dict`` where the model's own has not all weights (ZeRO-3)."""
         state = self.model.state_dict() if state_dict is None else state_dict
         kept = {name: state[name] for name in stored(state, self.config.text_config)}
-        self.model.save_pretrained(folder, state_dict=kept)
+        with without_bars():
+            self.model.save_pretrained(folder, state_dict=kept)
         self.save_tokenizers(folder)
 
     def save_adapters(self, folder: str | Path, base: str | Path) -> list[str]:

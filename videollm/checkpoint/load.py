@@ -22,9 +22,9 @@ from videollm.checkpoint.adapters import has_adapters, read_adapters
 from videollm.checkpoint.bundle import QUESTION_TOKENIZER, Bundle
 from videollm.checkpoint.hub import local
 from videollm.checkpoint.tensors import CheckpointError, LazyTensors, TensorSource, check_index, need
+from videollm.common.command import without_bars
 from videollm.common.config import ConfigError, at_least, convert, unusable
 from videollm.common.files import A_MODEL
-from videollm.common.processes import this_rank
 from videollm.common.registry import registered
 from videollm.common.spread import Spread, fill, misfits, without_weights
 from videollm.heads import TemporalHead, build_head, head_class
@@ -128,14 +128,13 @@ def read_model(
         logger.warning("%s: its names are not those of the model; every rank reads it whole", folder)
     said = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its table of keys; check_report tells them in a line
-    if this_rank() > 0:
-        transformers_logging.disable_progress_bar()
     try:
-        return VideoLLM.from_pretrained(
-            source, config=config, attn_implementation=attention, dtype=dtype, output_loading_info=True,
-            ignore_mismatched_sizes=True,  # check_report refuses them, with the others
-            **options,
-        )  # fmt: skip
+        with without_bars():
+            return VideoLLM.from_pretrained(
+                source, config=config, attn_implementation=attention, dtype=dtype, output_loading_info=True,
+                ignore_mismatched_sizes=True,  # check_report refuses them, with the others
+                **options,
+            )  # fmt: skip
     except (OSError, SafetensorError, RuntimeError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(

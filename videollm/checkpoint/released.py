@@ -123,7 +123,7 @@ class Layout(Converter):
 
     def back(self, folder: Path, args: Namespace) -> Conversion:
         config = read_config(folder)
-        need(not has_adapters(folder), f"{folder}: adapters without their base; first python -m videollm.checkpoint")
+        need(not has_adapters(folder), f"{folder}: adapters without their base; first videollm checkpoint")
         files = {name: json.loads(text) for name, text in config.published["files"].items()}
         source, text = TensorSource(folder, ["model"]), config.text_config
         settle(text, source, folder)

@@ -7,6 +7,7 @@ seconds, and scoring does without.
 """
 
 import argparse
+import contextlib
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -127,6 +128,8 @@ def quieten() -> None:
     and on all ranks but the first what rank 0 says as well. Bad videos are named by the rank that reads them."""
     libraries = r"(torch|transformers|accelerate|deepspeed|peft)\b"
     warnings.filterwarnings("ignore", category=FutureWarning, module=libraries)
+    # DeepSpeed's value, which is train.accumulation, is the one that is meant.
+    logging.getLogger("accelerate.accelerator").addFilter(lambda said: "steps mismatch" not in str(said.msg))
     if this_rank() == 0:
         return
     warnings.simplefilter("ignore")
@@ -134,6 +137,25 @@ def quieten() -> None:
     logging.getLogger("videollm").setLevel(logging.ERROR)
     for own in ("videollm.training.validation", "videollm.video"):  # of a share of the data
         logging.getLogger(own).setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Within it transformers draws no bar of progress while it reads or writes weights; downloads keep theirs."""
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging as theirs
+
+    drawn, fetching = theirs.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    theirs.disable_progress_bar()
+    if fetching:
+        hub.enable_progress_bars()
+    try:
+        yield
+    finally:
+        if drawn:
+            theirs.enable_progress_bar()
+        if not fetching:
+            hub.disable_progress_bars()
 
 
 def tell(error: Exception) -> int:

@@ -106,8 +106,10 @@ def check_some(records: Sequence[Record], root: str | Path, key: str) -> None:
             return False
 
     if names and not any(map(there, names)):
-        some = f"none of the {len(names)} videos and images of the annotations, such as {next(iter(names))}, is below"
-        raise ConfigError(f"{key}: {some} {root}; give the folder that their paths are below")
+        first = next(iter(names))
+        hint = nearest(Path(root, first))
+        why = f"none of the {len(names)} videos and images of the annotations is below {root}: {first} does not exist"
+        raise ConfigError(f"{key}: {why}{hint and f' ({hint})'}; give the folder that their paths are below")
 
 
 class Look:

@@ -98,7 +98,7 @@ def check_zero(settings: Settings, zero: dict) -> None:
     if train.lora is not None and train.merge_lora:
         raise ConfigError(
             "train.merge_lora: not possible under ZeRO-3; set it to false and merge afterwards "
-            "(python -m videollm.checkpoint SRC DST), or use ZeRO-2"
+            "(videollm checkpoint SRC DST), or use ZeRO-2"
         )
     for name in ("time_limit_s", "graphs", "compile_tower"):
         need(

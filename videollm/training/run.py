@@ -19,6 +19,7 @@ from videollm.batches.dataset import VideoDataset
 from videollm.batches.reader import VisualReader, open_store
 from videollm.batches.unknown import warn_unknown
 from videollm.checkpoint import Bundle
+from videollm.common.command import without_bars
 from videollm.common.config import ConfigError, need
 from videollm.common.files import check_folder
 from videollm.common.processes import one_fate, this_rank, world_size
@@ -52,7 +53,7 @@ def train(settings: Settings) -> Path:
     """
     check_reporting(settings.train.report_to)
     settings.generate.check_machine(torch.cuda.is_available())  # now, not at the first validation
-    with one_fate():
+    with one_fate(), without_bars():
         checkpoint = check_start(settings)
         prepare_process(settings)
         data = settings.data

@@ -194,7 +194,7 @@ class VideoTrainer(Trainer, TrainerCallback):
                 where = self._describe_step() if self.bundle.model.training else "in validation"
                 where = f"while writing {self.written.name}" if self.written else where
                 rank = f" on rank {self.args.process_index}" if self.args.world_size > 1 else ""
-                fits = "python -m videollm.memory --config FILE tells beforehand what fits"
+                fits = "videollm memory --config FILE tells beforehand what fits"
                 remedy = f"{smaller(self.settings.train)}; {fits}"
                 raise OutOfMemory(
                     f"out of memory in step {self.state.global_step + 1}{rank}, {where}; {remedy} ({reason})"

@@ -58,7 +58,7 @@ class FrameStore:
         wanted = settings_of(sampler, preprocess)
         made = read_settings(self.folder)
         if made is None:
-            raise ConfigError(f"data.frames: {folder} is no frame store; make it with python -m videollm.frames build")
+            raise ConfigError(f"data.frames: {folder} is no frame store; make it with videollm frames build")
         if differ := [f"{key} {made.get(key)}" for key in wanted if made.get(key) != wanted[key]]:
             asked = ", ".join(f"{key} {wanted[key]}" for key in wanted if made.get(key) != wanted[key])
             raise ConfigError(

@@ -69,7 +69,8 @@ def test_every_card_has_its_numbers_and_names_what_is_there(repository):
     assert set(card.names()) == set(KINDS)
     for name in card.names():
         found = card.read_card(name)
-        assert re.search(rf"python -m (distime|d2vlm|videollm)\.convert \S+ checkpoints/{name}$", found.model.convert)
+        command = rf"(python -m (distime|d2vlm)\.|videollm )convert \S+ checkpoints/{name}$"
+        assert re.search(command, found.model.convert)
         assert re.search(r"\d GB$", found.model.size) and found.model.licence and found.model.source
         owners = ("UserJoseph", "wenzhengzeng", "PolyU-ChenLab", "Qwen", "TencentARC", "Boshenxx")
         assert found.model.hub.split("/")[0] in owners

@@ -97,7 +97,7 @@ def test_adapters_alone_have_to_be_merged_before_they_go_back(ours, tmp_path, ca
     bundle.config.lora = config
     bundle.save_adapters(tmp_path / "adapters", ours)
     assert main(["--back", str(tmp_path / "adapters"), str(tmp_path / "again")]) == 2
-    assert "adapters without their base; first python -m videollm.checkpoint" in capsys.readouterr().err
+    assert "adapters without their base; first videollm checkpoint" in capsys.readouterr().err
 
 
 def test_pixel_limits_that_nothing_can_keep_name_the_file_and_leave_nothing(hub, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""``python -m videollm.convert`` on this head's own checkpoints: found by the head, which a model names itself."""
+"""``videollm convert`` on this head's own checkpoints: found by the head, which a model names itself."""
 
 import json
 

@@ -1,6 +1,7 @@
 """``videollm.load``: one question, many, and an answer as it grows; all as the other commands answer."""
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -8,6 +9,8 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from huggingface_hub import utils as hub
+from transformers.utils import logging as theirs
 
 import videollm
 from tests.models import clip_lines, clips, make_bundle, write_lines
@@ -16,6 +19,7 @@ from tests.unit.model.test_generate import likely_spans
 from videollm import ask as asking
 from videollm import infer
 from videollm.checkpoint import CheckpointError
+from videollm.common.command import quieten, without_bars
 from videollm.common.config import ConfigError
 from videollm.inference.session import Session
 from videollm.model.generate import GenerateOptions, Rows
@@ -68,6 +72,27 @@ def test_a_folder_is_loaded_and_asked_as_by_the_command(folder, capsys):
     words = ["--model", str(folder), "--video", str(video), "--question", "when ?", "--device=cpu"]
     assert asking.main([*words, "generate.max_new_tokens=12"]) == 0
     assert capsys.readouterr().out.startswith(line.text)
+
+
+def test_weights_are_read_and_written_without_bars_and_those_of_others_stay(folder, tmp_path, capsys):
+    model = videollm.load(folder, device="cpu")
+    model.bundle.save(tmp_path)
+    assert capsys.readouterr().err == ""
+    assert theirs.is_progress_bar_enabled() and not hub.are_progress_bars_disabled()
+    with without_bars():
+        assert not theirs.is_progress_bar_enabled() and not hub.are_progress_bars_disabled()
+
+
+def test_a_warning_that_nobody_can_mend_is_left_out(monkeypatch):
+    logger, said = logging.getLogger("accelerate.accelerator"), []
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.setattr(logger, "handlers", [handler := logging.Handler()])
+    monkeypatch.setattr(handler, "emit", said.append)
+    for times in (0, 1):
+        logger.warning("[RANK 0] Gradient accumulation steps mismatch: GradientAccumulationPlugin has 1, DeepSpeed 4")
+        logger.warning("something else")
+        assert len(said) == 2 + times
+        quieten()
 
 
 def test_what_is_wrong_is_said_as_by_the_commands(folder, tmp_path):
