@@ -44,6 +44,7 @@ def train_stage(args: argparse.Namespace, head: str) -> Stage:
         "model.vision_weights": out / "tower",
         "model.vision.image_size": args.size,
         "model.language_weights": out / "language",
+        "model.question_tokenizer": out / "language",
         "data.train": f"[{out / 'data/train.jsonl'}]",
         "data.validation": f"[{out / 'data/val.jsonl'}]",
         "data.videos": out / "data/videos",
