@@ -11,7 +11,7 @@ from realweights.clips import SPLITS
 
 HEADS = ("evidence", "distime", "text")
 ASKED = ("test", "unseen", "wording")
-# CPU-seconds of one core, measured (docs/realweights.md): a clip, a frame in the tower, a question in training, an answer.
+# CPU-seconds of one core (docs/realweights.md): a clip, a frame in the tower, a question in training, an answer.
 CLIP_S, FRAME_S, ITEM_S, ANSWER_S = 0.1, 0.02, 0.37, 0.5
 FRAMES = 32  # of a clip, as in configs/realweights
 
