@@ -68,6 +68,7 @@ setup(
         "videollm.heads": ["text = videollm.heads", "d2vlm = d2vlm", "distime = distime"],
         "videollm.objectives": ["d2vlm.fpo = d2vlm.fpo", "grpo = videollm.grpo"],
         "videollm.towers": ["efficientnet_lite = realweights.tower"],
+        "videollm.connectors": ["word_match = realweights.connector"],
         "lmms_eval.models": ["videollm = all_benchmark_eval.lmms_eval_plugin:manifest"],
     },
     extras_require={

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         [answer_stage(args, head) for head in args.heads],
     )
     ran = [stage for group in groups for stage in group]
-    cost = costs(args, args.steps or settings.train.steps, settings.train.batch_size)
+    cost = costs(args, args.steps or settings.train.steps, settings.train.global_batch or settings.train.batch_size)
     slots = 1 if args.processes > 1 or torch.cuda.is_available() else os.cpu_count() or 1
     with Progress([stage.name for stage in ran], CONSOLE, cost) as progress:
         before, each = sum(list(cost.values())[:3]) / 60, (cost["train"] + cost["answer"]) / 60

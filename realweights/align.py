@@ -1,10 +1,11 @@
 """The tower learns to say, in the language model's own word embeddings, what a frame shows.
 
 In: the package's weights of the network, the converted language model (of which only the token embeddings are read),
-the things that training shows. Out: a tower folder, ``model.safetensors`` with the projection, and ``report.json``: how
-often a frame is nearest to the right name, among things of training and among those that no training clip shows. Only
-``project`` learns, by contrast among the names; the network stays as ImageNet left it. Without it words and pictures
-share nothing, and a temporal head learns which events there are long before it learns which one was asked for.
+the things that training shows. Out: a tower folder: ``model.safetensors`` with the projection, the start of the
+connector in ``connector.safetensors``, and ``report.json``: how often a frame is nearest to the right name, among
+things of training and among those that no training clip shows. Only ``project`` learns, by contrast among the names;
+the network stays as ImageNet left it. Without it words and pictures share nothing, and a temporal head learns which
+events there are long before it learns which one was asked for.
 
     python -m realweights.align --packages DIR --language DIR --output DIR --size 160 --seed 0
 """
@@ -19,12 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from realweights.clips import ACTIONS, OCCLUDED, SIZE, THING_SHARE, Event, paste
+from realweights.connector import WordMatchConnector
 from realweights.objects import Thing, read_photos, read_things
 from realweights.tower import MEAN, STD, LiteTower, LiteTowerConfig
 from videollm.common.command import Parser, ended, whole
@@ -37,14 +40,19 @@ EMPTY = 1 / 6  # of the frames show no thing
 HELD_OUT = 0.1  # of the frames measure, the rest teach
 TEMPERATURE = 20.0  # on cosines
 DROPOUT = 0.5  # of features: without it what is learnt of trained things says less of others
+SPREAD = 0.06  # of a frame's vector around the mean of all word embeddings: how far the mean of a name's tokens is off
 RIVALS = 2  # other things that a frame's name is measured against, as in a clip of three events
 
 
-def word_vectors(folder: Path, names: Sequence[str]) -> Tensor:
+def embeddings(folder: Path) -> Tensor:
+    """The language model's word embeddings. [V, D]."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return file.get_tensor("model.embed_tokens.weight")
+
+
+def word_vectors(folder: Path, weight: Tensor, names: Sequence[str]) -> Tensor:
     """The mean token embedding of each name as it stands in a sentence, what all share taken out. [T, D]."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        weight = file.get_tensor("model.embed_tokens.weight")
     ids = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
     vectors = torch.stack([weight[row].mean(0) for row in ids])
     return vectors - vectors.mean(0)
@@ -116,14 +124,14 @@ def align(packages: Path, language: Path, output: Path, *, size: int, views: int
     need(weights, f"no .pth file in {packages / 'tower'}; run bash scripts/realweights.sh, which fetches it")
     state = {re.sub(r"(^|\.)_", r"\1", k): v for k, v in torch.load(weights[0], weights_only=True).items()}
     start, things = time.process_time(), read_things(packages)
-    vectors = word_vectors(language, [thing.name for thing in things])
+    words = embeddings(language)
+    vectors = word_vectors(language, words, [thing.name for thing in things])
     torch.manual_seed(seed)
     config = LiteTowerConfig(image_size=size, hidden_size=vectors.shape[1])
     tower = LiteTower(config).eval().to(memory_format=torch.channels_last)
     lacks = tower.load_state_dict(state, strict=False).missing_keys
-    need(
-        set(lacks) == {"project.weight", "project.bias"}, f"{weights[0]}: lacks {', '.join(lacks[:3])}; fetch it again"
-    )
+    ours = {"project.weight", "project.bias", "norm.weight", "norm.bias"}
+    need(set(lacks) == ours, f"{weights[0]}: lacks {', '.join(lacks[:3])}; fetch it again")
     x, shown = features(tower, packages, views, seed)
     mean, spread = x.mean(0), x.std(0) + 1e-3
     x = (x - mean) / spread
@@ -141,7 +149,13 @@ def align(packages: Path, language: Path, output: Path, *, size: int, views: int
         told = {kind: accuracy(near[m], shown[m], rivals, seed) for kind, (m, rivals) in kinds.items()}
         tower.project.weight /= spread  # of the features as they come
         tower.project.bias -= tower.project.weight @ mean
+        tower.norm.weight.fill_(SPREAD)
+        tower.norm.bias.copy_(words.mean(0))
     tower.save_pretrained(output)
+    connector = WordMatchConnector({}, config.hidden_size, words.shape[1])
+    need(len(words) <= len(connector.words), f"{language}: more than {len(connector.words)} words; take another model")
+    connector.take_words(words)
+    save_file(connector.state_dict(), output / "connector.safetensors")
     counts = {"things": len(things), "unseen_things": int(unseen.sum()), "frames": len(x)}
     report = {"accuracy": told, "rivals": RIVALS, **counts}
     report |= {"size": size, "views": views, "steps": steps, "seed": seed}

@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 class LiteTower(PreTrainedModel):
-    """EfficientNet-Lite and a projection: what is in the frame, as one vector of unit variance."""
+    """EfficientNet-Lite and a projection: what is in the frame, as one vector like a word's embedding."""
 
     config_class = LiteTowerConfig
     main_input_name = "pixel_values"
@@ -88,7 +88,7 @@ class LiteTower(PreTrainedModel):
         self.blocks = nn.ModuleList(blocks)
         self.conv_head, self.bn1 = Same(channels, config.width, 1), norm(config.width)
         self.project = nn.Linear(config.width, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)
+        self.norm = nn.LayerNorm(config.hidden_size)  # its weight and bias make a word embedding of it (align.py)
         self.hidden_size = config.hidden_size
         self.post_init()
 

@@ -101,7 +101,11 @@ class Bundle:
         return names
 
     def save_tokenizers(self, folder: str | Path) -> None:
-        """Write the tokenizers into ``folder``."""
-        self.tokenizer.save_pretrained(folder)
-        if self.question_tokenizer is not None:
-            self.question_tokenizer.save_pretrained(Path(folder) / QUESTION_TOKENIZER)
+        """Write the tokenizers into ``folder``, as they were before any text: how they padded last is not kept."""
+        places = ((self.tokenizer, Path(folder)), (self.question_tokenizer, Path(folder) / QUESTION_TOKENIZER))
+        for tokenizer, place in places:
+            if tokenizer is not None:
+                if tokenizer.is_fast:
+                    tokenizer.backend_tokenizer.no_padding()
+                    tokenizer.backend_tokenizer.no_truncation()
+                tokenizer.save_pretrained(place)

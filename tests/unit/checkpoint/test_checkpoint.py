@@ -286,3 +286,13 @@ def test_a_transform_that_does_not_fit_the_tower_is_told_before_anything_is_aske
     (folder / "config.json").write_text(json.dumps(config | {"preprocess": {}}))
     with pytest.raises(ConfigError, match=r"config\.json: preprocess: makes frames of \(3, 448, 448\)"):
         load(folder).reader(folder)
+
+
+def test_a_model_that_has_read_questions_is_saved_as_the_same_files(tmp_path):
+    """A tokenizer remembers how it padded last; with that in its file answers would not go on with the model."""
+    bundle = make_bundle("etchat", "text")
+    bundle.save(tmp_path / "before")
+    make_batch(bundle, ALL)
+    bundle.save(tmp_path / "behind")
+    for file in ("tokenizer.json", "question_tokenizer/tokenizer.json"):
+        assert (tmp_path / "behind" / file).read_bytes() == (tmp_path / "before" / file).read_bytes()
