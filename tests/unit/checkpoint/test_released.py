@@ -138,7 +138,7 @@ def test_a_conversion_that_is_broken_leaves_nothing(hub, tmp_path, monkeypatch):
 
 def test_an_unknown_head_and_one_that_needs_more_layers_are_answered_with_what_there_is(hub, tmp_path, capsys):
     assert main([str(hub[0]), str(tmp_path / "ours"), "--head", "d2vml"]) == 2
-    assert "no head 'd2vml'; did you mean d2vlm? known: d2vlm, distime, text" in capsys.readouterr().err
+    assert "--head: 'd2vml' is unknown; did you mean d2vlm?" in capsys.readouterr().err
     assert main([str(hub[0]), str(tmp_path / "ours"), "--head", "d2vlm"]) == 2  # the model has 4 layers
     said = capsys.readouterr().err
     assert f"{hub[0]}: model.head: layer 6 is not below the last of" in said and "inject_layer lower" in said
