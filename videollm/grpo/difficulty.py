@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.data import Sampler as Order
 
 from videollm.batches.dataset import VideoDataset
@@ -110,6 +111,16 @@ class Redrawn(Order):
         self.options, self.dataset, self.seed = options, dataset, seed
         self.ids = [record.id for record in dataset.records]
         self.known = {"seen": {}, "before": {}, "epoch": -1}
+
+    def note(self, asked: Sequence[tuple[str, float, bool]], device: torch.device) -> None:
+        """Take note of a step's questions, of this rank's the id, the mean reward and whether all answers earned it."""
+        own = dict.fromkeys(self.ids, (0.0, 0.0, 0.0)) | {name: (1.0, *found) for name, *found in asked}
+        every = torch.tensor(list(own.values()), device=device)
+        if dist.is_initialized():
+            dist.all_reduce(every)
+        for name, (count, reward, flat) in zip(own, every.tolist(), strict=True):
+            if count:  # ranks that ask the same in a step have the same answers
+                self.known["seen"][name] = (reward / count, bool(flat))
 
     def __len__(self) -> int:
         return max(1, round(self.options.share * len(self.ids)))

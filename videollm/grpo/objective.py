@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch, Draws
 from videollm.batches.dataset import VideoDataset
@@ -147,8 +148,9 @@ class GRPO(Objective):
         return Gather(bundle.collator().split_prefix)
 
     def order(self, dataset: VideoDataset, settings: Settings) -> Redrawn | None:
-        """That of ``redraw``."""
+        """That of ``redraw``; ConfigError under ZeRO-3, whose ranks then gathered different weights for roll-outs."""
         if self.options.redraw is not None:
+            need(not is_deepspeed_zero3_enabled(), f"{WHERE}.redraw: not under ZeRO-3; use ZeRO-2, or leave it out")
             self.redrawn = Redrawn(self.options.redraw, dataset, settings.train.seed)
         return self.redrawn
 
@@ -174,7 +176,8 @@ class GRPO(Objective):
             groups += self.rollouts.last
         self.stop_if_flat(groups, made[0].input_ids.device)
         if self.redrawn is not None:
-            self.redrawn.known["seen"] |= earned(groups)
+            own = [(group.item.ids[0], float(group.rewards.mean()), group.flat) for group in groups]
+            self.redrawn.note(own, made[0].input_ids.device)
         if step % self.options.show_every == 0 and this_rank() == 0:
             with open(self.output / ROLLOUTS, "a", encoding="utf-8") as out:
                 out.writelines(json.dumps({"step": step} | shown(group)) + "\n" for group in groups)
@@ -272,16 +275,6 @@ class GRPO(Objective):
             return advantage
         each = torch.cat([word_of, span_of])
         return advantage / torch.zeros_like(advantage).index_add(0, each, torch.ones_like(each, dtype=torch.float))
-
-
-def earned(groups: Sequence[Group]) -> dict[str, tuple[float, bool]]:
-    """Of the questions of all ranks, by id: the mean reward of their answers, and whether all earned the same."""
-    own = {group.item.ids[0]: (float(group.rewards.mean()), group.flat) for group in groups}
-    every = [own]
-    if dist.is_initialized():
-        every = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(every, own)
-    return {name: found for rank in every for name, found in rank.items()}
 
 
 def drift(log: Path, metric: str) -> str | None:
