@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from videollm.common.command import Parser, ended
 from videollm.common.config import need, together, unknown
-from videollm.common.declared import HEADS, declared, file_of
+from videollm.common.declared import declared, file_of
 from videollm.common.files import check_writable, maybe_on_hub
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def check(source: str, target: str, head: str = TEXT) -> None:
     folder = Path(target)
     free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     lost = f"{source}: no such folder, and no hub name (owner/model) either"
-    heads = declared(HEADS)
+    heads = declared("videollm.heads")
     together(
         lambda: need(head in heads or (head.strip(".") and file_of(head)), unknown("--head", head, list(heads))),
         lambda: need(Path(source).is_dir() or maybe_on_hub(source), lost),
