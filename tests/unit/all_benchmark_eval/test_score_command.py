@@ -289,7 +289,7 @@ SHOWN = {  # of READMEs: a line of the annotations, and one of a prediction file
 FOLDERS = {"mvbench": "json/object_shuffle.json"}  # annotations that are a folder
 
 
-@pytest.mark.parametrize("name", set(SHOWN) - {"moment_retrieval", "moving_shapes"})  # one's own data
+@pytest.mark.parametrize("name", sorted(set(SHOWN) - {"moment_retrieval", "moving_shapes"}))  # one's own data
 def test_a_readme_says_under_which_licence_the_data_are_and_what_was_published(name, repository):
     text = (repository / "all_benchmark_eval" / name / "README.md").read_text()
     licence = re.search(r"licen[cs]e|MIT|BSD-3|CC[ -]BY", text, re.IGNORECASE)
