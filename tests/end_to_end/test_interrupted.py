@@ -94,9 +94,11 @@ def run(model: str, output, lines: str, videos, *more: str) -> int:
 
 
 def test_an_output_without_answers_is_begun_anew_with_other_settings(tmp_path, model, capsys):
-    """Settings, and questions, that belong to what a wrong folder of videos left behind."""
+    """Settings, and questions, that belong to what a folder of broken videos left behind."""
     output, none = tmp_path / "new" / "a.jsonl", tmp_path / "none"
     none.mkdir()
+    for name in ("clip0.mp4", "clip1.mp4"):
+        (none / name).touch()
     wrong, right = (write_lines(tmp_path / name, clip_lines(n)) for name, n in (("two.jsonl", 2), ("one.jsonl", 1)))
     assert run(model, output, wrong, none, "sampler.num_frames=3") == 2
     assert "none of the 2 questions could be asked" in capsys.readouterr().err

@@ -4,6 +4,7 @@ All cases go through ``generate_ids``, the loop that ``infer`` and ``ask`` use; 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -141,19 +142,18 @@ def common_steps(one: list[int], other: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def feed_times(monkeypatch, head, published: dict[int, list[float]]) -> list:
-    """Feeds the published bins {step: [start, end]}; gives the list of (time logits [2, K], bins [2]) found there.
+def feed_times(monkeypatch, head, published: Sequence[list[float]]) -> list:
+    """Feeds the published bins [start, end] of each stamp, which alone the head is asked about on a CPU; gives the list
+    of (time logits [2, K], bins [2]) found there.
 
     A stamp's bins are encoded for the next step, where half a bin is far more than bf16's error elsewhere.
     """
-    predict, found, steps = head.predict, [], count()
+    predict, found, times = head.predict, [], iter(published)
 
     def fed(queries, owner, frames):
-        prediction, bins = predict(queries, owner, frames), published.get(next(steps))
-        if bins is None:
-            return prediction
+        prediction = predict(queries, owner, frames)
         found.append((head._logits(queries)[0], prediction.raw[0]))
-        return replace(prediction, raw=torch.tensor([bins]))
+        return replace(prediction, raw=torch.tensor([next(times)]))
 
     monkeypatch.setattr(head, "predict", fed)
     return found
@@ -172,12 +172,11 @@ def test_the_whole_model_in_bf16_generates_near_the_published_one(folder, llm, g
     common = common_steps(answer, info["generated_ids"])
     shared = answer[:common].count(stamp)
     times = info["pred_time_bins"][:shared] + case["pred_time_bins"][shared:]
-    stamps = [step for step, token in enumerate(answer) if token == stamp]
-    found = feed_times(monkeypatch, bundle.model.head, dict(zip(stamps, times, strict=True)))
+    found = feed_times(monkeypatch, bundle.model.head, times)
     ids, _, steps = generated(
         bundle, golden_question(bundle, folder, info), dict(enumerate(answer)), info["eos_token_id"], len(answer)
     )
-    assert ids.tolist() == answer and len(found) == len(stamps) == len(case["pred_time_bins"])
+    assert ids.tolist() == answer and len(found) == answer.count(stamp) == len(case["pred_time_bins"])
     assert steps[0][2].dtype == torch.bfloat16
     logits = torch.stack([step[1] for step in steps]).float()
     theirs = expected["step_logits"][: common + 1]  # a step's logits hang on the tokens before it

@@ -36,7 +36,7 @@ def test_a_recipe_opens_with_download_launch_and_memory(path):
     settings = build(Settings, read_yaml(ROOT / path))
     assert f"scripts/train.sh {path}" in comment and "Download" in comment and "Frames and pixels:" in comment
     head = settings.model.head["name"]
-    (source, target, asked) = re.search(r"videollm\.convert (\S+) (\S+)(?: --head (\w+))?\n", comment).groups()
+    (source, target, asked) = re.search(r"videollm convert (\S+) (\S+)(?: --head (\w+))?\n", comment).groups()
     assert target == settings.model.checkpoint and (asked or "text") == head and "/" in source
     assert len(re.findall(r"#   \d+B: \d+\.\d on 1 GPU, \d+\.\d on 8 GPUs", comment)) == 2
 
@@ -113,7 +113,7 @@ def test_a_grpo_recipe_opens_with_its_data_launch_and_memory(path):
     comment, settings = "".join(re.match(r"(#.*\n)+", text_of(path))[0]), build(Settings, read_yaml(ROOT / path))
     assert f"GPUS=8 bash scripts/train.sh {path}\n" in comment
     made = re.findall(r"--output (\S+)", comment)
-    assert f"videollm.data import timelens timelens-100k.jsonl --output {made[0]}\n" in comment
+    assert f"videollm data import timelens timelens-100k.jsonl --output {made[0]}\n" in comment
     assert f"--model {settings.model.checkpoint} --annotations {made[0]}" in comment
     assert made[2] == settings.data.train[0] and f"--answers {made[1]}" in comment and "count=2500 mean=0.05" in comment
     assert re.search(r"#   [\d.]+B: \d+\.\d on 1 GPU, \d+\.\d on 8 GPUs", comment)
