@@ -129,6 +129,20 @@ def test_lopsided_preference_batches(tmp_path, repository, stage):
     compare(tmp_path, repository, "d2vlm", stage, "internvl", lines, objective=objective)
 
 
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_lopsided_questions_are_answered_and_learnt_from(tmp_path, repository, stage):
+    """One rank asks about a video; the other about nothing, or behind an earlier turn with a span."""
+    kinds = [KINDS["text"], SPANS, SPANS, KINDS["late video"]]
+    lines = [line | {"id": f"{i}"} for i, line in enumerate(kinds)]
+    objective = {"name": "grpo", "answers": 2, "rewards": {f"{__name__}:worth": 1.0}}
+    compare(tmp_path, repository, "d2vlm", stage, "internvl", lines, objective=objective)
+
+
+def worth(answer, record, duration_s):
+    """Differs for nearly every answer."""
+    return sum(map(len, answer.spans)) + sum(map(ord, answer.text)) / 1000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_stored_features_beside_pictures_and_text(tmp_path, repository, stage):

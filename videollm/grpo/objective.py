@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch, Draws
 from videollm.batches.dataset import VideoDataset
@@ -148,9 +147,8 @@ class GRPO(Objective):
         return Gather(bundle.collator().split_prefix)
 
     def order(self, dataset: VideoDataset, settings: Settings) -> Redrawn | None:
-        """That of ``redraw``; ConfigError under ZeRO-3, whose ranks then gathered different weights for roll-outs."""
+        """That of ``redraw``."""
         if self.options.redraw is not None:
-            need(not is_deepspeed_zero3_enabled(), f"{WHERE}.redraw: not under ZeRO-3; use ZeRO-2, or leave it out")
             self.redrawn = Redrawn(self.options.redraw, dataset, settings.train.seed)
         return self.redrawn
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from videollm.batches.batch import Batch, Draws
 from videollm.batches.dataset import Item
@@ -23,6 +24,8 @@ from videollm.data.conversation import Role
 from videollm.grpo.rewards import Rewards, first_iou, has
 from videollm.inference.answer import answer_line
 from videollm.model.generate import Drawn, GenerateOptions
+from videollm.model.videollm import VideoLLM
+from videollm.video.patching import Grid
 
 EQUAL = 1e-6  # rewards of a group that differ by no more are equal
 FIFTHS = ("tiou_0.0", "tiou_0.2", "tiou_0.4", "tiou_0.6", "tiou_0.8")  # of the log's histogram, by their lower ends
@@ -134,7 +137,7 @@ class RollOuts:
         if not model.frozen_tower:
             return list(items)
         seen = {id(item.pixels): (item.pixels, item.grids) for item in items if item.pixels is not None}
-        made = {key: model.encode_frames(frames, np.asarray(g) if g else None) for key, (frames, g) in seen.items()}
+        made = dict(zip(seen, features_of(model, list(seen.values())), strict=True))
         return [
             item if item.pixels is None else replace(item, pixels=None, features=made[id(item.pixels)])
             for item in items
@@ -208,6 +211,21 @@ def told(groups: Sequence[Group], names: Sequence[str]) -> dict[str, tuple[float
         values = [one[name] for one in found if name in one]
         sums[f"reward_{name}"] = (sum(values), len(values))
     return {name: (float(total), float(count)) for name, (total, count) in sums.items()}
+
+
+def features_of(model: VideoLLM, visuals: Sequence[tuple[Tensor, Sequence[Grid]]]) -> list[Tensor]:
+    """A frozen tower's features of each visual, as ``pixels`` and ``grids`` of an ``Item``; one after the other.
+
+    Under ZeRO-3 ranks wait for each other in every call of a module, whatever they ask about: there all visuals are in
+    one call, a blank frame where there is none.
+    """
+    each = [(pixels, np.asarray(grids) if grids else None) for pixels, grids in visuals]
+    if not is_deepspeed_zero3_enabled():
+        return [model.encode_frames(*one) for one in each]
+    pixels, grids = zip(*(each or [model.blank(next(model.parameters()).device)]), strict=True)
+    found = model.encode_frames(torch.cat(pixels), None if grids[0] is None else np.concatenate(grids))
+    rows, units = len(found), sum(map(len, pixels))  # a row a frame, or of any size a row for several patches
+    return list(found.split([len(part) * rows // units for part in pixels]))[: len(visuals)]
 
 
 def place_draws(batch: Batch, raw: Tensor) -> None:

@@ -121,10 +121,10 @@ class SpanGeneration:
         frames, maps = self.frame_batch(batch, tokens), self.maps(tokens)
         refs = shown(batch.refs, options)
         embeds, layer = self.embed(batch, tokens), self.head.inject_layer
-        if layer is None or not options.encode_spans or not len(batch.late_refs):
+        if layer is None or not options.encode_spans or not (len(batch.late_refs) or together()):
             return self.embed_refs(embeds, refs, frames), frames, maps
         embeds = self.embed_refs(embeds, refs.select(batch.early_refs), frames)
-        # The prompt itself holds answered spans (earlier turns): one pass for the frame states that they stand for.
+        # A pass for the frame states that answered spans in the prompt (earlier turns) stand for; of all ranks or none.
         states = self.run(batch, embeds, slice(0, embeds.shape[1]), {layer}, maps=maps)
         frames.states[layer] = self.states_of_frames(batch, states[layer])
         return self.embed_refs(embeds, refs.select(batch.late_refs), frames), frames, maps

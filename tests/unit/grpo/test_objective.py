@@ -235,12 +235,6 @@ def test_records_that_no_reward_speaks_of_are_named_and_counted():
         GRPO(GRPOOptions()).check(records[:1], settings("internvl", "text", data={"pack": True}))
 
 
-def test_questions_are_not_drawn_anew_under_zero3(monkeypatch):
-    monkeypatch.setattr("videollm.grpo.objective.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ConfigError, match=r"train\.objective\.redraw: not under ZeRO-3; use ZeRO-2"):
-        GRPO(GRPOOptions(redraw=RedrawOptions())).order(None, settings("internvl", "text"))
-
-
 def test_a_head_that_does_not_draw_is_refused(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(HEADS.get("d2vlm"), "draw", TemporalHead.draw)
     with pytest.raises(ConfigError, match=r"train\.objective\.name: the d2vlm head does not say how likely.*heads\.md"):

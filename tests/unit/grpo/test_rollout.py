@@ -9,7 +9,7 @@ from tests.models import HEADS, PAIRS, NoiseReader, make_bundle, record, setting
 from tests.models import LINES as GIVEN
 from videollm.batches.dataset import VideoDataset
 from videollm.grpo import GRPO, GRPOOptions
-from videollm.grpo.rollout import Questions
+from videollm.grpo.rollout import Questions, features_of
 from videollm.heads import Answer
 from videollm.model.generate import GenerateOptions, Rows
 
@@ -113,6 +113,18 @@ def test_a_question_is_encoded_once_for_all_of_its_answers(bundle, tmp_path, mon
     steps = [rows for rows, length in shapes if length == 1]
     assert {rows for rows, _ in prompts} == {2} and steps[0] == 8 and steps == sorted(steps, reverse=True)
     assert len(batch) == 2 and batch.num_samples == 8
+
+
+@pytest.mark.parametrize("backbone", ["internvl", "qwen2_5_vl"])
+def test_under_zero3_one_call_gives_the_features_of_every_visual(backbone, monkeypatch):
+    bundle = make_bundle(backbone, "d2vlm")
+    model, items = bundle.model, questions(bundle, LINES).items
+    visuals = [(item.pixels, item.grids) for item in items if item.pixels is not None]
+    alone = features_of(model, visuals)
+    monkeypatch.setattr("videollm.grpo.rollout.is_deepspeed_zero3_enabled", lambda: True)
+    for one, own in zip(features_of(model, visuals), alone, strict=True):
+        torch.testing.assert_close(one, own, rtol=0, atol=1e-5)
+    assert len(alone) == 3 and len({len(one) for one in alone}) > 1 and features_of(model, []) == []
 
 
 def test_the_head_draws_for_span_tokens_of_running_answers_alone(bundle, tmp_path, monkeypatch):

@@ -5,7 +5,10 @@ Under ZeRO-3 the ranks wait for each other in each module; one that ran another,
 
 import pytest
 
-from tests.models import LINES, PAIRS, make_batch, make_bundle, make_dataset, turns
+from tests.models import LINES, PAIRS, make_batch, make_bundle, make_dataset, settings, turns
+from videollm.grpo.rollout import Questions
+from videollm.model.decoding import Decoding
+from videollm.model.generate import GenerateOptions
 from videollm.model.objective import build_objective
 
 KINDS = {name: name for name in LINES} | {
@@ -24,8 +27,8 @@ def zero3(monkeypatch):
     monkeypatch.setattr("videollm.model.videollm.is_deepspeed_zero3_enabled", lambda: True)
 
 
-def order_of(model, batch: dict) -> list[str]:
-    """Modules with parameters in the order in which a training step reaches them; ``-name`` on the way back."""
+def order_of(model, step) -> list[str]:
+    """Modules with parameters in the order in which ``step`` reaches them; ``-name`` on the way back."""
     seen, hooks = [], []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
@@ -33,16 +36,19 @@ def order_of(model, batch: dict) -> list[str]:
             hooks.append(module.register_forward_pre_hook(lambda *_, name=name: seen.append(name)))
         if any(parameter.requires_grad for parameter in own):
             hooks.append(module.register_full_backward_pre_hook(lambda *_, name=name: seen.append(f"-{name}")))
-    model(batch).loss.backward()
+    step()
     model.zero_grad(set_to_none=True)
     for hook in hooks:
         hook.remove()
     return seen
 
 
-def assert_one_order(model, batches: dict) -> None:
+def assert_one_order(model, given: dict, made=lambda batch: batch) -> None:
+    """Of the steps on the batches that are ``made`` of what is given."""
     model.train()
-    first, *others = ((name, order_of(model, batch)) for name, batch in batches.items())
+    first, *others = (
+        (name, order_of(model, lambda own=own: model(made(own)).loss.backward())) for name, own in given.items()
+    )
     assert len(first[1]) > 50
     for name, order in others:
         assert order == first[1], f"{name} and {first[0]}"
@@ -69,3 +75,27 @@ def test_all_kinds_of_preference_pairs_do_too(head):
         dataset = make_dataset(bundle, [line], rejected="all")
         batches[name] = bundle.collator(rank=True)([dataset[0]])
     assert_one_order(bundle.model, batches)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@pytest.mark.parametrize("pair", [p for p in PAIRS if "d2vlm" in p or "internvl" in p], ids="-".join)
+def test_all_kinds_of_questions_do_when_they_are_answered_and_learnt_from(pair, tmp_path, monkeypatch):
+    """Also several on one visual beside as many on several."""
+    for name in ("videollm.grpo.rollout.is_deepspeed_zero3_enabled", "videollm.model.generate.together"):
+        monkeypatch.setattr(name, lambda: True)
+    monkeypatch.setattr(Decoding, "ended", lambda self: self.length == 3)  # as where another rank goes on
+    bundle = make_bundle(*pair)
+    own = build_objective({"name": "grpo", "answers": 2, "rewards": {f"{__name__}:length": 1.0}})
+    given = settings("internvl", "text", {"output": str(tmp_path)})
+    given.generate = GenerateOptions(max_new_tokens=3)
+    own.prepare(bundle, given)
+    bundle.model.objective = own
+    lines = {name: LINES[line] if isinstance(line, str) else line for name, line in KINDS.items()}
+    asked = {name: Questions([make_dataset(bundle, [line], answers=False)[0]]) for name, line in lines.items()}
+    one, other = (asked[name].items[0] for name in ("two_spans", "asked"))
+    asked |= {"one visual": Questions([one, one]), "two visuals": Questions([one, other])}
+    assert_one_order(bundle.model, asked, lambda questions: own.made([questions], 0)[0])
+
+
+def length(answer, record, duration_s):
+    return len(answer.text)
