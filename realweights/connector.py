@@ -53,6 +53,13 @@ class WordMatchConnector(LinearConnector):
         """ConfigError where the question's tokenizer has more words than there are rows."""
         have = len(self.words)
         need(words <= have, f"{WHERE}.words: {have}, but model.question_tokenizer has {words} tokens; set {words}")
+        lack = "no word has a vector; model.vision_weights has to be a folder of realweights.align, with its connector"
+        need(self.words.is_meta or self.words.any(), f"{WHERE}.type: word_match: {lack}")
+
+    def tokens_per_frame(self, num_patches: int) -> int:
+        """1; ConfigError for a tower that gives more of a frame."""
+        need(num_patches == 1, f"{WHERE}.type: word_match takes one feature a frame, not {num_patches}; choose linear")
+        return 1
 
     @torch.no_grad()
     def take_words(self, embeddings: Tensor) -> None:

@@ -50,3 +50,11 @@ def test_a_tokenizer_of_more_words_is_refused(connector):
     connector.check_question(5, 32)
     with pytest.raises(ConfigError, match=r"model\.connector\.words: 5, but .* has 6 tokens; set 6"):
         connector.check_question(6, 32)
+
+
+def test_words_without_vectors_and_frames_of_several_patches_are_refused(connector):
+    assert connector.tokens_per_frame(1) == 1
+    with pytest.raises(ConfigError, match="word_match takes one feature a frame, not 4; choose linear"):
+        connector.tokens_per_frame(4)
+    with pytest.raises(ConfigError, match="no word has a vector; model.vision_weights has to be a folder of"):
+        build_connector({"type": "word_match", "words": 5}, 2, 3).check_question(5, 32)
