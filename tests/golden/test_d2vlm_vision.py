@@ -79,8 +79,7 @@ def test_frame_compressor_gives_the_official_frame_tokens(folder, connector, cas
     pooled = []
     handle = connector.token_proj.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
     seen = outputs_of(
-        modules,
-        lambda: connector(features, expected["text_input_ids"], expected["text_attention_mask"], owner),
+        modules, lambda: connector(features, expected["text_input_ids"], expected["text_attention_mask"], owner)
     )
     handle.remove()
     with torch.no_grad():

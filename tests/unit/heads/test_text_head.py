@@ -24,11 +24,7 @@ class Tokenizer:
         return "".join(("" if skip_special_tokens else "<s>") if i == 0 else chr(i) for i in ids)
 
 
-@given(
-    st.sampled_from(UNITS),
-    st.floats(5, 3600),
-    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=4),
-)
+@given(st.sampled_from(UNITS), st.floats(5, 3600), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=4))
 def test_written_times_are_read_again_to_rounding(unit, duration, shares):
     spans = [sorted((a * duration, b * duration)) for a, b in shares]
     text = "".join(f"Step {i}: {write_span(*span, unit, duration)}, stir. " for i, span in enumerate(spans))
