@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.golden.d2vlm_model import SFT_CASES, golden_bundle, names, tokenizers
+from tests.golden.distime_model import existing
 from videollm.model.towers import encode_frames
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
@@ -28,12 +29,6 @@ def tower(model):
 @pytest.fixture(scope="module")
 def connector(model):
     return model.connector
-
-
-def existing(path):
-    if not path.exists():
-        pytest.skip(f"{path} is missing")
-    return path
 
 
 def outputs_of(modules, run):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from all_benchmark_eval import benchmark, compare, score
 from all_benchmark_eval.benchmark import BenchmarkError, names, read_json, read_lines
 from all_benchmark_eval.metrics.significance import bootstrap_interval, bootstrap_means, by_samples, sign_flip_p
+from tests.form_files import write
 
 QUERIES = 40
 IDS = [f"v_A-{i}" for i in range(QUERIES)]
@@ -24,11 +25,6 @@ def truth(tmp_path) -> Path:
     spans = [[i, i + 10] for i in range(QUERIES)]
     video = {"duration": 60, "timestamps": spans, "sentences": [f"Sentence {i}." for i in range(QUERIES)]}
     return write(tmp_path / "truth.json", {"v_A": video})
-
-
-def write(path: Path, data) -> Path:
-    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
-    return path
 
 
 def predictions(path: Path, shift: float, missing: int = 0) -> Path:

@@ -248,3 +248,16 @@ def test_published_inference_answers_about_a_time_behind_the_end(tmp_path, capsy
     assert "[40, 40] lies outside" in capsys.readouterr().err
     assert infer([*arguments, str(tmp_path / "b.jsonl"), "compatibility=published"]) == 0
     assert json.loads((tmp_path / "b.jsonl").read_text())["error"] is None
+
+
+WRONG = {
+    "d2vlm": {"alpah": 2, "alpha": 1.0, "keep_ratio": 0, "run_edges": "x"},
+    "distime": {"reg_mx": 16, "reg_max": 0, "sigma": 0, "frame_time": "x"},
+    "text": {"units": "seconds", "unit": "minutes"},
+}
+
+
+@pytest.mark.parametrize("head, key", [(head, key) for head, options in WRONG.items() for key in options])
+def test_wrong_options_name_their_key(head, key):
+    with pytest.raises(ConfigError, match=rf"^model\.head\.{key}"):
+        build_head({"name": head, key: WRONG[head][key]}, 8)

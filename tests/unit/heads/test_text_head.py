@@ -90,12 +90,6 @@ def test_a_span_in_percent_of_no_video_is_an_error():
         write_span(1.0, 2.0, "percent", 0.0)
 
 
-@pytest.mark.parametrize(("options", "key"), [({"units": "seconds"}, "units"), ({"unit": "minutes"}, "unit")])
-def test_wrong_options_name_their_key(options, key):
-    with pytest.raises(ConfigError, match=rf"^model\.head\.{key}"):
-        build_head({"name": "text", **options}, 8)
-
-
 @pytest.mark.parametrize("style", STYLES)
 def test_a_released_models_own_words_are_written_and_read_again(style):
     head = build_head({"name": "text", "unit": "seconds", "style": style}, 8)
