@@ -77,12 +77,16 @@ def scores(folder: Path, run: Path) -> dict[str, float]:
     return {name: found[name] for name in METRICS} | by_factor
 
 
-def tell(args: argparse.Namespace, file: str, results: dict[str, list[dict]], metrics: Sequence[str], **of) -> None:
-    """Write all figures to ``file``, with what they are ``of``; print a row a kind: mean and spread (standard
-    deviation) over its runs, in Markdown for the documents."""
+def report(args: argparse.Namespace, file: str, results: dict[str, list[dict]], metrics: Sequence[str], **of) -> None:
+    """Write all figures to ``file``, with what they are ``of``, and ``tell`` them."""
     settings = {"quickstart": list(map(str, args.quickstart)), "seeds": args.seeds, "overrides": args.overrides}
-    report = json.dumps({**of, "settings": settings, "results": results}, indent=1)
-    (args.output / file).write_text(report + "\n", encoding="utf-8")
+    text = json.dumps({**of, "settings": settings, "results": results}, indent=1)
+    (args.output / file).write_text(text + "\n", encoding="utf-8")
+    tell(results, metrics)
+
+
+def tell(results: dict[str, list[dict]], metrics: Sequence[str] = METRICS) -> None:
+    """A row a kind: mean and spread (standard deviation) over its runs, in Markdown for the documents."""
     print("| |", " | ".join(metrics), "|")
     print("|" + "---|" * (len(metrics) + 1))
     for kind, runs in results.items():
@@ -124,7 +128,7 @@ def main() -> None:
     results = {"before": [scores(folder, run) for folder, run in starts.items()]}
     for kind, folder, run, _ in runs:
         results.setdefault(kind, []).append(scores(folder, run))
-    tell(args, "results.json", results, METRICS)
+    report(args, "results.json", results, METRICS)
 
 
 if __name__ == "__main__":

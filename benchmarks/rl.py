@@ -12,7 +12,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from benchmarks.fpo_ablation import ALL_PARTS, answers_of, measure_stage, options, run_all, tell
+from benchmarks.fpo_ablation import ALL_PARTS, answers_of, measure_stage, options, report, run_all
 from quickstart.stages import Stage, command, overrides
 from videollm.common.command import ended
 
@@ -91,7 +91,7 @@ def main() -> None:
     for kind, folder, run, _ in runs:
         found = answers_of(folder, run)
         results.setdefault(kind, []).append({name: found[name] for name in METRICS})
-    tell(args, f"{args.head}.json", results, METRICS, head=args.head)
+    report(args, f"{args.head}.json", results, METRICS, head=args.head)
 
 
 if __name__ == "__main__":
