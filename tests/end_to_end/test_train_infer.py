@@ -211,13 +211,6 @@ def test_a_mistake_in_the_config_is_one_line_and_status_2(tmp_path, capsys, over
     assert all(word in message for word in words)
 
 
-def test_a_malformed_annotation_line_is_named(tmp_path, capsys):
-    config = write_config(tmp_path, "text", lines=[clip_lines()[0], '{"video": '])
-    assert run_train(config) == 2
-    assert "train.jsonl:2" in the_error(capsys)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_record_without_an_answer_cannot_train(tmp_path, capsys):
     config = write_config(tmp_path, "text", lines=[{"video": "clip0.mp4", "conversations": turns("<video>\nwhen?")}])
     assert run_train(config) == 2
