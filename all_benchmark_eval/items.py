@@ -84,9 +84,9 @@ def read_spans(value: Any, problem: str) -> list[tuple[float, float]]:
     return spans
 
 
-def read_object(path: Path, keys: Sequence[str] = ()) -> Mapping[str, Any]:
-    """A JSON file that holds one object with ``keys``. Raises BenchmarkError where that is not so."""
-    return as_object(read_json(path), f"{path}", keys)
+def read_object(path: Path) -> Mapping[str, Any]:
+    """A JSON file that holds one object. Raises BenchmarkError where that is not so."""
+    return as_object(read_json(path), f"{path}")
 
 
 def read_rows(

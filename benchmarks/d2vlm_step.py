@@ -68,6 +68,14 @@ def make_model(args: argparse.Namespace, kind: type[VideoLLM], attention: str) -
     return model.train()
 
 
+def framed(words: list[int]) -> Prompt:
+    """Frames, and ``words`` behind them that are not supervised."""
+    start = BEFORE + FRAMES
+    ids = [12] * BEFORE + [13] * FRAMES + words
+    block = [0 if BEFORE <= i < start else -1 for i in range(len(ids))]
+    return Prompt(ids, [False] * len(ids), block, list(range(BEFORE, start)), prefix_length=start)
+
+
 def prompt(rng: np.random.Generator, question: list[int], vocabulary: int) -> Prompt:
     """Frames, a question, and an answer of its own with evidence stage."""
     words = rng.integers(20, vocabulary, ANSWER).tolist()
@@ -76,16 +84,13 @@ def prompt(rng: np.random.Generator, question: list[int], vocabulary: int) -> Pr
     places = [len(stage) + 4 + 12 * event for event in range(EVENTS)]
     for place in places:
         words[place] = EVIDENCE
-    start = BEFORE + FRAMES
-    ids = [12] * BEFORE + [13] * FRAMES + question + words
-    answer = start + QUESTION
+    found = framed(question + words)
+    answer = found.prefix_length + QUESTION
     roles = [(answer + k, Role.EVIDENCE, k) for k in range(EVENTS)]
     roles += [(answer + place, Role.ANSWER, k) for k, place in enumerate(places)]
-    return Prompt(
-        ids=ids, supervised=[i >= answer for i in range(len(ids))],
-        block=[0 if BEFORE <= i < start else -1 for i in range(len(ids))], visual=list(range(BEFORE, start)),
-        refs=[Ref(place, role, span=k) for place, role, k in roles], prefix_length=start,
-    )  # fmt: skip
+    found.supervised = [i >= answer for i in range(len(found))]
+    found.refs = [Ref(place, role, span=k) for place, role, k in roles]
+    return found
 
 
 def make_items(args: argparse.Namespace, answers: int) -> list[Item]:

@@ -13,11 +13,10 @@ import statistics
 
 import torch
 
-from benchmarks.d2vlm_step import FRAMES, QUESTION, make_items, make_model
+from benchmarks.d2vlm_step import FRAMES, QUESTION, framed, make_items, make_model
 from benchmarks.rounds import command_line, seconds, write_json
 from videollm.batches.batch import Batch
 from videollm.batches.collate import Collator
-from videollm.batches.prompt import Prompt
 from videollm.model.decoding import LOOK
 from videollm.model.generate import GenerateOptions, Rows
 from videollm.model.videollm import VideoLLM
@@ -31,13 +30,7 @@ def make_batch(args: argparse.Namespace, model: VideoLLM) -> Batch:
     items = make_items(args, 1)
     for item in items:
         (whole,) = item.prompts
-        end = whole.prefix_length + QUESTION
-        item.prompts = [
-            Prompt(
-                ids=whole.ids[:end], supervised=[False] * end, block=whole.block[:end], visual=whole.visual, refs=[],
-                prefix_length=whole.prefix_length,
-            )
-        ]  # fmt: skip
+        item.prompts = [framed(whole.ids[whole.prefix_length :][:QUESTION])]
         item.spans_s = [item.spans_s[0][:0]]
     batch = Collator(pad_id=0, split_prefix=False, bidirectional=True, average="samples")(items)
     batch.features = torch.randn(len(items) * FRAMES, 1, args.width, generator=torch.Generator().manual_seed(1))

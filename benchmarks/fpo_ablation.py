@@ -18,7 +18,7 @@ from pathlib import Path
 from all_benchmark_eval.benchmark import read_answers
 from all_benchmark_eval.moving_shapes import task
 from quickstart.progress import Progress
-from quickstart.stages import CONSOLE, Stage, launcher, overrides, run_stages
+from quickstart.stages import CONSOLE, Stage, command, overrides, run_stages
 from videollm.common.command import Parser, ended
 
 FROZEN = ("connector", "language_model", "embeddings", "lm_head")  # by the config
@@ -43,17 +43,16 @@ METRICS = ("mIoU", "R@1 0.5", "dense_F1", "dense_caption_F1", "mc_accuracy", "ac
 def train_stage(args: argparse.Namespace, folder: Path, run: Path, kind: str, seed: int) -> Stage:
     """Train one kind from the supervised model of ``folder``."""
     given = overrides(argparse.Namespace(output=folder, seed=seed, steps=None), "d2vlm_fpo")
-    command = [*launcher(1), "videollm.train", "--config", str(args.config), *given, f"train.output={run}"]
-    command += [*KINDS[kind], *args.overrides]
-    return Stage(f"train {run.name}", command, run.with_suffix(".train.txt"))
+    words = ("--config", args.config, *given, f"train.output={run}", *KINDS[kind], *args.overrides)
+    return Stage(f"train {run.name}", command("videollm.train", *words), run.with_suffix(".train.txt"))
 
 
 def measure_stage(kind: str, folder: Path, run: Path, model: Path) -> Stage:
     """Answer the questions about unseen clips, or rank the held-out pairs (``kind`` of ``MEASURES``)."""
     module, annotations, end, *more = MEASURES[kind]
-    command = [*launcher(1), module, "--model", str(model), "--videos", str(folder / "data/videos")]
-    command += ["--annotations", str(folder / annotations), "--output", str(run.with_suffix(end)), *more]
-    return Stage(f"{kind} {run.name}", command, run.with_suffix(f".{kind}.txt"))
+    files = ("--annotations", folder / annotations, "--output", run.with_suffix(end))
+    words = ("--model", model, "--videos", folder / "data/videos", *files, *more)
+    return Stage(f"{kind} {run.name}", command(module, *words), run.with_suffix(f".{kind}.txt"))
 
 
 def run_all(stages: Sequence[Stage], slots: int) -> None:
@@ -62,15 +61,28 @@ def run_all(stages: Sequence[Stage], slots: int) -> None:
         run_stages(stages, slots, progress)
 
 
-def scores(folder: Path, run: Path) -> dict[str, float]:
-    """``METRICS`` of one run."""
+def answers_of(folder: Path, run: Path) -> dict[str, float]:
+    """All scores of one run's answers, each threshold's under a name of its own."""
     items = task.load(folder / "data/test.jsonl")
     answers = read_answers(run.with_suffix(".test.jsonl"))
     found = task.score(items, [task.to_prediction(item, answers.get(item["id"])) for item in items])
+    return found | {f"R@1 {threshold}": value for threshold, value in found["R@1"].items()}
+
+
+def scores(folder: Path, run: Path) -> dict[str, float]:
+    """``METRICS`` of one run."""
     (ranks,) = json.loads(run.with_suffix(".ranks.json").read_text(encoding="utf-8"))["models"].values()
-    found |= {"R@1 0.5": found["R@1"]["0.5"], "accuracy": ranks["accuracy"], "margin": ranks["margin"]}
+    found = answers_of(folder, run) | {"accuracy": ranks["accuracy"], "margin": ranks["margin"]}
     by_factor = {f"accuracy on {factor}": of["accuracy"] for factor, of in ranks["by_factor"].items()}
     return {name: found[name] for name in METRICS} | by_factor
+
+
+def report(args: argparse.Namespace, file: str, results: dict[str, list[dict]], metrics: Sequence[str], **of) -> None:
+    """Write all figures to ``file``, with what they are ``of``, and ``tell`` them."""
+    settings = {"quickstart": list(map(str, args.quickstart)), "seeds": args.seeds, "overrides": args.overrides}
+    text = json.dumps({**of, "settings": settings, "results": results}, indent=1)
+    (args.output / file).write_text(text + "\n", encoding="utf-8")
+    tell(results, metrics)
 
 
 def tell(results: dict[str, list[dict]], metrics: Sequence[str] = METRICS) -> None:
@@ -86,15 +98,21 @@ def tell(results: dict[str, list[dict]], metrics: Sequence[str] = METRICS) -> No
         print(f"| {kind} |", " | ".join(cells), "|")
 
 
-def main() -> None:
-    """Train, answer, rank, score, print."""
-    parser = Parser(description=__doc__.split("\n")[0])
+def options(doc: str, output: str, seeds: list[int]) -> Parser:
+    """What both scripts that train kinds are asked with."""
+    parser = Parser(description=doc.split("\n")[0])
     parser.add_argument("--quickstart", type=Path, nargs="+", default=[Path("runs/quickstart")], metavar="DIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--config", type=Path, default=Path("configs/tiny/d2vlm_fpo.yaml"))
-    parser.add_argument("--output", type=Path, default=Path("runs/fpo_ablation"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument("--slots", type=int, default=2, help="commands at a time")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the config: train.steps=200 ...")
+    return parser
+
+
+def main() -> None:
+    """Train, answer, rank, score, print."""
+    parser = options(__doc__, "runs/fpo_ablation", [0, 1, 2])
+    parser.add_argument("--config", type=Path, default=Path("configs/tiny/d2vlm_fpo.yaml"))
     args = parser.parse_intermixed_args()
     args.output.mkdir(parents=True, exist_ok=True)
     starts = {folder: args.output / f"{k}_before" for k, folder in enumerate(args.quickstart)}
@@ -110,10 +128,7 @@ def main() -> None:
     results = {"before": [scores(folder, run) for folder, run in starts.items()]}
     for kind, folder, run, _ in runs:
         results.setdefault(kind, []).append(scores(folder, run))
-    settings = {"quickstart": list(map(str, args.quickstart)), "seeds": args.seeds, "overrides": args.overrides}
-    report = json.dumps({"settings": settings, "results": results}, indent=1)
-    (args.output / "results.json").write_text(report + "\n", encoding="utf-8")
-    tell(results)
+    report(args, "results.json", results, METRICS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the line where that does not hold.
     python -m benchmarks.fuzz_annotations --lines 100000 --seed 0
 """
 
-import argparse
 import json
 import random
 import re
@@ -21,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from videollm.common.command import ended, whole
+from benchmarks.rounds import command_line
+from videollm.common.command import ended
 from videollm.data.check import Visuals, write_clean
 from videollm.data.foreign import NAMES
 from videollm.data.load import load_with_problems, own_ids
@@ -186,10 +186,7 @@ def run(count: int, seed: int) -> tuple[int, Counter]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lines", type=whole(1), default=100_000, help="how many")
-    parser.add_argument("--seed", type=whole(0), default=0)
-    args, start = parser.parse_args(), time.perf_counter()
+    args, start = command_line(__doc__, lines=(100_000, "how many"), seed=0).parse_args(), time.perf_counter()
     try:
         good, fields = run(args.lines, args.seed)
     except Broken as error:

@@ -38,6 +38,7 @@ from videollm.model.videollm import VideoLLM, tower_shape
 from videollm.training.assemble import planned_config
 from videollm.training.memory import TEXT, Load, estimate, make_batch, planned_model, word_bundle
 from videollm.training.optimizer import parameter_groups, set_trainable
+from videollm.training.preflight import FROM_THE_RUN, prepare_process, read_deepspeed
 from videollm.training.settings import Settings
 
 GIB = 2**30
@@ -302,10 +303,40 @@ def frames(run: Run) -> None:
             found |= workers | {"of the tower's speed": workers["frames/s"] / speed if speed else 0.0}
 
 
+def zero_step(run: Run, settings: Settings, model: VideoLLM, batch: Batch) -> dict[str, float]:
+    """Milliseconds of a step, and the most memory with the optimizer's states."""
+    import deepspeed
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    prepare_process(settings)
+    values = read_deepspeed(settings.train.deepspeed, "bf16")
+    values |= dict.fromkeys(FROM_THE_RUN, 1) | {"gradient_clipping": settings.train.clip, "bf16": {"enabled": True}}
+    kept = HfDeepSpeedConfig(values)  # the model asks whether it runs under ZeRO-3 as long as this lives
+    engine = None
+    try:
+        optimizer = torch.optim.AdamW(parameter_groups(model, settings), fused=run.device == "cuda")
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=values)
+
+        def step() -> None:
+            engine.backward(engine(batch).loss)
+            engine.step()
+
+        step()
+        found = {}
+        if run.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        found["ms a step"] = 1000 * run.timed(step)
+        if run.device == "cuda":
+            found["peak GiB"] = torch.cuda.max_memory_allocated() / GIB
+        return found
+    finally:
+        del kept
+        if engine is not None:  # the process group stays: the next engine takes it
+            engine.destroy()
+
+
 def zero(run: Run) -> None:
     """A LoRA step through DeepSpeed's engine, ZeRO-2 and ZeRO-3 on one rank, beside the whole estimate."""
-    from benchmarks.gpu_zero import zero_step
-
     for stage in (2, 3):
         with run.case(f"ZeRO-{stage}, one rank, batch 1") as found:
             settings = run.settings(f"train.deepspeed=configs/deepspeed/zero{stage}.json")

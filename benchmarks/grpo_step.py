@@ -11,12 +11,13 @@ alone, for which no step goes back through the language model. A ratio is the me
 import argparse
 import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.fpo_ablation import ALL_PARTS
+from benchmarks.rounds import command_line, seconds
 from videollm.batches.batch import Batch
 from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint import load
@@ -29,12 +30,7 @@ from videollm.model.objective import Supervised
 from videollm.training.optimizer import set_trainable
 from videollm.training.settings import Settings
 
-
-def timed(work) -> float:
-    """Seconds of CPU that a call takes: others may share the machine."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+timed = partial(seconds, device="cpu")  # the time of its cores: others may share the machine
 
 
 def measure(args: argparse.Namespace, parts: list[str]) -> None:
@@ -56,21 +52,21 @@ def measure(args: argparse.Namespace, parts: list[str]) -> None:
         model(batch).loss.backward()
         model.zero_grad(set_to_none=True)
 
-    seconds: dict[str, list[float]] = {"roll-outs": [], "its forward and backward": [], "supervised step": []}
+    spent: dict[str, list[float]] = {"roll-outs": [], "its forward and backward": [], "supervised step": []}
     alone = []
     for step in range(1, args.repeats + 1):  # the step's number is no multiple of ``show_every``
         items = objective.rollouts.encoded([dataset[step * args.questions + k] for k in range(args.questions)])
         (batch,) = objective.made([Questions(items)], step)
-        seconds["roll-outs"].append(timed(lambda items=items, step=step: objective.made([Questions(items)], step)))
-        seconds["its forward and backward"].append(timed(lambda batch=batch: learn(batch, objective)))
-        seconds["supervised step"].append(timed(lambda batch=batch: learn(batch, Supervised(None))))
+        spent["roll-outs"].append(timed(lambda items=items, step=step: objective.made([Questions(items)], step)))
+        spent["its forward and backward"].append(timed(lambda batch=batch: learn(batch, objective)))
+        spent["supervised step"].append(timed(lambda batch=batch: learn(batch, Supervised(None))))
         asked = objective.rollouts.ask([item for item in items for _ in range(args.answers)])
         generate = (bundle.tokenizer, bundle.stop_id, objective.rollouts.options, 1)
         with torch.no_grad():
             alone.append(timed(lambda asked=asked, generate=generate: model.drawn(asked, *generate)))
-    for name, values in seconds.items():
+    for name, values in spent.items():
         print(f"{name}: {statistics.median(values):.3f} s")
-    rolled, own, supervised = seconds.values()
+    rolled, own, supervised = spent.values()
     ratios = [(r + o) / s for r, o, s in zip(rolled, own, supervised, strict=True)]
     print(f"a step of grpo / a supervised step on as many answers: {statistics.median(ratios):.2f}")
     ratios = [a / r for a, r in zip(alone, rolled, strict=True)]
@@ -79,12 +75,8 @@ def measure(args: argparse.Namespace, parts: list[str]) -> None:
 
 def main() -> None:
     """Measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), metavar="DIR")
-    parser.add_argument("--questions", type=int, default=12)
-    parser.add_argument("--answers", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
+    sizes = {"questions": 12, "answers": 8, "repeats": 5}
+    args = command_line(__doc__, quickstart=Path("runs/quickstart"), **sizes).parse_args()
     for name, parts in (("all parts but the tower train", ALL_PARTS), ("the head alone trains", [])):
         print(f"{name}:")
         measure(args, parts)

@@ -9,11 +9,9 @@ records are too long. Both files are then read by a second start.
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.rounds import command_line
+from benchmarks.rounds import command_line, seconds
 from benchmarks.tiny_checkpoint import make
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.kept_lengths import KeptLengths
@@ -33,13 +31,6 @@ def write_records(folder: Path, count: int) -> list[Record]:
     return load_records(str(file))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def main() -> None:
     """Measure and print."""
     parser = command_line(__doc__, records=20_000)
@@ -55,7 +46,7 @@ def main() -> None:
         "sizes of items": (lambda: item_sizes(dataset, "sizes"), lambda: kept.item_sizes(dataset, "sizes")),
     }
     for name, (count, keep) in ways.items():
-        spent = [seconds(work) for work in (count, keep, keep)]
+        spent = [seconds(work, "cpu") for work in (count, keep, keep)]
         print(f"{name}: {len(records)} counted {spent[0]:.2f} s, and kept {spent[1]:.2f} s, read {spent[2]:.2f} s")
 
 

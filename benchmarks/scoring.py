@@ -51,15 +51,13 @@ def once(benchmark: str, predictions: str, annotations: str | None, options: lis
 def main() -> None:
     """Measure and print."""
     parser = command_line(__doc__, repeats=3)
-    parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS))
     args = parser.parse_args()
     if not PAPER.is_dir():
         parser.error(f"{PAPER} is no folder: set PAPER_DIR to the folder of the published predictions")
     table = Table(title="scoring a published prediction file (median)", title_justify="left")
     for name in ("", "wall s", "CPU s", "target s", "published script s"):
         table.add_column(name, justify="right" if name else "left")
-    for name in args.only:
-        *call, target, published = RUNS[name]
+    for name, (*call, target, published) in RUNS.items():
         runs = [once(*call) for _ in range(args.repeats)]
         wall, cpu = (statistics.median(column) for column in zip(*runs, strict=True))
         table.add_row(name, f"{wall:.2f}", f"{cpu:.2f}", str(target), published)

@@ -27,7 +27,6 @@ from benchmarks import d2vlm_step, distime_step
 from benchmarks.rounds import Times as Rounds
 from benchmarks.rounds import command_line, rounds, write_json
 from videollm.batches.dataset import Item
-from videollm.batches.prompt import Prompt
 from videollm.checkpoint import Bundle
 from videollm.common.command import ended
 from videollm.data import parse_record
@@ -78,12 +77,9 @@ def small_model(args: argparse.Namespace) -> Endless:
 def asked(args: argparse.Namespace, count: int, answer: list[int]) -> list[Question]:
     """``count`` questions of 10 to 60 tokens, each about a video of its own."""
     rng, found = np.random.default_rng(0), []
-    start = d2vlm_step.BEFORE + d2vlm_step.FRAMES
     for k in range(count):
         words = rng.integers(20, args.vocabulary, rng.integers(10, 61)).tolist()
-        ids = [12] * d2vlm_step.BEFORE + [13] * d2vlm_step.FRAMES + words
-        block = [0 if d2vlm_step.BEFORE <= i < start else -1 for i in range(len(ids))]
-        prompt = Prompt(ids, [False] * len(ids), block, list(range(d2vlm_step.BEFORE, start)), prefix_length=start)
+        prompt = d2vlm_step.framed(words)
         generator = torch.Generator().manual_seed(k)
         features = torch.randn(d2vlm_step.FRAMES, 1, args.width, generator=generator).to(args.device)
         item = Item([prompt], [np.zeros((0, 2))], features=features, times_s=np.arange(d2vlm_step.FRAMES) + 0.5,

@@ -8,6 +8,7 @@ knows neither configs nor tokenizers; on the meta device it tells names and shap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,32 +52,15 @@ class Layout:
 
 def to_ours(state: Mapping[str, Tensor], layout: Layout) -> Mapping[str, Tensor]:
     """Official weights, merged -> ours. A name that means nothing to us keeps its spelling."""
-    makers = {}
-    for name in state:
-        if name == BINS:
-            continue
-        if match := FUSED.fullmatch(name):
-            for p, part in enumerate("qkv"):
-                official = f"{match['stem']}{part}.{match['end']}"
-                makers[official] = lambda name=name, p=p: split_fused(state[name], layout)[p]
-        else:
-            makers[name] = lambda name=name: state[name]
-    return internvl.to_ours(LazyTensors(makers), TABLES[layout.llm])
+    weights = LazyTensors.of(state, {name: name for name in state if name != BINS})
+    split = internvl.taken_apart(weights, FUSED, partial(split_fused, layout=layout))
+    return internvl.to_ours(split, TABLES[layout.llm])
 
 
 def to_official(state: Mapping[str, Tensor], layout: Layout) -> Mapping[str, Tensor]:
     """Our weights -> the official ones, without ``time_project``, which is none of the weights."""
     split = internvl.to_released(state, TABLES[layout.llm])
-    makers = {}
-    for name in split:
-        match = SPLIT.fullmatch(name)
-        if match is None:
-            makers[name] = lambda name=name: split[name]
-        elif match["part"] == "q":
-            parts = [f"{match['stem']}{part}.{match['end']}" for part in "qkv"]
-            fused = f"{match['stem']}qkv.{match['end']}"
-            makers[fused] = lambda parts=parts: join_fused([split[part] for part in parts], layout)
-    return LazyTensors(makers)
+    return internvl.put_together(split, SPLIT, partial(join_fused, layout=layout))
 
 
 def split_fused(fused: Tensor, layout: Layout) -> list[Tensor]:

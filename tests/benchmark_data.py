@@ -95,15 +95,6 @@ def qvhighlights(root: Path, place: Place) -> None:
     _lines(root / "qvhighlights/highlight_val_release.jsonl", rows)
 
 
-def moment_retrieval(root: Path, place: Place) -> None:
-    rows = []
-    for i in range(CLIPS):
-        span, phrase = events(i)[0]
-        rows.append({"qid": i, "query": phrase, "vid": f"m_{i}", "duration": duration(i), "relevant_windows": [span]})
-        place(i, root / f"moment_retrieval/videos/m_{i}.mp4")
-    _lines(root / "moment_retrieval/test.jsonl", list(map(json.dumps, rows)))
-
-
 def timelens(root: Path, place: Place) -> None:
     """All three data sets."""
     for name in ("charades", "activitynet", "qvhighlights"):
@@ -116,14 +107,14 @@ def timelens(root: Path, place: Place) -> None:
 
 
 def moments(root: Path, place: Place) -> None:
-    """The benchmarks of one moment a query that have files of their own."""
+    """The benchmarks of one moment a query."""
     rows = [(i, f"m{i}", *events(i)[0], duration(i)) for i in range(CLIPS)]
     lines = [
         {"qid": i, "vid": vid, "query": phrase, "duration": length, "relevant_windows": [span]}
         for i, vid, span, phrase, length in rows
     ]
-    _lines(root / "tacos/test.jsonl", list(map(json.dumps, lines)))
-    _lines(root / "ego4d_nlq/nlq_val.jsonl", list(map(json.dumps, lines)))
+    for file in ("moment_retrieval/test", "tacos/test", "ego4d_nlq/nlq_val"):
+        _lines(root / f"{file}.jsonl", list(map(json.dumps, lines)))
     clips = {
         phrase: {f"{vid}.mp4": {"relevant": True, "clip": True, "bounds": span, "v_duration": length}}
         for _, vid, span, phrase, length in rows
@@ -150,7 +141,7 @@ def moments(root: Path, place: Place) -> None:
         place(i, root / f"tacos/videos/{vid}-cam-002.mp4")
         place(i, root / f"activitynet_rtl/videos/v_{vid}.mp4")
         place(i, root / f"extremewhenbench/videos/MLVU/{vid}.mp4")
-        for name in ("ego4d_nlq", "hirest", "tvgbench"):
+        for name in ("moment_retrieval", "ego4d_nlq", "hirest", "tvgbench"):
             place(i, root / f"{name}/videos/{vid}.mp4")
 
 
@@ -260,7 +251,7 @@ def moving_shapes(root: Path, place: Place) -> None:
 
 WRITERS = (
     charades, anet, qvhighlights, youcook2, nextgqa, etbench, mvbench, videomme, longvideobench, moving_shapes,
-    moment_retrieval, timelens, moments, grounded,
+    timelens, moments, grounded,
 )  # fmt: skip
 
 

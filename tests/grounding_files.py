@@ -1,9 +1,9 @@
 """Annotations and predictions of the grounding benchmarks in a few lines, for their tests."""
 
-import json
 from pathlib import Path
 
 from all_benchmark_eval.benchmark import get
+from tests.form_files import write
 
 GROUNDING = ("charades", "anet", "qvhighlights", "nextgqa")
 
@@ -46,11 +46,6 @@ PERFECT = {
     ],
 }
 COUNT = {"charades": 3, "anet": 2, "qvhighlights": 2, "nextgqa": 2}
-
-
-def write(path: Path, data) -> Path:
-    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
-    return path
 
 
 def truth_of(name: str, folder: Path):

@@ -37,16 +37,28 @@ def run(
     Raises:
         TimeoutError: a rank hangs; all are killed. The message holds what they wrote.
     """
-    # Each as a session of its own: DeepSpeed starts without a launcher only where it finds no other rank's variables.
+    pids = forked(ranks, lambda rank: become(config, rank, hook, ["--config", str(config), *overrides]))
+    return wait(pids, config, timeout_s)
+
+
+def forked(ranks: int, be: Callable[[int], int | None]) -> list[int]:
+    """The processes that are to meet; what ``be`` returns of a rank is its exit status (None: 0).
+
+    Each has the variables of a session of its own: DeepSpeed starts without a launcher only where it finds no other
+    rank's.
+    """
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     pids = []
     for rank in range(ranks):
-        pid = os.fork()
-        if pid == 0:
-            os.environ.update(where, RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(ranks))
-            become(config, rank, hook, ["--config", str(config), *overrides])
+        if not (pid := os.fork()):
+            status = 1
+            try:
+                os.environ.update(where, RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(ranks))
+                status = be(rank) or 0
+            finally:  # never back into the test, whose files a second process would clean up
+                os._exit(status)
         pids.append(pid)
-    return wait(pids, config, timeout_s)
+    return pids
 
 
 def ran(config: Path, *words: str, ranks: int = 1, hook: Callable[[int], None] | None = None, status=0) -> None:

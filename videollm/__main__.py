@@ -13,7 +13,6 @@ from videollm.common.config import nearest
 from videollm.common.declared import COMMANDS, declared, sign, versions
 
 ABSENT = "not part of this installation"
-MORE = "videollm COMMAND --help tells what it takes, videollm --version what is installed."
 
 
 def overview() -> str:

@@ -12,12 +12,7 @@ from all_benchmark_eval import moment_forms
 from all_benchmark_eval.benchmark import Layout
 from all_benchmark_eval.metrics.moments import published_wordings
 from all_benchmark_eval.metrics.rules import RuledBenchmark, rules
-
-# TimeLens' own; TimeLens-7B has a sentence on its times between the frames before it
-QUESTION = (
-    "Please find the visual event described by the sentence '{sentence}', determining its starting and ending times. "
-    "The format should be: 'The event happens in <start time> - <end time> seconds'."
-)
+from videollm.reading.styles import STYLES
 
 
 class TimeLens(RuledBenchmark):
@@ -25,7 +20,8 @@ class TimeLens(RuledBenchmark):
 
     scripts = rules("timelens")
     truths = (moment_forms.of_moments(moment_forms.BY_VIDEO, moment_forms.tidy),)
-    wordings = published_wordings() | {"plain": QUESTION}
+    # TimeLens' own; TimeLens-7B has a sentence on its times between the frames before it
+    wordings = published_wordings() | {"plain": STYLES["timelens"].moment}
 
 
 class CharadesTimeLens(TimeLens):

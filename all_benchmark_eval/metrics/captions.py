@@ -16,7 +16,7 @@ from pycocoevalcap.bleu import bleu_scorer
 from pycocoevalcap.cider.cider_scorer import precook
 from scipy.sparse import csr_array
 
-from all_benchmark_eval.metrics.java import TIMEOUT_S, Meteor, meteor_scores, ptb_tokenize
+from all_benchmark_eval.metrics.java import Meteor, meteor_scores, ptb_tokenize
 
 Pair = tuple[str, str]  # (hypothesis, reference), tokenized
 Group = Sequence[Pair]
@@ -42,13 +42,13 @@ def tokenize(texts: Sequence[str]) -> list[str]:
     return [_tokens[text] for text in texts]
 
 
-def start_meteor(timeout_s: float = TIMEOUT_S) -> Meteor:
+def start_meteor() -> Meteor:
     """The one METEOR process of this Python process, started if need be; it loads (7 CPU-s) while the caller works on.
 
     Ends with Python or its ``close``. Raises BenchmarkError (JavaError) where Java is missing.
     """
     if not _running or _running[0].closed:
-        _running[:] = [Meteor(timeout_s)]
+        _running[:] = [Meteor()]
     return _running[0]
 
 

@@ -17,19 +17,9 @@ from numpy.typing import NDArray
 from all_benchmark_eval.benchmark import WITHOUT_BREAK, Benchmark, Explanation, Options, Scores, worded
 from all_benchmark_eval.items import Asked, known_length, need, read_span
 from all_benchmark_eval.metrics import captions
-from all_benchmark_eval.metrics.dense import (
-    Events,
-    Floats,
-)
+from all_benchmark_eval.metrics.dense import Events, Floats
 from all_benchmark_eval.metrics.java import JavaError, find_java
-from all_benchmark_eval.metrics.moments import (
-    State,
-    moment_questions,
-    no_length,
-    order_and_clip,
-    table,
-    unread_of,
-)
+from all_benchmark_eval.metrics.moments import State, moment_questions, no_length, order_and_clip, table, unread_of
 from all_benchmark_eval.metrics.parsing import split_evidence
 from videollm.common.answers import AnswerLine, split_spans
 from videollm.reading import read_steps

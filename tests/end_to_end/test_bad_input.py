@@ -164,7 +164,7 @@ def test_a_bad_line_is_named_by_every_command(tmp_path, model, capsys, what):
     lines = [clip_lines(1)[0], bad]
     assert run_train(tmp_path, lines) == 2
     message = the_error(capsys)
-    assert "train.jsonl:2: " in message and says in message
+    assert "train.jsonl:2: " in message and says in message and not (tmp_path / "run").exists()
     assert run_infer(tmp_path, model, clips(), lines) == 2
     message = the_error(capsys)
     assert "asked.jsonl:2: " in message and says in message and not (tmp_path / "answers.jsonl").exists()

@@ -13,6 +13,7 @@ from d2vlm.runs import best_run, mean_over_run
 from tests.golden.d2vlm_model import FPO_CASES as FPO
 from tests.golden.d2vlm_model import INFER_CASES, infer_case, infer_cases, read_config
 from tests.golden.d2vlm_model import SFT_CASES as SFT
+from tests.golden.distime_model import existing
 from videollm.data.conversation import Role
 from videollm.heads import FrameBatch, Prediction, SpanRefs, build_head
 
@@ -124,12 +125,6 @@ class Case:
 
     def queries(self, refs: SpanRefs) -> torch.Tensor:
         return self.arrays["pass2_hidden_m2"].flatten(0, 1)[refs.query_index]
-
-
-def existing(path: Path) -> Path:
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not in this golden folder")
-    return path
 
 
 def place(row, position, query, role, event, seconds) -> dict:

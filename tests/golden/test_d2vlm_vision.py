@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.golden.d2vlm_model import SFT_CASES, golden_bundle, names, tokenizers
+from tests.golden.distime_model import existing
 from videollm.model.towers import encode_frames
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
@@ -28,12 +29,6 @@ def tower(model):
 @pytest.fixture(scope="module")
 def connector(model):
     return model.connector
-
-
-def existing(path):
-    if not path.exists():
-        pytest.skip(f"{path} is missing")
-    return path
 
 
 def outputs_of(modules, run):
@@ -79,8 +74,7 @@ def test_frame_compressor_gives_the_official_frame_tokens(folder, connector, cas
     pooled = []
     handle = connector.token_proj.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
     seen = outputs_of(
-        modules,
-        lambda: connector(features, expected["text_input_ids"], expected["text_attention_mask"], owner),
+        modules, lambda: connector(features, expected["text_input_ids"], expected["text_attention_mask"], owner)
     )
     handle.remove()
     with torch.no_grad():

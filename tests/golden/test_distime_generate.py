@@ -6,11 +6,10 @@ All cases go through ``generate_ids``, the loop that ``infer`` and ``ask`` use; 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from tests.golden.distime_model import (
     GENERATED,
@@ -22,6 +21,7 @@ from tests.golden.distime_model import (
     golden_question,
     read,
 )
+from tests.golden.test_d2vlm_generate import Forced, Recorded
 from videollm.model.generate import GenerateOptions
 
 LATE = {"atol": 3e-3, "rtol": 0}  # steps late in a generation (README)
@@ -36,30 +36,6 @@ def bundles(folder, llm, tmp_path_factory):
     }
 
 
-class Recorded(LogitsProcessor):
-    """Keeps every step's logits and the state that they come from."""
-
-    def __init__(self, state):
-        self.state, self.steps = state, []
-
-    def __call__(self, input_ids, scores):
-        self.steps.append((scores[0].clone(), self.state.query[0]))
-        return scores
-
-
-class Forced(LogitsProcessor):
-    """Takes the scheduled token at its step, whatever the logits say."""
-
-    def __init__(self, schedule: dict[str, int]):
-        self.schedule, self.step = {int(step): token for step, token in schedule.items()}, count()
-
-    def __call__(self, input_ids, scores):
-        token = self.schedule.get(next(self.step))
-        if token is None:
-            return scores
-        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([token]), 0.0)
-
-
 @pytest.fixture
 def generated(monkeypatch):
     """Runs a case; gives ids [S], the state, and what went through every step."""
@@ -69,7 +45,7 @@ def generated(monkeypatch):
 
         def recording(_options, state, *_rest):
             recorded.append(Recorded(state))
-            return LogitsProcessorList([recorded[0], Forced(schedule or {})])
+            return LogitsProcessorList([recorded[0], Forced(schedule)])
 
         monkeypatch.setattr(model, "processors", recording)
         fed = model.decoder.register_forward_pre_hook(
@@ -78,7 +54,7 @@ def generated(monkeypatch):
         ids, state = model.generate_ids(batch, None, stop_id, GenerateOptions(max_new_tokens=most))
         fed.remove()
         monkeypatch.undo()
-        return ids[0], state, [(embeds, *step) for embeds, step in zip(inputs, recorded[0].steps, strict=True)]
+        return ids[0], state, list(zip(inputs, recorded[0].logits, recorded[0].queries, strict=True))
 
     return run
 

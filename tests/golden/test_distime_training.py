@@ -9,14 +9,7 @@ import torch
 
 from distime.names import WRAPPER, to_official
 from distime.official_config import our_layout
-from tests.golden.distime_model import (
-    HIDDEN,
-    LOGITS,
-    arrays,
-    golden_batch,
-    golden_bundle,
-    read,
-)
+from tests.golden.distime_model import HIDDEN, LOGITS, arrays, golden_batch, golden_bundle, read
 from videollm.common.config import build, read_yaml
 from videollm.model.lora import add_lora, merge_lora
 from videollm.model.loss import logits_of

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from distime.names import Layout, to_ours
-from tests.golden.distime_model import LLMS, SAMPLES
+from tests.golden.distime_model import LLMS, SAMPLES, existing
 from videollm.model.connectors import build_connector, pixel_shuffle
 from videollm.model.towers import build_tower, encode_frames
 
@@ -31,12 +31,6 @@ def model(request, folder):
     connector = build_connector(fields, tower.hidden_size, config["llm_config"]["hidden_size"]).eval()
     connector.load_state_dict(part(state, "connector."))
     return request.param, tower, connector, config["num_image_token"]
-
-
-def existing(path):
-    if not path.exists():
-        pytest.skip(f"{path} is missing")
-    return path
 
 
 def tower_fields(vision):

@@ -43,13 +43,6 @@ def here(name: str) -> bool:
     return (PAPER / name).is_file()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_java_left():
-    yield
-    for process in captions._running:
-        process.close()
-
-
 def section(path: tuple[str, ...]) -> dict:
     found = read_json(PAPER / "expected.json") if here("expected.json") else {}
     for key in path:

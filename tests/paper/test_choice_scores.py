@@ -8,7 +8,7 @@ import functools
 import pytest
 
 from all_benchmark_eval.benchmark import Options, get, read_json
-from tests.paper.folder import PAPER
+from tests.paper.folder import PAPER, leaves
 
 EXPECTED = read_json(PAPER / "expected.json") if (PAPER / "expected.json").is_file() else {}
 DISTIME = EXPECTED.get("distime_1b", {})
@@ -23,11 +23,6 @@ def scored(name: str, variant: str, predictions: str, annotations: str | None = 
     task = get(name)
     truth = task.load(PAPER / annotations) if annotations else None
     return task.score(truth, task.read(PAPER / predictions, truth), Options("published", variant))
-
-
-def leaves(table: dict, path: tuple[str, ...] = ()):
-    for key, value in table.items():
-        yield from leaves(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
 
 
 def ids(cases: list) -> list[str]:

@@ -12,8 +12,7 @@ import pytest
 
 from all_benchmark_eval.benchmark import Options, get, read_json
 from all_benchmark_eval.etbench.dense import Dense
-from all_benchmark_eval.metrics import captions
-from tests.paper.folder import PAPER
+from tests.paper.folder import PAPER, leaves
 
 VARIANTS = {
     "etchat_original": "etchat",
@@ -40,24 +39,12 @@ def published() -> dict:
 EXPECTED = published()
 
 
-def leaves(table: dict, path: tuple[str, ...] = ()):
-    for key, value in table.items():
-        yield from leaves(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
-
-
 CASES = [
     pytest.param(script, table, path, value, id="/".join((script, table, *path)))
     for script, tables in EXPECTED.items()
     for table in (*TABLES, *METRICS)
     for path, value in leaves(tables.get(table, {}))
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_java_left():
-    yield
-    for process in captions._running:
-        process.close()
 
 
 @functools.cache

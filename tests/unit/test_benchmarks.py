@@ -1,23 +1,16 @@
 """What the measuring scripts compare is the same work, and the arithmetic they print is that of the real modules."""
 
 import argparse
-import importlib
 import sys
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import d2vlm_step, floor, fpo_ablation, serving, vision_cost
 from quickstart.stages import Stage
 from videollm.model.connectors import build_connector
 from videollm.model.towers import build_tower
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks(repository):
-    sys.path.insert(0, str(repository / "benchmarks"))
-    yield
-    sys.path.remove(str(repository / "benchmarks"))
 
 
 @pytest.fixture
@@ -26,27 +19,23 @@ def args():
 
 
 def test_one_prefix_and_two_passes_have_the_same_loss_and_gradients(args, monkeypatch):
-    step = importlib.import_module("d2vlm_step")
-    monkeypatch.setattr(step, "peak_mib", lambda *_: 0.0)
-    found = step.supervised(args)
+    monkeypatch.setattr(d2vlm_step, "peak_mib", lambda *_: 0.0)
+    found = d2vlm_step.supervised(args)
     assert found["largest difference"] < 1e-4 and "two passes / one prefix, batch 2" in found["ratios"]
 
 
 def test_one_row_a_pair_and_two_sequences_have_the_same_loss_and_gradients(args, monkeypatch):
-    step = importlib.import_module("d2vlm_step")
-    monkeypatch.setattr(step, "peak_mib", lambda *_: 0.0)
-    assert step.preference(args)["largest difference"] < 1e-4
+    monkeypatch.setattr(d2vlm_step, "peak_mib", lambda *_: 0.0)
+    assert d2vlm_step.preference(args)["largest difference"] < 1e-4
 
 
 def test_a_ratio_is_the_median_of_its_rounds():
-    step = importlib.import_module("d2vlm_step")
-    found = step.ratio({"slow": [4.0, 9.0, 2.0], "fast": [2.0, 3.0, 2.0]}, "slow", "fast")
+    found = d2vlm_step.ratio({"slow": [4.0, 9.0, 2.0], "fast": [2.0, 3.0, 2.0]}, "slow", "fast")
     assert found == {"median": 2.0, "quartiles": [1.5, 2.5]}
-    assert step.ratio({"slow": [4.0], "fast": [16.0]}, "slow", "fast", share=1 / 8)["median"] == 2.0
+    assert d2vlm_step.ratio({"slow": [4.0], "fast": [16.0]}, "slow", "fast", share=1 / 8)["median"] == 2.0
 
 
 def test_the_counted_flops_are_those_of_the_real_tower_and_compressor():
-    cost = importlib.import_module("vision_cost")
     with torch.device("meta"):
         tower = build_tower({"type": "instructblip"})
         connector = build_connector({"type": "qformer", "vocab_size": 30523}, 1408, 3072)
@@ -55,17 +44,16 @@ def test_the_counted_flops_are_those_of_the_real_tower_and_compressor():
         words = torch.zeros(1, 20, dtype=torch.int64)
         with FlopCounterMode(display=False) as compressed, torch.no_grad():
             connector(features, words, torch.ones_like(words))
-    counted = cost.shares(1)
+    counted = vision_cost.shares(1)
     assert counted["vision tower"] == pytest.approx(1e-12 * seen.get_total_flops(), rel=0.02)
     assert counted["Q-Former"] / 3 == pytest.approx(1e-12 * compressed.get_total_flops(), rel=0.02)
 
 
 def test_the_ablation_trains_each_kind_from_the_same_model_and_data(tmp_path):
-    ablation = importlib.import_module("fpo_ablation")
     args = argparse.Namespace(config=tmp_path / "c.yaml", overrides=["train.steps=5"])
     commands = {
-        kind: ablation.train_stage(args, tmp_path / "q", tmp_path / "out" / kind, kind, seed=1).command
-        for kind in ablation.KINDS
+        kind: fpo_ablation.train_stage(args, tmp_path / "q", tmp_path / "out" / kind, kind, seed=1).command
+        for kind in fpo_ablation.KINDS
     }
     differ = ("train.objective", "train.output=", "train.parts.", "train.lr=")
     rest = {tuple(part for part in command if not part.startswith(differ)) for command in commands.values()}
@@ -74,23 +62,20 @@ def test_the_ablation_trains_each_kind_from_the_same_model_and_data(tmp_path):
 
 
 def test_the_ablation_runs_its_commands(tmp_path):
-    ablation = importlib.import_module("fpo_ablation")
     logs = [tmp_path / f"{name}.txt" for name in "ab"]
-    ablation.run_all([Stage(f"train {log.stem}", [sys.executable, "-c", "print(41 + 1)"], log) for log in logs], 1)
+    fpo_ablation.run_all([Stage(f"train {log.stem}", [sys.executable, "-c", "print(41 + 1)"], log) for log in logs], 1)
     assert all("42" in log.read_text().splitlines() for log in logs)
 
 
 def test_the_ablation_table_has_means_and_spreads(capsys):
-    ablation = importlib.import_module("fpo_ablation")
-    runs = [dict.fromkeys(ablation.METRICS, value) for value in (0.5, 0.7)]
-    ablation.tell({"before": runs[:1], "both": runs})
+    runs = [dict.fromkeys(fpo_ablation.METRICS, value) for value in (0.5, 0.7)]
+    fpo_ablation.tell({"before": runs[:1], "both": runs})
     out = capsys.readouterr().out
     assert "| before | 0.500 ± 0.000" in out and "| both | 0.600 ± 0.141" in out
 
 
 def test_the_floor_of_a_step_has_all_its_products():
     """Of a layer and of attention, forward and backward."""
-    floor = importlib.import_module("floor")
     layer = torch.nn.Linear(16, 16)
 
     def step() -> None:
@@ -108,7 +93,6 @@ def test_the_floor_of_a_step_has_all_its_products():
 
 
 def test_rows_and_batches_answer_the_same_questions_at_their_lengths(args, monkeypatch):
-    serving = importlib.import_module("serving")
     monkeypatch.setattr(serving, "LONG", 12)
     args.rows, args.answers = 2, 2
     bundle = serving.small_model(args)

@@ -36,7 +36,7 @@ def said(path: Path) -> list[str]:
 
 def known_options() -> set[str]:
     """Every ``--option`` that a parser or a script of ours has."""
-    found = {"--tokens", "--train", "--val", "--test", "--unseen"}  # made in loops
+    found = {"--tokens", "--train", "--val", "--test", "--unseen", "--repeats"}  # made in loops
     for suffix, form in ((".py", r'"(--[a-z][\w-]+)"'), (".sh", r"(?<!\w)(--[a-z][\w-]+)")):
         files = [f for f in own_files(REPOSITORY, suffix) if f.relative_to(REPOSITORY).parts[0] != "tests"]
         found |= {option for f in files for option in re.findall(form, f.read_text(encoding="utf-8"))}

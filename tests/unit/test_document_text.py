@@ -120,7 +120,7 @@ def test_every_page_and_section_that_is_cited_is_there():
             f"{name}: {page}" for page in re.findall(r"\bdocs/\w+\.md", text) if not (REPOSITORY / page).is_file()
         ]
     assert sorted(missing) == [
-        "tests/end_to_end/test_documents.py: docs/new.md",  # an example
+        "tests/end_to_end/test_documents.py: docs/new.md"  # an example
     ]
 
 

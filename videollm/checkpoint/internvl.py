@@ -6,7 +6,7 @@ layout bring rows of names of their own.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,28 +40,40 @@ SPLIT = re.compile(r"(?P<stem>vision_model\..+\.attn\.)(?P<part>[qkv])\.(?P<end>
 
 def to_ours(state: Mapping[str, Tensor], table: NameTable = QWEN) -> LazyTensors:
     """The layout's tensors -> ours. A name that means nothing to us keeps its spelling."""
-    makers = {}
-    for name in state:
-        if match := FUSED.fullmatch(name):
-            for p, part in enumerate("qkv"):
-                split = f"{match['stem']}{part}.{match['end']}"
-                makers[split] = lambda name=name, p=p: state[name].chunk(3)[p]
-        else:
-            makers[name] = lambda name=name: state[name]
-    return LazyTensors({table.ours(name) or name: make for name, make in makers.items()})
+    split = taken_apart(state, FUSED, lambda fused: fused.chunk(3))
+    return LazyTensors.of(split, {table.ours(name) or name: name for name in split})
 
 
 def to_released(state: Mapping[str, Tensor], table: NameTable = QWEN) -> LazyTensors:
     """Our tensors -> the layout's; the inverse of ``to_ours``."""
     ours = {table.official(name) or name: name for name in state}
+    return put_together(LazyTensors.of(state, ours), SPLIT, torch.cat)
+
+
+def taken_apart(
+    state: Mapping[str, Tensor], fused: re.Pattern, split: Callable[[Tensor], Sequence[Tensor]]
+) -> LazyTensors:
+    """``state`` with three tensors, ``q``, ``k`` and ``v``, in place of each whose name is ``fused``."""
     makers = {}
-    for released, name in ours.items():
-        match = SPLIT.fullmatch(released)
+    for name in state:
+        if match := fused.fullmatch(name):
+            for p, part in enumerate("qkv"):
+                makers[f"{match['stem']}{part}.{match['end']}"] = lambda name=name, p=p: split(state[name])[p]
+        else:
+            makers[name] = lambda name=name: state[name]
+    return LazyTensors(makers)
+
+
+def put_together(state: Mapping[str, Tensor], split: re.Pattern, join: Callable[[list[Tensor]], Tensor]) -> LazyTensors:
+    """The inverse of ``taken_apart``; ``split`` are names of ``q``, ``k`` and ``v``."""
+    makers = {}
+    for name in state:
+        match = split.fullmatch(name)
         if match is None:
-            makers[released] = lambda name=name: state[name]
+            makers[name] = lambda name=name: state[name]
         elif match["part"] == "q":
-            parts = [ours[f"{match['stem']}{part}.{match['end']}"] for part in "qkv"]
-            makers[f"{match['stem']}qkv.{match['end']}"] = lambda parts=parts: torch.cat([state[p] for p in parts])
+            parts = [f"{match['stem']}{part}.{match['end']}" for part in "qkv"]
+            makers[f"{match['stem']}qkv.{match['end']}"] = lambda parts=parts: join([state[part] for part in parts])
     return LazyTensors(makers)
 
 

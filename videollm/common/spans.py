@@ -133,10 +133,7 @@ def set_f1(predicted: ArrayLike, true: ArrayLike, threshold: float, allowed: Arr
 
 
 def mean_set_f1(
-    predictions: Sequence[SpanList],
-    truths: Sequence[SpanList],
-    threshold: float,
-    names: Sequence[str] | None = None,
+    predictions: Sequence[SpanList], truths: Sequence[SpanList], threshold: float, names: Sequence[str] | None = None
 ) -> float | None:
     """Mean of :func:`set_f1` over samples; None without a sample."""
     scores = [

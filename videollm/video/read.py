@@ -101,11 +101,7 @@ def as_tensor(array: np.ndarray) -> "Tensor":
 
 
 def choose(
-    sampler: Sampler,
-    info: VideoInfo,
-    rng: Random | None,
-    window_s: tuple[float, float] | None,
-    limits: Sequence[int],
+    sampler: Sampler, info: VideoInfo, rng: Random | None, window_s: tuple[float, float] | None, limits: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Indices of the frames that are wanted, which of the sampler's these are, and how many it chose."""
     chosen = sampler.indices(info, rng, window_s)

@@ -63,10 +63,7 @@ def interval_any_indices(length: int, count: int, choice: Callable[[Sequence[int
 
 
 def interval_random_indices(
-    length: int,
-    count: int,
-    choice: Callable[[Sequence[int]], int],
-    permutation: Callable[[int], Sequence[int]],
+    length: int, count: int, choice: Callable[[Sequence[int]], int], permutation: Callable[[int], Sequence[int]]
 ) -> np.ndarray:
     """DisTime's ``rand`` training rule as published: one frame of each of ``count`` intervals.
 

@@ -9,16 +9,12 @@ from all_benchmark_eval.benchmark import BenchmarkError, Options, get, names
 from all_benchmark_eval.TEMPLATE.task import TASK
 from tests.answers import answer_line
 from tests.benchmark_data import moving_shapes
+from tests.form_files import write
 
 ROWS = [
     {"id": "q1", "video": "kitchen.mp4", "duration": 60, "query": "she waxes the ski.", "span": [10, 30]},
     {"id": "q2", "video": "kitchen.mp4", "duration": 60, "query": "she leaves.", "span": [40, 60]},
 ]
-
-
-def write(path, data):
-    path.write_text(json.dumps(data))
-    return path
 
 
 def scores_of(truth, path, protocol):

@@ -13,7 +13,7 @@ import torch
 
 from all_benchmark_eval import card
 from all_benchmark_eval.benchmark import Setting, get
-from tests.benchmark_data import events, write_all
+from tests.benchmark_data import events
 from tests.models import BACKBONES, make_bundle, write_clip
 from videollm.checkpoint.released import LAYOUTS
 from videollm.data import parse_record
@@ -40,11 +40,6 @@ PUBLISHED |= {
 }
 SMALL = ("--device", "cpu", "--batch-size", "8", "generate.max_new_tokens=4")
 LESS = ("preprocess.min_pixels=128", "preprocess.max_pixels=2048")  # for towers of 4 pixels a patch
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_all(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

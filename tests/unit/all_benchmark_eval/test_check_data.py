@@ -1,19 +1,12 @@
 """The command ``check``: what of the benchmarks' data is there, missing or unreadable."""
 
 import json
-from pathlib import Path
 
 import av
-import pytest
 
 from all_benchmark_eval import check
 from all_benchmark_eval.benchmark import get, names
-from tests.benchmark_data import CLIPS, copy, write_all
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_all(tmp_path_factory.mktemp("data"))
+from tests.benchmark_data import CLIPS, copy
 
 
 def test_complete_data_of_every_benchmark_is_found(data, tmp_path, capsys):

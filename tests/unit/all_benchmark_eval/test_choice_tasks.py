@@ -12,6 +12,7 @@ from all_benchmark_eval.etbench.task import official_text
 from all_benchmark_eval.metrics import captions, dense_scores, sentences
 from all_benchmark_eval.metrics.choices import videomme_letter
 from tests.answers import answer_line
+from tests.form_files import write
 
 TVG = {"task": "tvg", "source": "a", "idx": 0, "video": "a/0.mp4", "duration": 60.0, "tgt": [10.0, 20.0], "q": "when?"}
 RAR = {"task": "rar", "source": "a", "idx": 0, "video": "a/1.mp4", "duration": 60.0, "src": 31.0, "p": 1}
@@ -37,11 +38,6 @@ PREDICTIONS = {
     "videomme": [MOVIE | {"a": "B. she"}, MOVIE | {"question_id": "1-2", "a": "hm"}],
 }
 NAMES = list(TRUTH)
-
-
-def write(path, data):
-    path.write_text(data if isinstance(data, str) else json.dumps(data))
-    return path
 
 
 def score(name, data, folder, protocol="corrected", truth=True, variant=None):

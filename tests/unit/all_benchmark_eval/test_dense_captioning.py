@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from all_benchmark_eval.benchmark import BenchmarkError, Options, get
-from all_benchmark_eval.metrics import captions, dense_measures, dense_scores
+from all_benchmark_eval.metrics import dense_measures, dense_scores
 from all_benchmark_eval.metrics.dense import (
     THRESHOLDS,
     Events,
@@ -116,22 +116,6 @@ def write(folder, name, data):
 
 def load(name, folder):
     return get(name).load(write(folder, "truth.json", TRUTHS[name]))
-
-
-@pytest.fixture
-def plain_words(monkeypatch):
-    """Caption scores without Java: tokens are the words, METEOR is the share of a hypothesis's words that are right."""
-    monkeypatch.setattr(captions, "start_meteor", lambda: None)
-    monkeypatch.setattr(captions, "tokenize", lambda texts: [text.lower().strip(" .") for text in texts])
-
-    def pairs(some):
-        halves = [(set(h.split()), set(r.split())) for h, r in some]
-        return np.array([len(h & r) / max(len(h), 1) for h, r in halves])
-
-    monkeypatch.setattr(captions, "meteor_pairs", pairs)
-    monkeypatch.setattr(captions, "meteor", lambda groups: np.array([pairs(g).mean() if g else 0.0 for g in groups]))
-    best = lambda said, true: max(pairs([(said, one)])[0] for one in true)  # noqa: E731
-    monkeypatch.setattr(captions, "meteor_of_best", lambda texts, true: float(np.mean(list(map(best, texts, true)))))
 
 
 @pytest.mark.parametrize("name", TRUTHS)

@@ -18,6 +18,7 @@ from all_benchmark_eval.benchmark import BenchmarkError, Options, get
 from all_benchmark_eval.metrics import captions, paragraphs
 from all_benchmark_eval.metrics.dense import Events, pool
 from all_benchmark_eval.metrics.dense_scores import DenseAnswers, DenseTruth
+from tests.form_files import write
 
 # v_a is in both references, v_b in the second only and not answered.
 FIRST = {"v_a": {"duration": 60, "timestamps": [[0, 10]], "sentences": ["a man cuts"]}}
@@ -27,27 +28,6 @@ SECOND = {
 }
 SAID = [([0.0, 10.0], "a man cuts"), ([50.0, 60.0], "a cat"), ([30.0, 40.0], "he leaves")]
 RANDOM = "qwertyuiop"
-
-
-def share(pair):
-    said, true = (set(text.split()) for text in pair)
-    return len(said & true) / max(len(said), 1)
-
-
-@pytest.fixture
-def plain_words(monkeypatch):
-    pairs = lambda some: np.array([share(pair) for pair in some])  # noqa: E731
-    monkeypatch.setattr(captions, "start_meteor", lambda: None)
-    monkeypatch.setattr(captions, "tokenize", lambda texts: [text.lower() for text in texts])
-    monkeypatch.setattr(captions, "meteor_pairs", pairs)
-    monkeypatch.setattr(captions, "meteor", lambda groups: np.array([pairs(g).mean() if g else 0.0 for g in groups]))
-    best = lambda text, several: max(share((text, true)) for true in several)  # noqa: E731
-    monkeypatch.setattr(captions, "meteor_of_best", lambda said, true: float(np.mean(list(map(best, said, true)))))
-
-
-def write(path, data):
-    path.write_text(json.dumps(data), encoding="utf-8")
-    return path
 
 
 def scored(folder, variant, protocol="published", truths=(FIRST, SECOND)):
@@ -77,7 +57,7 @@ AT_TIGHT = [pair for pair in AT_LOOSE if pair[1] != "he cuts onions"]
 def test_a_prediction_meets_the_events_of_every_reference_or_random_letters(variant, videos, tmp_path, plain_words):
     metrics = scored(tmp_path, variant).metrics
     for name, measure in (
-        ("METEOR", lambda pairs: np.mean([share(pair) for pair in pairs])),
+        ("METEOR", lambda pairs: captions.meteor([pairs])[0]),
         ("CIDEr", lambda pairs: library(Cider(), pairs)),
         ("ROUGE_L", lambda pairs: library(Rouge(), pairs)),
         *((f"BLEU_{n}", lambda pairs, n=n: library(Bleu(4), pairs)[n - 1]) for n in range(1, 5)),

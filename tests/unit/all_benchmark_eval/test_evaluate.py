@@ -10,13 +10,8 @@ import pytest
 
 from all_benchmark_eval import evaluate, score
 from all_benchmark_eval.benchmark import SETTINGS, get, names
-from tests.benchmark_data import CLIPS, copy, events, write_all
+from tests.benchmark_data import CLIPS, copy, events
 from videollm import checkpoint, infer
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_all(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from all_benchmark_eval import benchmark, compare, score
 from all_benchmark_eval.benchmark import BenchmarkError, names, read_json, read_lines
 from all_benchmark_eval.metrics.significance import bootstrap_interval, bootstrap_means, by_samples, sign_flip_p
+from tests.form_files import write
 
 QUERIES = 40
 IDS = [f"v_A-{i}" for i in range(QUERIES)]
@@ -24,11 +25,6 @@ def truth(tmp_path) -> Path:
     spans = [[i, i + 10] for i in range(QUERIES)]
     video = {"duration": 60, "timestamps": spans, "sentences": [f"Sentence {i}." for i in range(QUERIES)]}
     return write(tmp_path / "truth.json", {"v_A": video})
-
-
-def write(path: Path, data) -> Path:
-    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
-    return path
 
 
 def predictions(path: Path, shift: float, missing: int = 0) -> Path:
@@ -96,13 +92,7 @@ def test_infer_output_is_scored_and_leaves_the_official_file_beside_the_result(t
     assert json.loads((tmp_path / "s.json").read_text())["protocols"]["corrected"]["metrics"]["mIoU"] == 100
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"id": 5}, "not an output line"),
-        ({"id": "v_A-0"}, "stands twice"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [({"id": 5}, "not an output line"), ({"id": "v_A-0"}, "stands twice")])
 def test_bad_infer_output_is_one_line(change, message, tmp_path, truth, capsys) -> None:
     lines = [infer_line("v_A-0", []), infer_line("v_A-1", []) | change]
     answers = write(tmp_path / "out.jsonl", "\n".join(map(json.dumps, lines)))
@@ -118,10 +108,7 @@ def test_what_cannot_be_scored_is_one_line_and_writes_nothing(tmp_path, truth, c
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        (
-            ["nothing", "--predictions", good, "--annotations", truth],
-            "unknown benchmark 'nothing'; known benchm",
-        ),
+        (["nothing", "--predictions", good, "--annotations", truth], "unknown benchmark 'nothing'; known benchm"),
         (["charade", "--predictions", good, "--annotations", truth], "'charade'; did you mean charades?"),
         (["anet", "--predictions", good], "anet needs its ground truth"),
         (["anet", "--predictions", tmp_path / "none", "--annotations", truth], "none: no such file"),

@@ -60,22 +60,20 @@ def annotations(truths: list) -> dict:
     return {f"v{i}": {"duration": LENGTH, "spans": [true], "queries": [f"query {i}"]} for i, true in enumerate(truths)}
 
 
+def assert_scripts(scripts, found: dict, answers: list, truths: list) -> None:
+    for script in scripts:
+        expected = read_again(script, answers, truths)
+        assert found[f"published {script}"]["metrics"] == pytest.approx(expected, abs=1e-9), script
+
+
 @SEEDS
 def test_every_rule_on_odd_pairs(seed, tmp_path):
     rng = random.Random(seed)
     truths = odd_truths(rng)
     answers = odd_answers(rng, truths)
-    found = scored(
-        "charades_timelens",
-        annotations(truths),
-        in_file(answers, truths, lambda p: {"timestamps": p}),
-        tmp_path,
-        variant="all",
-    )
-    for script in RULES:
-        assert found[f"published {script}"]["metrics"] == pytest.approx(
-            read_again(script, answers, truths), abs=1e-9
-        ), script
+    given = in_file(answers, truths, lambda p: {"timestamps": p})
+    found = scored("charades_timelens", annotations(truths), given, tmp_path, variant="all")
+    assert_scripts(RULES, found, answers, truths)
 
 
 @SEEDS
@@ -157,10 +155,7 @@ def test_sets_of_moment_detrs_lines_rank_by_score(name, seed, tmp_path):
         given += [{"vid": f"v{i}", "query": f"query {i}", "pred_relevant_windows": ranked}] if ranked else []
     found = scored(name, rows if name == "hirest" else lines(*rows), lines(*given), tmp_path, variant="all")
     assert list(get(name).variants) == ["videomind", "unitime", "default"]
-    for script in get(name).variants:
-        assert found[f"published {script}"]["metrics"] == pytest.approx(
-            read_again(script, answers, truths), abs=1e-9
-        ), script
+    assert_scripts(get(name).variants, found, answers, truths)
 
 
 @SEEDS

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from all_benchmark_eval import score
 from all_benchmark_eval.benchmark import Options, get, names
 from tests.benchmark_data import duration, events
 from tests.form_files import OWN, OWN_TRUTHS
 from tests.grounding_files import GROUNDING, PERFECT, truth_of, write
 from tests.unit.all_benchmark_eval.test_choice_tasks import MOVIE, PREDICTIONS, RAR, TRUTH, TVG
+from tests.unit.all_benchmark_eval.test_score_command import run
 
 NO_SPAN = {  # the file with a first prediction that is no span
     "charades": {**PERFECT["charades"], "AAA": {"a door.": {"start": -1, "end": -1}}},
@@ -19,10 +19,6 @@ NO_SPAN = {  # the file with a first prediction that is no span
 }
 FIRST_ID = {"charades": "AAA/a door.", "anet": "v_A-0", "qvhighlights": "7", "nextgqa": "111_0"}
 TEXTS = {"charades": "[-1, -1]", "anet": "[]", "qvhighlights": "", "nextgqa": "at 5 s"}
-
-
-def run(*arguments) -> int:
-    return score.main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("protocol", ["published", "corrected"])

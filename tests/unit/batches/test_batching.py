@@ -11,12 +11,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.models import LINES, NoiseReader, make_bundle, record, settings, turns
+from tests.unit.training.test_trainer import make_trainer
 from videollm.batches.dataset import VideoDataset
 from videollm.batches.lengths import item_sizes
 from videollm.batches.order import TokenBudgetBatches
 from videollm.common.config import ConfigError
-from videollm.training.run import training_arguments
-from videollm.training.trainer import VideoTrainer
 from videollm.video.sampling import Sampler
 
 SETTING = "train.max_tokens_per_batch"
@@ -141,18 +140,12 @@ def test_a_video_without_a_duration_is_named_where_frames_follow_from_it(bundles
 def line(number):
     video, seconds = (("a.mp4", 4), ("b.mp4", 6), ("c.mp4", 5))[number % 3]
     answer = "in <span>" + ", and so on" * (number % 4)
-    return {"id": f"r{number}", "video": video, "duration": seconds, "tgt": [0, 2],
-            "conversations": turns("<video>\nwhen?", answer)}  # fmt: skip
+    said = turns("<video>\nwhen?", answer)
+    return {"id": f"r{number}", "video": video, "duration": seconds, "tgt": [0, 2], "conversations": said}
 
 
 def trainer_of(folder, head="distime", items=10, **train):
-    given = settings("internvl", head, {"output": str(folder), "log_every": 1, "report_to": [], "lr": 1e-3, **train})
-    bundle = make_bundle("internvl", head)
-    records = [record(line(i)) for i in range(items)]
-    trainer = VideoTrainer(
-        bundle, given, args=training_arguments(given), data_collator=bundle.collator(),
-        train_dataset=VideoDataset(records, Reader(), bundle.encoder(), max_length=1024),
-    )  # fmt: skip
+    trainer = make_trainer(folder, [line(i) for i in range(items)], head=head, reader=Reader, **train)
     seen, collate = [], trainer.data_collator
 
     def watched(items):

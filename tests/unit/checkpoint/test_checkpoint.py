@@ -74,9 +74,13 @@ def refusal(folder) -> str:
     return str(error.value)
 
 
-def test_a_folder_without_config_is_refused(folder):
-    (folder / "config.json").unlink()
-    assert "config.json" in refusal(folder)
+@pytest.mark.parametrize(
+    "files, named", [("config.json",) * 2, ("tokenizer*", "tokenizer"), ("model.safetensors",) * 2]
+)
+def test_a_folder_without_one_of_its_files_is_refused(folder, files, named):
+    for path in folder.glob(files):
+        path.unlink()
+    assert named in refusal(folder)
 
 
 def test_a_broken_config_is_refused(folder):
@@ -102,17 +106,6 @@ def test_a_config_with_a_value_that_cannot_be_is_refused(folder, key, value):
 def test_a_model_of_another_kind_is_refused(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     assert "'qwen2'" in refusal(folder)
-
-
-def test_a_folder_without_tokenizer_is_refused(folder):
-    for path in folder.glob("tokenizer*"):
-        path.unlink()
-    assert "tokenizer" in refusal(folder)
-
-
-def test_a_folder_without_weights_is_refused(folder):
-    (folder / "model.safetensors").unlink()
-    assert "model.safetensors" in refusal(folder)
 
 
 def test_truncated_weights_are_refused(folder):

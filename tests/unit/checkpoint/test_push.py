@@ -132,10 +132,7 @@ def test_what_is_missing_or_half_is_one_line_with_the_remedy(trained, stand_in, 
         ((half, "lab/moments", *licence), "checkpoint-9: no manifest.json, so it was not written to the end"),
         ((torn, "lab/moments", *licence), "1 files are missing or have another size, first model.safetensors"),
         ((adapters, "lab/moments", *licence), "which others lack; first videollm checkpoint "),
-        (
-            (final, "lab/moments", *licence, "--scores", tmp_path / "s.json"),
-            "s.json is no file of scores (it has ",
-        ),
+        ((final, "lab/moments", *licence, "--scores", tmp_path / "s.json"), "s.json is no file of scores (it has "),
     ):
         status, out, err = told(capsys, *words)
         assert (status, out) == (2, "") and message in err and err.count("error: ") == 1, (message, err)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.models import clip_lines, clips, make_bundle, write_config, write_lines
-from tests.ranks import free_port, output_of, run
+from tests.ranks import forked, output_of, run
 from videollm import infer
 from videollm.checkpoint.tensors import CheckpointError, TensorSource
 from videollm.common import processes
@@ -26,18 +26,13 @@ READERS = {
 ZERO3 = Path(__file__).parents[3] / "configs/deepspeed/zero3.json"
 
 
-def forked(folder: Path, act, ranks: int = 2, timeout_s: float = 60) -> list[str]:
+def told(folder: Path, act, ranks: int = 2, timeout_s: float = 60) -> list[str]:
     """What ``act(rank)`` returns on each of the ranks, as text; "hangs" where it does not return."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    pids = []
-    for rank in range(ranks):
-        if not (pid := os.fork()):
-            try:
-                os.environ.update(where, RANK=str(rank), LOCAL_RANK=str(rank))
-                (folder / f"said{rank}").write_text(str(act(rank)))
-            finally:
-                os._exit(0)
-        pids.append(pid)
+
+    def say(rank: int) -> None:
+        (folder / f"said{rank}").write_text(str(act(rank)))
+
+    pids = forked(ranks, say)
     end = time.monotonic() + timeout_s
     while pids and time.monotonic() < end:
         pids = [pid for pid in pids if os.waitpid(pid, os.WNOHANG)[0] == 0]
@@ -63,7 +58,7 @@ def test_the_error_of_one_rank_reaches_the_others_wherever_they_meet_next(tmp_pa
             return f"{type(error).__name__}: {error}"
         return "went on"
 
-    said = forked(tmp_path, act, ranks=3)
+    said = told(tmp_path, act, ranks=3)
     own = "CheckpointError: model.safetensors: cannot read it; fetch it again"
     others = f"RankError: rank {lost}: model.safetensors: cannot read it; fetch it again"
     assert said == [own if rank == lost else others for rank in range(3)]
@@ -78,7 +73,7 @@ def test_ranks_that_read_all_go_on_and_meet_no_more(tmp_path):
         with one_fate():
             return "went on"
 
-    assert forked(tmp_path, act) == ["went on"] * 2
+    assert told(tmp_path, act) == ["went on"] * 2
 
 
 def test_a_rank_that_is_killed_is_noticed(tmp_path):
@@ -91,7 +86,7 @@ def test_a_rank_that_is_killed_is_noticed(tmp_path):
             return str(error)
         return "went on"
 
-    said = forked(tmp_path, act)
+    said = told(tmp_path, act)
     assert said[0] == "hangs" and said[1].startswith("another process of this command has ended (")
 
 
@@ -133,5 +128,5 @@ def test_inference_ends_on_all_ranks(tmp_path, monkeypatch, capfd, lost):
     def act(rank: int) -> int:
         return infer.main(["--model", str(tmp_path / ("none" if rank == lost else "model")), *given])
 
-    assert forked(tmp_path, act) == ["2", "2"]
+    assert told(tmp_path, act) == ["2", "2"]
     assert f"error: rank {lost}: --model: {tmp_path}/none" in capfd.readouterr().err

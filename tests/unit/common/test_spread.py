@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.models import make_bundle, model_settings, settings
-from tests.ranks import free_port
+from tests.ranks import forked
 from videollm.common.config import ConfigError, build, to_dict
 from videollm.common.spread import elements, fill, misfits, without_weights
 from videollm.training.assemble import assemble, spreading
@@ -27,18 +27,7 @@ def described(model: dict, train: dict, data: dict | None = None) -> Settings:
 
 def spread_ranks(folder: Path, model: dict, train: dict, data: dict | None = None) -> None:
     """Two processes assemble under ZeRO-3; rank 0 writes the gathered weights, each how much it held of them."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    pids = []
-    for rank in range(2):
-        if not (pid := os.fork()):
-            status = 1
-            try:
-                os.environ.update(where, RANK=str(rank), LOCAL_RANK=str(rank))
-                be_rank(folder, rank, model, train, data)
-                status = 0
-            finally:
-                os._exit(status)
-        pids.append(pid)
+    pids = forked(2, lambda rank: be_rank(folder, rank, model, train, data))
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
 
 

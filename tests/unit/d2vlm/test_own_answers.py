@@ -90,8 +90,7 @@ def test_a_rewriting_command_makes_rejected_answers(tmp_path):
     body = 'for x in lines: print(json.dumps({"id": x["id"], "answer": x["answer"].replace("egg", x["question"])}))'
     sources = [record(DENSE, TIMES), record("<span>, sit.", [1, 2], line=2)]
     options = PreferenceOptions(
-        mix=Mix(**(dict.fromkeys(vars(Mix()), 0.0) | {"rewrite": 1})),
-        rewrite=RewriteOptions(command(tmp_path, body)),
+        mix=Mix(**(dict.fromkeys(vars(Mix()), 0.0) | {"rewrite": 1})), rewrite=RewriteOptions(command(tmp_path, body))
     )
     result = add_rejected(sources, options)
     ((answer,),) = [source.rejected for source in result.records]

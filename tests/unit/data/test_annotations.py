@@ -9,32 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.annotated import item, parse, parts, problem
 from videollm.data import AnnotationError, neutral_json, parse_record
 from videollm.data.conversation import SpanMark, VisualMark
-
-
-def item(*values, **keys):
-    """A record with a 10 s video whose turns alternate between the user and the assistant."""
-    speakers = ("human", "gpt")
-    turns = [{"from": speakers[k % 2], "value": value} for k, value in enumerate(values)]
-    return {"video": "v.mp4", "duration": 10, "conversations": turns} | keys
-
-
-def parse(annotation, **options):
-    return parse_record(annotation, 3, "set.jsonl", **options)
-
-
-def parts(annotation, **options):
-    return [turn.parts for turn in parse(annotation, **options).turns]
-
-
-def problem(annotation, **options):
-    with pytest.raises(AnnotationError) as caught:
-        parse(annotation, **options)
-    (only,) = caught.value.problems
-    assert re.fullmatch(r"set\.jsonl:3: .+ \(.+\) - .+", only), only
-    return only
-
 
 VIDEO = VisualMark(0)
 

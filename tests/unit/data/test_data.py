@@ -11,16 +11,10 @@ import warnings
 
 import pytest
 
+from tests.annotated import item
 from tests.models import clip_lines, clips, turns, write_lines
 from videollm.data import AnnotationError, check, load_records, read_annotations, validate
 from videollm.data.__main__ import main
-
-
-def item(*values, **keys):
-    """A record with a 10 s video whose turns alternate between the user and the assistant."""
-    speakers = ("human", "gpt")
-    turns = [{"from": speakers[k % 2], "value": value} for k, value in enumerate(values)]
-    return {"video": "v.mp4", "duration": 10, "conversations": turns} | keys
 
 
 def write(path, *items):

@@ -1,35 +1,12 @@
 """Keys and marks that other projects write: read where their meaning is clear, else refused with the right ones."""
 
-import re
-
 import pytest
 
-from tests.models import turns
-from videollm.data import AnnotationError, neutral_json, parse_record
+from tests.annotated import item, parse, parts, problem
+from videollm.data import neutral_json, parse_record
 from videollm.data.conversation import SpanMark, VisualMark
 
 VIDEO = VisualMark(0)
-
-
-def item(*values, **keys):
-    """A record with a 10 s video."""
-    return {"video": "v.mp4", "duration": 10, "conversations": turns(*values)} | keys
-
-
-def parse(annotation):
-    return parse_record(annotation, 3, "set.jsonl")
-
-
-def parts(annotation):
-    return [turn.parts for turn in parse(annotation).turns]
-
-
-def problem(annotation):
-    with pytest.raises(AnnotationError) as caught:
-        parse(annotation)
-    (only,) = caught.value.problems
-    assert re.fullmatch(r"set\.jsonl:3: .+ \(.+\) - .+", only), only
-    return only
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from d2vlm.preference import main as make_preferences
 from d2vlm.preferences.packed import read_packed
+from tests.annotated import parse, problem
 from videollm.data import AnnotationError, load_records, neutral_json, parse_record, validate
 from videollm.data.__main__ import main
 from videollm.data.conversation import SpanMark
@@ -31,18 +32,6 @@ def classes(**keys):
     talks = {"chosen": talk, "reject_0_shift": talk} | keys.pop("talks", {})
     tgt = {"chosen": [3, 4], "reject_0_shift": [5, 8]} | keys.pop("times", {})
     return {"task": "tvg", "source": "x", "video": "v.mp4", "duration": 10, "conversations": talks, "tgt": tgt} | keys
-
-
-def parse(annotation, **options):
-    return parse_record(annotation, 3, "set.jsonl", **options)
-
-
-def problem(annotation):
-    with pytest.raises(AnnotationError) as caught:
-        parse(annotation)
-    (only,) = caught.value.problems
-    assert only.startswith("set.jsonl:3: ") and " - " in only
-    return only
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -247,10 +247,7 @@ def test_a_head_that_does_not_draw_is_refused(bundle, tmp_path, monkeypatch):
         ({"answers": 1}, r"train\.objective\.answers: 1, but it must be at least 2"),
         ({"temperature": 0}, r"train\.objective\.temperature: 0"),
         ({"rewards": {}}, r"train\.objective\.rewards: names none"),
-        (
-            {"rewards": {"f2": 1}},
-            r"train\.objective\.rewards\.f2: no reward 'f2'; known: .*package\.module:function",
-        ),
+        ({"rewards": {"f2": 1}}, r"train\.objective\.rewards\.f2: no reward 'f2'; known: .*package\.module:function"),
         ({"rewards": {"f1": "much"}}, r"train\.objective\.rewards\.f1: expected a number"),
         ({"word_weight": 0, "span_weight": 0}, r"word_weight, span_weight: both are 0"),
         ({"average": "median"}, r"train\.objective\.average: 'median' is unknown; did you mean mean?"),

@@ -147,10 +147,7 @@ def test_what_is_no_number_is_told_with_record_and_answer(text, message):
 @pytest.mark.parametrize(
     "name, message",
     [
-        (
-            "iou",
-            r"rewards\.iou: no reward 'iou'; did you mean tiou\? known: captions, choice, edges, .*tiou",
-        ),
+        ("iou", r"rewards\.iou: no reward 'iou'; did you mean tiou\? known: captions, choice, edges, .*tiou"),
         ("no_such_module:f", r"rewards: no function 'no_such_module:f'.*package\.module:function"),
         ("json:nothing", r"rewards: no function"),
     ],

@@ -24,11 +24,7 @@ class Tokenizer:
         return "".join(("" if skip_special_tokens else "<s>") if i == 0 else chr(i) for i in ids)
 
 
-@given(
-    st.sampled_from(UNITS),
-    st.floats(5, 3600),
-    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=4),
-)
+@given(st.sampled_from(UNITS), st.floats(5, 3600), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=4))
 def test_written_times_are_read_again_to_rounding(unit, duration, shares):
     spans = [sorted((a * duration, b * duration)) for a, b in shares]
     text = "".join(f"Step {i}: {write_span(*span, unit, duration)}, stir. " for i, span in enumerate(spans))
@@ -92,12 +88,6 @@ def test_the_text_head_adds_no_loss_and_no_parameter():
 def test_a_span_in_percent_of_no_video_is_an_error():
     with pytest.raises(ValueError, match="duration"):
         write_span(1.0, 2.0, "percent", 0.0)
-
-
-@pytest.mark.parametrize(("options", "key"), [({"units": "seconds"}, "units"), ({"unit": "minutes"}, "unit")])
-def test_wrong_options_name_their_key(options, key):
-    with pytest.raises(ConfigError, match=rf"^model\.head\.{key}"):
-        build_head({"name": "text", **options}, 8)
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tests.models import clip_lines, clips, make_bundle, turns, write_config, write_lines
-from tests.ranks import free_port
+from tests.ranks import forked
 from videollm import ask as asking
 from videollm import infer, train
 from videollm.checkpoint import load, read_config
@@ -168,13 +168,7 @@ def test_an_output_goes_on_though_options_have_come_or_gone_since(trained, tmp_p
 
 def in_ranks(count: int, *words) -> None:
     """The command as ``count`` processes."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
-    pids = []
-    for rank in range(count):
-        if (pid := os.fork()) == 0:
-            os.environ.update(where, RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count))
-            os._exit(asked(*words))
-        pids.append(pid)
+    pids = forked(count, lambda _rank: asked(*words))
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * count
 
 

@@ -6,18 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.models import (
-    BACKBONES,
-    HEADS,
-    LINES,
-    NATIVE,
-    PAIRS,
-    gradients,
-    make_batch,
-    make_bundle,
-    make_dataset,
-    turns,
-)
+from tests.models import BACKBONES, HEADS, LINES, NATIVE, PAIRS, gradients, make_batch, make_bundle, make_dataset, turns
 from videollm.data.conversation import Role
 from videollm.model.videollm import VideoLLM
 

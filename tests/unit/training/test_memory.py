@@ -145,12 +145,7 @@ def test_each_row_of_a_batch_has_frames_of_its_own():
 
 @pytest.mark.parametrize(
     "kind, difference, channels, width",
-    [
-        ("plain", False, 3, 1),
-        ("internvl", True, 6, 1),
-        ("clip", False, 3, 4),
-        ("clip", True, 6, 4),
-    ],
+    [("plain", False, 3, 1), ("internvl", True, 6, 1), ("clip", False, 3, 4), ("clip", True, 6, 4)],
 )
 def test_frames_count_as_they_travel(kind, difference, channels, width):
     """As bytes, but for those of the CLIP kind, which are float32."""

@@ -18,7 +18,7 @@ GOOD = {"video": "a.mp4", "tgt": [0, 2], "conversations": turns("<video>\nwhen?"
 BAD = {"video": "broken.mp4", "conversations": turns("<video>\nwhen?", "now")}
 
 
-def make_trainer(tmp_path, lines, *, head="distime", validate=None, data=None, **train):
+def make_trainer(tmp_path, lines, *, head="distime", validate=None, data=None, reader=NoiseReader, **train):
     given = settings(
         "internvl", head, {"output": str(tmp_path), "log_every": 1, "report_to": [], "lr": 1e-3, **train}, data
     )
@@ -26,7 +26,7 @@ def make_trainer(tmp_path, lines, *, head="distime", validate=None, data=None, *
     records = [record({**line, "id": f"r{i}"}) for i, line in enumerate(lines)]
     return VideoTrainer(
         bundle, given, validate=validate, args=training_arguments(given), data_collator=bundle.collator(),
-        train_dataset=VideoDataset(records, NoiseReader(), bundle.encoder(), max_length=1024),
+        train_dataset=VideoDataset(records, reader(), bundle.encoder(), max_length=1024),
         eval_dataset=[] if validate else None,
     )  # fmt: skip
 

@@ -64,10 +64,7 @@ def test_an_odd_number_of_frames_is_held_against_the_limit_as_an_even_one():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (
-            {"kind": "qwen2_5_vl", "max_pixels": 783, "min_pixels": 1},
-            "max_pixels is 783, less than one visual token",
-        ),
+        ({"kind": "qwen2_5_vl", "max_pixels": 783, "min_pixels": 1}, "max_pixels is 783, less than one visual token"),
         ({"kind": "qwen3_vl", "max_pixels": 2047, "min_pixels": 1}, "less than one visual token .2048 pixels.; raise"),
         ({"kind": "qwen3_vl", "image_max_pixels": 9}, "image_max_pixels is 9, less than one visual token"),
         ({"kind": "qwen2_5_vl", "total_pixels": 100}, "total_pixels is 100, less than one visual token"),

@@ -7,18 +7,13 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.odd_files import BITS, COUNT, HEIGHT, RANDOM_ACCESS, WIDTH, Odd, encode, look
+from benchmarks.odd_files import COUNT, RANDOM_ACCESS, Odd, encode, look
+from tests.unit.video.test_video import numbers
 from videollm.video.decode import VideoError, VideoFile, decode_pyav, probe
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler, midpoint_indices
 
 CASES = {name: make for name, make in RANDOM_ACCESS.items() if name != "h264.mpg"}  # that one has no times
-
-
-def numbers(pixels) -> list[int]:
-    """The numbers that the bars of frames [F, H, W, 3] spell."""
-    bars = np.asarray(pixels)[:, 4 : HEIGHT // 2 - 4].mean((1, 3)).reshape(len(pixels), BITS, WIDTH // BITS)
-    return ((bars[:, :, 2:6].mean(-1) > 100) * (1 << np.arange(BITS))).sum(1).tolist()
 
 
 def sequential(path) -> list[np.ndarray]:

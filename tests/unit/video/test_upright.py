@@ -88,18 +88,12 @@ def test_scale_and_rounding_do_not_turn(values, turned):
     assert (found.transposed, found.columns, found.rows) == turned
 
 
-def test_decord_refuses_mirrored_video(tmp_path, stored):
-    pytest.importorskip("decord")
+@pytest.mark.parametrize("backend, said", [("decord", "rotated or mirrored"), ("torchcodec", "mirrored")])
+def test_another_decoder_refuses_mirrored_video(tmp_path, stored, backend, said):
+    pytest.importorskip(backend)
     path = with_matrix(stored, tmp_path / "mirrored.mp4", (-1, 0, 0, 1))
-    with pytest.raises(VideoError, match="rotated or mirrored video.*backend=pyav"):
-        probe(path, backend="decord")
-
-
-def test_torchcodec_refuses_mirrored_video(tmp_path, stored):
-    pytest.importorskip("torchcodec")
-    path = with_matrix(stored, tmp_path / "mirrored.mp4", (-1, 0, 0, 1))
-    with pytest.raises(VideoError, match="mirrored video.*backend=pyav"):
-        probe(path, backend="torchcodec")
+    with pytest.raises(VideoError, match=f"{said} video.*backend=pyav"):
+        probe(path, backend=backend)
 
 
 def test_the_stored_picture_is_no_square_and_reads_one_way(stored):
