@@ -43,8 +43,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for split, count in DEFAULT_COUNTS.items():
         parser.add_argument(f"--{split}", type=whole(0), default=count, help=f"clips in {split}")
     parser.add_argument("--size", type=whole(32), default=160, help="pixels a side at which the tower sees a frame")
-    parser.add_argument("--views", type=whole(1), default=12, help="frames of every thing to align the tower with")
-    parser.add_argument("--align-steps", type=whole(1), default=300)
+    parser.add_argument("--views", type=whole(1), default=16, help="frames of every thing to align the tower with")
+    parser.add_argument("--align-steps", type=whole(1), default=600)
     parser.add_argument("--steps", type=whole(1), help="training steps of every head (default: the configs' own)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every training: train.precision=bf16 ...")
     return parser.parse_intermixed_args(argv)

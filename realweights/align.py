@@ -1,11 +1,15 @@
-"""The tower learns to say, in the language model's own word embeddings, what a frame shows.
+"""The tower learns to say in vectors of words what a frame shows.
 
 In: the package's weights of the network, the converted language model (of which only the token embeddings are read),
-the things that training shows. Out: a tower folder: ``model.safetensors`` with the projection, the start of the
-connector in ``connector.safetensors``, and ``report.json``: how often a frame is nearest to the right name, among
-things of training and among those that no training clip shows. Only ``project`` learns, by contrast among the names;
-the network stays as ImageNet left it. Without it words and pictures share nothing, and a temporal head learns which
-events there are long before it learns which one was asked for.
+the sentence model that the metrics use, the things that training shows. Out: a tower folder: ``model.safetensors``
+with the projection, the start of the connector in ``connector.safetensors``, the tokenizer that questions are read
+with in ``question/``, and ``report.json``: how often a frame is nearest to the right name, among things of training
+and among those that no training clip shows. Only ``project`` learns, by contrast among the names; the network stays as
+ImageNet left it. Without it words and pictures share nothing, and a temporal head learns which events there are long
+before it learns which one was asked for.
+
+A word's vector is its embedding in the language model and its sentence vector, side by side: the first is what the
+language model reads, and both together tell things apart that training has not shown better than either.
 
     python -m realweights.align --packages DIR --language DIR --output DIR --size 160 --seed 0
 """
@@ -24,11 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from all_benchmark_eval.metrics.sentences import sentence_model
 from realweights.clips import ACTIONS, OCCLUDED, SIZE, THING_SHARE, Event, paste
 from realweights.connector import WordMatchConnector
-from realweights.objects import Thing, read_photos, read_things
+from realweights.objects import CHOICE, DENSE, GROUNDING, Thing, read_photos, read_things
 from realweights.tower import MEAN, STD, LiteTower, LiteTowerConfig
 from videollm.common.command import Parser, ended, whole
 from videollm.common.config import need
@@ -40,7 +45,10 @@ EMPTY = 1 / 6  # of the frames show no thing
 HELD_OUT = 0.1  # of the frames measure, the rest teach
 TEMPERATURE = 20.0  # on cosines
 DROPOUT = 0.5  # of features: without it what is learnt of trained things says less of others
-SPREAD = 0.06  # of a frame's vector around the mean of all word embeddings: how far the mean of a name's tokens is off
+SPREAD = (
+    0.06  # of a frame's vector around the mean of word embeddings: about how far the mean of a name's tokens is off
+)
+QUESTION = "question"  # folder of the tokenizer that questions are read with
 RIVALS = 2  # other things that a frame's name is measured against, as in a clip of three events
 
 
@@ -50,12 +58,29 @@ def embeddings(folder: Path) -> Tensor:
         return file.get_tensor("model.embed_tokens.weight")
 
 
-def word_vectors(folder: Path, weight: Tensor, names: Sequence[str]) -> Tensor:
-    """The mean token embedding of each name as it stands in a sentence, what all share taken out. [T, D]."""
+def word_vectors(folder: Path, weight: Tensor, pieces: PreTrainedTokenizerBase) -> Tensor:
+    """Unit vectors of all tokens of ``pieces``. [V, D + S].
+
+    The first D: the mean of the embeddings ``weight`` of its text's tokens in the language model of ``folder``, the
+    last S: the text's sentence vector; of each without the mean, one as long as the other. Tokens that are no text,
+    and those that the wordings of questions consist of, have 0: they name nothing.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
-    vectors = torch.stack([weight[row].mean(0) for row in ids])
-    return vectors - vectors.mean(0)
+    texts = [piece.removeprefix("##") for piece in pieces.convert_ids_to_tokens(range(len(pieces)))]
+    ids = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
+    read = torch.stack([weight[row].float().mean(0) for row in ids]) - weight.float().mean(0)
+    meant = torch.from_numpy(sentence_model().encode(texts))
+    vectors = torch.cat([normalize(read, dim=-1), normalize(meant - meant.mean(0), dim=-1)], -1) / 2**0.5
+    asked = [pieces(wording.replace("{}", ""))["input_ids"] for wording in (*GROUNDING, *DENSE, *CHOICE)]
+    vectors[sorted({*pieces.all_special_ids, *(token for row in asked for token in row)})] = 0
+    return vectors
+
+
+def name_vectors(words: Tensor, pieces: PreTrainedTokenizerBase, names: Sequence[Sequence[str]]) -> Tensor:
+    """Unit vectors of what each thing is called, from its words'; who has fewer names repeats them. [T, K, D + S]."""
+    most = max(map(len, names))
+    ids = [pieces([one[k % len(one)] for k in range(most)], add_special_tokens=False)["input_ids"] for one in names]
+    return torch.stack([torch.stack([normalize(words[row].mean(0), dim=-1) for row in one]) for one in ids])
 
 
 def draw(rng: np.random.Generator, thing: Thing | None, photos: Sequence[np.ndarray]) -> np.ndarray:
@@ -88,18 +113,20 @@ def features(tower: LiteTower, packages: Path, views: int, seed: int) -> tuple[T
     return torch.cat(found), torch.from_numpy(shown)
 
 
-def fit(project: nn.Linear, x: Tensor, labels: Tensor, vectors: Tensor, steps: int, seed: int) -> None:
-    """Fit ``project`` so that a feature [N, F] lies nearest to its label's vector among ``vectors`` [T, D].
+def fit(project: nn.Linear, x: Tensor, labels: Tensor, names: Tensor, steps: int, seed: int) -> None:
+    """Fit ``project`` so that a feature [N, F] lies nearest to one of its label's ``names`` [T, K, D].
 
     Label T is a frame without a thing, whose vector is learnt too.
     """
-    rng = torch.Generator().manual_seed(seed)  # of batches; dropout follows torch's own
-    nothing = nn.Parameter(0.02 * torch.randn(vectors.shape[1], generator=rng))
+    rng = torch.Generator().manual_seed(seed)  # of batches and names; dropout follows torch's own
+    things, number, width = names.shape
+    nothing = nn.Parameter(0.02 * torch.randn(width, generator=rng))
     optimizer = torch.optim.AdamW([*project.parameters(), nothing], lr=2e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.95 * step / steps)
     for _ in tqdm(range(steps), desc="aligning pictures with words", unit="step"):
         some = torch.randint(len(x), (256,), generator=rng)
-        known = normalize(torch.cat([vectors, nothing[None]]), dim=-1)
+        called = names[torch.arange(things), torch.randint(number, (things,), generator=rng)]
+        known = torch.cat([called, normalize(nothing, dim=0)[None]])
         near = normalize(project(dropout(x[some], DROPOUT)), dim=-1) @ known.T
         loss = cross_entropy(TEMPERATURE * near, labels[some])
         optimizer.zero_grad()
@@ -124,8 +151,10 @@ def align(packages: Path, language: Path, output: Path, *, size: int, views: int
     need(weights, f"no .pth file in {packages / 'tower'}; run bash scripts/realweights.sh, which fetches it")
     state = {re.sub(r"(^|\.)_", r"\1", k): v for k, v in torch.load(weights[0], weights_only=True).items()}
     start, things = time.process_time(), read_things(packages)
-    words = embeddings(language)
-    vectors = word_vectors(language, words, [thing.name for thing in things])
+    embedded, pieces = embeddings(language), sentence_model().tokenizer
+    words = word_vectors(language, embedded, pieces)
+    names = name_vectors(words, pieces, [thing.trained_names for thing in things])
+    vectors = names[:, 0]
     torch.manual_seed(seed)
     config = LiteTowerConfig(image_size=size, hidden_size=vectors.shape[1])
     tower = LiteTower(config).eval().to(memory_format=torch.channels_last)
@@ -142,19 +171,19 @@ def align(packages: Path, language: Path, output: Path, *, size: int, views: int
     place = torch.full((len(things) + 1,), -1)
     place[seen], place[-1] = torch.arange(len(seen)), len(seen)
     taught = ~measured & (shows != 1)
-    fit(tower.project, x[taught], place[shown[taught]], vectors[seen], steps, seed)
+    fit(tower.project, x[taught], place[shown[taught]], names[seen], steps, seed)
     with torch.no_grad():
-        near = normalize(tower.project(x), dim=-1) @ normalize(vectors, dim=-1).T
+        near = normalize(tower.project(x), dim=-1) @ vectors.T
         kinds = {"seen": (measured & (shows == 0), seen), "unseen": (shows == 1, unseen.nonzero()[:, 0])}
         told = {kind: accuracy(near[m], shown[m], rivals, seed) for kind, (m, rivals) in kinds.items()}
         tower.project.weight /= spread  # of the features as they come
         tower.project.bias -= tower.project.weight @ mean
         tower.norm.weight.fill_(SPREAD)
-        tower.norm.bias.copy_(words.mean(0))
+        tower.norm.bias.zero_()[: embedded.shape[1]] = embedded.mean(0)
     tower.save_pretrained(output)
-    connector = WordMatchConnector({}, config.hidden_size, words.shape[1])
-    need(len(words) <= len(connector.words), f"{language}: more than {len(connector.words)} words; take another model")
-    connector.take_words(words)
+    pieces.save_pretrained(output / QUESTION)
+    connector = WordMatchConnector({}, config.hidden_size, embedded.shape[1])
+    connector.take(words, vectors[seen], tower.norm.bias)
     save_file(connector.state_dict(), output / "connector.safetensors")
     counts = {"things": len(things), "unseen_things": int(unseen.sum()), "frames": len(x)}
     report = {"accuracy": told, "rivals": RIVALS, **counts}
@@ -170,8 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--language", type=Path, required=True, help="folder made by realweights.language")
     parser.add_argument("--output", type=Path, required=True, help="folder of the tower")
     parser.add_argument("--size", type=whole(32), default=160, help="pixels a side at which the tower sees a frame")
-    parser.add_argument("--views", type=whole(1), default=12, help="frames of every thing")
-    parser.add_argument("--steps", type=whole(1), default=300)
+    parser.add_argument("--views", type=whole(1), default=16, help="frames of every thing")
+    parser.add_argument("--steps", type=whole(1), default=600)
     parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # the same numbers on every machine of a kind

@@ -1,9 +1,10 @@
 """A connector that tells the language model which frames look like a word of the question.
 
-In: what the tower says of each frame, in word embeddings (align.py), and the question in the language model's own token
-ids. A frame's token is that vector through a linear map, and beside it how near the frame is to the nearest word of the
-question: by itself, and against the mean and the best frame of its video. As a Q-Former does, it reads the question, so
-questions of one video are not packed. The words' vectors are frozen; it knows no language model beyond them.
+In: what the tower says of each frame, in the vectors of words (align.py), and the question in the token ids of the
+sentence model. The first of a frame's numbers are a word embedding of the language model: a frame's token is that,
+through a linear map, and beside it how near the frame is to the nearest word of the question, or two or three words in
+a row. As a Q-Former does, it reads the question, so questions of one video are not packed. The words' vectors are
+frozen; it knows no language model beyond them.
 """
 
 from dataclasses import dataclass
@@ -13,41 +14,50 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from videollm.common.config import build, need
-from videollm.model.connectors import CONNECTORS, WHERE, LinearConnector
+from videollm.model.connectors import CONNECTORS, WHERE, Connector
 
 SHARPNESS = 5.0  # nearness is a cosine; its differences between frames are about a fifth
+LONGEST = 3  # words in a row that are read as one name
+NEIGHBOURS = 10  # names of training whose mean nearness says how near a frame is to names at all
 
 
 @dataclass
 class WordMatchOptions:
     """Options of ``word_match``."""
 
-    words: int = 49152  # rows kept for the language model's vocabulary, before a head adds its own
+    words: int = 30522  # rows of the table of words: the sentence model's vocabulary
+    names: int = 512  # rows of the table of names that training shows
 
 
 @CONNECTORS.register(name="word_match")
-class WordMatchConnector(LinearConnector):
-    """The linear connector, from the identity, plus a map of three numbers a frame.
+class WordMatchConnector(Connector):
+    """A linear map, from the identity, plus a map of six numbers a frame.
 
-    ``words`` [words, Dv]: unit vectors of the tokens around ``center`` [Dv], from ``connector.safetensors`` beside the
-    tower's weights.
+    ``words`` [words, Dv]: unit vectors of the question's tokens; ``names`` [names, Dv]: of things that training shows;
+    ``center`` [Dv]: around which frames lie. They come from ``connector.safetensors`` beside the tower's weights.
+    The six: the cosine c of the frame and the nearest of the question's words, and c less the mean over the nearest
+    names (Conneau et al., Word Translation Without Parallel Data, ICLR 2018: some frames are near to all names); each
+    by itself, less its mean over the video, and less its best in the video.
     """
 
     reads_question = True
 
     def __init__(self, fields: dict, vision_size: int, hidden_size: int):
+        super().__init__()
         options = build(WordMatchOptions, fields, WHERE)
-        super().__init__({"identity_init": True}, vision_size, hidden_size)
-        self.register_buffer("words", torch.zeros(options.words, vision_size, dtype=torch.bfloat16))
+        for name, rows in (("words", options.words), ("names", options.names)):
+            self.register_buffer(name, torch.zeros(rows, vision_size, dtype=torch.bfloat16))
         self.register_buffer("center", torch.zeros(vision_size))
-        self.told = nn.Parameter(torch.empty(hidden_size, 3))
+        self.weight = nn.Parameter(torch.empty(hidden_size, vision_size))
+        self.bias = nn.Parameter(torch.empty(hidden_size))
+        self.told = nn.Parameter(torch.empty(hidden_size, 6))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The identity, and a random direction of a word's size for each of the three numbers."""
-        super().reset_parameters()
-        if hasattr(self, "told"):
-            nn.init.normal_(self.told, std=0.1)
+        """The identity of the dimensions that both have, and a random direction of a word's size for each number."""
+        nn.init.eye_(self.weight)
+        nn.init.zeros_(self.bias)
+        nn.init.normal_(self.told, std=0.1)
 
     def check_question(self, words: int, longest: int) -> None:
         """ConfigError where the question's tokenizer has more words than there are rows."""
@@ -62,24 +72,29 @@ class WordMatchConnector(LinearConnector):
         return 1
 
     @torch.no_grad()
-    def take_words(self, embeddings: Tensor) -> None:
-        """Keep the word embeddings [words, Dv] as directions around their mean."""
-        center = embeddings.mean(0)
+    def take(self, words: Tensor, names: Tensor, center: Tensor) -> None:
+        """Keep unit vectors of words [n, Dv] and names [m, Dv] (the first rows of them), and the frames' center."""
+        self.words[: len(words)] = words
+        names = names[: len(self.names)]
+        self.names[: len(names)] = names
         self.center.copy_(center)
-        self.words[: len(embeddings)] = normalize(embeddings - center, dim=-1).to(self.words.dtype)
 
     def nearness(self, features: Tensor, query_ids: Tensor, query_mask: Tensor, owner: Tensor) -> Tensor:
-        """Cosine of each frame [V, Dv] and the nearest token of its question. [V]."""
+        """Cosine of each frame [V, Dv] and its question's nearest word, and less that to nearest names. [V, 2]."""
         frames = normalize(features.float() - self.center.float(), dim=-1)
-        cosine = torch.einsum("vd,bqd->vbq", frames, self.words[query_ids].float())
-        cosine = cosine.masked_fill(~query_mask.bool(), -1).amax(-1)  # [V, B]
-        return cosine.gather(1, owner[:, None])[:, 0]
+        words = self.words[query_ids].float() * query_mask.unsqueeze(-1)  # [B, Lq, Dv]
+        read = [normalize(words.unfold(1, n, 1).mean(-1), dim=-1) for n in range(1, min(LONGEST, words.shape[1]) + 1)]
+        cosine = torch.einsum("vd,bqd->vbq", frames, torch.cat(read, 1)).amax(-1)  # [V, B]
+        cosine = cosine.gather(1, owner[:, None])[:, 0]
+        known = (frames @ self.names.float().T).topk(min(NEIGHBOURS, len(self.names)), -1).values.mean(-1)
+        return torch.stack([cosine, cosine - known], -1)
 
     def forward(self, features, query_ids=None, query_mask=None, owner=None) -> Tensor:
         """features [V, 1, Dv], query_ids and query_mask [B, Lq], owner [V] -> [V, 1, D]."""
-        near, rows = self.nearness(features[:, 0], query_ids, query_mask, owner), len(query_ids)
-        zeros = near.new_zeros(rows)
-        mean = zeros.scatter_reduce(0, owner, near, "mean", include_self=False)
-        best = zeros.scatter_reduce(0, owner, near, "amax", include_self=False)
-        told = SHARPNESS * torch.stack([near, near - mean[owner], near - best[owner]], -1)  # [V, 3]
-        return super().forward(features) + (told.to(self.told.dtype) @ self.told.T)[:, None]
+        near = self.nearness(features[:, 0], query_ids, query_mask, owner)
+        zeros, rows = near.new_zeros(len(query_ids), 2), owner[:, None].expand(-1, 2)
+        mean = zeros.scatter_reduce(0, rows, near, "mean", include_self=False)
+        best = zeros.scatter_reduce(0, rows, near, "amax", include_self=False)
+        told = SHARPNESS * torch.cat([near, near - mean[owner], near - best[owner]], -1)  # [V, 6]
+        plain = nn.functional.linear(features.to(self.weight.dtype), self.weight, self.bias)
+        return plain + (told.to(self.told.dtype) @ self.told.T)[:, None]

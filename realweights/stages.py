@@ -7,6 +7,7 @@ resumes from its last checkpoint, and answers that are there are not asked for a
 import argparse
 
 from quickstart.stages import Stage, command
+from realweights.align import QUESTION
 from realweights.clips import SPLITS
 
 HEADS = ("evidence", "distime", "text")
@@ -44,7 +45,7 @@ def train_stage(args: argparse.Namespace, head: str) -> Stage:
         "model.vision_weights": out / "tower",
         "model.vision.image_size": args.size,
         "model.language_weights": out / "language",
-        "model.question_tokenizer": out / "language",
+        "model.question_tokenizer": out / "tower" / QUESTION,
         "data.train": f"[{out / 'data/train.jsonl'}]",
         "data.validation": f"[{out / 'data/val.jsonl'}]",
         "data.videos": out / "data/videos",
@@ -76,7 +77,7 @@ def costs(args: argparse.Namespace, steps: int, batch: int) -> dict[str, float]:
     return {
         "convert language model": 20,
         "make clips": sum(clips.values()) * CLIP_S,
-        "align tower": 840 * args.views * FRAME_S + 15,
+        "align tower": 840 * args.views * FRAME_S + 80,
         "train": features + steps * batch * ITEM_S,
         "answer": asked * (FRAMES * FRAME_S + 4 * ANSWER_S),
     }

@@ -32,7 +32,7 @@ class LiteTowerConfig(PreTrainedConfig):
     stem: int = 32
     stages: list | tuple = LITE0
     width: int = 1280  # of the last convolution
-    hidden_size: int = 576  # of the words
+    hidden_size: int = 960  # SmolLM2-135M's and the sentence model's
 
 
 class Same(nn.Conv2d):

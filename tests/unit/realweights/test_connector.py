@@ -7,36 +7,51 @@ from realweights.connector import SHARPNESS
 from videollm.common.config import ConfigError
 from videollm.model.connectors import build_connector
 
-WORDS = torch.tensor([[3.0, 1.0], [1.0, 3.0], [-1.0, 1.0], [1.0, -1.0]])  # around (1, 1)
+WORDS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+NAMES = torch.tensor([[-1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
+CENTER = torch.tensor([1.0, 1.0])
+FRAMES = CENTER + torch.tensor([[4.0, 0.0], [0.0, -1.0], [0.0, 9.0], [3.0, 4.0]])
+OWNER = torch.tensor([0, 0, 1, 1])
 
 
 @pytest.fixture
 def connector():
-    made = build_connector({"type": "word_match", "words": 5}, 2, 3)
-    made.take_words(WORDS)
+    made = build_connector({"type": "word_match", "words": 5, "names": 2}, 2, 3)
+    made.take(WORDS, NAMES, CENTER)
     return made
 
 
-def test_words_are_directions_around_their_mean_and_rows_may_be_left_over(connector):
+def test_rows_of_words_may_be_left_over_and_names_beyond_the_rows_are_left_out(connector):
+    assert connector.words.float().tolist() == [*WORDS.tolist(), [0, 0]]
+    assert connector.names.float().flatten().tolist() == pytest.approx([-1, 0, 0.8, 0.6], abs=2e-3)
     assert connector.center.tolist() == [1, 1]
-    assert connector.words.float().tolist() == [[1, 0], [0, 1], [-1, 0], [0, -1], [0, 0]]
 
 
-def test_a_frame_is_told_its_nearest_word_among_those_of_its_own_question(connector):
-    frames = torch.tensor(
-        [[5.0, 1.0], [1.0, 0.0], [1.0, 9.0], [4.0, 5.0]]
-    )  # directions (1, 0), (0, -1), (0, 1), (.6, .8)
+def test_a_frame_is_told_the_nearest_word_or_words_in_a_row_of_its_own_question(connector):
     ids, mask = torch.tensor([[0, 3], [2, 1]]), torch.tensor([[1, 0], [1, 1]])
-    owner = torch.tensor([0, 0, 1, 1])
-    near = connector.nearness(frames, ids, mask, owner)
-    assert near.tolist() == pytest.approx([1.0, 0.0, 1.0, 0.8])  # padding is not read
-    tokens = connector(frames[:, None], ids, mask, owner)
-    told = torch.tensor(
-        [[1.0, 0.5, 0.0], [0.0, -0.5, -1.0], [1.0, 0.1, 0.0], [0.8, -0.1, -0.2]]
-    )  # itself, - mean, - best
-    plain = torch.cat([frames, torch.zeros(4, 1)], 1)  # the identity, into a wider model
+    near = connector.nearness(FRAMES, ids, mask, OWNER)
+    between = (-1 * 0.6 + 0.8) / 2**0.5  # of the last frame and the two words in a row, which is less than 0.8
+    assert near[:, 0].tolist() == pytest.approx([1.0, 0.0, 1.0, max(0.8, between)])  # padding is not read
+    known = [(-1 + 0.8) / 2, (0 - 0.6) / 2, 0.6 / 2, (-0.6 + 0.96) / 2]  # the mean over both names
+    assert (near[:, 0] - near[:, 1]).tolist() == pytest.approx(known, abs=3e-3)  # names are kept in bfloat16
+    pair = connector.nearness(FRAMES[3:], torch.tensor([[0, 1]]), torch.ones(1, 2), torch.tensor([0]))
+    assert pair[0, 0].item() == pytest.approx((0.6 + 0.8) / 2**0.5)
+    apart = connector.nearness(FRAMES[3:], torch.tensor([[0, 4, 4, 1]]), torch.ones(1, 4), torch.tensor([0]))
+    assert apart[0, 0].item() == pytest.approx(0.8)
+
+
+def test_a_token_is_the_frame_and_six_numbers_beside_it(connector):
+    ids, mask = torch.tensor([[0, 3], [2, 1]]), torch.tensor([[1, 0], [1, 1]])
+    near = connector.nearness(FRAMES, ids, mask, OWNER)
+    tokens = connector(FRAMES[:, None], ids, mask, OWNER)
+    less_mean = near - near.unflatten(0, (2, 2)).mean(1).repeat_interleave(2, 0)
+    less_best = near - near.unflatten(0, (2, 2)).amax(1).repeat_interleave(2, 0)
+    told = torch.cat([near, less_mean, less_best], 1)
+    plain = torch.cat([FRAMES, torch.zeros(4, 1)], 1)  # the identity, into a wider model
     assert tokens.shape == (4, 1, 3)
     assert torch.allclose(tokens[:, 0], plain + SHARPNESS * told @ connector.told.T, atol=1e-5)
+    narrow = build_connector({"type": "word_match"}, 3, 2)  # the last of a frame's numbers are for the nearness only
+    assert narrow.weight.tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
 def test_words_stay_and_what_is_told_of_them_is_learnt(connector):

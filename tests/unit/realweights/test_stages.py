@@ -10,7 +10,7 @@ import realweights.__main__ as realweights
 from all_benchmark_eval.moving_shapes import task
 from realweights import align, clips, objects
 from realweights.objects import read_photos, read_things
-from tests.toy_packages import language, lay_out
+from tests.toy_packages import language, lay_out, sentences
 from videollm import train
 from videollm.common.config import ConfigError
 from videollm.video.read import read_video
@@ -101,6 +101,8 @@ def test_all_stages_run_and_go_on_where_they_ended(packages, tmp_path, monkeypat
     monkeypatch.setattr(realweights, "run_stages", in_process)
     out = tmp_path / "run"
     language(out / "language")
+    model = sentences()
+    monkeypatch.setattr(align, "sentence_model", lambda: model)
     counts = [f"--{split}={count}" for split, count in COUNTS.items()]
     small = ["--size", "32", "--views", "2", "--align-steps", "3", "--steps", "2", *counts]
     few = ["train.batch_size=2", "generate.max_new_tokens=8"]
