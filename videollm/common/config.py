@@ -152,7 +152,9 @@ def convert(value: typing.Any, hint: typing.Any, key: str) -> typing.Any:
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{key}: expected a mapping, got {value!r}")
-        return dict(value) if len(args) < 2 else {k: convert(v, args[1], join(key, k)) for k, v in value.items()}
+        if len(args) < 2:
+            return dict(value)
+        return {convert(k, args[0], f"{key}, a key"): convert(v, args[1], join(key, k)) for k, v in value.items()}
     return convert_scalar(value, hint, key)
 
 

@@ -49,6 +49,7 @@ def test_values_arrive_in_their_types():
         ({"name": "x", "count": 1.5}, ["run.count", "int"]),
         ({"name": "x", "parts": {"a": {"rte": 1}}}, ["run.parts.a.rte", "did you mean run.parts.a.rate"]),
         ({"name": "x", "extra": {"rte": 1}}, ["run.extra.rte"]),
+        ({"name": "x", "parts": {1: {"rate": 1}}}, ["run.parts, a key", "expected str, got 1"]),
     ],
 )
 def test_a_wrong_value_is_named_by_its_full_key(values, words):
