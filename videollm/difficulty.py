@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
         lambda: build(DifficultyOptions, override({}, args.overrides)),
         *(partial(check_file, path, "--annotations") for path in args.annotations),
         *(partial(check_file, path, "--answers") for path in args.answers),
-        lambda: check_writable(args.output, "--output"),
+        lambda: check_writable(args.output, "--output", [*args.annotations, *args.answers]),
     )
     quieten()
     from rich.console import Console

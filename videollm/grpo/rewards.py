@@ -97,7 +97,7 @@ class Rewards:
                 found[name] = math.nan if isinstance(earned, str | bytes) else float(earned)
             except (Exception, SystemExit) as error:  # of any kind: it may be anybody's
                 said = " ".join(str(error).split())
-                raise RewardError(f"{where}: {type(error).__name__}: {said}; mend the reward") from error
+                raise RewardError(f"{where}: {type(error).__name__}: {said}; mend the reward, or the answer") from error
             if not math.isfinite(found[name]):
                 raise RewardError(f"{where}: gives {earned!r}; a reward must be a finite number")
         return found
@@ -213,6 +213,7 @@ def right_choice(answer: AnswerLine, record: Record, duration_s: float) -> float
 @reward("format")
 def well_formed(answer: AnswerLine, record: Record, duration_s: float) -> float:
     """1 for an answer that ends by itself and has as many spans as the record's, else 0."""
+    need(answer.finish_reason, "its line has no finish_reason, give an output of videollm.infer", ValueError)
     same = len(spans_of(answer, duration_s)) == len(true_spans(record))
     return float(answer.finish_reason == "stop" and same)
 

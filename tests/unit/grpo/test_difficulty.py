@@ -172,6 +172,9 @@ def test_the_command_writes_annotations_that_are_read_again(tmp_path, capsys):
     assert len(kept) == 4 and all(r.turns == whole[r.id].turns and int(r.id[1:]) < 5 for r in kept)
     assert "4 drawn, of 10 answered, of 10 questions" in capsys.readouterr().out
     assert json.loads(out.read_text().splitlines()[0])["tgt"] == [0.0, 10.0]
+    for given in (annotations, answers):
+        assert difficulty.main([*words[:-1], given]) == 2
+        assert f"--output: {given} is read, too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

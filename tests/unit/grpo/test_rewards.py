@@ -108,6 +108,13 @@ def test_form_is_an_end_and_as_many_spans_as_are_asked_for():
     assert earned("format", PLAIN, answer("a dog")) == 1
 
 
+def test_how_an_answer_ended_is_not_guessed():
+    with pytest.raises(
+        RewardError, match=r"rewards\.format: .*has no finish_reason, give an output of videollm\.infer"
+    ):
+        earned("format", PLAIN, answer("a dog", reason=""))
+
+
 def test_a_reward_speaks_of_records_that_have_what_it_needs():
     both = Rewards.named({"tiou": 2.0, "choice": 0.5}, "rewards")
     found = both.of(answer("a cat (b)", (2, 6)), record(CHOICE), LENGTH_S)
