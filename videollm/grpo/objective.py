@@ -106,7 +106,7 @@ class GRPO(Objective):
         lacking = [(record, what) for record in records if (what := self.rewards.lacking(record))]
         if lacking:
             record, what = lacking[0]
-            names = ", ".join(self.options.rewards)
+            names = ", ".join(name for name, weight in self.options.rewards.items() if weight)
             raise ConfigError(
                 f"{record.where}: no {what} in its answer, of which {WHERE}.rewards ({names}) could say anything "
                 f"({len(lacking)} of {len(records)} records); leave those out, or add a reward for them"

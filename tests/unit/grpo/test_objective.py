@@ -279,6 +279,8 @@ def test_records_that_no_reward_speaks_of_are_named_and_counted():
         ConfigError, match=r"lines\.jsonl:1: no spans in its answer.*\(f1\).*2 of 3 records.*add a reward"
     ):
         GRPO(GRPOOptions()).check(records, settings("internvl", "text"))
+    with pytest.raises(ConfigError, match=r"lines\.jsonl:1: no spans in its answer.*\(f1\).*2 of 3 records"):
+        GRPO(GRPOOptions(rewards={"f1": 1.0, "format": 0.0})).check(records, settings("internvl", "text"))
     GRPO(GRPOOptions(rewards={"f1": 1.0, "format": 0.1})).check(records, settings("internvl", "text"))
     with pytest.raises(ConfigError, match=r"train\.objective\.kl: from what\?"):
         GRPO(GRPOOptions(kl=0.1)).check(records[:1], settings("internvl", "text"))
