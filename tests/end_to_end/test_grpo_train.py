@@ -35,10 +35,10 @@ def test_a_run_logs_shows_and_validates(head, tmp_path):
     config = configure(tmp_path, head, {WORTH: 1.0, "f1": 0.5}, validate_every=5, best="mIoU")
     assert train.main(["--config", str(config)]) == 0
     log = read_log(tmp_path / "run")
-    none = {"entropy_spans"} if head == "text" else set()
     assert len(log) == STEPS
     for entry in log:
-        assert {*TERMS, "grpo", "reward_f1", f"reward_{WORTH}"} - set(entry) == none and entry["mismatch"] < 1e-5
+        absent = {*TERMS, "grpo", "reward_f1", f"reward_{WORTH}"} - set(entry)
+        assert absent <= {"entropy_spans"} and entry["mismatch"] < 1e-5, "a step may have answers without spans"
         assert entry["reward"] == pytest.approx(entry[f"reward_{WORTH}"] + 0.5 * entry["reward_f1"], rel=1e-5)
     assert len(read_log(tmp_path / "run", "eval_mIoU")) == 1
     shown = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
@@ -94,7 +94,8 @@ def test_two_ranks_draw_what_one_draws_and_learn_the_same(zero, tmp_path, reposi
     assert run(two, *deepspeed, ranks=2) == [0, 0], output_of(two, 0).read_text()[-3000:]
     alone, shared = (read_log(config.parent / "run") for config in (one, two))
     for key in ("loss", "grad_norm", *TERMS[:-1]):
-        assert [e[key] for e in shared] == pytest.approx([e[key] for e in alone], rel=1e-4, abs=1e-6), key
+        values = [[e.get(key, -1.0) for e in log] for log in (shared, alone)]  # of a step without spans: none
+        assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-6), key
     drawn = [(config.parent / "run/rollouts.jsonl").read_text().splitlines() for config in (one, two)]
     assert len(drawn[1]) > 0 and set(drawn[1]) <= set(drawn[0])
 
