@@ -95,7 +95,7 @@ def typed(cls: type, values: dict, where: str = "") -> dict:
 def nearest(word: str, known: Sequence[str], where: str = "", noun: str = "keys") -> str:
     """The remedy for an unknown ``word``: the nearest of the ``known`` ones, or all of them."""
     near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {join(where, near[0])}?" if near else f"known {noun}: {', '.join(known)}"
+    return f"did you mean {join(where, near[0])}?" if near else f"known {noun}: {', '.join(known) or 'none'}"
 
 
 def unknown(key: str, value: typing.Any, known: Sequence[typing.Any]) -> str:

@@ -124,6 +124,15 @@ def test_a_yaml_error_names_the_file(tmp_path, text, word):
     assert "\n" not in str(error.value)
 
 
+def test_where_no_key_is_known_that_is_said():
+    @dataclass
+    class Empty:
+        pass
+
+    with pytest.raises(ConfigError, match=r"^train\.objective\.answers: unknown key; known keys: none$"):
+        build(Empty, {"answers": 4}, "train.objective")
+
+
 def test_a_key_may_stand_again_where_a_mapping_is_laid_over_another(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
