@@ -245,7 +245,7 @@ def run(args: argparse.Namespace) -> None:
     options = build(PreferenceOptions, values)
     if args.output.suffix.lower() not in (".json", ".jsonl"):
         raise ConfigError(f"--output: {args.output} must end in .json or .jsonl")
-    check_writable(args.output, "--output")
+    check_writable(args.output, "--output", [*args.annotations, *args.packed, *args.answers])
     records = read(args, made=options.per_record > 0 or bool(args.answers))
     own, unused = read_answers(args.answers, {record.id for record in records})
     made = add_rejected(records, options, own, progress=True)

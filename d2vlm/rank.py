@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--annotations: no record has rejected answers; make some with `python -m d2vlm.preference`")
     check_folder(args.videos, "--videos")
     check_some(records, args.videos, "--videos")
-    check_writable(args.output, "--output")
+    check_writable(args.output, "--output", args.annotations)
     device, found = usable_device(args.device), {}
     for folder in args.model:
         bundle = load(folder, dtype=PRECISIONS[own_precision(read_config(folder), device)])

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
         lambda: build(DifficultyOptions, override({}, args.overrides)),
         *(partial(check_file, path, "--annotations") for path in args.annotations),
         *(partial(check_file, path, "--answers") for path in args.answers),
-        lambda: check_writable(args.output, "--output"),
+        lambda: check_writable(args.output, "--output", [*args.annotations, *args.answers]),
     )
     quieten()
     from rich.console import Console
@@ -44,10 +44,11 @@ def run(args: argparse.Namespace) -> None:
     scores = scored(records, read_answers(args.answers), rewards)
     drawn = subset(records, scores, options)
     write_text(args.output, json_text(neutral_json(records[index]) for index in drawn))
-    table = Table("score", "questions", "drawn", title=f"{len(drawn)} of {len(scores)} answered, {args.output}")
+    table = Table("score", "questions", "drawn")
     for k, row in enumerate(zip(tenths(list(scores.values())), tenths([scores[i] for i in drawn]), strict=True)):
         table.add_row(f"{k / 10:.1f} to {(k + 1) / 10:.1f}", *map(str, row))
     Console(width=100).print(table)
+    print(f"{args.output}: {len(drawn)} drawn, of {len(scores)} answered, of {len(records)} questions")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

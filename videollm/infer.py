@@ -48,7 +48,7 @@ def check(args: argparse.Namespace) -> None:
         lambda: check_model(args.model, "--model"),
         *(partial(check_file, path, "--annotations") for path in args.annotations),
         lambda: check_folder(args.videos, "--videos"),
-        lambda: check_writable(args.output, "--output"),
+        lambda: check_writable(args.output, "--output", args.annotations),
         *[partial(check_folder, args.frames, "--frames")] * (args.frames is not None),
         lambda: check_device(args.device),
         lambda: read_overrides(args.overrides),

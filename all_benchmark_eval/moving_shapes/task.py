@@ -338,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def run() -> None:
-        check_writable(args.output, "--output")
+        check_writable(args.output, "--output", [args.annotations, args.predictions])
         with _as_benchmark_error():
             score_answers(args.annotations, args.predictions, args.output)
 

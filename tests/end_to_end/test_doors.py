@@ -58,6 +58,7 @@ BAD = {
     "videollm.data": [
         "check --annotations {lines} --output {nowhere}.jsonl",
         "check --annotations {lines} --output {folder}/clean.txt",
+        "check --annotations {lines} --output {lines}",
         "check --annotations {lines} --videos {none}",
         "check --annotations {lines} --videos=",
         "check --annotations {lines} --timeout -1",
@@ -70,6 +71,7 @@ BAD = {
         "--annotations {none}.jsonl --output {folder}/p.jsonl",
         "--annotations {lines} --output {folder}/p.jsonl --answers {none}.jsonl",
         "--annotations {lines} --output {folder}/p.jsonl --config {none}.yaml",
+        "--annotations {lines} --output {lines}",
     ],
     "d2vlm.rank": ["--model {none} --annotations {lines} --videos {videos} --output {nowhere}.json"],
     "distime.convert": ["{none} {folder}/out", "{model} {nowhere} --back"],

@@ -37,7 +37,8 @@ def test_a_run_logs_shows_and_validates(head, tmp_path):
     log = read_log(tmp_path / "run")
     assert len(log) == STEPS
     for entry in log:
-        assert {*TERMS, "grpo", "reward_f1", f"reward_{WORTH}"} <= set(entry) and entry["mismatch"] < 1e-5
+        absent = {*TERMS, "grpo", "reward_f1", f"reward_{WORTH}"} - set(entry)
+        assert absent <= {"entropy_spans"} and entry["mismatch"] < 1e-5, "a step may have answers without spans"
         assert entry["reward"] == pytest.approx(entry[f"reward_{WORTH}"] + 0.5 * entry["reward_f1"], rel=1e-5)
     assert len(read_log(tmp_path / "run", "eval_mIoU")) == 1
     shown = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
@@ -45,6 +46,26 @@ def test_a_run_logs_shows_and_validates(head, tmp_path):
     assert all(len(line["answers"]) == 3 and set(line["answers"][0]["by"]) == {WORTH, "f1"} for line in shown)
     assert load(tmp_path / "run/best").config.head["name"] == head
     assert load(tmp_path / "run/final").model.objective.logged == ()
+
+
+def sure(answer, record, duration_s):
+    """Of questions with options always the same."""
+    return 1.0
+
+
+sure.needs, SURE = "choice", "tests.end_to_end.test_grpo_train:sure"
+
+
+def test_what_a_step_has_none_of_is_no_0_in_the_log(tmp_path):
+    """Of four steps of a question each, two are of one with options, or none is."""
+    talk = turns("<video>\nwhat is it? (a) a dog (b) a cat", "(a) a dog <span>")
+    choice = {"id": "c", "video": "clip0.mp4", "tgt": [0, 1], "conversations": talk}
+    for name, lines in (("some", [choice, *clip_lines(1)]), ("none", clip_lines(2))):
+        given = {"steps": 4, "batch_size": 1, "log_every": 4}
+        config = configure(tmp_path / name, rewards={WORTH: 1.0, SURE: 1.0}, lines=lines, **given)
+        assert train.main(["--config", str(config)]) == 0
+        (entry,) = read_log(tmp_path / name / "run")
+        assert entry.get(f"reward_{SURE}") == (1.0 if name == "some" else None) and entry[f"reward_{WORTH}"] > 0
 
 
 @pytest.mark.parametrize("redraw", [None, HARDER], ids=["all", "redrawn"])
@@ -73,7 +94,8 @@ def test_two_ranks_draw_what_one_draws_and_learn_the_same(zero, tmp_path, reposi
     assert run(two, *deepspeed, ranks=2) == [0, 0], output_of(two, 0).read_text()[-3000:]
     alone, shared = (read_log(config.parent / "run") for config in (one, two))
     for key in ("loss", "grad_norm", *TERMS[:-1]):
-        assert [e[key] for e in shared] == pytest.approx([e[key] for e in alone], rel=1e-4, abs=1e-6), key
+        values = [[e.get(key, -1.0) for e in log] for log in (shared, alone)]  # of a step without spans: none
+        assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-6), key
     drawn = [(config.parent / "run/rollouts.jsonl").read_text().splitlines() for config in (one, two)]
     assert len(drawn[1]) > 0 and set(drawn[1]) <= set(drawn[0])
 

@@ -41,6 +41,7 @@ class Draws:
     words_log_prob: Tensor  # [M] float32, of each label
     spans_log_prob: Tensor  # [K] float32
     told: dict[str, tuple[float, float]]
+    reference: Tensor | None = None  # [M + K] float32, the log-probability of each by a reference, words first
 
 
 @dataclass

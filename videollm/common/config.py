@@ -95,7 +95,7 @@ def typed(cls: type, values: dict, where: str = "") -> dict:
 def nearest(word: str, known: Sequence[str], where: str = "", noun: str = "keys") -> str:
     """The remedy for an unknown ``word``: the nearest of the ``known`` ones, or all of them."""
     near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {join(where, near[0])}?" if near else f"known {noun}: {', '.join(known)}"
+    return f"did you mean {join(where, near[0])}?" if near else f"known {noun}: {', '.join(known) or 'none'}"
 
 
 def unknown(key: str, value: typing.Any, known: Sequence[typing.Any]) -> str:
@@ -152,7 +152,9 @@ def convert(value: typing.Any, hint: typing.Any, key: str) -> typing.Any:
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{key}: expected a mapping, got {value!r}")
-        return dict(value) if len(args) < 2 else {k: convert(v, args[1], join(key, k)) for k, v in value.items()}
+        if len(args) < 2:
+            return dict(value)
+        return {convert(k, args[0], f"{key}, a key"): convert(v, args[1], join(key, k)) for k, v in value.items()}
     return convert_scalar(value, hint, key)
 
 

@@ -202,8 +202,9 @@ def ours(path: str | Path) -> Path:
     return HOME / path if own else Path(path)
 
 
-def check_writable(path: Path, key: str) -> None:
-    """ConfigError where the file ``path``, the value of option ``key``, cannot be written. Nothing is made or left.
+def check_writable(path: Path, key: str, read: Iterable[str | Path] = ()) -> None:
+    """ConfigError where the file ``path``, the value of option ``key``, cannot be written, or where it is one of those
+    that are ``read`` and would be lost. Nothing is made or left.
 
     Tried, not asked: to the administrator all rights are said to be there, also below /proc.
     """
@@ -213,3 +214,5 @@ def check_writable(path: Path, key: str) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"{key}: cannot write to {path} ({error.strerror}); choose another place") from None
+    lost = path.exists() and any(Path(one).exists() and path.samefile(one) for one in read)
+    need(not lost, f"{key}: {path} is read, too, and would be lost; choose another place")

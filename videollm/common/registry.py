@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from videollm.common.config import ConfigError
+from videollm.common.config import ConfigError, need
 from videollm.common.declared import declared, file_of
 
 try:
@@ -110,6 +110,8 @@ def function_at(name: str, key: str) -> Callable:
     """The function ``package.module:function``; ConfigError if there is none, ``key`` is the option that names it."""
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}: no function {name!r} ({error}); write package.module:function") from None
+    need(callable(found), f"{key}: {name!r} is no function but {found!r:.60}; write package.module:function")
+    return found

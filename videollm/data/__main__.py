@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def bring(options: argparse.Namespace) -> None:
     """Write the records of another group's file, and beside them what was dropped and why."""
-    _writable(options.output)
+    _writable(options.output, [options.file])
     found = import_file(options.form, options.file, options.videos)
     kinds = "; ".join(f"{kind}: {len(which)}" for kind, which in found.dropped.items())
     need(
@@ -87,15 +87,15 @@ def bring(options: argparse.Namespace) -> None:
     print(f"{options.file}: {found}\n{options.output}: {len(found.records)} records; what was dropped: {beside}")
 
 
-def _writable(output: Path) -> None:
+def _writable(output: Path, read: Sequence[str]) -> None:
     need(ending(output) == ".jsonl", f"--output: {output} must end in .jsonl")
-    check_writable(output, "--output")
+    check_writable(output, "--output", read)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check, print, write; the exit status."""
     if options.output:
-        _writable(options.output)
+        _writable(options.output, options.annotations)
     need(options.model or not options.max_length, "--max-length: tokens depend on the model; name it with --model")
     if options.videos is not None:
         check_folder(options.videos, "--videos")

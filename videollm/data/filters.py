@@ -6,6 +6,7 @@ every one left out by name. It opens no video and knows no tokenizer.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,9 +38,17 @@ class DifficultyOptions:
         right = len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 1
         needs(
             (self.count is None or self.count >= 1, f"count: {self.count}, but it must be at least 1"),
-            (self.spread > 0, f"spread: {self.spread}, but it must be above 0"),
             (right, f"quantiles: {list(low_high)} is not [lowest, highest], from 0 to 1"),
         )
+        check_gaussian(self.mean, self.spread)
+
+
+def check_gaussian(mean: float | None, spread: float, where: str = "") -> None:
+    """ConfigError unless these can weigh scores; ``where`` stands before the keys."""
+    needs(
+        (0 < spread < math.inf, f"{where}spread: {spread}, but it must be above 0 and finite"),
+        (mean is None or math.isfinite(mean), f"{where}mean: {mean}, but it must be finite"),
+    )
 
 
 def wanted(

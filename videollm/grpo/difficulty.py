@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from videollm.common.answers import AnswerLine
 from videollm.common.config import ConfigError, need
 from videollm.common.files import json_lines
 from videollm.data import Record
-from videollm.data.filters import DifficultyOptions
+from videollm.data.filters import DifficultyOptions, check_gaussian
 from videollm.grpo.rewards import Rewards
 from videollm.model.draws import gumbel, row_keys
 
@@ -44,26 +45,33 @@ def read_answers(paths: Sequence[Path]) -> dict[str, list[AnswerLine]]:
 
 
 def scored(records: Sequence[Record], answers: dict[str, list[AnswerLine]], rewards: Rewards) -> dict[int, float]:
-    """Index of each record that has an answer -> mean of what its answers earn; ConfigError where none has."""
+    """Index of each record that has an answer -> mean of what its answers earn; ConfigError where none has, or where
+    one is to another question of that id."""
     found = {}
     for index, record in enumerate(records):
         if rewards.lacking(record) is None and answers.get(record.id):
+            for line in answers[record.id]:
+                same = line.question in ("", record.question) and line.video in (None, record.video)
+                told = f"--answers: the one to {record.id!r} is about another video or question than {record.where}"
+                need(same, f"{told}; give an output of videollm.infer to these questions")
             earned = [
                 rewards.total(rewards.of(line, record, line.duration or record.duration_s or 0.0))
                 for line in answers[record.id]
             ]
             found[index] = float(np.mean(earned))
-    need(found, "--answers: none is to a question of --annotations that a reward says anything about")
+    told = "none is to a question of --annotations that a reward says anything about"
+    need(found, f"--answers: {told}; give an output of videollm.infer to these questions, or other rewards")
     return found
 
 
 def subset(records: Sequence[Record], scores: dict[int, float], options: DifficultyOptions) -> list[int]:
-    """Indices of the records drawn, in order: without repetition, each by its weight."""
+    """Indices of the records drawn, in order: without repetition, each by its weight; ConfigError for none."""
     values = np.asarray(list(scores.values()))
     low, high = np.quantile(values, options.quantiles)
     log_weight = np.where((values >= low) & (values <= high), around(values, options.mean, options.spread), -math.inf)
     order = by_weight([records[index].id for index in scores], log_weight, options.seed)
     chosen = [place for place in order if log_weight[place] > -math.inf][: options.count]
+    need(chosen, "quantiles, mean, spread: of the questions that have answers none has a chance; widen them")
     return sorted(list(scores)[place] for place in chosen)
 
 
@@ -97,7 +105,7 @@ class RedrawOptions:
         where = "train.objective.redraw"
         need(0 < self.share < 1, f"{where}.share: {self.share}, but it must be above 0 and below 1")
         need(0 < self.flat <= 1, f"{where}.flat: {self.flat}, but it must be above 0 and at most 1")
-        need(self.spread > 0, f"{where}.spread: {self.spread}, but it must be above 0")
+        check_gaussian(self.mean, self.spread, f"{where}.")
 
 
 class Redrawn(Order):
@@ -112,15 +120,14 @@ class Redrawn(Order):
         self.ids = [record.id for record in dataset.records]
         self.known = {"seen": {}, "before": {}, "epoch": -1}
 
-    def note(self, asked: Sequence[tuple[str, float, bool]], device: torch.device) -> None:
+    def note(self, asked: list[tuple[str, float, bool]]) -> None:
         """Take note of a step's questions, of this rank's the id, the mean reward and whether all answers earned it."""
-        own = dict.fromkeys(self.ids, (0.0, 0.0, 0.0)) | {name: (1.0, *found) for name, *found in asked}
-        every = torch.tensor(list(own.values()), device=device)
+        every = [asked]
         if dist.is_initialized():
-            dist.all_reduce(every)
-        for name, (count, reward, flat) in zip(own, every.tolist(), strict=True):
-            if count:  # ranks that ask the same in a step have the same answers
-                self.known["seen"][name] = (reward / count, bool(flat))
+            every = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(every, asked)
+        for name, *found in chain(*every):  # ranks that ask the same in a step have the same answers
+            self.known["seen"][name] = tuple(found)
 
     def __len__(self) -> int:
         return max(1, round(self.options.share * len(self.ids)))

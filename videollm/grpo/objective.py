@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from videollm.batches.batch import Batch, Draws
 from videollm.batches.dataset import VideoDataset
 from videollm.checkpoint import Bundle
-from videollm.checkpoint.reference import load_reference
+from videollm.checkpoint.reference import digest, load_reference
 from videollm.common.config import ConfigError, UserError, at_least, need
 from videollm.common.files import json_lines
 from videollm.common.processes import this_rank
@@ -32,12 +32,14 @@ from videollm.heads import NO_DRAW
 from videollm.model.generate import GenerateOptions
 from videollm.model.loss import token_cross_entropy
 from videollm.model.objective import OBJECTIVES, Objective, Reading, Sums
+from videollm.model.towers import SHARES
 from videollm.model.videollm import VideoLLM
 from videollm.training.settings import Settings
 
 WHERE = "train.objective"
 ROLLOUTS, LOG = "rollouts.jsonl", "log.jsonl"
 FALLING = 2  # validations in a row
+COLDEST = 0.01  # temperature; below it all answers are the likeliest one
 logger = logging.getLogger(__name__)
 
 
@@ -63,7 +65,7 @@ class GRPOOptions:
     reference: str | None = None  # its checkpoint folder; null: model.checkpoint, from which the run starts
     average: Literal["sum", "mean", "decisions"] = "sum"  # of an answer's decisions; decisions: mean of a step's (DAPO)
     redraw: RedrawOptions | None = None  # each epoch asks a share of the questions, by what they earned; null: all
-    patience: int = 100  # steps in a row without a group to learn from, after which the run stops
+    patience: int = 100  # roll-outs in a row without a group to learn from, after which the run stops
     show_every: int = 50  # steps between two pages of roll-outs in rollouts.jsonl
 
     def __post_init__(self):
@@ -72,8 +74,7 @@ class GRPOOptions:
         at_least(WHERE, self, 1, "patience", "show_every", "updates")
         need(0 < self.clip < 1, f"{WHERE}.clip: {self.clip}, but it must be above 0 and below 1")
         need(self.clip_high is None or self.clip_high > 0, f"{WHERE}.clip_high: {self.clip_high}, but must be above 0")
-        need(self.temperature > 0, f"{WHERE}.temperature: {self.temperature}, but it must be above 0")
-        need(self.rewards, f"{WHERE}.rewards: names none; give one, such as {{f1: 1.0}}")
+        at_least(WHERE, self, COLDEST, "temperature")
         need(self.word_weight + self.span_weight > 0, f"{WHERE}.word_weight, span_weight: both are 0; raise one")
 
 
@@ -92,6 +93,7 @@ class GRPO(Objective):
         self.rollouts: RollOuts | None = None
         self.output: Path | None = None
         self.reference: VideoLLM | None = None
+        self.held: int | None = None  # what tells the reference from another
         self.flat = 0  # roll-outs in a row
         self.kept: list[Batch] = []  # of the newest roll-out
         self.redrawn: Redrawn | None = None
@@ -104,7 +106,7 @@ class GRPO(Objective):
         lacking = [(record, what) for record in records if (what := self.rewards.lacking(record))]
         if lacking:
             record, what = lacking[0]
-            names = ", ".join(self.options.rewards)
+            names = ", ".join(name for name, weight in self.options.rewards.items() if weight)
             raise ConfigError(
                 f"{record.where}: no {what} in its answer, of which {WHERE}.rewards ({names}) could say anything "
                 f"({len(lacking)} of {len(records)} records); leave those out, or add a reward for them"
@@ -120,27 +122,29 @@ class GRPO(Objective):
                 not getattr(settings.train, key), f"train.{key}: not with {WHERE}.redraw, which has an order of its own"
             )
         need(not settings.data.pack, "data.pack: each question has its own answers here; set it to false")
-        start = self.options.reference or settings.model.checkpoint
-        need(start or not self.options.kl, f"{WHERE}.kl: from what? Name a {WHERE}.reference, or a model.checkpoint")
+        kl, reference = self.options.kl, self.options.reference
+        start = reference or settings.model.checkpoint
+        need(start or not kl, f"{WHERE}.kl: from what? Name a {WHERE}.reference, or a model.checkpoint")
+        need(kl or not reference, f"{WHERE}.reference: nothing is held against it where {WHERE}.kl is 0; give one")
 
     def prepare(self, bundle: Bundle, settings: Settings) -> None:
         """Makes the roll-outs; refuses a head that cannot draw. Switches dropout off: it would change what is drawn."""
-        head = bundle.model.head
-        need(head.draws, f"{WHERE}.name: the {bundle.config.head['name']} head {NO_DRAW}, or choose another objective")
-        for module in bundle.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        own, head, model = self.options, bundle.model.head, bundle.model
+        name, words = bundle.config.head["name"], head.span_tokens or own.word_weight
+        need(head.draws, f"{WHERE}.name: the {name} head {NO_DRAW}, or choose another objective")
+        need(words, f"{WHERE}.word_weight: 0, but the times of the {name} head are words; raise it")
+        no_dropout(model)
         options = GenerateOptions(
             max_new_tokens=settings.generate.max_new_tokens, do_sample=True, draw_spans=True,
-            temperature=self.options.temperature, seed=settings.train.seed,
+            temperature=own.temperature, seed=settings.train.seed,
         )  # fmt: skip
-        own = self.options
         self.rollouts = RollOuts(bundle, options, self.rewards, own.answers, own.scale, own.skip_flat)
         self.output = Path(settings.train.output)
-        if self.options.kl:
-            folder, attention = self.options.reference or settings.model.checkpoint, settings.model.attention
-            features = bool(settings.data.features)
+        if own.kl:
+            folder, attention = own.reference or settings.model.checkpoint, settings.model.attention
+            features = bool(settings.data.features) or model.frozen_tower  # that of roll-outs makes some
             self.reference = load_reference(folder, bundle, attention, f"{WHERE}.reference", features)
+            self.held = digest(self.reference)
 
     def collator(self, bundle: Bundle, settings: Settings) -> Callable:
         """Items as they are: their batches come after the roll-outs."""
@@ -153,12 +157,14 @@ class GRPO(Objective):
         return self.redrawn
 
     def state(self) -> dict:
-        """Steps in a row with flat groups only, and what is known of the questions."""
-        return {"flat": self.flat, "known": self.redrawn and self.redrawn.known}
+        """Roll-outs in a row with flat groups only, what is known of the questions, and which reference there is."""
+        return {"flat": self.flat, "known": self.redrawn and self.redrawn.known, "held": self.held}
 
     def resume(self, state: dict) -> None:
-        """As ``Objective``; of a run that drew nothing anew nothing is known."""
+        """As ``Objective``; of a run that drew nothing anew nothing is known. ConfigError for another reference."""
         self.flat = state.get("flat", 0)
+        same = state.get("held") in (None, self.held)  # None: older code kept none
+        need(same, f"{WHERE}.reference: not the model that the run began with; name that, here or as model.checkpoint")
         if self.redrawn is not None and state.get("known"):
             self.redrawn.known = state["known"]
 
@@ -172,27 +178,32 @@ class GRPO(Objective):
         for questions in batches:
             made.append(self.rollouts.batch(questions, step))
             groups += self.rollouts.last
-        self.stop_if_flat(groups, made[0].input_ids.device)
-        if self.redrawn is not None:
-            own = [(group.item.ids[0], float(group.rewards.mean()), group.flat) for group in groups]
-            self.redrawn.note(own, made[0].input_ids.device)
         if step % self.options.show_every == 0 and this_rank() == 0:
             with open(self.output / ROLLOUTS, "a", encoding="utf-8") as out:
                 out.writelines(json.dumps({"step": step} | shown(group)) + "\n" for group in groups)
+        if self.reference is not None:
+            for batch in made:
+                batch.draws.reference = self.by_reference(batch)
+        self.stop_if_flat(groups, made[0].input_ids.device)
+        if self.redrawn is not None:
+            own = [(group.item.ids[0], float(group.rewards.mean()), group.flat) for group in groups]
+            self.redrawn.note(own)
         self.kept = made if self.options.updates > 1 else []
         return made
 
     def stop_if_flat(self, groups: Sequence[Group], device: torch.device) -> None:
-        """AllFlat after ``patience`` steps in which all groups of all ranks were flat."""
-        some = torch.tensor(float(any(not group.flat for group in groups)), device=device)
+        """AllFlat after ``patience`` roll-outs in which all groups of all ranks were flat."""
+        some = any(not group.flat for group in groups)
         if dist.is_initialized():
-            dist.all_reduce(some)
+            found = torch.tensor(float(some), device=device)
+            dist.all_reduce(found)
+            some = bool(found)
         self.flat = 0 if some else self.flat + 1
         if self.flat >= self.options.patience:
             raise AllFlat(
-                f"{WHERE}: in {self.flat} steps all answers to a question earned the same ({ROLLOUTS} shows some): "
-                "nothing is left to learn, or rewards cannot tell answers apart; choose other questions or rewards, or "
-                "raise the temperature, answers or patience"
+                f"{WHERE}: in the last {self.flat} roll-outs all answers to a question earned the same ({ROLLOUTS} "
+                "shows some): nothing is left to learn, or rewards cannot tell answers apart; choose other questions "
+                "or rewards, or raise the temperature, answers or patience"
             )
 
     def validated(self, metric: str) -> None:
@@ -222,8 +233,8 @@ class GRPO(Objective):
         apart = (words - draws.words_log_prob).abs().sum() + (spans - draws.spans_log_prob).abs().sum()
         logged = {"mismatch": apart}
         losses = {"grpo": -earned}
-        if self.reference is not None:
-            losses["kl"] = self.options.kl * self.divergence(batch, words, spans)
+        if draws.reference is not None:
+            losses["kl"] = self.options.kl * divergence(torch.cat([words, spans]), draws.reference)
         logged |= {name: torch.full((), total, device=device) for name, (total, _) in draws.told.items()}
         return losses, {name: value.detach() for name, value in logged.items()}
 
@@ -245,20 +256,19 @@ class GRPO(Objective):
         queries = reading.queries[answers]
         return words, model.head.draw_log_prob(queries, spans.raw, spans.owner, reading.frames, heat)
 
-    def divergence(self, batch: Batch, words: Tensor, spans: Tensor) -> Tensor:
-        """What k3 estimates of the divergence from the reference, summed over the decisions: r - log r - 1, where r is
-        the reference's probability over the model's."""
-        with torch.no_grad():
-            model = self.reference.to(words.device)
-            before = torch.cat(self.log_probs(model, batch, model.read(batch)))
-        ratio = before - torch.cat([words, spans])
-        return (ratio.exp() - ratio - 1).sum()
+    @torch.no_grad()
+    def by_reference(self, batch: Batch) -> Tensor:
+        """Log-probability of every word and every span of the answers by the reference. [M + K]."""
+        model = self.reference.to(batch.input_ids.device, self.rollouts.bundle.model.dtype)
+        return torch.cat(self.log_probs(model, batch, model.read(batch)))
 
     def planned(self, batch: Batch) -> Batch:
         """With draws of nothing in particular."""
         words, spans = len(batch.label_ids), len(batch.pairs.answer_refs)
         advantage = torch.zeros(batch.num_samples)
-        batch.draws = Draws(advantage, torch.zeros(words), torch.zeros(spans), told([], list(self.rewards.terms)))
+        reference = torch.zeros(words + spans) if self.options.kl else None
+        said = told([], list(self.rewards.terms))
+        batch.draws = Draws(advantage, torch.zeros(words), torch.zeros(spans), said, reference)
         place_draws(batch, torch.zeros(spans, 2))
         return batch
 
@@ -273,6 +283,23 @@ class GRPO(Objective):
             return advantage
         each = torch.cat([word_of, span_of])
         return advantage / torch.zeros_like(advantage).index_add(0, each, torch.ones_like(each, dtype=torch.float))
+
+
+def no_dropout(model: VideoLLM) -> None:
+    """Switch dropout off for good, in layers and in what attention does by a number of its own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in SHARES:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def divergence(now: Tensor, reference: Tensor) -> Tensor:
+    """What k3 estimates of the divergence from a reference, summed over decisions of these log-probabilities [N]:
+    r - log r - 1, where r is the reference's probability over the model's."""
+    ratio = reference - now
+    return (ratio.exp() - ratio - 1).sum()
 
 
 def drift(log: Path, metric: str) -> str | None:

@@ -5,19 +5,20 @@ number, 1 for a perfect answer and 0 for a worthless one; or, of a whole answer,
 something about its record. A function of one's own is named ``package.module:function``. Knows no model.
 """
 
+import inspect
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from videollm.common.answers import AnswerLine, Span, span_text, split_spans
-from videollm.common.config import UserError
+from videollm.common.config import UserError, need, unknown
 from videollm.common.registry import function_at, new_registry, registered
 from videollm.common.spans import first_span_ious, tiou_matrix
 from videollm.data import Record
@@ -36,7 +37,10 @@ class RewardError(UserError, RuntimeError):
 
 
 def reward(name: str, needs: Needs | None = None) -> Callable[[Function], Function]:
-    """Registers a reward; it says something about records whose own answer has what it ``needs``."""
+    """Registers a reward; it says something about records whose own answer has what it ``needs``; ConfigError where
+    that is no such thing."""
+    known = (*get_args(Needs), None)
+    need(needs in known, unknown(f"needs of the reward {name}", needs, known))
 
     def register(function: Function) -> Function:
         function.needs = needs
@@ -51,48 +55,67 @@ def reward(name: str, needs: Needs | None = None) -> Callable[[Function], Functi
 
 @dataclass(frozen=True)
 class Rewards:
-    """The weighted sum of several, by name."""
+    """The weighted sum of several, by name; ``where`` is the key that names them."""
 
     terms: dict[str, tuple[float, Function]]
+    where: str
 
     @classmethod
     def named(cls, weights: dict[str, float], where: str) -> "Rewards":
-        """Those of a config; ConfigError for an unknown name, ``where`` is the key."""
+        """Those of a config; ConfigError for an unknown name, what is no such function, and weights that do nothing."""
+        need(any(weights.values()), f"{where}: {weights} names none with a weight; give one, such as {{f1: 1.0}}")
         found = {}
         for name, weight in weights.items():
+            key = f"{where}.{name}"
+            need(math.isfinite(weight), f"{key}: {weight}, but a weight must be finite")
             if ":" in name:
-                found[name] = (weight, function_at(name, where))
+                function = function_at(name, where)
+                need(takes_three(function), f"{key}: it must take three: an answer, a record, and seconds; change it")
             else:
-                found[name] = (weight, registered(REWARDS, name, f"{where}.{name}", "Or write package.module:function"))
-        return cls(found)
+                function = registered(REWARDS, name, key, "Or write package.module:function")
+            found[name] = (weight, function)
+        return cls(found, where)
 
     def lacking(self, record: Record) -> str | None:
-        """What the record's answer lacks, where no reward says anything about it; None where one does."""
-        needs = {getattr(function, "needs", None) for _, function in self.terms.values()}
+        """What the record's answer lacks, where no reward of a weight says anything about it; None where one does."""
+        needs = {getattr(function, "needs", None) for weight, function in self.terms.values() if weight}
         return None if any(has(record, one) for one in needs) else " and no ".join(sorted(needs))
 
     def of(self, answer: AnswerLine, record: Record, duration_s: float) -> dict[str, float]:
         """Every reward that says something about the record, before its weight.
 
         Raises:
-            RewardError: one raises, or gives no finite number.
+            RewardError: one raises, or gives no finite number; the message is one line.
         """
         found = {}
         for name, (_, function) in self.terms.items():
             if not has(record, getattr(function, "needs", None)):
                 continue
-            where = f"train.objective.rewards.{name}: {record.where}, answer {answer.text[:SHOWN]!r}"
+            where = f"{self.where}.{name}: {record.where}, answer {answer.text[:SHOWN]!r}"
             try:
-                found[name] = float(function(answer, record, duration_s))
-            except Exception as error:  # of any kind: it may be anybody's
-                raise RewardError(f"{where}: {type(error).__name__}: {error}; mend the reward") from error
+                earned = function(answer, record, duration_s)
+                found[name] = math.nan if isinstance(earned, str | bytes) else float(earned)
+            except (Exception, SystemExit) as error:  # of any kind: it may be anybody's
+                said = " ".join(str(error).split())
+                raise RewardError(f"{where}: {type(error).__name__}: {said}; mend the reward, or the answer") from error
             if not math.isfinite(found[name]):
-                raise RewardError(f"{where}: gives {found[name]}; a reward must be a finite number")
+                raise RewardError(f"{where}: gives {earned!r}; a reward must be a finite number")
         return found
 
     def total(self, found: dict[str, float]) -> float:
         """The weighted sum of what ``of`` gives."""
         return sum(self.terms[name][0] * value for name, value in found.items())
+
+
+def takes_three(function: Callable) -> bool:
+    """Whether a function can be called as a reward is; of one that does not tell, yes."""
+    try:
+        inspect.signature(function).bind(None, None, 0.0)
+    except TypeError:
+        return False
+    except ValueError:  # no signature, as of some that are written in C
+        pass
+    return True
 
 
 def has(record: Record, needs: Needs | None) -> bool:
@@ -151,7 +174,8 @@ def edge_weighted_iou(answer: AnswerLine, record: Record, duration_s: float) -> 
         return 0.0
     iou = tiou_matrix(spans, true)[0]  # [T]
     best = int(iou.argmax())
-    apart = np.abs(np.asarray(spans[0]) - np.asarray(true[best])) / max(duration_s, 1e-6)
+    need(duration_s > 0, "its video's length is not known, give its record a duration", ValueError)
+    apart = np.abs(np.asarray(spans[0]) - np.asarray(true[best])) / duration_s
     return float(iou[best] * np.clip(1 - apart, 0, 1).prod())
 
 
@@ -189,6 +213,7 @@ def right_choice(answer: AnswerLine, record: Record, duration_s: float) -> float
 @reward("format")
 def well_formed(answer: AnswerLine, record: Record, duration_s: float) -> float:
     """1 for an answer that ends by itself and has as many spans as the record's, else 0."""
+    need(answer.finish_reason, "its line has no finish_reason, give an output of videollm.infer", ValueError)
     same = len(spans_of(answer, duration_s)) == len(true_spans(record))
     return float(answer.finish_reason == "stop" and same)
 

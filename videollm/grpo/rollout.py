@@ -147,7 +147,9 @@ class RollOuts:
         """The answers to one question with what they earn; RewardError."""
         (record,) = item.records
         lines = [answer_line(record, one.answer, one.reason, item) for one in drawn]
-        found = [self.rewards.of(line, record, item.duration_s) for line in lines]
+        device = next(self.bundle.model.parameters()).device
+        with torch.autocast(device.type, enabled=False):  # a reward's own model is as precise as elsewhere
+            found = [self.rewards.of(line, record, item.duration_s) for line in lines]
         return Group(item, drawn, lines, found, np.asarray([self.rewards.total(one) for one in found]))
 
     def answered(self, group: Group) -> Item:

@@ -34,7 +34,7 @@ from videollm.training.settings import Settings, TrainSettings
 
 TORCH_SAVE = ("inline_container", "PytorchStreamWriter")  # named in what it raises on a full disk
 # What transformers does not save: counts of the run, and the sums behind the next log entry.
-PROGRESS = ("skipped", "first_bad", "padded", "term_sums", "term_steps")
+PROGRESS = ("skipped", "first_bad", "padded", "term_sums", "term_steps", "without")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -79,6 +79,7 @@ class VideoTrainer(Trainer, TrainerCallback):
         self.bundle, self.settings, self.validate = bundle, settings, validate
         self.term_sums: dict[str, torch.Tensor] = {}  # of the loss and its terms since the last log, of this rank
         self.term_steps = 0  # optimisation steps since the last log
+        self.without: dict[str, torch.Tensor] = {}  # of these, those in which a number was the mean of nothing
         self.skipped = torch.zeros(2)  # unreadable and thinned items so far, over all ranks
         self.first_bad = ""  # of this rank
         self.padded = torch.zeros(2)  # padded and all places since the last log, of this rank
@@ -110,6 +111,8 @@ class VideoTrainer(Trainer, TrainerCallback):
         # Counted on the device and looked at when logging, so that no step waits for the number.
         self.skipped = self.skipped.to(device) + torch.stack([counts.pop("bad"), counts.pop("thinned")])
         self.term_steps += 1
+        for name in self.bundle.model.objective.logged:
+            self.without[name] = self.without.get(name, 0) + (counts[name] == 0)
         return batches, counts
 
     def _counts(self, batches: list[Batch], device: torch.device) -> dict[str, torch.Tensor]:
@@ -139,7 +142,10 @@ class VideoTrainer(Trainer, TrainerCallback):
         return 6 * inputs.input_ids.numel() * self.model.num_parameters(exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Add the loss and its terms, averaged over the steps since the last log; write a line of ``log.jsonl``."""
+        """Add the loss and its terms, averaged over the steps since the last log; write a line of ``log.jsonl``.
+
+        What is no loss is averaged over the steps in which it was the mean of something, and else left out.
+        """
         bad, thinned = map(int, self.skipped.tolist())
         self._limit_bad(bad)
         if "loss" in logs and self.term_sums:
@@ -149,9 +155,10 @@ class VideoTrainer(Trainer, TrainerCallback):
             if dist.is_initialized():
                 dist.all_reduce(values)
             *terms, padded, places = values.tolist()
-            logs = logs | {name: term / max(1, self.term_steps) for name, term in zip(names, terms, strict=True)}
+            steps = [self.term_steps - int(self.without.get(name, 0)) for name in names]
+            logs = logs | {name: term / of for name, term, of in zip(names, terms, steps, strict=True) if of}
             logs |= {"bad_videos": bad, "thinned_videos": thinned, "padding_share": padded / max(1.0, places)}
-            self.term_sums, self.term_steps, self.padded = {}, 0, torch.zeros(2)
+            self.term_sums, self.term_steps, self.without, self.padded = {}, 0, {}, torch.zeros(2)
         super().log(logs, *args, **kwargs)
         if self.is_world_process_zero():
             with open(Path(self.args.output_dir) / "log.jsonl", "a", encoding="utf-8") as out:
@@ -345,9 +352,10 @@ class VideoTrainer(Trainer, TrainerCallback):
             if "_tr_loss" in progress:  # by older code: transformers' own sum, of the loss times the ranks
                 progress["term_sums"]["loss"] = progress["_tr_loss"] / args.world_size
             for name in PROGRESS:
-                setattr(self, name, progress[name])
+                setattr(self, name, progress.get(name, getattr(self, name)))
             self.bundle.model.objective.resume(progress.get("objective", {}))  # older code wrote none
-            self.term_sums = {name: value.to(args.device) for name, value in self.term_sums.items()}
+            for sums in (self.term_sums, self.without):
+                sums |= {name: value.to(args.device) for name, value in sums.items()}
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         """Frames drawn at random are drawn anew; accelerate says so only where one process reads the data."""

@@ -49,6 +49,7 @@ def test_values_arrive_in_their_types():
         ({"name": "x", "count": 1.5}, ["run.count", "int"]),
         ({"name": "x", "parts": {"a": {"rte": 1}}}, ["run.parts.a.rte", "did you mean run.parts.a.rate"]),
         ({"name": "x", "extra": {"rte": 1}}, ["run.extra.rte"]),
+        ({"name": "x", "parts": {1: {"rate": 1}}}, ["run.parts, a key", "expected str, got 1"]),
     ],
 )
 def test_a_wrong_value_is_named_by_its_full_key(values, words):
@@ -121,6 +122,15 @@ def test_a_yaml_error_names_the_file(tmp_path, text, word):
         read_yaml(path)
     assert str(error.value).startswith(str(path)) and word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_where_no_key_is_known_that_is_said():
+    @dataclass
+    class Empty:
+        pass
+
+    with pytest.raises(ConfigError, match=r"^train\.objective\.answers: unknown key; known keys: none$"):
+        build(Empty, {"answers": 4}, "train.objective")
 
 
 def test_a_key_may_stand_again_where_a_mapping_is_laid_over_another(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from videollm.common.config import ConfigError
-from videollm.common.files import check_folder, json_lines, json_text, new_folder, replacing, write_text
+from videollm.common.files import check_folder, check_writable, json_lines, json_text, new_folder, replacing, write_text
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -16,6 +16,17 @@ def test_a_broken_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, shar
         fresh.write_text("half of the n")
         raise KeyboardInterrupt
     assert path.read_text(encoding="utf-8") == "old é\n" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_command_reads_is_not_written_over(tmp_path):
+    path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    path.write_text("{}\n")
+    (tmp_path / "link.jsonl").symlink_to(path)
+    check_writable(other, "--output", [path])
+    for read in ([path], [other, str(path)], [tmp_path / "link.jsonl"]):
+        with pytest.raises(ConfigError, match=r"--output: .*a\.jsonl is read, too, and would be lost; choose another"):
+            check_writable(path, "--output", read)
+    assert path.read_text() == "{}\n"
 
 
 def test_rows_come_back_from_their_text_with_the_numbers_of_their_lines(tmp_path):

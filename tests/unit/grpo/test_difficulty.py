@@ -55,6 +55,17 @@ def test_a_question_scores_the_mean_of_its_answers(tmp_path):
         scored(records[1:2], read_answers(files), TIOU)
 
 
+@pytest.mark.parametrize("other", [{"video": "b.mp4"}, {"question": "who?"}], ids=str)
+def test_answers_to_other_questions_of_the_same_ids_are_refused(tmp_path, other):
+    def of(**given):
+        return scored([named(0)], read_answers([write_lines(tmp_path / "a.jsonl", [answer(0, 10, **given)])]), TIOU)
+
+    right = {"video": "a.mp4", "question": "when?"}
+    assert of(**right) == {0: 1.0}
+    with pytest.raises(ConfigError, match=r"--answers: the one to 'q0' is about another video .* lines\.jsonl:1; give"):
+        of(**right | other)
+
+
 def test_scores_around_the_wanted_one_are_drawn(hundred):
     records, scores = hundred
     drawn = subset(records, scores, options(count=30, mean=0.2, spread=0.1))
@@ -68,6 +79,11 @@ def test_quantiles_cut_off_both_ends(hundred):
     records, scores = hundred
     drawn = subset(records, scores, options(quantiles=[0.1, 0.5]))
     assert [min(drawn), max(drawn)] == [10, 49] and len(drawn) == 40
+
+
+def test_a_draw_of_nothing_is_refused(hundred):
+    with pytest.raises(ConfigError, match="quantiles, mean, spread: of the questions that have answers none"):
+        subset(*hundred, options(quantiles=[0.901, 0.902]))
 
 
 def test_the_draw_follows_from_seed_and_id(hundred):
@@ -134,6 +150,13 @@ def test_an_epoch_follows_from_what_was_seen_before_it_from_seed_and_ids(hundred
     assert set(first) != set(order) != set(redrawn(records, seed=4, share=0.5))
 
 
+def test_what_was_asked_is_noted_with_its_newest_answers(hundred):
+    order = redrawn(hundred[0])
+    order.note([("q1", 0.3, True), ("q2", 0.1, False)])
+    order.note([("q1", 0.7, False)])
+    assert order.known["seen"] == {"q1": (0.7, False), "q2": (0.1, False)}
+
+
 def test_tenths_count_what_is_outside_at_the_ends():
     assert tenths([-1, 0, 0.05, 0.55, 1, 3]) == [3, 0, 0, 0, 0, 1, 0, 0, 0, 2]
 
@@ -147,8 +170,11 @@ def test_the_command_writes_annotations_that_are_read_again(tmp_path, capsys):
     kept = load_records([out])
     whole = {r.id: r for r in load_records([annotations])}
     assert len(kept) == 4 and all(r.turns == whole[r.id].turns and int(r.id[1:]) < 5 for r in kept)
-    assert "4 of 10 answered" in capsys.readouterr().out
+    assert "4 drawn, of 10 answered, of 10 questions" in capsys.readouterr().out
     assert json.loads(out.read_text().splitlines()[0])["tgt"] == [0.0, 10.0]
+    for given in (annotations, answers):
+        assert difficulty.main([*words[:-1], given]) == 2
+        assert f"--output: {given} is read, too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -156,6 +182,8 @@ def test_the_command_writes_annotations_that_are_read_again(tmp_path, capsys):
     [
         ({"count": 0}, "count: 0"),
         ({"spread": 0}, "spread: 0"),
+        ({"spread": float("inf")}, "spread: inf, but it must be above 0 and finite"),
+        ({"mean": float("nan")}, "mean: nan, but it must be finite"),
         ({"quantiles": [0.5, 0.2]}, r"quantiles: \[0\.5, 0\.2\]"),
         ({"mean_iou": 1}, "mean_iou: unknown key"),
     ],
@@ -165,7 +193,12 @@ def test_wrong_options_are_told_by_their_key(given, message):
         options(**given)
 
 
-@pytest.mark.parametrize("given", [{"share": 0}, {"share": 1.0}, {"flat": 0}, {"flat": 2}, {"spread": 0}], ids=str)
+WRONG = [
+    {"share": 0}, {"share": 1.0}, {"flat": 0}, {"flat": 2}, {"spread": 0}, {"mean": float("inf")},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", WRONG, ids=str)
 def test_wrong_options_of_a_run_are_told_by_their_key(given):
     with pytest.raises(
         ConfigError, match=rf"train\.objective\.redraw\.{next(iter(given))}: {next(iter(given.values()))}"

@@ -8,6 +8,7 @@ import torch
 
 from tests.models import make_bundle, record, settings, turns
 from tests.unit.grpo.test_rollout import LINES, objective, questions, warm
+from videollm.checkpoint import load
 from videollm.common.config import ConfigError
 from videollm.grpo import GRPO, GRPOOptions
 from videollm.grpo.difficulty import RedrawOptions
@@ -155,7 +156,7 @@ def test_a_run_that_learns_nothing_stops(bundle, tmp_path, monkeypatch):
     own.made([questions(bundle, NAMES)], 1)
     state, own = own.state(), objective(bundle, tmp_path, patience=3)
     own.resume(state)
-    with pytest.raises(AllFlat, match=r"train\.objective: in 3 steps all answers .* earned the same .*choose other"):
+    with pytest.raises(AllFlat, match=r"train\.objective: in the last 3 roll-outs .* earned the same .*choose other"):
         own.made([questions(bundle, NAMES)], 2)
 
 
@@ -185,6 +186,10 @@ def test_a_reward_that_rises_while_validation_falls_is_told(bundle, tmp_path, ca
 def test_dropout_is_off_in_what_is_trained(tmp_path):
     lora = {"r": 4, "dropout": 0.5, "targets": ["q_proj", "v_proj"]}
     bundle = warm(make_bundle("internvl", "distime", {"lora": lora}))
+    attention = [m for m in bundle.model.decoder.modules() if hasattr(m, "attention_dropout")]
+    for module in attention:
+        module.attention_dropout = 0.5
+    assert attention
     own = objective(bundle, tmp_path)
     (batch,) = own.made([questions(bundle, NAMES)], step=0)
     bundle.model.train()
@@ -192,18 +197,32 @@ def test_dropout_is_off_in_what_is_trained(tmp_path):
     torch.testing.assert_close(words, batch.draws.words_log_prob, rtol=0, atol=1e-5)
 
 
-def test_the_divergence_from_the_start_begins_with_nothing_and_holds_on(bundle, tmp_path):
-    bundle.save(tmp_path / "start")
-    own = GRPO(GRPOOptions(answers=3, rewards=dict.fromkeys([REWARD], 1.0), kl=0.5))
-    given = settings("internvl", "text", {"output": str(tmp_path), "seed": 5})
-    given.generate, given.model.checkpoint = GenerateOptions(max_new_tokens=10), str(tmp_path / "start")
-    own.prepare(bundle, given)
+@pytest.fixture
+def held(bundle, tmp_path):
+    """Makes an objective with a divergence from the model in a folder, by default from the bundle's own."""
+
+    def make(folder=None, **options):
+        if folder is None:
+            folder = tmp_path / "start"
+            bundle.save(folder)
+        own = GRPO(GRPOOptions(answers=3, rewards=dict.fromkeys([REWARD], 1.0), kl=0.5, **options))
+        given = settings("internvl", "text", {"output": str(tmp_path), "seed": 5})
+        given.generate, given.model.checkpoint = GenerateOptions(max_new_tokens=10), str(folder)
+        own.prepare(bundle, given)
+        return own
+
+    return make
+
+
+def test_the_divergence_from_the_start_begins_with_nothing_and_holds_on(bundle, held):
+    own = held()
     (batch,) = own.made([questions(bundle, NAMES)], step=0)
     bundle.model.objective = own
     assert bundle.model(batch).terms["kl"].abs() < 1e-6
-    words, spans = own.log_probs(bundle.model, batch, bundle.model.read(batch))
     with torch.no_grad():
         own.reference.get_output_embeddings().weight.mul_(0.9)
+        (batch,) = own.made([questions(bundle, NAMES)], step=0)
+        words, spans = own.log_probs(bundle.model, batch, bundle.model.read(batch))
         before = torch.cat(own.log_probs(own.reference, batch, own.reference.read(batch)))
     out = bundle.model(batch)
     ratio = before - torch.cat([words, spans])
@@ -211,6 +230,43 @@ def test_the_divergence_from_the_start_begins_with_nothing_and_holds_on(bundle, 
     assert out.loss.item() == pytest.approx((out.terms["kl"] + out.terms["grpo"]).item())
     assert all(p.grad is None and not p.requires_grad for p in own.reference.parameters())
     assert "reference" not in " ".join(bundle.model.state_dict())
+
+
+def test_the_reference_reads_a_roll_out_once_in_the_precision_of_what_is_trained(held, monkeypatch):
+    bundle, reads = warm(make_bundle("etchat", "d2vlm")), []
+    own = held(updates=2)
+    own.rollouts.bundle = bundle
+    bundle.model.to(torch.bfloat16)
+    read = own.reference.read
+    monkeypatch.setattr(own.reference, "read", lambda batch: reads.append(own.reference.dtype) or read(batch))
+    bundle.model.objective = own
+    for step in range(2):
+        (batch,) = own.made([questions(bundle, NAMES)], step)
+        assert bundle.model(batch).terms["kl"].isfinite()
+    assert reads == [torch.bfloat16]
+
+
+def test_a_reference_that_sees_other_features_is_refused(bundle, held, tmp_path):
+    """Roll-outs have the features of the frozen tower that is trained with."""
+    held()
+    other = load(tmp_path / "start")
+    with torch.no_grad():
+        next(other.model.vision_tower.parameters()).mul_(0.5)
+    other.save(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"train\.objective\.reference: .*differs .* weights of the vision tower"):
+        held(tmp_path / "other")
+
+
+def test_a_run_goes_on_with_the_reference_that_it_began_with(bundle, held, tmp_path):
+    state = held().state()
+    held(tmp_path / "start").resume(state)
+    held(tmp_path / "start").resume({"flat": 0, "known": None})  # of older code
+    other = load(tmp_path / "start")
+    with torch.no_grad():
+        other.model.get_output_embeddings().weight.mul_(0.5)
+    other.save(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"train\.objective\.reference: not the model that the run began with; name"):
+        held(tmp_path / "other").resume(state)
 
 
 # ---- what cannot be trained on ---------------------------------------------------------------------------------------
@@ -223,9 +279,13 @@ def test_records_that_no_reward_speaks_of_are_named_and_counted():
         ConfigError, match=r"lines\.jsonl:1: no spans in its answer.*\(f1\).*2 of 3 records.*add a reward"
     ):
         GRPO(GRPOOptions()).check(records, settings("internvl", "text"))
+    with pytest.raises(ConfigError, match=r"lines\.jsonl:1: no spans in its answer.*\(f1\).*2 of 3 records"):
+        GRPO(GRPOOptions(rewards={"f1": 1.0, "format": 0.0})).check(records, settings("internvl", "text"))
     GRPO(GRPOOptions(rewards={"f1": 1.0, "format": 0.1})).check(records, settings("internvl", "text"))
     with pytest.raises(ConfigError, match=r"train\.objective\.kl: from what\?"):
         GRPO(GRPOOptions(kl=0.1)).check(records[:1], settings("internvl", "text"))
+    with pytest.raises(ConfigError, match=r"train\.objective\.reference: nothing is held against it .*kl is 0"):
+        GRPO(GRPOOptions(reference="start")).check(records[:1], settings("internvl", "text"))
     with pytest.raises(ConfigError, match=r"train\.save_every: 5 is no multiple of train\.objective\.updates=2"):
         GRPO(GRPOOptions(updates=2)).check(records[:1], settings("internvl", "text", {"save_every": 5}))
     for key, value in {"group_by_length": True, "max_tokens_per_batch": 999}.items():
@@ -241,13 +301,24 @@ def test_a_head_that_does_not_draw_is_refused(bundle, tmp_path, monkeypatch):
         objective(bundle, tmp_path)
 
 
+def test_words_without_a_weight_are_refused_where_times_are_words(tmp_path):
+    bundle = make_bundle("internvl", "text")
+    with pytest.raises(ConfigError, match=r"train\.objective\.word_weight: 0, but the times of the text head"):
+        objective(bundle, tmp_path, word_weight=0.0)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"answers": 1}, r"train\.objective\.answers: 1, but it must be at least 2"),
-        ({"temperature": 0}, r"train\.objective\.temperature: 0"),
-        ({"rewards": {}}, r"train\.objective\.rewards: names none"),
-        ({"rewards": {"f2": 1}}, r"train\.objective\.rewards\.f2: no reward 'f2'; known: .*package\.module:function"),
+        ({"temperature": 0}, r"train\.objective\.temperature: 0\.0, but it must be at least 0\.01"),
+        ({"temperature": float("inf")}, r"train\.objective\.temperature: inf, but it must be finite"),
+        ({"rewards": {}}, r"train\.objective\.rewards: {} names none"),
+        ({"rewards": {1: 1.0}}, r"train\.objective\.rewards, a key: expected str, got 1"),
+        (
+            {"rewards": {"f2": 1}},
+            r"train\.objective\.rewards\.f2: no reward 'f2'; known: .*package\.module:function",
+        ),
         ({"rewards": {"f1": "much"}}, r"train\.objective\.rewards\.f1: expected a number"),
         ({"word_weight": 0, "span_weight": 0}, r"word_weight, span_weight: both are 0"),
         ({"average": "median"}, r"train\.objective\.average: 'median' is unknown; did you mean mean?"),

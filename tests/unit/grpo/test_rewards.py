@@ -108,6 +108,13 @@ def test_form_is_an_end_and_as_many_spans_as_are_asked_for():
     assert earned("format", PLAIN, answer("a dog")) == 1
 
 
+def test_how_an_answer_ended_is_not_guessed():
+    with pytest.raises(
+        RewardError, match=r"rewards\.format: .*has no finish_reason, give an output of videollm\.infer"
+    ):
+        earned("format", PLAIN, answer("a dog", reason=""))
+
+
 def test_a_reward_speaks_of_records_that_have_what_it_needs():
     both = Rewards.named({"tiou": 2.0, "choice": 0.5}, "rewards")
     found = both.of(answer("a cat (b)", (2, 6)), record(CHOICE), LENGTH_S)
@@ -120,7 +127,14 @@ def test_a_reward_speaks_of_records_that_have_what_it_needs():
 
 def own(answer, record, duration_s):
     """A reward of a user's own."""
-    return {"nan": math.nan, "big": math.inf, "fails": None}.get(answer.text, len(answer.text)) / duration_s
+    if answer.text in ("raises", "exits"):
+        raise ValueError("one line\nand another") if answer.text == "raises" else SystemExit("enough")
+    odd = {"nan": math.nan, "big": math.inf, "fails": None}
+    return "0.5" if answer.text == "text" else odd.get(answer.text, len(answer.text)) / duration_s
+
+
+def two(answer, record):
+    """None, as the length is not taken."""
 
 
 def test_a_reward_of_ones_own_is_found_by_its_name():
@@ -135,6 +149,9 @@ def test_a_reward_of_ones_own_is_found_by_its_name():
     [
         ("nan", r"rewards\..*:own: lines\.jsonl:1, answer 'nan': gives nan; a reward must be a finite number"),
         ("big", r"gives inf"),
+        ("text", r"gives '0\.5'; a reward must be a finite number"),
+        ("raises", r"answer 'raises': ValueError: one line and another; mend the reward"),
+        ("exits", r"answer 'exits': SystemExit: enough; mend the reward"),
         ("fails", r"rewards\..*:own: lines\.jsonl:1, answer 'fails': TypeError: .*; mend the reward"),
     ],
 )
@@ -150,8 +167,41 @@ def test_what_is_no_number_is_told_with_record_and_answer(text, message):
         ("iou", r"rewards\.iou: no reward 'iou'; did you mean tiou\? known: captions, choice, edges, .*tiou"),
         ("no_such_module:f", r"rewards: no function 'no_such_module:f'.*package\.module:function"),
         ("json:nothing", r"rewards: no function"),
+        ("math:pi", r"rewards: 'math:pi' is no function but 3\.14"),
+        (f"{__name__}:two", r"rewards\..*:two: it must take three: an answer, a record, and seconds"),
     ],
 )
 def test_an_unknown_reward_is_refused(name, message):
     with pytest.raises(ConfigError, match=message):
         Rewards.named({name: 1.0}, "rewards")
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ({}, r"rewards: {} names none with a weight; give one"),
+        ({"f1": 0.0, "tiou": 0.0}, r"rewards: .* names none with a weight; give one"),
+        ({"f1": math.nan}, r"rewards\.f1: nan, but a weight must be finite"),
+        ({"f1": 1.0, "tiou": math.inf}, r"rewards\.tiou: inf, but a weight must be finite"),
+    ],
+)
+def test_weights_that_say_nothing_are_refused(weights, message):
+    with pytest.raises(ConfigError, match=message):
+        Rewards.named(weights, "rewards")
+
+
+def test_a_reward_without_a_weight_speaks_of_no_record():
+    """It is logged, but nothing is learnt from it."""
+    rewards = Rewards.named({"f1": 1.0, "format": 0.0}, "rewards")
+    assert rewards.lacking(record(PLAIN)) == "spans" and rewards.lacking(record(ONE)) is None
+    assert rewards.of(answer("a dog"), record(PLAIN), LENGTH_S) == {"format": 1.0}
+
+
+def test_a_need_that_is_none_is_refused_where_the_reward_is_registered():
+    with pytest.raises(ConfigError, match=r"needs of the reward mine: 'span' is unknown; did you mean spans\?"):
+        reward("mine", needs="span")
+
+
+def test_edges_ask_for_the_length_of_the_video():
+    with pytest.raises(RewardError, match=r"rewards\.edges: lines\.jsonl:1, .*length is not known, give its record"):
+        Rewards.named({"edges": 1.0}, "rewards").of(answer("", (2, 6)), record(ONE), 0.0)

@@ -157,6 +157,22 @@ def test_what_is_drawn_does_not_depend_on_which_rows_still_take_steps(bundle, tm
     assert set(rows) <= {16}
 
 
+def third(answer, record, duration_s):
+    """A third, as torch multiplies it."""
+    return torch.ones(1, 1) @ torch.full((1, 1), 1 / 3)
+
+
+def test_a_reward_is_as_precise_as_elsewhere_where_training_is_not(tmp_path):
+    bundle = make_bundle("internvl", "text")
+    own = GRPO(GRPOOptions(answers=2, rewards={f"{__name__}:third": 1.0}))
+    given = settings("internvl", "text", {"output": str(tmp_path)})
+    given.generate = GenerateOptions(max_new_tokens=3)
+    own.prepare(bundle, given)
+    with torch.autocast("cpu", torch.bfloat16):
+        own.made([questions(bundle, ["two_spans"])], step=1)
+    assert own.rollouts.last[0].rewards.tolist() == [pytest.approx(1 / 3, abs=1e-6)] * 2
+
+
 def test_flat_groups_are_left_out_and_counted(bundle, tmp_path, monkeypatch):
     own = objective(bundle, tmp_path)
     of = own.rewards.of

@@ -165,7 +165,7 @@ def test_nested_scores_become_flat_names():
 
 def test_a_metric_is_found_by_its_name_or_refused():
     assert function_at("json:dumps", "train.metric") is json.dumps
-    for name in ("json:nothing", "no_such_module:f", "json"):
+    for name in ("json:nothing", "no_such_module:f", "json", "math:pi"):
         with pytest.raises(ConfigError, match=r"train\.metric"):
             function_at(name, "train.metric")
 
