@@ -1,10 +1,10 @@
-"""A connector that tells the language model which frames look like a word of the question.
+"""A connector that tells the language model which frames look like what the question names.
 
 In: what the tower says of each frame, in the vectors of words (align.py), and the question in the token ids of the
 sentence model. The first of a frame's numbers are a word embedding of the language model: a frame's token is that,
-through a linear map, and beside it how near the frame is to the nearest word of the question, or two or three words in
-a row. As a Q-Former does, it reads the question, so questions of one video are not packed. The words' vectors are
-frozen; it knows no language model beyond them.
+through a linear map, and beside it how near the frame is to the nearest name in the question, which is an unbroken row
+of words that have a vector. As a Q-Former does, it reads the question, so questions of one video are not packed. The
+words' vectors are frozen; it knows no language model beyond them.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from videollm.common.config import build, need
 from videollm.model.connectors import CONNECTORS, WHERE, Connector
 
 SHARPNESS = 5.0  # nearness is a cosine; its differences between frames are about a fifth
-LONGEST = 3  # words in a row that are read as one name
 NEIGHBOURS = 10  # names of training whose mean nearness says how near a frame is to names at all
 
 
@@ -35,7 +34,7 @@ class WordMatchConnector(Connector):
 
     ``words`` [words, Dv]: unit vectors of the question's tokens; ``names`` [names, Dv]: of things that training shows;
     ``center`` [Dv]: around which frames lie. They come from ``connector.safetensors`` beside the tower's weights.
-    The six: the cosine c of the frame and the nearest of the question's words, and c less the mean over the nearest
+    The six: the cosine c of the frame and the nearest of the question's names, and c less the mean over the nearest
     names (Conneau et al., Word Translation Without Parallel Data, ICLR 2018: some frames are near to all names); each
     by itself, less its mean over the video, and less its best in the video.
     """
@@ -80,11 +79,14 @@ class WordMatchConnector(Connector):
         self.center.copy_(center)
 
     def nearness(self, features: Tensor, query_ids: Tensor, query_mask: Tensor, owner: Tensor) -> Tensor:
-        """Cosine of each frame [V, Dv] and its question's nearest word, and less that to nearest names. [V, 2]."""
+        """Cosine of each frame [V, Dv] and its question's nearest name, and less that to trained ones. [V, 2]."""
         frames = normalize(features.float() - self.center.float(), dim=-1)
         words = self.words[query_ids].float() * query_mask.unsqueeze(-1)  # [B, Lq, Dv]
-        read = [normalize(words.unfold(1, n, 1).mean(-1), dim=-1) for n in range(1, min(LONGEST, words.shape[1]) + 1)]
-        cosine = torch.einsum("vd,bqd->vbq", frames, torch.cat(read, 1)).amax(-1)  # [V, B]
+        named = words.any(-1)  # [B, Lq]
+        place = (named & ~nn.functional.pad(named[:, :-1], (1, 0))).cumsum(1)  # of the row that a word stands in
+        names = words.new_zeros(len(words), words.shape[1] + 1, words.shape[2])
+        names = normalize(names.scatter_add(1, place.unsqueeze(-1).expand_as(words), words), dim=-1)
+        cosine = torch.einsum("vd,bqd->vbq", frames, names).amax(-1)  # [V, B]
         cosine = cosine.gather(1, owner[:, None])[:, 0]
         known = (frames @ self.names.float().T).topk(min(NEIGHBOURS, len(self.names)), -1).values.mean(-1)
         return torch.stack([cosine, cosine - known], -1)

@@ -27,17 +27,26 @@ def test_rows_of_words_may_be_left_over_and_names_beyond_the_rows_are_left_out(c
     assert connector.center.tolist() == [1, 1]
 
 
-def test_a_frame_is_told_the_nearest_word_or_words_in_a_row_of_its_own_question(connector):
+def test_a_frame_is_told_the_nearest_name_of_its_own_question_words_in_a_row(connector):
     ids, mask = torch.tensor([[0, 3], [2, 1]]), torch.tensor([[1, 0], [1, 1]])
     near = connector.nearness(FRAMES, ids, mask, OWNER)
-    between = (-1 * 0.6 + 0.8) / 2**0.5  # of the last frame and the two words in a row, which is less than 0.8
-    assert near[:, 0].tolist() == pytest.approx([1.0, 0.0, 1.0, max(0.8, between)])  # padding is not read
+    assert near[:, 0].tolist() == pytest.approx([1.0, 0.0, 0.5**0.5, (0.8 - 0.6) * 0.5**0.5])  # padding is not read
     known = [(-1 + 0.8) / 2, (0 - 0.6) / 2, 0.6 / 2, (-0.6 + 0.96) / 2]  # the mean over both names
     assert (near[:, 0] - near[:, 1]).tolist() == pytest.approx(known, abs=3e-3)  # names are kept in bfloat16
-    pair = connector.nearness(FRAMES[3:], torch.tensor([[0, 1]]), torch.ones(1, 2), torch.tensor([0]))
-    assert pair[0, 0].item() == pytest.approx((0.6 + 0.8) / 2**0.5)
-    apart = connector.nearness(FRAMES[3:], torch.tensor([[0, 4, 4, 1]]), torch.ones(1, 4), torch.tensor([0]))
-    assert apart[0, 0].item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    "asked, cosine",
+    [
+        ([0, 1], (0.6 + 0.8) * 0.5**0.5),
+        ([0, 4, 4, 1], 0.8),  # 4 has no vector: two names
+        ([4, 0, 1, 4, 2], (0.6 + 0.8) * 0.5**0.5),
+        ([4, 4], 0.0),
+    ],
+)
+def test_words_without_a_vector_end_a_name(connector, asked, cosine):
+    near = connector.nearness(FRAMES[3:], torch.tensor([asked]), torch.ones(1, len(asked)), torch.tensor([0]))
+    assert near[0, 0].item() == pytest.approx(cosine)
 
 
 def test_a_token_is_the_frame_and_six_numbers_beside_it(connector):
