@@ -38,14 +38,14 @@ class DifficultyOptions:
         right = len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 1
         needs(
             (self.count is None or self.count >= 1, f"count: {self.count}, but it must be at least 1"),
+            *gaussian_needs(self.mean, self.spread),
             (right, f"quantiles: {list(low_high)} is not [lowest, highest], from 0 to 1"),
         )
-        check_gaussian(self.mean, self.spread)
 
 
-def check_gaussian(mean: float | None, spread: float, where: str = "") -> None:
-    """ConfigError unless these can weigh scores; ``where`` stands before the keys."""
-    needs(
+def gaussian_needs(mean: float | None, spread: float, where: str = "") -> tuple[tuple[bool, str], ...]:
+    """What ``needs`` has to ask so that these can weigh scores; ``where`` stands before the keys."""
+    return (
         (0 < spread < math.inf, f"{where}spread: {spread}, but it must be above 0 and finite"),
         (mean is None or math.isfinite(mean), f"{where}mean: {mean}, but it must be finite"),
     )

@@ -21,10 +21,10 @@ from torch.utils.data import Sampler as Order
 
 from videollm.batches.dataset import VideoDataset
 from videollm.common.answers import AnswerLine
-from videollm.common.config import ConfigError, need
+from videollm.common.config import ConfigError, need, needs
 from videollm.common.files import json_lines
 from videollm.data import Record
-from videollm.data.filters import DifficultyOptions, check_gaussian
+from videollm.data.filters import DifficultyOptions, gaussian_needs
 from videollm.grpo.rewards import Rewards
 from videollm.model.draws import gumbel, row_keys
 
@@ -103,9 +103,11 @@ class RedrawOptions:
 
     def __post_init__(self):
         where = "train.objective.redraw"
-        need(0 < self.share < 1, f"{where}.share: {self.share}, but it must be above 0 and below 1")
-        need(0 < self.flat <= 1, f"{where}.flat: {self.flat}, but it must be above 0 and at most 1")
-        check_gaussian(self.mean, self.spread, f"{where}.")
+        needs(
+            (0 < self.share < 1, f"{where}.share: {self.share}, but it must be above 0 and below 1"),
+            (0 < self.flat <= 1, f"{where}.flat: {self.flat}, but it must be above 0 and at most 1"),
+            *gaussian_needs(self.mean, self.spread, f"{where}."),
+        )
 
 
 class Redrawn(Order):
