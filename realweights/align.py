@@ -41,6 +41,7 @@ from videollm.common.files import write_text
 from videollm.video.preprocess import Preprocess
 
 BATCH = 64  # frames through the network
+TEXTS = 1024  # words through the sentence model
 EMPTY = 1 / 6  # of the frames show no thing
 HELD_OUT = 0.1  # of the frames measure, the rest teach
 TEMPERATURE = 20.0  # on cosines
@@ -69,7 +70,8 @@ def word_vectors(folder: Path, weight: Tensor, pieces: PreTrainedTokenizerBase) 
     texts = [piece.removeprefix("##") for piece in pieces.convert_ids_to_tokens(range(len(pieces)))]
     ids = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
     read = torch.stack([weight[row].float().mean(0) for row in ids]) - weight.float().mean(0)
-    meant = torch.from_numpy(sentence_model().encode(texts))
+    starts = tqdm(range(0, len(texts), TEXTS), desc="sentence vectors of words", unit="batch")
+    meant = torch.cat([torch.from_numpy(sentence_model().encode(texts[i : i + TEXTS])) for i in starts])
     vectors = torch.cat([normalize(read, dim=-1), normalize(meant - meant.mean(0), dim=-1)], -1) / 2**0.5
     asked = [pieces(wording.replace("{}", ""))["input_ids"] for wording in (*GROUNDING, *DENSE, *CHOICE)]
     vectors[sorted({*pieces.all_special_ids, *(token for row in asked for token in row)})] = 0
