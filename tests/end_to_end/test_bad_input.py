@@ -201,6 +201,7 @@ def test_text_that_does_not_fit_is_named_also_from_a_data_worker(tmp_path, model
         ("model.language.hiden_size=32", "model.language.hiden_size: unknown key; did you mean hidden_size?"),
         ("model.attention=flash_attention_2", "model.attention: flash_attention_2 needs"),
         ("model.word_vectors=none", "model.word_vectors: no file none"),
+        ("model.head_weights=none", "model.head_weights: no file none"),
         ("data.preprocess.size=56", "data.preprocess: makes frames of (3, 56, 56)"),
         ("data.videos=none", "data.videos: none is not a folder"),
         ("data.max_bad_fraction=3", "data.max_bad_fraction: 3.0 is no share"),

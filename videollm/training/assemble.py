@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -27,6 +25,7 @@ from videollm.checkpoint import (
     read_config,
     read_tokenizer,
 )
+from videollm.checkpoint.start import align_words, center_features, load_start, load_tower, read_start, scale_residuals
 from videollm.common.config import ConfigError, UserError, build, merge, need, read_yaml, to_dict, unusable
 from videollm.common.files import maybe_on_hub
 from videollm.common.spread import Spread, fill, misfits
@@ -36,7 +35,6 @@ from videollm.inference.options import kept_generate
 from videollm.inference.plan import room_for_question
 from videollm.model.attention import check_context, check_heads, check_installed
 from videollm.model.backbones import published_sampler
-from videollm.model.connectors import LinearConnector
 from videollm.model.lora import add_adapters
 from videollm.model.towers import check_numbers
 from videollm.model.tying import check_tie
@@ -294,7 +292,7 @@ def check_language_keys(default: PretrainedConfig, fields: dict) -> None:
 def load_parts(
     model: VideoLLM, given: ModelSettings, tokenizer: PreTrainedTokenizerBase, spread: Spread | None
 ) -> None:
-    """Copy pretrained weights into the tower, the language model and single words."""
+    """Copy pretrained weights into the tower, the head, the language model and single words."""
     language = model.language_model
     if given.language_weights:
         language = AutoModelForCausalLM.from_pretrained(local(given.language_weights), dtype="auto")
@@ -303,9 +301,13 @@ def load_parts(
             part.to(torch.float32)  # in which new rows are made, whatever the weights were released in
         language.resize_token_embeddings(model.config.text_config.vocab_size)
     if given.scale_residuals:
-        scale_residuals(model, given)
+        pretrained = "model.scale_residuals: for new weights, but model.language_weights has pretrained ones"
+        need(not given.language_weights, pretrained)
+        scale_residuals(model)
     if given.vision_weights:
         load_tower(model, given.vision_weights)
+    if given.head_weights:
+        load_start(model.head, given.head_weights, "model.head_weights")
     if given.feature_mean:
         center_features(model, given.feature_mean)
     if given.word_vectors:
@@ -323,77 +325,3 @@ def fill_language(model: VideoLLM, state: dict[str, Tensor], given: ModelSetting
             f"makes of it ({odd[0]}, {len(odd)} such); leave out of model.language what changes its shape"
         )
     fill(model.language_model, state, spread)
-
-
-CONNECTOR_FILE = "connector.safetensors"  # beside a tower's weights
-RESIDUAL = (("self_attn", "o_proj"), ("mlp", "down_proj"))
-
-
-def scale_residuals(model: VideoLLM, given: ModelSettings) -> None:
-    """Divide the start of the projections that write into the residual stream by sqrt(2 x layers), as GPT-2 does.
-
-    Else what the first layers add drowns the words themselves, and a tiny model is slow to read its question.
-    """
-    if given.language_weights:
-        raise ConfigError("model.scale_residuals: for new weights, but model.language_weights has pretrained ones")
-    layers = getattr(model.decoder, "layers", [None])
-    for layer in layers:
-        parts = [getattr(getattr(layer, part, None), name, None) for part, name in RESIDUAL]
-        need(all(parts), f"model.scale_residuals: not for the layers of a {type(model.decoder).__name__}; leave it out")
-        for projection in parts:
-            projection.weight.data *= (2 * len(layers)) ** -0.5
-
-
-def read_start(path: str, key: str) -> dict[str, Tensor]:
-    """The tensors that a new model starts from; ConfigError naming ``key`` where there is no such file."""
-    need(Path(path).is_file(), f"{key}: no file {path}")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{key}: {path} cannot be read as safetensors ({error}); give a file of that kind") from None
-
-
-def load_tower(model: VideoLLM, folder: str) -> None:
-    """Copy a tower's weights from ``folder/model.safetensors``, and those of the connector that it was made with from
-    ``connector.safetensors``, if that is there; ConfigError if they do not fit."""
-    found = local(folder, key="model.vision_weights")
-    for part, path in ((model.vision_tower, found / "model.safetensors"), (model.connector, found / CONNECTOR_FILE)):
-        if part is model.connector and not path.is_file():
-            continue
-        given, own = read_start(str(path), "model.vision_weights"), part.state_dict()
-        lacks = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
-        need(not lacks, f"model.vision_weights: {path} lacks {', '.join(lacks[:5])}, or has them in another shape")
-        part.load_state_dict(given, strict=False)
-
-
-def center_features(model: VideoLLM, path: str) -> None:
-    """Start the linear connector's bias so that the mean feature in ``path`` becomes zero."""
-    connector = model.connector
-    if not isinstance(connector, LinearConnector):
-        raise ConfigError("model.feature_mean: only the linear connector starts from it; leave it out")
-    mean = read_start(path, "model.feature_mean").get("mean")
-    if mean is None or mean.shape != connector.weight.shape[1:]:
-        raise ConfigError(f"model.feature_mean: {path} holds no `mean` of width {connector.weight.shape[1]}")
-    connector.bias.data = -connector.weight.data @ mean
-
-
-@torch.no_grad()
-def align_words(
-    weight: Tensor, tokenizer: PreTrainedTokenizerBase, attributes: dict[str, Tensor], norm: float = 4.0
-) -> None:
-    """Write the vectors of ``attributes`` (word -> [Dv], Dv <= D) into the words' rows of ``weight`` [V, D], in place.
-
-    Vectors are centred within what was given and scaled to length ``norm``. A word counts with and without a blank;
-    one that the tokenizer does not know is left out. Raises ConfigError for vectors of which these cannot be made.
-    """
-    widest, shapes = weight.shape[1], {vector.shape for vector in attributes.values()}
-    flat = len(attributes) > 1 and len(shapes) == 1 and all(len(s) == 1 and 0 < s[0] <= widest for s in shapes)
-    need(flat, f"model.word_vectors: has to hold several words, each as one vector, all as wide, at most {widest}")
-    mean = torch.stack(list(attributes.values())).mean(0)
-    for word, vector in attributes.items():
-        row = torch.zeros(weight.shape[1])
-        row[: len(vector)] = vector - mean
-        for piece in (word, "\u2581" + word):
-            index = tokenizer.convert_tokens_to_ids(piece)
-            if index not in (None, tokenizer.unk_token_id):
-                weight[index] = (norm * row / row.norm()).to(weight.dtype)

@@ -56,6 +56,7 @@ class ModelSettings:
     language_weights: Free[str | None] = None  # folder or hub name; then ``language`` holds overrides only
     scale_residuals: Free[bool] = False  # new weights: what a layer adds starts 1 / sqrt(2 layers) smaller (GPT-2)
     head: dict = field(default_factory=dict)  # {name: d2vlm | distime | text | yours, ...its options}
+    head_weights: Free[str | None] = None  # safetensors with all weights that the head starts from
     tokenizer: Free[str | None] = None  # folder or hub name; by default that of the checkpoint or language_weights
     question_tokenizer: Free[str | None] = None  # for a connector that reads the question
     word_vectors: Free[str | None] = None  # safetensors {word: [Dv]}: initial embeddings of these words (tiny models)
@@ -280,7 +281,7 @@ def places(model: dict[str, Any], data: dict[str, Any], train: dict[str, Any], c
         if name := model.get(key):
             there = Path(name).exists() or "/" not in name or maybe_on_hub(name)
             yield partial(need, there, f"model.{key}: nothing is at {name}; give a folder or a hub name")
-    for key in ("word_vectors", "feature_mean"):
+    for key in ("head_weights", "word_vectors", "feature_mean"):
         if model.get(key):
             yield partial(check_file, model[key], f"model.{key}")
     if train.get("deepspeed"):

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.models import make_bundle
+from videollm.checkpoint.start import center_features
 from videollm.common.config import ConfigError
 from videollm.model.connectors import build_connector
-from videollm.training.assemble import center_features
 
 
 class Model:

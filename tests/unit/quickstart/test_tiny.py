@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from quickstart import clips as moving_shapes
 from quickstart import tower as tiny
 from quickstart.clips import COLORS, MOTIONS, SHAPES
+from videollm.checkpoint.start import align_words
 from videollm.model.towers import ConvTower, ConvTowerConfig
-from videollm.training.assemble import align_words
 from videollm.video.preprocess import Preprocess
 from videollm.video.read import read_video
 from videollm.video.sampling import Sampler

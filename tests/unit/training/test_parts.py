@@ -148,6 +148,19 @@ def test_a_connector_that_cannot_read_a_question_is_refused(key, value):
         assemble(settings("etchat", "text", connector=connector))
 
 
+def test_a_head_starts_from_its_file_which_has_to_fit(tmp_path):
+    given = assemble(settings("internvl", "distime")).model.head.state_dict()
+    start = {name: torch.full_like(tensor, 0.5) for name, tensor in given.items()}
+    file = tmp_path / "head.safetensors"
+    save_file(start, file)
+    head = assemble(settings("internvl", "distime", head_weights=str(file))).model.head.state_dict()
+    assert all(torch.equal(head[name], tensor) for name, tensor in start.items())
+    first = next(iter(start))
+    save_file(start | {first: torch.zeros(1)}, file)
+    with pytest.raises(ConfigError, match=f"model.head_weights: {file} lacks {first}, or has them in another shape"):
+        assemble(settings("internvl", "distime", head_weights=str(file)))
+
+
 WORDS = {
     "too wide": {"dog": torch.ones(33), "cat": torch.zeros(33)},
     "none": {},
