@@ -4,9 +4,10 @@ In: the package's weights of the network, the converted language model (of which
 the sentence model that the metrics use, the things that training shows. Out: a tower folder: ``model.safetensors``
 with the projection, the start of the connector in ``connector.safetensors``, the tokenizer that questions are read
 with in ``question/``, and ``report.json``: how often a frame is nearest to the right name, among things of training
-and among those that no training clip shows. Only ``project`` learns, by contrast among the names; the network stays as
-ImageNet left it. Without it words and pictures share nothing, and a temporal head learns which events there are long
-before it learns which one was asked for.
+and among those that it was not taught. Only ``look`` and ``project`` learn, by contrast among the names; the network
+stays as ImageNet left it. Without it words and pictures share nothing, and a temporal head learns which events there
+are long before it learns which one was asked for. A fifth of the things of training is left out, so that the training
+that follows meets things whose pictures the tower was not taught, as it will later.
 
 A word's vector is its embedding in the language model and its sentence vector, side by side: the first is what the
 language model reads, and both together tell things apart that training has not shown better than either.
@@ -31,10 +32,11 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from all_benchmark_eval.metrics.sentences import sentence_model
+from quickstart.clips import LETTERS
 from realweights.clips import ACTIONS, OCCLUDED, SIZE, THING_SHARE, Event, paste
 from realweights.connector import WordMatchConnector
 from realweights.objects import CHOICE, DENSE, GROUNDING, Thing, read_photos, read_things
-from realweights.tower import MEAN, STD, LiteTower, LiteTowerConfig
+from realweights.tower import MEAN, STD, LiteTower, LiteTowerConfig, pool
 from videollm.common.command import Parser, ended, whole
 from videollm.common.config import need
 from videollm.common.files import write_text
@@ -45,11 +47,12 @@ TEXTS = 1024  # words through the sentence model
 EMPTY = 1 / 6  # of the frames show no thing
 HELD_OUT = 0.1  # of the frames measure, the rest teach
 TEMPERATURE = 20.0  # on cosines
-DROPOUT = 0.5  # of features: without it what is learnt of trained things says less of others
+DROPOUT = 0.7  # of features: without it what is learnt of trained things says less of others
 SPREAD = (
     0.06  # of a frame's vector around the mean of word embeddings: about how far the mean of a name's tokens is off
 )
 QUESTION = "question"  # folder of the tokenizer that questions are read with
+SORTS = TAUGHT, LEFT_OUT, UNSEEN = "taught", "left_out", "unseen"  # of things; the first two are in training's clips
 RIVALS = 2  # other things that a frame's name is measured against, as in a clip of three events
 
 
@@ -73,7 +76,7 @@ def word_vectors(folder: Path, weight: Tensor, pieces: PreTrainedTokenizerBase) 
     starts = tqdm(range(0, len(texts), TEXTS), desc="sentence vectors of words", unit="batch")
     meant = torch.cat([torch.from_numpy(sentence_model().encode(texts[i : i + TEXTS])) for i in starts])
     vectors = torch.cat([normalize(read, dim=-1), normalize(meant - meant.mean(0), dim=-1)], -1) / 2**0.5
-    asked = [pieces(wording.replace("{}", ""))["input_ids"] for wording in (*GROUNDING, *DENSE, *CHOICE)]
+    asked = [pieces(told.replace("{}", ""))["input_ids"] for told in (*GROUNDING, *DENSE, *CHOICE, *LETTERS)]
     vectors[sorted({*pieces.all_special_ids, *(token for row in asked for token in row)})] = 0
     return vectors
 
@@ -99,42 +102,54 @@ def draw(rng: np.random.Generator, thing: Thing | None, photos: Sequence[np.ndar
 
 
 @torch.no_grad()
-def features(tower: LiteTower, packages: Path, views: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pooled features [N, width] of ``views`` frames of every thing and of some without; which thing [N], or -1."""
+def look_at(tower: LiteTower, packages: Path, views: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The network on ``views`` frames of every thing and some without, float16 [N, P, F]; which thing [N], or -1."""
     things, photos, rng = read_things(packages), read_photos(packages, 2 * SIZE), np.random.default_rng(seed)
     number = views * len(things)
     shown = np.r_[np.repeat(np.arange(len(things)), views), np.full(round(number * EMPTY), -1)]
     shown = rng.permutation(shown)
     preprocess = Preprocess(kind="plain", size=tower.config.image_size, mean=MEAN, std=STD)
-    found = []
+    found = None
     for start in tqdm(range(0, len(shown), BATCH), desc="frames through the tower", unit="batch"):
         some = shown[start : start + BATCH]
         frames = np.stack([draw(rng, things[i] if i >= 0 else None, photos) for i in some])
-        pixels = preprocess(torch.from_numpy(frames)).contiguous(memory_format=torch.channels_last)
-        found.append(tower.pooled(pixels))
-    return torch.cat(found), torch.from_numpy(shown)
+        places = tower.places(preprocess(torch.from_numpy(frames)).contiguous(memory_format=torch.channels_last))
+        if found is None:
+            found = places.new_empty(len(shown), *places.shape[1:], dtype=torch.float16)
+        found[start : start + BATCH] = places
+    return found, torch.from_numpy(shown)
 
 
-def fit(project: nn.Linear, x: Tensor, labels: Tensor, names: Tensor, steps: int, seed: int) -> None:
-    """Fit ``project`` so that a feature [N, F] lies nearest to one of its label's ``names`` [T, K, D].
+def fit(tower: LiteTower, x: Tensor, labels: Tensor, names: Tensor, steps: int, seed: int) -> None:
+    """Fit ``look`` and ``project`` so that a frame [N, P, F] lies nearest to one of its label's ``names`` [T, K, D].
 
-    Label T is a frame without a thing, whose vector is learnt too.
+    Label T is a frame without a thing, whose vector is learnt too; label -1 is not learnt from.
     """
     rng = torch.Generator().manual_seed(seed)  # of batches and names; dropout follows torch's own
     things, number, width = names.shape
+    pooled = x.mean(1, dtype=torch.float32)
+    mean, spread, rows = pooled.mean(0), pooled.std(0) + 1e-3, (labels >= 0).nonzero()[:, 0]
+    nn.init.zeros_(tower.look.weight)  # at first everywhere
     nothing = nn.Parameter(0.02 * torch.randn(width, generator=rng))
-    optimizer = torch.optim.AdamW([*project.parameters(), nothing], lr=2e-3, weight_decay=0.1)
+    learnt = [*tower.look.parameters(), *tower.project.parameters(), nothing]
+    optimizer = torch.optim.AdamW(learnt, lr=2e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.95 * step / steps)
     for _ in tqdm(range(steps), desc="aligning pictures with words", unit="step"):
-        some = torch.randint(len(x), (256,), generator=rng)
+        some = rows[torch.randint(len(rows), (256,), generator=rng)]
         called = names[torch.arange(things), torch.randint(number, (things,), generator=rng)]
         known = torch.cat([called, normalize(nothing, dim=0)[None]])
-        near = normalize(project(dropout(x[some], DROPOUT)), dim=-1) @ known.T
+        places = (x[some].float() - mean) / spread
+        frames = dropout(pool(places, tower.look(places)), DROPOUT)
+        near = normalize(tower.project(frames), dim=-1) @ known.T
         loss = cross_entropy(TEMPERATURE * near, labels[some])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+    with torch.no_grad():  # of places as they come
+        tower.look.weight /= spread
+        tower.project.weight /= spread
+        tower.project.bias -= tower.project.weight @ mean
 
 
 @torch.no_grad()
@@ -161,33 +176,32 @@ def align(packages: Path, language: Path, output: Path, *, size: int, views: int
     config = LiteTowerConfig(image_size=size, hidden_size=vectors.shape[1])
     tower = LiteTower(config).eval().to(memory_format=torch.channels_last)
     lacks = tower.load_state_dict(state, strict=False).missing_keys
-    ours = {"project.weight", "project.bias", "norm.weight", "norm.bias"}
+    ours = {"look.weight", "project.weight", "project.bias", "norm.weight", "norm.bias"}
     need(set(lacks) == ours, f"{weights[0]}: lacks {', '.join(lacks[:3])}; fetch it again")
-    x, shown = features(tower, packages, views, seed)
-    mean, spread = x.mean(0), x.std(0) + 1e-3
-    x = (x - mean) / spread
-    unseen = torch.tensor([thing.unseen for thing in things])
+    x, shown = look_at(tower, packages, views, seed)
     measured = torch.rand(len(x), generator=torch.Generator().manual_seed(seed)) < HELD_OUT
-    shows = torch.where(shown >= 0, unseen[shown.clamp(min=0)].int(), -1)  # 1: an unseen thing, 0: a seen one, -1: none
-    seen = (~unseen).nonzero()[:, 0]
+    sorts = [UNSEEN if thing.unseen else TAUGHT if thing.aligned else LEFT_OUT for thing in things]
+    rivals = {sort: torch.tensor([i for i, own in enumerate(sorts) if own == sort]) for sort in SORTS}
+    shows = [sorts[i] if i >= 0 else "" for i in shown.tolist()]
+    of = {sort: torch.tensor([own == sort for own in shows]) for sort in SORTS}
+    taught = rivals[TAUGHT]
     place = torch.full((len(things) + 1,), -1)
-    place[seen], place[-1] = torch.arange(len(seen)), len(seen)
-    taught = ~measured & (shows != 1)
-    fit(tower.project, x[taught], place[shown[taught]], names[seen], steps, seed)
+    place[taught], place[-1] = torch.arange(len(taught)), len(taught)
+    fit(tower, x, place[shown].masked_fill(measured, -1), names[taught], steps, seed)
     with torch.no_grad():
-        near = normalize(tower.project(x), dim=-1) @ vectors.T
-        kinds = {"seen": (measured & (shows == 0), seen), "unseen": (shows == 1, unseen.nonzero()[:, 0])}
-        told = {kind: accuracy(near[m], shown[m], rivals, seed) for kind, (m, rivals) in kinds.items()}
-        tower.project.weight /= spread  # of the features as they come
-        tower.project.bias -= tower.project.weight @ mean
+        parts = x.split(TEXTS)
+        near = torch.cat([normalize(tower.project(pool(p.float(), tower.look(p.float()))), dim=-1) for p in parts])
+        near = near @ vectors.T
+        of[TAUGHT] &= measured
+        told = {sort: accuracy(near[of[sort]], shown[of[sort]], rivals[sort], seed) for sort in SORTS}
         tower.norm.weight.fill_(SPREAD)
         tower.norm.bias.zero_()[: embedded.shape[1]] = embedded.mean(0)
     tower.save_pretrained(output)
     pieces.save_pretrained(output / QUESTION)
     connector = WordMatchConnector({}, config.hidden_size, embedded.shape[1])
-    connector.take(words, vectors[seen], tower.norm.bias)
+    connector.take(words, vectors[taught], tower.norm.bias)
     save_file(connector.state_dict(), output / "connector.safetensors")
-    counts = {"things": len(things), "unseen_things": int(unseen.sum()), "frames": len(x)}
+    counts = {"things": {sort: len(rivals[sort]) for sort in SORTS}, "frames": len(x)}
     report = {"accuracy": told, "rivals": RIVALS, **counts}
     report |= {"size": size, "views": views, "steps": steps, "seed": seed}
     report["cpu_s"] = round(time.process_time() - start, 1)

@@ -17,7 +17,26 @@ from videollm.common.config import build, need
 from videollm.model.connectors import CONNECTORS, WHERE, Connector
 
 SHARPNESS = 5.0  # nearness is a cosine; its differences between frames are about a fifth
+SCRAMBLED = 1.0  # share of the questions naming something whose frames do not say their words in training
+LIKENESS = 5.0  # on cosines of frames: how much alike those are that speak together
 NEIGHBOURS = 10  # names of training whose mean nearness says how near a frame is to names at all
+
+
+class Scramble(nn.Dropout):
+    """In training the numbers of frames [V, 1, Dv] change places, the same in all frames of a question.
+
+    What looks alike still does, but a frame no longer says its word. For the share ``p`` of the questions that
+    ``named`` [B] names; ``owner`` [V] is each frame's question. A kind of dropout: who switches that off, as
+    reinforcement learning does, switches this off.
+    """
+
+    def forward(self, frames: Tensor, named: Tensor, owner: Tensor) -> Tensor:
+        """[V, 1, Dv] -> [V, 1, Dv]."""
+        if not self.training or not self.p:
+            return frames
+        drawn = named & (torch.rand(len(named), device=frames.device) < self.p)
+        places = torch.rand(len(named), frames.shape[-1], device=frames.device).argsort(-1)
+        return torch.where(drawn[owner, None, None], frames.gather(2, places[owner, None]), frames)
 
 
 @dataclass
@@ -50,6 +69,7 @@ class WordMatchConnector(Connector):
         self.weight = nn.Parameter(torch.empty(hidden_size, vision_size))
         self.bias = nn.Parameter(torch.empty(hidden_size))
         self.told = nn.Parameter(torch.empty(hidden_size, 6))
+        self.scramble = Scramble(SCRAMBLED)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -79,15 +99,18 @@ class WordMatchConnector(Connector):
         self.center.copy_(center)
 
     def nearness(self, features: Tensor, query_ids: Tensor, query_mask: Tensor, owner: Tensor) -> Tensor:
-        """Cosine of each frame [V, Dv] and its question's nearest name, and less that to trained ones. [V, 2]."""
+        """Cosine of each frame [V, Dv] and its question's nearest name (0: none), and less that to names. [V, 2]."""
         frames = normalize(features.float() - self.center.float(), dim=-1)
+        alike = (LIKENESS * frames @ frames.T).masked_fill(owner[:, None] != owner, -torch.inf)
+        frames = alike.softmax(-1) @ frames  # what frames of a video that look alike say together
         words = self.words[query_ids].float() * query_mask.unsqueeze(-1)  # [B, Lq, Dv]
         named = words.any(-1)  # [B, Lq]
         place = (named & ~nn.functional.pad(named[:, :-1], (1, 0))).cumsum(1)  # of the row that a word stands in
         names = words.new_zeros(len(words), words.shape[1] + 1, words.shape[2])
         names = normalize(names.scatter_add(1, place.unsqueeze(-1).expand_as(words), words), dim=-1)
-        cosine = torch.einsum("vd,bqd->vbq", frames, names).amax(-1)  # [V, B]
-        cosine = cosine.gather(1, owner[:, None])[:, 0]
+        cosine = torch.einsum("vd,vqd->vq", frames, names[owner])
+        cosine = cosine.masked_fill(~names.any(-1)[owner], -1).amax(-1)  # [V]
+        cosine = torch.where(named.any(-1)[owner], cosine, 0)
         known = (frames @ self.names.float().T).topk(min(NEIGHBOURS, len(self.names)), -1).values.mean(-1)
         return torch.stack([cosine, cosine - known], -1)
 
@@ -98,5 +121,7 @@ class WordMatchConnector(Connector):
         mean = zeros.scatter_reduce(0, rows, near, "mean", include_self=False)
         best = zeros.scatter_reduce(0, rows, near, "amax", include_self=False)
         told = SHARPNESS * torch.cat([near, near - mean[owner], near - best[owner]], -1)  # [V, 6]
+        named = (self.words[query_ids].any(-1) & query_mask.bool()).any(-1)  # [B]
+        features = self.scramble(features - self.center, named, owner) + self.center
         plain = nn.functional.linear(features.to(self.weight.dtype), self.weight, self.bias)
         return plain + (told.to(self.told.dtype) @ self.told.T)[:, None]

@@ -15,11 +15,12 @@ ASKED = ("test", "unseen", "wording")
 # CPU-seconds of one core (docs/realweights.md): a clip, a frame of it in the tower, one drawn for the alignment and in
 # the tower, a question in training, an answer.
 CLIP_S, FRAME_S, VIEW_S, ITEM_S, ANSWER_S = 0.1, 0.02, 0.028, 0.4, 0.5
+TIMES = "times.safetensors"  # the start of DisTime's head
 FRAMES = 32  # of a clip, as in configs/realweights
 
 
 def prepare_stages(args: argparse.Namespace) -> list[Stage]:
-    """The language model, the clips and the tower of the packages' weights and pictures, one after the other."""
+    """The language model, the clips, the tower and the start of DisTime's head, one after the other."""
     out, packages, seed = args.output, args.packages, ("--seed", args.seed)
     language = ("--gguf", packages / "language", "--output", out / "language", "--reader", packages / "gguf")
     counts = [f"--{split}={getattr(args, split)}" for split in SPLITS]
@@ -31,6 +32,9 @@ def prepare_stages(args: argparse.Namespace) -> list[Stage]:
         "make clips": ("realweights.clips", *clips),
         "align tower": ("realweights.align", *tower),
     }
+    if "distime" in args.heads:
+        times = ("--language", out / "language", "--output", out / TIMES, *seed)
+        jobs["say times in words"] = ("realweights.times", *times)
     return [stage(args, name, command(*words)) for name, words in jobs.items()]
 
 
@@ -55,6 +59,8 @@ def train_stage(args: argparse.Namespace, head: str) -> Stage:
         "train.output": out / head,
         "train.seed": args.seed,
     }
+    if head == "distime":
+        values["model.head_weights"] = out / TIMES
     if args.steps:
         values["train.steps"] = args.steps
     overrides = [f"{key}={value}" for key, value in values.items()]
@@ -79,6 +85,7 @@ def costs(args: argparse.Namespace, steps: int, batch: int) -> dict[str, float]:
         "convert language model": 20,
         "make clips": sum(clips.values()) * CLIP_S,
         "align tower": 840 * args.views * VIEW_S + 57,
+        "say times in words": 30,
         "train": features + steps * batch * ITEM_S,
         "answer": asked * (FRAMES * FRAME_S + 4 * ANSWER_S),
     }

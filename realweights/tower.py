@@ -1,9 +1,10 @@
 """An ImageNet tower from a package: EfficientNet-Lite0, its preprocessing, and its alignment with words.
 
 In: normalised frames [N, 3, S, S]. Out: one feature a frame [N, 1, D] in the space of a language model's word
-embeddings, where ``project`` (fitted by align.py) puts a picture near the name of what it shows. The network computes
-what TensorFlow's does, padding included; the file of weights keeps the package's own names, without the prefix ``_``.
-``setup.py`` declares it, so ``model.vision.type: efficientnet_lite`` finds it in any command. It knows no words.
+embeddings, where ``project`` (fitted by align.py) puts a picture near the name of what it shows. ``look`` (fitted with
+it) says which places of the picture it is read from. The network computes what TensorFlow's does, padding included; the
+file of weights keeps the package's own names, without the prefix ``_``. ``setup.py`` declares it, so
+``model.vision.type: efficientnet_lite`` finds it in any command. It knows no words.
 """
 
 import torch.nn.functional as F
@@ -70,6 +71,11 @@ class Block(nn.Module):
         return x + y if self.adds else y
 
 
+def pool(places: Tensor, looks: Tensor) -> Tensor:
+    """The mean of ``places`` [N, P, F], each weighed by the softmax of ``looks`` [N, P, 1]. [N, F]."""
+    return (looks.softmax(1) * places).sum(1)
+
+
 class LiteTower(PreTrainedModel):
     """EfficientNet-Lite and a projection: what is in the frame, as one vector like a word's embedding."""
 
@@ -87,6 +93,7 @@ class LiteTower(PreTrainedModel):
                 channels = behind
         self.blocks = nn.ModuleList(blocks)
         self.conv_head, self.bn1 = Same(channels, config.width, 1), norm(config.width)
+        self.look = nn.Linear(config.width, 1, bias=False)
         self.project = nn.Linear(config.width, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size)  # its weight and bias make a word embedding of it (align.py)
         self.hidden_size = config.hidden_size
@@ -95,17 +102,18 @@ class LiteTower(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Torch's own initialisation."""
 
-    def pooled(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, S, S] -> [N, width]: what the classifier of ImageNet reads."""
+    def places(self, pixel_values: Tensor) -> Tensor:
+        """[N, 3, S, S] -> [N, P, width]: what the network says of each place of the picture."""
         check_frames(pixel_values, 3, (self.config.image_size,) * 2)
         x = F.relu6(self.bn0(self.conv_stem(pixel_values)))
         for block in self.blocks:
             x = block(x)
-        return F.relu6(self.bn1(self.conv_head(x))).mean((2, 3))
+        return F.relu6(self.bn1(self.conv_head(x))).flatten(2).mT
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, S, S] -> [N, 1, hidden_size]."""
-        return self.norm(self.project(self.pooled(pixel_values)))[:, None]
+        places = self.places(pixel_values)
+        return self.norm(self.project(pool(places, self.look(places))))[:, None]
 
 
 @TOWERS.register(name="efficientnet_lite")

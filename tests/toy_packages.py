@@ -50,7 +50,7 @@ def lay_out(folder: Path) -> Path:
     torch.manual_seed(0)
     state = LiteTower(LiteTowerConfig(image_size=32)).state_dict()
     theirs = {re.sub(r"(^|\.)(?=conv|bn|blocks|expand|depth|project_)", r"\1_", k): v for k, v in state.items()}
-    kept = {k: v for k, v in theirs.items() if not k.startswith(("project", "norm"))}
+    kept = {k: v for k, v in theirs.items() if not k.startswith(("look", "project", "norm"))}
     torch.save(kept | {"_fc.weight": torch.zeros(1)}, folder / "tower/lite.pth")
     return folder
 

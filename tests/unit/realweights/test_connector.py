@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from realweights.connector import SHARPNESS
+from realweights.connector import LIKENESS, SHARPNESS
 from videollm.common.config import ConfigError
+from videollm.grpo.objective import no_dropout
 from videollm.model.connectors import build_connector
 
 WORDS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
@@ -18,7 +19,7 @@ OWNER = torch.tensor([0, 0, 1, 1])
 def connector():
     made = build_connector({"type": "word_match", "words": 5, "names": 2}, 2, 3)
     made.take(WORDS, NAMES, CENTER)
-    return made
+    return made.eval()
 
 
 def test_rows_of_words_may_be_left_over_and_names_beyond_the_rows_are_left_out(connector):
@@ -27,12 +28,30 @@ def test_rows_of_words_may_be_left_over_and_names_beyond_the_rows_are_left_out(c
     assert connector.center.tolist() == [1, 1]
 
 
+def together(frames, owner):
+    """What each frame says with those of its video that look like it: a mean of directions, weighed by likeness."""
+    unit = torch.nn.functional.normalize(frames - CENTER, dim=-1)
+    said = []
+    for one, of in zip(unit, owner, strict=True):
+        video = unit[owner == of]
+        said.append((LIKENESS * video @ one).softmax(0) @ video)
+    return torch.stack(said)
+
+
 def test_a_frame_is_told_the_nearest_name_of_its_own_question_words_in_a_row(connector):
     ids, mask = torch.tensor([[0, 3], [2, 1]]), torch.tensor([[1, 0], [1, 1]])
-    near = connector.nearness(FRAMES, ids, mask, OWNER)
-    assert near[:, 0].tolist() == pytest.approx([1.0, 0.0, 0.5**0.5, (0.8 - 0.6) * 0.5**0.5])  # padding is not read
-    known = [(-1 + 0.8) / 2, (0 - 0.6) / 2, 0.6 / 2, (-0.6 + 0.96) / 2]  # the mean over both names
-    assert (near[:, 0] - near[:, 1]).tolist() == pytest.approx(known, abs=3e-3)  # names are kept in bfloat16
+    near, said = connector.nearness(FRAMES, ids, mask, OWNER), together(FRAMES, OWNER)
+    names = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-(0.5**0.5), 0.5**0.5], [-(0.5**0.5), 0.5**0.5]])
+    assert torch.allclose(near[:, 0], (said * names).sum(-1), atol=1e-5)  # padding is not read
+    known = (said @ NAMES[:2].T).mean(-1)  # over both names
+    assert torch.allclose(near[:, 0] - near[:, 1], known, atol=3e-3)  # names are kept in bfloat16
+
+
+def test_frames_of_other_videos_say_nothing(connector):
+    ids, mask = torch.tensor([[0], [1]]), torch.ones(2, 1)
+    both = connector.nearness(FRAMES, ids, mask, OWNER)
+    one = connector.nearness(FRAMES[2:], ids[1:], mask[1:], torch.tensor([0, 0]))
+    assert torch.allclose(both[2:], one, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +60,7 @@ def test_a_frame_is_told_the_nearest_name_of_its_own_question_words_in_a_row(con
         ([0, 1], (0.6 + 0.8) * 0.5**0.5),
         ([0, 4, 4, 1], 0.8),  # 4 has no vector: two names
         ([4, 0, 1, 4, 2], (0.6 + 0.8) * 0.5**0.5),
+        ([2, 4], -0.6),  # nothing is nearer than what is named
         ([4, 4], 0.0),
     ],
 )
@@ -61,6 +81,20 @@ def test_a_token_is_the_frame_and_six_numbers_beside_it(connector):
     assert torch.allclose(tokens[:, 0], plain + SHARPNESS * told @ connector.told.T, atol=1e-5)
     narrow = build_connector({"type": "word_match"}, 3, 2)  # the last of a frame's numbers are for the nearness only
     assert narrow.weight.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_in_training_frames_of_a_question_that_names_something_say_other_words(connector):
+    ids, mask = torch.tensor([[4, 4], [0, 4]]), torch.ones(2, 2)
+    frames, owner = torch.cat([FRAMES, FRAMES])[:, None], torch.tensor([0] * 4 + [1] * 4)
+    told = connector(frames, ids, mask, owner)
+    swapped = told.clone()
+    swapped[4:, 0, :2] += (FRAMES - CENTER).flip(-1) - (FRAMES - CENTER)
+    torch.manual_seed(0)
+    found = [connector.train()(frames, ids, mask, owner) for _ in range(20)]
+    like = [[torch.allclose(one, other, atol=1e-5) for one in found] for other in (told, swapped)]
+    assert sum(like[0]) > 0 and sum(like[1]) > 0 and sum(like[0]) + sum(like[1]) == 20  # all frames of a question alike
+    no_dropout(connector)  # as reinforcement learning does
+    assert torch.equal(connector(frames, ids, mask, owner), told)
 
 
 def test_words_stay_and_what_is_told_of_them_is_learnt(connector):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from realweights.tower import MEAN, SIZE, STD, LiteTower, LiteTowerConfig, Same
+from realweights.tower import MEAN, SIZE, STD, LiteTower, LiteTowerConfig, Same, pool
 from videollm.video.preprocess import Preprocess
 
 
@@ -26,7 +26,7 @@ def test_zeros_go_where_tensorflow_puts_them(kernel, stride, side, seen):
 def test_the_network_is_as_large_as_published():
     """4 652 008 parameters with the classifier of 1000 classes, which is not read."""
     tower = LiteTower(LiteTowerConfig())
-    own = sum(p.numel() for n, p in tower.named_parameters() if not n.startswith(("project", "norm")))
+    own = sum(p.numel() for n, p in tower.named_parameters() if not n.startswith(("look", "project", "norm")))
     assert own + 1280 * 1000 + 1000 == 4_652_008
 
 
@@ -36,6 +36,13 @@ def test_a_frame_is_one_feature_and_another_size_is_refused():
     assert features.shape == (2, 1, 8) and torch.allclose(features.mean(-1), torch.zeros(2, 1), atol=1e-5)
     with pytest.raises(ValueError, match="frames of shape"):
         tower(torch.rand(2, 3, SIZE, SIZE))
+
+
+def test_a_frame_is_read_from_where_the_tower_looks():
+    places = torch.rand(2, 4, 3)
+    assert torch.allclose(pool(places, torch.zeros(2, 4, 1)), places.mean(1))
+    looks = torch.tensor([[0.0, 0, 99, 0], [99, 0, 0, 0]]).unsqueeze(-1)
+    assert torch.allclose(pool(places, looks), torch.stack([places[0, 2], places[1, 0]]))
 
 
 def test_bytes_are_scaled_as_the_package_was_trained():
