@@ -62,8 +62,9 @@ def run(args: argparse.Namespace) -> None:
     if args.packages is None:
         args.packages = args.output / "packages"
         fetch(args.packages)
+    first = prepare_stages(args)
     groups = (
-        *([stage] for stage in prepare_stages(args)),
+        *([stage] for stage in first),
         [train_stage(args, head) for head in args.heads],
         [answer_stage(args, head) for head in args.heads],
     )
@@ -71,8 +72,9 @@ def run(args: argparse.Namespace) -> None:
     cost = costs(args, args.steps or settings.train.steps, settings.train.global_batch or settings.train.batch_size)
     slots = 1 if args.processes > 1 or torch.cuda.is_available() else os.cpu_count() or 1
     with Progress([stage.name for stage in ran], CONSOLE, cost) as progress:
-        before, each = sum(list(cost.values())[:3]) / 60, (cost["train"] + cost["answer"]) / 60
-        CONSOLE.print(f"about {before:.0f} CPU-minutes before training, {each:.0f} for each head", highlight=False)
+        before = sum(progress.cost_s(stage.name) for stage in first) / 60
+        each = [f"{head} {(cost[f'train {head}'] + cost['answer']) / 60:.0f}" for head in args.heads]
+        CONSOLE.print(f"about {before:.0f} CPU-minutes before training; {', '.join(each)}", highlight=False)
         for group in groups:
             run_stages(group, slots, progress)
     report = score_all(args) | {"seed": args.seed, "commit": code()[0], "torch": torch.__version__}

@@ -35,6 +35,7 @@ from all_benchmark_eval.metrics.sentences import sentence_model
 from quickstart.clips import LETTERS
 from realweights.clips import ACTIONS, OCCLUDED, SIZE, THING_SHARE, Event, paste
 from realweights.connector import WordMatchConnector
+from realweights.language import check_converted
 from realweights.objects import CHOICE, DENSE, GROUNDING, Thing, read_photos, read_things
 from realweights.tower import MEAN, STD, LiteTower, LiteTowerConfig, pool
 from videollm.common.command import Parser, ended, whole
@@ -164,6 +165,7 @@ def accuracy(near: Tensor, labels: Tensor, rivals: Tensor, seed: int) -> float:
 
 def align(packages: Path, language: Path, output: Path, *, size: int, views: int, steps: int, seed: int) -> None:
     """Make the tower folder ``output``; its report is written last. Raises ConfigError where a file is missing."""
+    check_converted(language)
     weights = sorted((packages / "tower").rglob("*.pth"))
     need(weights, f"no .pth file in {packages / 'tower'}; run bash scripts/realweights.sh, which fetches it")
     state = {re.sub(r"(^|\.)_", r"\1", k): v for k, v in torch.load(weights[0], weights_only=True).items()}

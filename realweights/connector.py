@@ -18,8 +18,8 @@ from videollm.model.connectors import CONNECTORS, WHERE, Connector
 
 SHARPNESS = 5.0  # nearness is a cosine; its differences between frames are about a fifth
 SCRAMBLED = 1.0  # share of the questions naming something whose frames do not say their words in training
-LIKENESS = 5.0  # on cosines of frames: how much alike those are that speak together
-NEIGHBOURS = 10  # names of training whose mean nearness says how near a frame is to names at all
+LIKENESS = 5.0  # on cosines of frames: how much more a frame counts to those that look like it
+NEIGHBOURS = 10  # names of the alignment whose mean nearness says how near a frame is to names at all
 
 
 class Scramble(nn.Dropout):
@@ -44,18 +44,19 @@ class WordMatchOptions:
     """Options of ``word_match``."""
 
     words: int = 30522  # rows of the table of words: the sentence model's vocabulary
-    names: int = 512  # rows of the table of names that training shows
+    names: int = 512  # rows of the table of names that the alignment taught
 
 
 @CONNECTORS.register(name="word_match")
 class WordMatchConnector(Connector):
     """A linear map, from the identity, plus a map of six numbers a frame.
 
-    ``words`` [words, Dv]: unit vectors of the question's tokens; ``names`` [names, Dv]: of things that training shows;
+    ``words`` [words, Dv]: unit vectors of the question's tokens; ``names`` [names, Dv]: that the alignment taught;
     ``center`` [Dv]: around which frames lie. They come from ``connector.safetensors`` beside the tower's weights.
-    The six: the cosine c of the frame and the nearest of the question's names, and c less the mean over the nearest
-    names (Conneau et al., Word Translation Without Parallel Data, ICLR 2018: some frames are near to all names); each
-    by itself, less its mean over the video, and less its best in the video.
+    The six: the cosine c of the frame (meant with the frames of its video that look like it) and the nearest of the
+    question's names, and c less the mean over the nearest ``names`` (Conneau et al., Word Translation Without Parallel
+    Data, ICLR 2018: some frames are near to all names); each by itself, less its mean over the video, and less its
+    best in the video.
     """
 
     reads_question = True

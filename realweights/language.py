@@ -40,6 +40,12 @@ def convert(file: Path, output: Path) -> None:
     write_text(output / "complete", "")
 
 
+def check_converted(folder: Path) -> None:
+    """ConfigError where ``folder`` holds no language model that ``convert`` has written whole."""
+    remedy = "make it with python -m realweights.language, or run bash scripts/realweights.sh"
+    need((folder / "complete").is_file(), f"{folder}: no converted language model; {remedy}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; a user's error is one line and exit status 2."""
     parser = Parser(prog="python -m realweights.language", description=__doc__.split("\n")[0])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -22,9 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from distime.losses import dfl, gaussian
 from distime.time_head import TimeHead, TimeOptions
+from realweights.language import check_converted
 from realweights.objects import ANSWERS, GROUNDING
 from videollm.common.command import Parser, ended, whole
-from videollm.common.config import need
+from videollm.common.config import ConfigError, need
 from videollm.common.files import replacing
 
 BATCH, LR = 256, 1e-3
@@ -83,7 +84,8 @@ def fit(head: TimeHead, said: Tensor, center: Tensor, base: Tensor, steps: int) 
 
 
 def start_times(language: Path, output: Path, *, steps: int, seed: int) -> tuple[float, float]:
-    """Write the head's start to ``output``; returns its errors (see ``fit``)."""
+    """Write the head's start to ``output``; returns its errors (see ``fit``). Raises ConfigError without a model."""
+    check_converted(language)
     tokenizer = AutoTokenizer.from_pretrained(language)
     model = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32).eval()
     weight = model.get_input_embeddings().weight.detach()
@@ -110,8 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         if args.output.is_file():
-            with safe_open(args.output, "pt") as file:
-                made = file.metadata()
+            try:
+                with safe_open(args.output, "pt") as file:
+                    made = file.metadata()
+            except SafetensorError as error:
+                raise ConfigError(f"{args.output}: cannot be read ({error}); delete it, or give another file") from None
             same = made == {"steps": str(args.steps), "seed": str(args.seed)}
             need(same, f"{args.output}: was made with {made}, not with these options; give another file")
             return

@@ -64,3 +64,9 @@ def test_the_tower_learns_where_to_look_and_what_to_call_it():
     plain = (labels < 7) & (marked > 0.3)
     assert (looks[..., 0].argmax(1) == where)[plain].float().mean() > 0.95
     assert (near.argmax(1) == labels)[plain].float().mean() > 0.95
+
+
+def test_a_missing_language_model_is_one_line_with_a_remedy(tmp_path, capsys):
+    places = ("--packages", tmp_path, "--language", tmp_path / "none", "--output", tmp_path / "tower")
+    assert align.main([str(word) for word in places]) == 2
+    assert f"error: {tmp_path / 'none'}: no converted language model; make it with" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_all_stages_run_and_go_on_where_they_ended(packages, tmp_path, monkeypat
     words = ["--output", str(out), "--packages", str(packages), *small, *few]
     assert realweights.main(words) == 0
     told = capsys.readouterr().out
-    assert "CPU-minutes before training" in told and told.index("CPU-minutes") < told.index("clips,")
+    assert "CPU-minutes before training; evidence " in told and told.index("CPU-minutes") < told.index("clips,")
     report = json.loads((out / "report.json").read_text())
     assert set(report["splits"]) == {"test", "unseen", "wording"}
     for found in report["splits"].values():

@@ -40,6 +40,16 @@ def test_times_are_said_by_words_and_read_from_states_that_lean_to_them(folder, 
     assert "times.safetensors: was made with" in capsys.readouterr().err
 
 
+def test_a_missing_model_and_a_damaged_file_are_one_line_with_a_remedy(folder, tmp_path, capsys):
+    none, file = str(tmp_path / "none"), tmp_path / "times.safetensors"
+    assert times.main(["--language", none, "--output", str(file)]) == 2
+    assert f"error: {none}: no converted language model; make it with python -m" in capsys.readouterr().err
+    file.write_bytes(b"no tensors")
+    assert times.main(["--language", str(folder), "--output", str(file)]) == 2
+    assert f"error: {file}: cannot be read (" in capsys.readouterr().err
+    assert file.read_bytes() == b"no tensors"
+
+
 def test_words_are_as_unlike_as_can_be_and_whole(folder):
     tokenizer = times.AutoTokenizer.from_pretrained(folder)
     weight = torch.randn(len(tokenizer), 8, generator=torch.Generator().manual_seed(0))
