@@ -6,8 +6,7 @@ with the projection, the start of the connector in ``connector.safetensors``, th
 with in ``question/``, and ``report.json``: how often a frame is nearest to the right name, among things of training
 and among those that it was not taught. Only ``look`` and ``project`` learn, by contrast among the names; the network
 stays as ImageNet left it. Without it words and pictures share nothing, and a temporal head learns which events there
-are long before it learns which one was asked for. A fifth of the things of training is left out, so that the training
-that follows meets things whose pictures the tower was not taught, as it will later.
+are long before it learns which one was asked for.
 
 A word's vector is its embedding in the language model and its sentence vector, side by side: the first is what the
 language model reads, and both together tell things apart that training has not shown better than either.
@@ -53,7 +52,7 @@ SPREAD = (
     0.06  # of a frame's vector around the mean of word embeddings: about how far the mean of a name's tokens is off
 )
 QUESTION = "question"  # folder of the tokenizer that questions are read with
-SORTS = TAUGHT, LEFT_OUT, UNSEEN = "taught", "left_out", "unseen"  # of things; the first two are in training's clips
+SORTS = TAUGHT, UNSEEN = "taught", "unseen"  # of things
 RIVALS = 2  # other things that a frame's name is measured against, as in a clip of three events
 
 
@@ -182,7 +181,7 @@ def align(packages: Path, language: Path, output: Path, *, size: int, views: int
     need(set(lacks) == ours, f"{weights[0]}: lacks {', '.join(lacks[:3])}; fetch it again")
     x, shown = look_at(tower, packages, views, seed)
     measured = torch.rand(len(x), generator=torch.Generator().manual_seed(seed)) < HELD_OUT
-    sorts = [UNSEEN if thing.unseen else TAUGHT if thing.aligned else LEFT_OUT for thing in things]
+    sorts = [UNSEEN if thing.unseen else TAUGHT for thing in things]
     rivals = {sort: torch.tensor([i for i, own in enumerate(sorts) if own == sort]) for sort in SORTS}
     shows = [sorts[i] if i >= 0 else "" for i in shown.tolist()]
     of = {sort: torch.tensor([own == sort for own in shows]) for sort in SORTS}

@@ -44,7 +44,7 @@ class WordMatchOptions:
     """Options of ``word_match``."""
 
     words: int = 30522  # rows of the table of words: the sentence model's vocabulary
-    names: int = 512  # rows of the table of names that the alignment taught
+    names: int = 600  # rows of the table of names that the alignment taught
 
 
 @CONNECTORS.register(name="word_match")

@@ -79,11 +79,6 @@ class Thing:
         """Whether no training clip shows it."""
         return zlib.crc32(self.name.encode()) % UNSEEN_EVERY == 0
 
-    @property
-    def aligned(self) -> bool:
-        """Whether the tower learns its name: not of unseen things, nor of a part of those that training shows."""
-        return zlib.crc32(self.name.encode()) % UNSEEN_EVERY > 1
-
 
 @cache
 def read_things(packages: Path) -> tuple[Thing, ...]:
