@@ -21,7 +21,7 @@ from quickstart.report import predictions, timelines
 from quickstart.stages import CONSOLE, run_stages
 from realweights.clips import DEFAULT_COUNTS
 from realweights.packages import fetch
-from realweights.stages import ASKED, HEADS, answer_stage, costs, prepare_stages, train_stage
+from realweights.stages import ASKED, GRPO, HEADS, answer_stage, costs, prepare_stages, runs, train_stage
 from videollm.common.code import code
 from videollm.common.command import Parser, ended, whole
 from videollm.common.config import override, read_yaml
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Run all of it."""
-    settings = read_settings(override(read_yaml(args.configs / f"{args.heads[0]}.yaml"), args.overrides))
+    made = runs(args.heads)
+    questions = {run: asked_for(args, run) for run in made}
     if args.packages is None:
         args.packages = args.output / "packages"
         fetch(args.packages)
@@ -66,14 +67,15 @@ def run(args: argparse.Namespace) -> None:
     groups = (
         *([stage] for stage in first),
         [train_stage(args, head) for head in args.heads],
-        [answer_stage(args, head) for head in args.heads],
+        [*(train_stage(args, run) for run in made if run == GRPO), *(answer_stage(args, head) for head in args.heads)],
+        [answer_stage(args, run) for run in made if run == GRPO],
     )
     ran = [stage for group in groups for stage in group]
-    cost = costs(args, args.steps or settings.train.steps, settings.train.global_batch or settings.train.batch_size)
+    cost = costs(args, questions)
     slots = 1 if args.processes > 1 or torch.cuda.is_available() else os.cpu_count() or 1
     with Progress([stage.name for stage in ran], CONSOLE, cost) as progress:
         before = sum(progress.cost_s(stage.name) for stage in first) / 60
-        each = [f"{head} {(cost[f'train {head}'] + cost['answer']) / 60:.0f}" for head in args.heads]
+        each = [f"{run} {(cost[f'train {run}'] + cost[f'answer {run}']) / 60:.0f}" for run in made]
         CONSOLE.print(f"about {before:.0f} CPU-minutes before training; {', '.join(each)}", highlight=False)
         for group in groups:
             run_stages(group, slots, progress)
@@ -82,23 +84,29 @@ def run(args: argparse.Namespace) -> None:
     write_text(args.output / "report.json", json.dumps(report, indent=1) + "\n")
     columns, rows = table(report)
     score_table(args.output / "scores.png", rows, columns)
-    timeline_grid(args.output / "timelines.png", timelines(args, {head: head for head in args.heads}, "answers"))
+    timeline_grid(args.output / "timelines.png", timelines(args, {run: run for run in made}, "answers"))
     for row in (columns, *rows):
         CONSOLE.print("  ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in row), highlight=False)
 
 
+def asked_for(args: argparse.Namespace, run: str) -> int:
+    """How many questions a training goes through, by its config."""
+    train = read_settings(override(read_yaml(args.configs / f"{run}.yaml"), args.overrides)).train
+    return (args.steps or train.steps) * (train.global_batch or train.batch_size)
+
+
 def score_all(args: argparse.Namespace) -> dict:
-    """Every head's scores on every split, what guessing and perfection earn there, and the skill between them."""
+    """Every run's scores on every split, what guessing and perfection earn there, and the skill between them."""
     train, found = task.load(args.output / "data/train.jsonl"), {}
     for split in ASKED:
         items = task.load(args.output / f"data/{split}.jsonl")
         guesses, oracle = task.baselines(items, train, args.seed), task.oracle(items)
         best = max(guess["mIoU"] for guess in guesses.values())
         heads = {}
-        for head in args.heads:
-            scores = task.score(items, predictions(args, head, "answers", items))
+        for run in runs(args.heads):
+            scores = task.score(items, predictions(args, run, "answers", items))
             scores.pop("per_sample")
-            heads[head] = scores | {"skill": (scores["mIoU"] - best) / (oracle["mIoU"] - best)}
+            heads[run] = scores | {"skill": (scores["mIoU"] - best) / (oracle["mIoU"] - best)}
         found[split] = {"heads": heads, "baselines": guesses, "oracle": oracle}
     return {"splits": found}
 

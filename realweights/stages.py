@@ -5,17 +5,19 @@ resumes from its last checkpoint, and answers that are there are not asked for a
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 
 from quickstart.stages import Stage, command
 from realweights.align import QUESTION
 from realweights.clips import SPLITS
 
 HEADS = ("evidence", "distime", "text")
+GRPO = "evidence_grpo"  # how the evidence head's model goes on: on its own answers
 ASKED = ("test", "unseen", "wording")
 # CPU-seconds of one core (docs/realweights.md): a clip, a frame of it in the tower, one drawn for the alignment and in
 # the tower, an answer, a question in training.
 CLIP_S, FRAME_S, VIEW_S, ANSWER_S = 0.1, 0.02, 0.028, 0.5
-ITEM_S = {"evidence": 0.4, "distime": 0.67, "text": 0.63}
+ITEM_S = {"evidence": 0.4, "distime": 0.67, "text": 0.63, GRPO: 0.94}
 TIMES = "times.safetensors"  # the start of DisTime's head
 FRAMES = 32  # of a clip, as in configs/realweights
 
@@ -44,41 +46,51 @@ def stage(args: argparse.Namespace, name: str, words: list[str]) -> Stage:
     return Stage(name, words, args.output / f"logs/{name.replace(' ', '_')}.txt")
 
 
-def train_stage(args: argparse.Namespace, head: str) -> Stage:
+def runs(heads: Sequence[str]) -> list[str]:
+    """What is trained and answers: the heads, and the evidence head's model after reinforcement learning."""
+    return [*heads, *[GRPO] * ("evidence" in heads)]
+
+
+def train_stage(args: argparse.Namespace, run: str) -> Stage:
     """Train one head, or go on with it."""
     out = args.output
     values = {
-        "model.vision_weights": out / "tower",
-        "model.vision.image_size": args.size,
-        "model.language_weights": out / "language",
-        "model.question_tokenizer": out / "tower" / QUESTION,
         "data.train": f"[{out / 'data/train.jsonl'}]",
         "data.validation": f"[{out / 'data/val.jsonl'}]",
         "data.videos": out / "data/videos",
         "data.features": out / "features",
-        "data.preprocess.size": args.size,
-        "train.output": out / head,
+        "train.output": out / run,
         "train.seed": args.seed,
     }
-    if head == "distime":
+    if run == GRPO:
+        values["model.checkpoint"] = out / "evidence/final"
+    else:
+        values |= {
+            "model.vision_weights": out / "tower",
+            "model.vision.image_size": args.size,
+            "model.language_weights": out / "language",
+            "model.question_tokenizer": out / "tower" / QUESTION,
+            "data.preprocess.size": args.size,
+        }
+    if run == "distime":
         values["model.head_weights"] = out / TIMES
     if args.steps:
         values["train.steps"] = args.steps
     overrides = [f"{key}={value}" for key, value in values.items()]
-    words = ("--config", args.configs / f"{head}.yaml", *overrides, *args.overrides)
-    return stage(args, f"train {head}", command("videollm.train", *words, processes=args.processes))
+    words = ("--config", args.configs / f"{run}.yaml", *overrides, *args.overrides)
+    return stage(args, f"train {run}", command("videollm.train", *words, processes=args.processes))
 
 
-def answer_stage(args: argparse.Namespace, head: str) -> Stage:
+def answer_stage(args: argparse.Namespace, run: str) -> Stage:
     """Answer the questions of all splits by free generation, into one file."""
     out = args.output
-    files = ("--model", out / head / "final", "--videos", out / "data/videos", "--output", out / head / "answers.jsonl")
+    files = ("--model", out / run / "final", "--videos", out / "data/videos", "--output", out / run / "answers.jsonl")
     words = (*files, "--annotations", *(out / f"data/{split}.jsonl" for split in ASKED), "--batch-size", 16)
-    return stage(args, f"answer {head}", command("videollm.infer", *words, processes=args.processes))
+    return stage(args, f"answer {run}", command("videollm.infer", *words, processes=args.processes))
 
 
-def costs(args: argparse.Namespace, steps: int, batch: int) -> dict[str, float]:
-    """What each stage will cost a core, in seconds, by the beginning of its name."""
+def costs(args: argparse.Namespace, questions: Mapping[str, int]) -> dict[str, float]:
+    """What each stage will cost a core, in seconds, by its name; ``questions`` that each run is trained with."""
     clips = {split: getattr(args, split) for split in SPLITS}
     asked = sum(clips[split] for split in ASKED)
     features = (clips["train"] + clips["val"]) * FRAMES * FRAME_S / len(args.heads)  # stored by whichever comes first
@@ -87,6 +99,6 @@ def costs(args: argparse.Namespace, steps: int, batch: int) -> dict[str, float]:
         "make clips": sum(clips.values()) * CLIP_S,
         "align tower": 840 * args.views * VIEW_S + 57,
         "say times in words": 30,
-        **{f"train {head}": features + steps * batch * ITEM_S[head] for head in args.heads},
-        "answer": asked * (FRAMES * FRAME_S + 4 * ANSWER_S),
+        **{f"train {run}": number * ITEM_S[run] + features * (run != GRPO) for run, number in questions.items()},
+        **{f"answer {run}": asked * (FRAMES * FRAME_S + 4 * ANSWER_S) for run in questions},
     }
