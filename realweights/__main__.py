@@ -25,7 +25,7 @@ from realweights.stages import ASKED, GRPO, HEADS, answer_stage, costs, prepare_
 from videollm.common.code import code
 from videollm.common.command import Parser, ended, whole
 from videollm.common.config import override, read_yaml
-from videollm.common.files import write_text
+from videollm.common.files import json_lines, write_text
 from videollm.inference.timeline import timeline_grid
 from videollm.training.assemble import read_settings
 
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
         for group in groups:
             run_stages(group, slots, progress)
     report = score_all(args) | {"seed": args.seed, "commit": code()[0], "torch": torch.__version__}
+    report["validation_mIoU"] = {run: validated(args, run) for run in made}
     report["cpu_s"] = {stage.name: round(stage.cpu_s, 1) for stage in ran}
     write_text(args.output / "report.json", json.dumps(report, indent=1) + "\n")
     columns, rows = table(report)
@@ -87,12 +88,20 @@ def run(args: argparse.Namespace) -> None:
     timeline_grid(args.output / "timelines.png", timelines(args, {run: run for run in made}, "answers"))
     for row in (columns, *rows):
         CONSOLE.print("  ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in row), highlight=False)
+    told = [f"{run} {value:.3f}" for run, value in report["validation_mIoU"].items() if value is not None]
+    CONSOLE.print(f"mIoU of validation: {', '.join(told)}", highlight=False)
 
 
 def asked_for(args: argparse.Namespace, run: str) -> int:
     """How many questions a training goes through, by its config."""
     train = read_settings(override(read_yaml(args.configs / f"{run}.yaml"), args.overrides)).train
     return (args.steps or train.steps) * (train.global_batch or train.batch_size)
+
+
+def validated(args: argparse.Namespace, run: str) -> float | None:
+    """mIoU of the trained run on validation questions, by which one is chosen; None where its config has it not."""
+    entries = [entry for _, entry in json_lines(args.output / run / "log.jsonl")]
+    return next((entry["eval_mIoU"] for entry in reversed(entries) if "eval_mIoU" in entry), None)
 
 
 def score_all(args: argparse.Namespace) -> dict:

@@ -104,7 +104,7 @@ def test_all_stages_run_and_go_on_where_they_ended(packages, tmp_path, monkeypat
     monkeypatch.setattr(align, "sentence_model", lambda: model)
     counts = [f"--{split}={count}" for split, count in COUNTS.items()]
     small = ["--size", "32", "--views", "2", "--align-steps", "3", "--steps", "2", *counts]
-    few = ["train.batch_size=2", "train.global_batch=2", "generate.max_new_tokens=8"]
+    few = ["train.batch_size=2", "train.global_batch=2", "train.validate_every=2", "generate.max_new_tokens=8"]
     words = ["--output", str(out), "--packages", str(packages), *small, *few]
     assert realweights.main(words) == 0
     told = capsys.readouterr().out
@@ -116,6 +116,8 @@ def test_all_stages_run_and_go_on_where_they_ended(packages, tmp_path, monkeypat
         assert found["oracle"]["mIoU"] > max(b["mIoU"] for b in found["baselines"].values())
         for scores in found["heads"].values():
             assert scores["skill"] < 1 and scores["counts"]["grounding"]["missing"] == 0
+    assert all(0 <= report["validation_mIoU"][run] <= 1 for run in ("evidence", "distime", "text", "evidence_grpo"))
+    assert "mIoU of validation: evidence 0." in told
     for name in ("scores.png", "timelines.png"):
         assert (out / name).stat().st_size > 1000
     aligned = json.loads((out / "tower/report.json").read_text())
