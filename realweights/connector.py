@@ -18,6 +18,7 @@ from videollm.model.connectors import CONNECTORS, WHERE, Connector
 
 SHARPNESS = 5.0  # nearness is a cosine; its differences between frames are about a fifth
 SCRAMBLED = 1.0  # share of the questions naming something whose frames do not say their words in training
+MIXED = 2.0  # most of another name in a name in training: as hard to tell then as things that the alignment did not see
 LIKENESS = 5.0  # on cosines of frames: how much more a frame counts to those that look like it
 NEIGHBOURS = 10  # names of the alignment whose mean nearness says how near a frame is to names at all
 
@@ -37,6 +38,25 @@ class Scramble(nn.Dropout):
         drawn = named & (torch.rand(len(named), device=frames.device) < self.p)
         places = torch.rand(len(named), frames.shape[-1], device=frames.device).argsort(-1)
         return torch.where(drawn[owner, None, None], frames.gather(2, places[owner, None]), frames)
+
+
+class Mix(nn.Dropout):
+    """In training a question's names [B, K, Dv] are mixed with one that the alignment taught, drawn from ``known``.
+
+    By up to ``MIXED`` times its own length, for the share ``p`` of the questions; a row of zeros stays so. The frames
+    of a thing of training lie nearer to its name than those of a new thing will: so the model meets nearness that is
+    weak or misleads, and learns to weigh whole events rather than the best frame. A kind of dropout as ``Scramble`` is.
+    """
+
+    def forward(self, names: Tensor, known: Tensor) -> Tensor:
+        """[B, K, Dv] -> [B, K, Dv]."""
+        if not self.training or not self.p:
+            return names
+        share, number = MIXED * torch.rand(len(names), device=names.device), len(names)
+        share = share * (torch.rand(number, device=names.device) < self.p)
+        other = known[torch.randint(len(known), (number,), device=names.device)].to(names.dtype)
+        mixed = normalize(names + (share[:, None] * other)[:, None], dim=-1)
+        return torch.where(names.any(-1, keepdim=True), mixed, names)
 
 
 @dataclass
@@ -70,7 +90,7 @@ class WordMatchConnector(Connector):
         self.weight = nn.Parameter(torch.empty(hidden_size, vision_size))
         self.bias = nn.Parameter(torch.empty(hidden_size))
         self.told = nn.Parameter(torch.empty(hidden_size, 6))
-        self.scramble = Scramble(SCRAMBLED)
+        self.scramble, self.mix = Scramble(SCRAMBLED), Mix(1.0)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -109,6 +129,7 @@ class WordMatchConnector(Connector):
         place = (named & ~nn.functional.pad(named[:, :-1], (1, 0))).cumsum(1)  # of the row that a word stands in
         names = words.new_zeros(len(words), words.shape[1] + 1, words.shape[2])
         names = normalize(names.scatter_add(1, place.unsqueeze(-1).expand_as(words), words), dim=-1)
+        names = self.mix(names, self.names)
         cosine = torch.einsum("vd,vqd->vq", frames, names[owner])
         cosine = cosine.masked_fill(~names.any(-1)[owner], -1).amax(-1)  # [V]
         cosine = torch.where(named.any(-1)[owner], cosine, 0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from realweights.connector import LIKENESS, SHARPNESS
+from realweights.connector import LIKENESS, MIXED, SHARPNESS
 from videollm.common.config import ConfigError
 from videollm.grpo.objective import no_dropout
 from videollm.model.connectors import build_connector
@@ -90,11 +90,28 @@ def test_in_training_frames_of_a_question_that_names_something_say_other_words(c
     swapped = told.clone()
     swapped[4:, 0, :2] += (FRAMES - CENTER).flip(-1) - (FRAMES - CENTER)
     torch.manual_seed(0)
+    connector.mix.p = 0
     found = [connector.train()(frames, ids, mask, owner) for _ in range(20)]
     like = [[torch.allclose(one, other, atol=1e-5) for one in found] for other in (told, swapped)]
     assert sum(like[0]) > 0 and sum(like[1]) > 0 and sum(like[0]) + sum(like[1]) == 20  # all frames of a question alike
     no_dropout(connector)  # as reinforcement learning does
     assert torch.equal(connector(frames, ids, mask, owner), told)
+
+
+def test_in_training_a_name_is_mixed_with_one_that_the_alignment_taught(connector):
+    torch.manual_seed(0)
+    named = torch.nn.functional.normalize(torch.rand(400, 2, 2) + torch.tensor([1.0, 0.0]), dim=-1)
+    named[:, 1] = 0  # no name
+    mixed = connector.train().mix(named, torch.tensor([[0.0, 1.0]]))
+    assert torch.equal(mixed[:, 1], named[:, 1]) and torch.allclose(mixed[:, 0].norm(dim=-1), torch.ones(400))
+    # n + s * (0, 1) is parallel to what came out: s by the two of them
+    share = mixed[:, 0, 1] / mixed[:, 0, 0] * named[:, 0, 0] - named[:, 0, 1]
+    assert 0 <= share.min() < 0.05 and MIXED - 0.05 < share.max() <= MIXED + 1e-4
+    assert share.mean().item() == pytest.approx(MIXED / 2, abs=0.1)
+    ids, mask = torch.tensor([[0, 4], [1, 4]]), torch.ones(2, 2)
+    assert not torch.equal(connector.nearness(FRAMES, ids, mask, OWNER), connector.nearness(FRAMES, ids, mask, OWNER))
+    no_dropout(connector)
+    assert torch.equal(connector.mix(named, NAMES), named)
 
 
 def test_words_stay_and_what_is_told_of_them_is_learnt(connector):
