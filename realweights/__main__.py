@@ -21,7 +21,7 @@ from quickstart.report import predictions, timelines
 from quickstart.stages import CONSOLE, run_stages
 from realweights.clips import DEFAULT_COUNTS
 from realweights.packages import fetch
-from realweights.stages import ASKED, GRPO, HEADS, answer_stage, costs, prepare_stages, runs, train_stage
+from realweights.stages import ASKED, GRPO, HEADS, answer_stage, costs, overrides, prepare_stages, runs, train_stage
 from videollm.common.code import code
 from videollm.common.command import Parser, ended, whole
 from videollm.common.config import override, read_yaml
@@ -45,8 +45,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=whole(32), default=160, help="pixels a side at which the tower sees a frame")
     parser.add_argument("--views", type=whole(1), default=16, help="frames of every thing to align the tower with")
     parser.add_argument("--align-steps", type=whole(1), default=600)
-    parser.add_argument("--steps", type=whole(1), help="training steps of every head (default: the configs' own)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every training: train.precision=bf16 ...")
+    parser.add_argument("--steps", type=whole(1), help="steps of every training (default: the configs' own)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every head's training: train.lr=5e-4 ...")
     return parser.parse_intermixed_args(argv)
 
 
@@ -89,12 +89,13 @@ def run(args: argparse.Namespace) -> None:
     for row in (columns, *rows):
         CONSOLE.print("  ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in row), highlight=False)
     told = [f"{run} {value:.3f}" for run, value in report["validation_mIoU"].items() if value is not None]
-    CONSOLE.print(f"mIoU of validation: {', '.join(told)}", highlight=False)
+    if told:
+        CONSOLE.print(f"mIoU of validation: {', '.join(told)}", highlight=False)
 
 
 def asked_for(args: argparse.Namespace, run: str) -> int:
     """How many questions a training goes through, by its config."""
-    train = read_settings(override(read_yaml(args.configs / f"{run}.yaml"), args.overrides)).train
+    train = read_settings(override(read_yaml(args.configs / f"{run}.yaml"), overrides(args, run))).train
     return (args.steps or train.steps) * (train.global_batch or train.batch_size)
 
 

@@ -113,10 +113,10 @@ class WordMatchConnector(Connector):
 
     @torch.no_grad()
     def take(self, words: Tensor, names: Tensor, center: Tensor) -> None:
-        """Keep unit vectors of words [n, Dv] and names [m, Dv] (the first rows of them), and the frames' center."""
-        self.words[: len(words)] = words
-        names = names[: len(self.names)]
-        self.names[: len(names)] = names
+        """Keep unit vectors of words [n, Dv] and names [m, Dv], and the frames' center; ConfigError without room."""
+        for key, table, rows in (("words", self.words, words), ("names", self.names, names)):
+            need(len(rows) <= len(table), f"{WHERE}.{key}: {len(table)}, but there are {len(rows)}; set {len(rows)}")
+            table[: len(rows)] = rows
         self.center.copy_(center)
 
     def nearness(self, features: Tensor, query_ids: Tensor, query_mask: Tensor, owner: Tensor) -> Tensor:

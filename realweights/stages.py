@@ -13,6 +13,7 @@ from realweights.clips import SPLITS
 
 HEADS = ("evidence", "distime", "text")
 GRPO = "evidence_grpo"  # how the evidence head's model goes on: on its own answers
+COMPUTED = ("generate.", "model.attention=", "train.precision=")  # keys of how, not what, it learns: GRPO's too
 ASKED = ("test", "unseen", "wording")
 # CPU-seconds of one core (docs/realweights.md): a clip, a frame of it in the tower, one drawn for the alignment and in
 # the tower, an answer, a question in training.
@@ -51,6 +52,11 @@ def runs(heads: Sequence[str]) -> list[str]:
     return [*heads, *[GRPO] * ("evidence" in heads)]
 
 
+def overrides(args: argparse.Namespace, run: str) -> list[str]:
+    """The user's key=value for a training: rates, steps and adapters are the heads', not those of GRPO after them."""
+    return [given for given in args.overrides if run != GRPO or given.startswith(COMPUTED)]
+
+
 def train_stage(args: argparse.Namespace, run: str) -> Stage:
     """Train one head, or go on with it."""
     out = args.output
@@ -76,8 +82,8 @@ def train_stage(args: argparse.Namespace, run: str) -> Stage:
         values["model.head_weights"] = out / TIMES
     if args.steps:
         values["train.steps"] = args.steps
-    overrides = [f"{key}={value}" for key, value in values.items()]
-    words = ("--config", args.configs / f"{run}.yaml", *overrides, *args.overrides)
+    placed = [f"{key}={value}" for key, value in values.items()]
+    words = ("--config", args.configs / f"{run}.yaml", *placed, *overrides(args, run))
     return stage(args, f"train {run}", command("videollm.train", *words, processes=args.processes))
 
 

@@ -18,11 +18,13 @@ OWNER = torch.tensor([0, 0, 1, 1])
 @pytest.fixture
 def connector():
     made = build_connector({"type": "word_match", "words": 5, "names": 2}, 2, 3)
-    made.take(WORDS, NAMES, CENTER)
+    made.take(WORDS, NAMES[:2], CENTER)
     return made.eval()
 
 
-def test_rows_of_words_may_be_left_over_and_names_beyond_the_rows_are_left_out(connector):
+def test_rows_of_words_may_be_left_over_and_names_beyond_the_rows_are_refused(connector):
+    with pytest.raises(ConfigError, match=r"model\.connector\.names: 2, but there are 3; set 3"):
+        connector.take(WORDS, NAMES, CENTER)
     assert connector.words.float().tolist() == [*WORDS.tolist(), [0, 0]]
     assert connector.names.float().flatten().tolist() == pytest.approx([-1, 0, 0.8, 0.6], abs=2e-3)
     assert connector.center.tolist() == [1, 1]

@@ -8,7 +8,7 @@ import pytest
 
 import realweights.__main__ as realweights
 from all_benchmark_eval.moving_shapes import task
-from realweights import align, clips, objects
+from realweights import align, clips, objects, stages
 from realweights.objects import read_photos, read_things
 from tests.toy_packages import language, lay_out, sentences
 from videollm.common.config import ConfigError
@@ -128,6 +128,13 @@ def test_all_stages_run_and_go_on_where_they_ended(packages, tmp_path, monkeypat
     other = ("--packages", packages, "--language", out / "language", "--output", out / "tower")
     assert align.main([str(word) for word in other]) == 2
     assert "report.json: describes another tower" in capsys.readouterr().err
+
+
+def test_what_a_head_learns_with_is_not_said_to_what_follows_it():
+    args = realweights.arguments(["train.lr=5e-4", "train.precision=fp32", "generate.max_new_tokens=8"])
+    assert stages.overrides(args, "text") == args.overrides
+    assert stages.overrides(args, stages.GRPO) == args.overrides[1:]
+    assert stages.runs(["distime", "text"]) == ["distime", "text"] and stages.runs(["evidence"])[1:] == [stages.GRPO]
 
 
 def test_what_cannot_be_fetched_is_one_line(tmp_path, monkeypatch, capsys):
