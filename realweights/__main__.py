@@ -21,13 +21,21 @@ from quickstart.report import predictions, timelines
 from quickstart.stages import CONSOLE, run_stages
 from realweights.clips import DEFAULT_COUNTS
 from realweights.packages import fetch
-from realweights.stages import ASKED, GRPO, HEADS, answer_stage, costs, overrides, prepare_stages, runs, train_stage
+from realweights.stages import (
+    ASKED,
+    GRPO,
+    HEADS,
+    answer_stage,
+    costs,
+    prepare_stages,
+    runs,
+    train_settings,
+    train_stage,
+)
 from videollm.common.code import code
 from videollm.common.command import Parser, ended, whole
-from videollm.common.config import override, read_yaml
 from videollm.common.files import json_lines, write_text
 from videollm.inference.timeline import timeline_grid
-from videollm.training.assemble import read_settings
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -95,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
 
 def asked_for(args: argparse.Namespace, run: str) -> int:
     """How many questions a training goes through, by its config."""
-    train = read_settings(override(read_yaml(args.configs / f"{run}.yaml"), overrides(args, run))).train
+    train = train_settings(args, run)
     return (args.steps or train.steps) * (train.global_batch or train.batch_size)
 
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from quickstart.stages import Stage, command
 from realweights.align import QUESTION
 from realweights.clips import SPLITS
+from videollm.common.config import override, read_yaml
+from videollm.training.assemble import read_settings
+from videollm.training.settings import TrainSettings
 
 HEADS = ("evidence", "distime", "text")
 GRPO = "evidence_grpo"  # how the evidence head's model goes on: on its own answers
@@ -57,6 +60,11 @@ def overrides(args: argparse.Namespace, run: str) -> list[str]:
     return [given for given in args.overrides if run != GRPO or given.startswith(COMPUTED)]
 
 
+def train_settings(args: argparse.Namespace, run: str) -> TrainSettings:
+    """How a run is trained, by its config and the user's key=value."""
+    return read_settings(override(read_yaml(args.configs / f"{run}.yaml"), overrides(args, run))).train
+
+
 def train_stage(args: argparse.Namespace, run: str) -> Stage:
     """Train one head, or go on with it."""
     out = args.output
@@ -88,10 +96,11 @@ def train_stage(args: argparse.Namespace, run: str) -> Stage:
 
 
 def answer_stage(args: argparse.Namespace, run: str) -> Stage:
-    """Answer the questions of all splits by free generation, into one file."""
+    """Answer the questions of all splits by free generation, into one file, in the precision of training."""
     out = args.output
     files = ("--model", out / run / "final", "--videos", out / "data/videos", "--output", out / run / "answers.jsonl")
     words = (*files, "--annotations", *(out / f"data/{split}.jsonl" for split in ASKED), "--batch-size", 16)
+    words += ("--precision", train_settings(args, run).precision)
     return stage(args, f"answer {run}", command("videollm.infer", *words, processes=args.processes))
 
 
