@@ -43,7 +43,7 @@ from videollm.common.files import write_text
 from videollm.video.preprocess import Preprocess
 
 BATCH = 64  # frames through the network
-TEXTS = 1024  # words through the sentence model
+TEXTS = 1024  # words through the sentence model, or frames that are summed up, at a time
 EMPTY = 1 / 6  # of the frames show no thing
 HELD_OUT = 0.1  # of the frames measure, the rest teach
 TEMPERATURE = 20.0  # on cosines
@@ -127,7 +127,7 @@ def fit(tower: LiteTower, x: Tensor, labels: Tensor, names: Tensor, steps: int, 
     """
     rng = torch.Generator().manual_seed(seed)  # of batches and names; dropout follows torch's own
     things, number, width = names.shape
-    pooled = x.mean(1, dtype=torch.float32)
+    pooled = torch.cat([part.mean(1, dtype=torch.float32) for part in x.split(TEXTS)])  # a part at a time: it widens
     mean, spread, rows = pooled.mean(0), pooled.std(0) + 1e-3, (labels >= 0).nonzero()[:, 0]
     nn.init.zeros_(tower.look.weight)  # at first everywhere
     nothing = nn.Parameter(0.02 * torch.randn(width, generator=rng))
