@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,24 +113,36 @@ def draw(args: argparse.Namespace, report: dict) -> None:
     terms = ("step", "loss", "lm", "grounding", "consistency", "dfl", "diou")
     kept = {h: [{k: v for k, v in e.items() if k in terms} for e in log if "lm" in e] for h, log in logs.items()}
     loss_curves(out / "losses.png", kept)
-    timeline_grid(out / "timelines.png", timelines(args))
-    with Image.open(out / "timelines.png") as picture:  # a quarter of the bytes, no difference to the eye
-        small = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
-    small.save(out / "timelines.png", optimize=True)
+    first = first_asked(task.load(out / "data/test.jsonl"))
+    write_timelines(out / "timelines.png", timelines(args, first))
     names = {"d2vlm": "d2vlm", **FURTHER}
     runs = {names[run]: read_answers(out / run / "test.jsonl") for run in VIEWED}
     asked = {record.id: of_record(record) for record in load_records(out / "data/test.jsonl")}
     write_page(out / "viewer", runs, Path(os.path.relpath(out / "data/videos")), asked)
 
 
-def timelines(args: argparse.Namespace, rows: Mapping[str, str] = ROWS, split: str = "test") -> list[dict]:
-    """One question about each of the first test clips, the answer of every run of ``rows`` (its name in the picture)
-    beside the truth; below it the first run's text."""
-    items = task.load(args.output / "data/test.jsonl")
+def write_timelines(path: Path, questions: Sequence[dict]) -> None:
+    """``timeline_grid`` as a small PNG: a quarter of the bytes, no difference to the eye."""
+    timeline_grid(path, questions)
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    small.save(path, optimize=True)
+
+
+def first_asked(items: Sequence[dict], tasks: Sequence[str] = SHOWN) -> list[dict]:
+    """Of the first clip the first question of the first of ``tasks``, of the second clip that of the second, and so on;
+    a clip without such a question is left out."""
     clips = dict.fromkeys(item["video"] for item in items)
     asked = {(item["video"], item["task"]): item for item in reversed(items)}  # the first of its kind
-    first = [asked[wanted] for wanted in zip(clips, SHOWN, strict=False) if wanted in asked]
-    answers = {run: read_answers(args.output / run / f"{split}.jsonl") for run in rows}
+    return [asked[wanted] for wanted in zip(clips, tasks, strict=False) if wanted in asked]
+
+
+def timelines(
+    args: argparse.Namespace, first: Sequence[dict], rows: Mapping[str, str] = ROWS, file: str = "test"
+) -> list[dict]:
+    """For each question of ``first`` the answer of every run of ``rows`` (its name in the picture), from its answers
+    ``file``, beside the truth; below it the first run's text."""
+    answers = {run: read_answers(args.output / run / f"{file}.jsonl") for run in rows}
     resize = Preprocess(kind="plain", size=64).while_decoding()
     sampler = Sampler(rule="segments", num_frames=12)
     frames = [read_video(args.output / "data/videos" / i["video"], sampler, resize=resize) for i in first]

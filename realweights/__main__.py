@@ -17,7 +17,7 @@ import torch
 from all_benchmark_eval.moving_shapes import task
 from quickstart.pictures import score_table
 from quickstart.progress import Progress
-from quickstart.report import predictions, timelines
+from quickstart.report import first_asked, predictions, timelines, write_timelines
 from quickstart.stages import CONSOLE, run_stages
 from realweights.clips import DEFAULT_COUNTS
 from realweights.packages import fetch
@@ -35,7 +35,8 @@ from realweights.stages import (
 from videollm.common.code import code
 from videollm.common.command import Parser, ended, whole
 from videollm.common.files import json_lines, write_text
-from videollm.inference.timeline import timeline_grid
+
+SHOWN = ("grounding",) * 2  # tasks of each split's questions in the picture of timelines
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     write_text(args.output / "report.json", json.dumps(report, indent=1) + "\n")
     columns, rows = table(report)
     score_table(args.output / "scores.png", rows, columns)
-    timeline_grid(args.output / "timelines.png", timelines(args, {run: run for run in made}, "answers"))
+    draw_timelines(args)
     for row in (columns, *rows):
         CONSOLE.print("  ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in row), highlight=False)
     told = [f"{run} {value:.3f}" for run, value in report["validation_mIoU"].items() if value is not None]
@@ -127,6 +128,16 @@ def score_all(args: argparse.Namespace) -> dict:
             heads[run] = scores | {"skill": (scores["mIoU"] - best) / (oracle["mIoU"] - best)}
         found[split] = {"heads": heads, "baselines": guesses, "oracle": oracle}
     return {"splits": found}
+
+
+def draw_timelines(args: argparse.Namespace) -> None:
+    """The first question about a moment of each of the first clips of every split, with what every run answered."""
+    panels = []
+    for split in ASKED:
+        first = first_asked(task.load(args.output / f"data/{split}.jsonl"), SHOWN)
+        drawn = timelines(args, first, {run: run for run in runs(args.heads)}, "answers")
+        panels += [panel | {"title": f"{split}: {panel['title']}"} for panel in drawn]
+    write_timelines(args.output / "timelines.png", panels)
 
 
 def table(report: dict) -> tuple[list[str], list[list]]:
