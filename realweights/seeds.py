@@ -15,19 +15,13 @@ from videollm.common.command import Parser, ended
 from videollm.common.config import ConfigError, need
 from videollm.common.files import read_json
 
-COLUMNS = (
-    "split",
-    "run",
-    "mIoU",
-    "R@1 0.5",
-    "R@1 0.7",
-    "best guess",
-    "oracle",
+COLUMNS = [
+    *("split", "run", "mIoU", "R@1 0.5", "R@1 0.7", "best guess", "oracle"),
     "dense F1",
     "choice",
     "skill",
     "of each",
-)
+]
 
 
 def read_reports(folders: Sequence[Path]) -> list[dict]:
@@ -42,16 +36,15 @@ def read_reports(folders: Sequence[Path]) -> list[dict]:
         need(file.is_file(), f"{file}: no report; let bash scripts/realweights.sh --output {folder} run to its end")
         try:
             report = read_json(file.read_bytes())
-            seed, runs = report["seed"], set(report["validation_mIoU"])
+            seed, runs, _ = report["seed"], set(report["validation_mIoU"]), (report["splits"], report["commit"])
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{file}: not a report of scripts/realweights.sh; run it again") from None
         need(seed not in reports, f"{file}: seed {seed} is given twice; name each folder once")
         reports[seed] = report | {"file": file, "runs": runs}
     for one, other in pairwise(reports.values()):
         differ = one["runs"] ^ other["runs"]
-        need(
-            not differ, f"{other['file']}: {', '.join(sorted(differ))} not in all reports; run all with the same heads"
-        )
+        told = f"{other['file']}: {', '.join(sorted(differ))} not in all reports; run all with the same heads"
+        need(not differ, told)
     return [reports[seed] for seed in sorted(reports)]
 
 
@@ -79,16 +72,16 @@ def rows(reports: Sequence[dict]) -> list[list[str]]:
     for run in reports[0]["validation_mIoU"]:
         told = [report["validation_mIoU"][run] for report in reports]
         if None not in told:
-            made.append(
-                ["validation", run, spread(told), *[""] * (len(COLUMNS) - 4), ", ".join(f"{v:.3f}" for v in told)]
-            )
+            each = ", ".join(f"{value:.3f}" for value in told)
+            made.append(["validation", run, spread(told), *[""] * (len(COLUMNS) - 4), each])
     return made
 
 
 def markdown(reports: Sequence[dict]) -> str:
-    """The table; the last column is the skill of each seed, of validation its mIoU."""
+    """The table; the last column is the skill of each seed, of validation its mIoU. Below it, which code made each."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(reports)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    made = ", ".join(f"{report['seed']} ({report['commit']})" for report in reports)
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"Seed (commit): {made}"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

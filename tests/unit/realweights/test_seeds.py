@@ -13,7 +13,7 @@ def report(seed: int, miou: float, runs=("evidence", "text")) -> dict:
     heads = {run: scores | {"skill": (miou - 0.4) / 0.5} for run in runs}
     guesses = {"a": {"mIoU": 0.4}, "b": {"mIoU": 0.1}}
     split = {"heads": heads, "baselines": guesses, "oracle": {"mIoU": 0.9}}
-    return {"seed": seed, "splits": {"test": split}, "validation_mIoU": dict.fromkeys(runs, miou)}
+    return {"seed": seed, "commit": f"c{seed}", "splits": {"test": split}, "validation_mIoU": dict.fromkeys(runs, miou)}
 
 
 def written(folder, made) -> str:
@@ -26,7 +26,8 @@ def test_mean_and_spread_are_those_of_the_seeds_in_their_order(tmp_path, capsys)
     folders = [written(tmp_path / "b", report(2, 0.8)), written(tmp_path / "a", report(0, 0.6))]
     assert seeds.main(folders) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
+    assert lines[6:] == ["", "Seed (commit): 0 (c0), 2 (c2)"]
+    lines = lines[:6]
     row = [cell.strip() for cell in lines[2].split("|")[1:-1]]
     # The deviation of 0.6 and 0.8 is 0.2 / sqrt(2).
     told = {"mIoU": "0.700 ± 0.141", "best guess": "0.400 ± 0.000", "skill": "0.60 ± 0.28", "of each": "0.40, 0.80"}
@@ -44,7 +45,7 @@ def test_what_gives_no_table_is_named(tmp_path):
     one = written(tmp_path / "a", report(0, 0.6))
     twice = written(tmp_path / "b", report(0, 0.7))
     fewer = written(tmp_path / "c", report(1, 0.7, ("evidence",)))
-    other = written(tmp_path / "d", {"heads": {}})
+    other = written(tmp_path / "d", {"seed": 3, "validation_mIoU": {"evidence": 0.5, "text": 0.5}})
     (tmp_path / "empty").mkdir()
     for folder, told in ((twice, "seed 0 is given twice"), (fewer, "text not in all reports"), (other, "not a report")):
         with pytest.raises(ConfigError, match=told):

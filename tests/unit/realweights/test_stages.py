@@ -134,6 +134,9 @@ def test_what_a_head_learns_with_is_not_said_to_what_follows_it():
     args = realweights.arguments(["train.lr=5e-4", "train.precision=fp32", "generate.max_new_tokens=8"])
     assert stages.overrides(args, "text") == args.overrides
     assert stages.overrides(args, stages.GRPO) == args.overrides[1:]
+    for run in ("text", stages.GRPO):
+        assert stages.answer_stage(args, run).command[-2:] == ["--precision", "fp32"]
+    assert stages.answer_stage(realweights.arguments([]), "text").command[-1] == "bf16"
     assert stages.runs(["distime", "text"]) == ["distime", "text"] and stages.runs(["evidence"])[1:] == [stages.GRPO]
 
 
