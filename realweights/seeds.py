@@ -15,13 +15,8 @@ from videollm.common.command import Parser, ended
 from videollm.common.config import ConfigError, need
 from videollm.common.files import read_json
 
-COLUMNS = [
-    *("split", "run", "mIoU", "R@1 0.5", "R@1 0.7", "best guess", "oracle"),
-    "dense F1",
-    "choice",
-    "skill",
-    "of each",
-]
+COLUMNS = ["split", "run", "mIoU", "R@1 0.5", "R@1 0.7", "best guess", "oracle"]
+COLUMNS += ["dense F1", "choice", "skill", "of each"]
 
 
 def read_reports(folders: Sequence[Path]) -> list[dict]:
