@@ -22,7 +22,6 @@ from PIL import Image
 
 from quickstart.clips import (
     COUNT_CHANCES,
-    DENSE_EVERY,
     DURATION_S,
     FPS,
     LETTERS,
@@ -37,7 +36,7 @@ from realweights.objects import ACTIONS, Thing, read_photos, read_picture, read_
 from videollm.common.command import Parser, ended, whole
 from videollm.common.config import need
 
-VERSION = 1
+VERSION = 2
 SOURCE = "realweights"
 DEFAULT_COUNTS = {"train": 1200, "val": 60, "test": 150, "unseen": 150, "wording": 150}
 SPLITS = tuple(DEFAULT_COUNTS)
@@ -144,9 +143,11 @@ def paste(view: np.ndarray, event: Event, share: float) -> None:
 
 
 def annotate(clip: Clip, place: tuple[str, int], things: Sequence[Thing], rng: np.random.Generator) -> list[dict]:
-    """The records of one clip: grounding of every thing asked for, a choice, and a dense caption (in train for every
-    second clip). ``unseen`` asks for unseen things only."""
-    split, number = place
+    """The records of one clip: grounding of every thing asked for, a dense caption and a choice.
+
+    ``unseen`` asks for unseen things only.
+    """
+    split = place[0]
     new = split == "wording"
     events = [{"name": e.thing.name, "action": e.action, "span": e.span} for e in clip.events]
     told = {"duration": clip.duration, "source": SOURCE, "events": events}
@@ -161,10 +162,9 @@ def annotate(clip: Clip, place: tuple[str, int], things: Sequence[Thing], rng: n
         question = one(words.GROUNDING_HELD_OUT if new else words.GROUNDING).format(called)
         answer = one(words.ANSWERS).format(event.thing.name)
         records.append(record(place, f"grounding{i}", "grounding", (question, answer), [event.span], told))
-    if split != "train" or number % DENSE_EVERY == 0:
-        answer = " ".join(f"<span> {e.thing.name} {ACTIONS[e.action]}." for e in clip.events)
-        turns = (one(words.DENSE_HELD_OUT if new else words.DENSE), answer)
-        records.append(record(place, "dense", "dense_caption", turns, [e.span for e in clip.events], told))
+    answer = " ".join(f"<span> {e.thing.name} {ACTIONS[e.action]}." for e in clip.events)
+    turns = (one(words.DENSE_HELD_OUT if new else words.DENSE), answer)
+    records.append(record(place, "dense", "dense_caption", turns, [e.span for e in clip.events], told))
     event = asked[rng.integers(len(asked))]
     absent = [t for t in things if t.unseen == event.thing.unseen and t not in {e.thing for e in clip.events}]
     options = [absent[i].name for i in rng.choice(len(absent), len(LETTERS) - 1, replace=False)]

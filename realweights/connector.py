@@ -17,7 +17,7 @@ from videollm.common.config import build, need
 from videollm.model.connectors import CONNECTORS, WHERE, Connector
 
 SHARPNESS = 5.0  # nearness is a cosine; its differences between frames are about a fifth
-SCRAMBLED = 1.0  # share of the questions naming something whose frames do not say their words in training
+SCRAMBLED = 1.0  # share of the questions naming one thing whose frames do not say their words in training
 MIXED = 2.0  # most of another name in a name in training: as hard to tell then as things that the alignment did not see
 LIKENESS = 5.0  # on cosines of frames: how much more a frame counts to those that look like it
 NEIGHBOURS = 10  # names of the alignment whose mean nearness says how near a frame is to names at all
@@ -27,16 +27,16 @@ class Scramble(nn.Dropout):
     """In training the numbers of frames [V, 1, Dv] change places, the same in all frames of a question.
 
     What looks alike still does, but a frame no longer says its word. For the share ``p`` of the questions that
-    ``named`` [B] names; ``owner`` [V] is each frame's question. A kind of dropout: who switches that off, as
-    reinforcement learning does, switches this off.
+    ``told`` [B] marks, those that the nearness answers; ``owner`` [V] is each frame's question. A kind of dropout: who
+    switches that off, as reinforcement learning does, switches this off.
     """
 
-    def forward(self, frames: Tensor, named: Tensor, owner: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, told: Tensor, owner: Tensor) -> Tensor:
         """[V, 1, Dv] -> [V, 1, Dv]."""
         if not self.training or not self.p:
             return frames
-        drawn = named & (torch.rand(len(named), device=frames.device) < self.p)
-        places = torch.rand(len(named), frames.shape[-1], device=frames.device).argsort(-1)
+        drawn = told & (torch.rand(len(told), device=frames.device) < self.p)
+        places = torch.rand(len(told), frames.shape[-1], device=frames.device).argsort(-1)
         return torch.where(drawn[owner, None, None], frames.gather(2, places[owner, None]), frames)
 
 
@@ -119,31 +119,36 @@ class WordMatchConnector(Connector):
             table[: len(rows)] = rows
         self.center.copy_(center)
 
-    def nearness(self, features: Tensor, query_ids: Tensor, query_mask: Tensor, owner: Tensor) -> Tensor:
-        """Cosine of each frame [V, Dv] and its question's nearest name (0: none), and less that to names. [V, 2]."""
-        frames = normalize(features.float() - self.center.float(), dim=-1)
-        alike = (LIKENESS * frames @ frames.T).masked_fill(owner[:, None] != owner, -torch.inf)
-        frames = alike.softmax(-1) @ frames  # what frames of a video that look alike say together
+    def names_in(self, query_ids: Tensor, query_mask: Tensor) -> Tensor:
+        """The names in each question, an unbroken row of words each, zeros where there are less. [B, Lq + 1, Dv]."""
         words = self.words[query_ids].float() * query_mask.unsqueeze(-1)  # [B, Lq, Dv]
         named = words.any(-1)  # [B, Lq]
         place = (named & ~nn.functional.pad(named[:, :-1], (1, 0))).cumsum(1)  # of the row that a word stands in
         names = words.new_zeros(len(words), words.shape[1] + 1, words.shape[2])
-        names = normalize(names.scatter_add(1, place.unsqueeze(-1).expand_as(words), words), dim=-1)
+        return normalize(names.scatter_add(1, place.unsqueeze(-1).expand_as(words), words), dim=-1)
+
+    def nearness(self, features: Tensor, names: Tensor, owner: Tensor) -> Tensor:
+        """Cosine of each frame [V, Dv] and the nearest of its question's ``names`` (0: none), and less that to names
+        of training. [V, 2]."""
+        frames = normalize(features.float() - self.center.float(), dim=-1)
+        alike = (LIKENESS * frames @ frames.T).masked_fill(owner[:, None] != owner, -torch.inf)
+        frames = alike.softmax(-1) @ frames  # what frames of a video that look alike say together
         names = self.mix(names, self.names)
+        given = names.any(-1)[owner]  # [V, Lq + 1]
         cosine = torch.einsum("vd,vqd->vq", frames, names[owner])
-        cosine = cosine.masked_fill(~names.any(-1)[owner], -1).amax(-1)  # [V]
-        cosine = torch.where(named.any(-1)[owner], cosine, 0)
+        cosine = torch.where(given.any(-1), cosine.masked_fill(~given, -1).amax(-1), 0)  # [V]
         known = (frames @ self.names.float().T).topk(min(NEIGHBOURS, len(self.names)), -1).values.mean(-1)
         return torch.stack([cosine, cosine - known], -1)
 
     def forward(self, features, query_ids=None, query_mask=None, owner=None) -> Tensor:
         """features [V, 1, Dv], query_ids and query_mask [B, Lq], owner [V] -> [V, 1, D]."""
-        near = self.nearness(features[:, 0], query_ids, query_mask, owner)
+        names = self.names_in(query_ids, query_mask)
+        near = self.nearness(features[:, 0], names, owner)
         zeros, rows = near.new_zeros(len(query_ids), 2), owner[:, None].expand(-1, 2)
         mean = zeros.scatter_reduce(0, rows, near, "mean", include_self=False)
         best = zeros.scatter_reduce(0, rows, near, "amax", include_self=False)
         told = SHARPNESS * torch.cat([near, near - mean[owner], near - best[owner]], -1)  # [V, 6]
-        named = (self.words[query_ids].any(-1) & query_mask.bool()).any(-1)  # [B]
-        features = self.scramble(features - self.center, named, owner) + self.center
+        # Of several names, as in a choice, nearness does not say which: there the frames' own words have to.
+        features = self.scramble(features - self.center, names.any(-1).sum(1) == 1, owner) + self.center
         plain = nn.functional.linear(features.to(self.weight.dtype), self.weight, self.bias)
         return plain + (told.to(self.told.dtype) @ self.told.T)[:, None]

@@ -42,7 +42,7 @@ def together(frames, owner):
 
 def test_a_frame_is_told_the_nearest_name_of_its_own_question_words_in_a_row(connector):
     ids, mask = torch.tensor([[0, 3], [2, 1]]), torch.tensor([[1, 0], [1, 1]])
-    near, said = connector.nearness(FRAMES, ids, mask, OWNER), together(FRAMES, OWNER)
+    near, said = connector.nearness(FRAMES, connector.names_in(ids, mask), OWNER), together(FRAMES, OWNER)
     names = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-(0.5**0.5), 0.5**0.5], [-(0.5**0.5), 0.5**0.5]])
     assert torch.allclose(near[:, 0], (said * names).sum(-1), atol=1e-5)  # padding is not read
     known = (said @ NAMES[:2].T).mean(-1)  # over both names
@@ -51,8 +51,8 @@ def test_a_frame_is_told_the_nearest_name_of_its_own_question_words_in_a_row(con
 
 def test_frames_of_other_videos_say_nothing(connector):
     ids, mask = torch.tensor([[0], [1]]), torch.ones(2, 1)
-    both = connector.nearness(FRAMES, ids, mask, OWNER)
-    one = connector.nearness(FRAMES[2:], ids[1:], mask[1:], torch.tensor([0, 0]))
+    both = connector.nearness(FRAMES, connector.names_in(ids, mask), OWNER)
+    one = connector.nearness(FRAMES[2:], connector.names_in(ids[1:], mask[1:]), torch.tensor([0, 0]))
     assert torch.allclose(both[2:], one, atol=1e-6)
 
 
@@ -67,13 +67,14 @@ def test_frames_of_other_videos_say_nothing(connector):
     ],
 )
 def test_words_without_a_vector_end_a_name(connector, asked, cosine):
-    near = connector.nearness(FRAMES[3:], torch.tensor([asked]), torch.ones(1, len(asked)), torch.tensor([0]))
+    names = connector.names_in(torch.tensor([asked]), torch.ones(1, len(asked)))
+    near = connector.nearness(FRAMES[3:], names, torch.tensor([0]))
     assert near[0, 0].item() == pytest.approx(cosine)
 
 
 def test_a_token_is_the_frame_and_six_numbers_beside_it(connector):
     ids, mask = torch.tensor([[0, 3], [2, 1]]), torch.tensor([[1, 0], [1, 1]])
-    near = connector.nearness(FRAMES, ids, mask, OWNER)
+    near = connector.nearness(FRAMES, connector.names_in(ids, mask), OWNER)
     tokens = connector(FRAMES[:, None], ids, mask, OWNER)
     less_mean = near - near.unflatten(0, (2, 2)).mean(1).repeat_interleave(2, 0)
     less_best = near - near.unflatten(0, (2, 2)).amax(1).repeat_interleave(2, 0)
@@ -85,12 +86,12 @@ def test_a_token_is_the_frame_and_six_numbers_beside_it(connector):
     assert narrow.weight.tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
-def test_in_training_frames_of_a_question_that_names_something_say_other_words(connector):
-    ids, mask = torch.tensor([[4, 4], [0, 4]]), torch.ones(2, 2)
-    frames, owner = torch.cat([FRAMES, FRAMES])[:, None], torch.tensor([0] * 4 + [1] * 4)
+def test_in_training_frames_of_a_question_that_names_one_thing_say_other_words(connector):
+    ids, mask = torch.tensor([[4, 4, 4], [0, 1, 4], [0, 4, 1]]), torch.ones(3, 3)  # nothing, one name, two
+    frames, owner = torch.cat([FRAMES] * 3)[:, None], torch.arange(3).repeat_interleave(4)
     told = connector(frames, ids, mask, owner)
     swapped = told.clone()
-    swapped[4:, 0, :2] += (FRAMES - CENTER).flip(-1) - (FRAMES - CENTER)
+    swapped[4:8, 0, :2] += (FRAMES - CENTER).flip(-1) - (FRAMES - CENTER)
     torch.manual_seed(0)
     connector.mix.p = 0
     found = [connector.train()(frames, ids, mask, owner) for _ in range(20)]
@@ -111,7 +112,8 @@ def test_in_training_a_name_is_mixed_with_one_that_the_alignment_taught(connecto
     assert 0 <= share.min() < 0.05 and MIXED - 0.05 < share.max() <= MIXED + 1e-4
     assert share.mean().item() == pytest.approx(MIXED / 2, abs=0.1)
     ids, mask = torch.tensor([[0, 4], [1, 4]]), torch.ones(2, 2)
-    assert not torch.equal(connector.nearness(FRAMES, ids, mask, OWNER), connector.nearness(FRAMES, ids, mask, OWNER))
+    names = connector.names_in(ids, mask)
+    assert not torch.equal(connector.nearness(FRAMES, names, OWNER), connector.nearness(FRAMES, names, OWNER))
     no_dropout(connector)
     assert torch.equal(connector.mix(named, NAMES), named)
 
