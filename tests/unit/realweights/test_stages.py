@@ -66,6 +66,10 @@ def test_splits_keep_objects_and_wordings_apart(packages, data):
 def test_annotations_are_those_of_moving_shapes_and_tell_what_the_file_shows(packages, data):
     for split in COUNTS:
         assert task.load(data / f"{split}.jsonl")
+        told = records(data, split)
+        for video in {r["video"] for r in told}:  # what a split asks, training shows as often
+            tasks = [r["task"] for r in told if r["video"] == video]
+            assert tasks.count("dense_caption") == tasks.count("grounded_mc") == 1
     photos = read_photos(packages, 2 * clips.SIZE)
     rng = np.random.default_rng([0, clips.SPLITS.index("test"), 0])
     clip = clips.make_clip(rng, read_things(packages), len(photos), False)
