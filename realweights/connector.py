@@ -120,7 +120,7 @@ class WordMatchConnector(Connector):
         self.center.copy_(center)
 
     def names_in(self, query_ids: Tensor, query_mask: Tensor) -> Tensor:
-        """The names in each question, an unbroken row of words each, zeros where there are less. [B, Lq + 1, Dv]."""
+        """The names in each question, an unbroken row of words each, zeros where there are fewer. [B, Lq + 1, Dv]."""
         words = self.words[query_ids].float() * query_mask.unsqueeze(-1)  # [B, Lq, Dv]
         named = words.any(-1)  # [B, Lq]
         place = (named & ~nn.functional.pad(named[:, :-1], (1, 0))).cumsum(1)  # of the row that a word stands in
